@@ -1,0 +1,102 @@
+"""The engine port: what every ESP engine offers, and nothing else is known of it.
+
+An engine holds three kinds of objects (:data:`ipsec_gw.model.objects.EngineObject`). It is told to create,
+update and delete them one by one, in an order that respects their references (SAs and next hops before the
+tunnels that use them; tunnels go first on the way down), and it can always say what it holds.
+
+Every implementation passes ``tests/contract``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ipsec_gw.model.algorithms import EspAlgorithm
+from ipsec_gw.model.ids import EngineName, SaKey
+from ipsec_gw.model.objects import EngineKey, EngineObject
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """An Ethernet interface of the kernel: ``mac`` in colon notation, ``mtu`` in bytes."""
+
+    name: str
+    mac: str
+    mtu: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineContext:
+    """Where an engine works. All interfaces are in this process's network namespace and docked already.
+
+    ``wan`` are the interfaces that ESP comes and goes by. ``up_kernel`` and ``up_engine`` are the two ends of the
+    veth pair between kernel and engine: what the engine decrypts leaves by ``up_engine`` towards ``up_kernel``'s MAC,
+    and plaintext to encrypt arrives on ``up_engine``. ``xsks_map`` gives the file descriptor of a docked interface's
+    XSKMAP (owned by the caller), for engines that enter their sockets themselves. ``run_dir`` is the runtime directory.
+    """
+
+    run_dir: Path
+    wan: tuple[Link, ...]
+    up_kernel: Link
+    up_engine: Link
+    xsks_map: Callable[[str], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What an engine does right. Whatever lies outside stays in the kernel with a reason.
+
+    ``note`` is a sentence for people (version, chosen crypto engine). ``steers`` is False only for the kernel
+    engine: then nothing is claimed, steered or led.
+    """
+
+    algorithms: frozenset[EspAlgorithm]
+    esn: bool
+    udp_encap: bool
+    max_replay_window: int
+    steers: bool
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """Traffic of one SA in its engine, since the SA was created: packets, and bytes of inner IP packets."""
+
+    packets: int
+    octets: int
+
+
+class Engine(Protocol):
+    """An ESP engine. All calls raise :class:`ipsec_gw.errors.EngineError` on refusal and change nothing then."""
+
+    @property
+    def name(self) -> EngineName:
+        """Which engine this is."""
+
+    @property
+    def epoch(self) -> int:
+        """Changes whenever the engine lost its objects (a restarted VPP): the caller re-plans everything."""
+
+    async def open(self) -> Capabilities:
+        """Connect, take the interfaces over and say what can be done. Raises EngineUnavailable."""
+
+    async def close(self) -> None:
+        """Let go without touching the objects that are in place (a soft engine ends with its process)."""
+
+    async def retrieve(self) -> Mapping[EngineKey, EngineObject]:
+        """What the engine really holds now, foreign objects left out."""
+
+    async def create(self, obj: EngineObject) -> None:
+        """Put one object in place. Raises EngineError if its key exists or a reference is missing."""
+
+    async def update(self, obj: EngineObject) -> None:
+        """Replace the object with the same key, without a gap in its traffic (a tunnel's SAs on rekey)."""
+
+    async def delete(self, key: EngineKey) -> None:
+        """Remove one object. Raises EngineError if it is unknown or still referenced."""
+
+    async def counters(self) -> Mapping[SaKey, Counters]:
+        """Traffic per SA."""

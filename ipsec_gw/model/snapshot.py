@@ -1,0 +1,145 @@
+"""What strongSwan and the kernel say at one moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from ipsec_gw.model.ids import IpAddress, IpNetwork, SaKey
+from ipsec_gw.model.objects import UdpEncap
+from ipsec_gw.model.secret import Secret
+
+
+class Mode(StrEnum):
+    """IPsec mode as XFRM numbers it (``linux/xfrm.h``: 0, 1, 4; the rest is ``other``)."""
+
+    TRANSPORT = "transport"
+    TUNNEL = "tunnel"
+    BEET = "beet"
+    OTHER = "other"
+
+
+class PolicyDirection(StrEnum):
+    """Direction of an XFRM policy."""
+
+    IN = "in"
+    OUT = "out"
+    FWD = "fwd"
+
+
+@dataclass(frozen=True, slots=True)
+class AeadKey:
+    """XFRMA_ALG_AEAD: ``secret`` is the cipher key followed by the four salt bytes."""
+
+    name: str
+    secret: Secret
+    icv_bits: int
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """Sequence state of a kernel SA: 64-bit numbers (high half 0 without ESN), window in packets.
+
+    ``extended`` tells which attribute the SA has: XFRMA_REPLAY_ESN_VAL if true, else XFRMA_REPLAY_VAL.
+    """
+
+    oseq: int
+    seq: int
+    window: int
+    esn: bool
+    extended: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Lifetime:
+    """XFRM's ``xfrm_lifetime_cur``: bytes and packets carried, Unix times of installation and first use."""
+
+    octets: int
+    packets: int
+    add_time: int
+    use_time: int
+
+
+@dataclass(frozen=True, slots=True)
+class XfrmSa:
+    """An SA of the kernel. ``aead`` is None for other algorithms, which ``algorithm`` names for people.
+
+    ``extras`` are attributes that an engine could not honour (names as in ``linux/xfrm.h`` without XFRMA_).
+    """
+
+    key: SaKey
+    source: IpAddress
+    protocol: int
+    mode: Mode
+    reqid: int
+    aead: AeadKey | None
+    algorithm: str
+    replay: Replay
+    lifetime: Lifetime
+    encap: UdpEncap | None = None
+    mark: tuple[int, int] | None = None
+    if_id: int = 0
+    extras: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A policy's template: outer addresses, SPI (0 while no SA is bound to it), reqid and mode."""
+
+    source: IpAddress
+    destination: IpAddress
+    spi: int
+    protocol: int
+    reqid: int
+    mode: Mode
+
+
+@dataclass(frozen=True, slots=True)
+class XfrmPolicy:
+    """A policy of the kernel. ``upper`` and ports are 0 for any; ``narrowed`` says that they are not all 0."""
+
+    direction: PolicyDirection
+    source: IpNetwork
+    destination: IpNetwork
+    priority: int
+    allow: bool
+    templates: tuple[Template, ...]
+    narrowed: bool = False
+    mark: tuple[int, int] | None = None
+    if_id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ChildName:
+    """What vici calls the CHILD_SA that an SPI belongs to."""
+
+    connection: str
+    child: str
+    ike_id: int
+    child_id: int
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One consistent look: kernel SAs and policies, vici's names by SPI, local addresses, outer next hops.
+
+    ``names`` is keyed by both SPIs of a CHILD_SA. ``sources`` are charon's source hints by remote network.
+    """
+
+    sas: tuple[XfrmSa, ...] = ()
+    policies: tuple[XfrmPolicy, ...] = ()
+    names: dict[int, ChildName] = field(default_factory=dict)
+    local_addresses: frozenset[IpAddress] = frozenset()
+    next_hops: dict[IpAddress, ResolvedHop] = field(default_factory=dict)
+    sources: dict[IpNetwork, IpAddress] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedHop:
+    """The kernel's answer to "how do packets reach this peer": interface, next hop, its MAC, link MTU."""
+
+    interface: str
+    gateway: IpAddress
+    mac: str
+    mtu: int
