@@ -107,29 +107,20 @@ class SteerKey:
 
 @dataclass(frozen=True, slots=True)
 class Steer:
-    """XDP hands ESP with this destination and SPI to the engine. ``tunnel`` must hold the SA first."""
+    """XDP hands ESP with this destination and SPI to the engine, which holds it in a tunnel already."""
 
     key: SteerKey
-    tunnel: TunnelId
-
-
-@dataclass(frozen=True, slots=True)
-class LeadKey:
-    """Key of a :class:`Lead`."""
-
-    tunnel: TunnelId
-    selector: Selector
 
 
 @dataclass(frozen=True, slots=True)
 class Lead:
     """Policy routing that leads plaintext of a selector to the engine before XFRM sees it.
 
-    ``source_hint`` is the source address that charon's own route gives to locally generated packets, or None.
-    ``mtu`` is what fits into the tunnel, in bytes of inner IP packet.
+    ``source_hint`` is the source address that charon's own route gives to locally generated packets, or None;
+    ``mtu`` is what fits into the tunnel, in bytes of inner IP packet. Both depend on the destination alone.
     """
 
-    key: LeadKey
+    key: Selector
     source_hint: IpAddress | None
     mtu: int
 
@@ -137,5 +128,5 @@ class Lead:
 EngineObject = EngineSa | NextHop | Tunnel
 GatewayObject = Guard | Steer | Lead
 ManagedObject = EngineObject | GatewayObject
-ObjectKey = SaKey | IpAddress | TunnelId | GuardKey | SteerKey | LeadKey
 EngineKey = SaKey | IpAddress | TunnelId
+ObjectKey = EngineKey | GuardKey | SteerKey | Selector

@@ -1,0 +1,197 @@
+"""XFRM messages to values of the model. No sockets here: bytes in, values out."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterator
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+from ipsec_gw.ike.messages import XFRM_STATE_ESN, XfrmMessage
+from ipsec_gw.model.ids import IpAddress, IpNetwork, SaKey
+from ipsec_gw.model.objects import UdpEncap
+from ipsec_gw.model.secret import Secret
+from ipsec_gw.model.snapshot import (
+    AeadKey,
+    Lifetime,
+    Mode,
+    PolicyDirection,
+    Replay,
+    Template,
+    XfrmPolicy,
+    XfrmSa,
+)
+
+_MODES = {0: Mode.TRANSPORT, 1: Mode.TUNNEL, 4: Mode.BEET}
+_DIRECTIONS = {0: PolicyDirection.IN, 1: PolicyDirection.OUT, 2: PolicyDirection.FWD}
+_UDP_ENCAP_ESPINUDP = 2
+_ALGORITHM_NAME_BYTES = 64
+_HONOURED = frozenset(
+    {"ALG_AEAD", "ALG_AUTH", "ALG_AUTH_TRUNC", "ALG_CRYPT", "ENCAP", "REPLAY_VAL", "REPLAY_ESN_VAL", "MARK", "IF_ID"}
+)
+_NEUTRAL = frozenset({"UNSPEC", "SRCADDR", "COADDR", "LASTUSED", "PAD", "ETIMER_THRESH", "REPLAY_THRESH", "SA_DIR"})
+"""Attributes that say nothing an engine would have to do. Whatever is in neither set is listed in ``extras``."""
+
+_NAMES = {
+    13: "SRCADDR",
+    14: "COADDR",
+    15: "LASTUSED",
+    11: "REPLAY_THRESH",
+    12: "ETIMER_THRESH",
+    27: "PAD",
+    33: "SA_DIR",
+}
+
+
+def parse_sa(message: XfrmMessage) -> XfrmSa:
+    """An SA from NEWSA, UPDSA or a GETSA answer (``struct xfrm_usersa_info`` and its attributes)."""
+    family = int(message["family"])
+    attributes = dict(_attributes(message))
+    aead = _aead(attributes.get("ALG_AEAD"))
+    return XfrmSa(
+        key=SaKey(_address(family, message["daddr"]), int(message["spi"])),
+        source=_address(family, message["saddr"]),
+        protocol=int(message["proto"]),
+        mode=_MODES.get(int(message["mode"]), Mode.OTHER),
+        reqid=int(message["reqid"]),
+        aead=aead,
+        algorithm=_algorithm_name(attributes, aead),
+        replay=_replay(attributes, int(message["flags"]), int(message["replay_window"])),
+        lifetime=Lifetime(
+            octets=int(message["cur_bytes"]),
+            packets=int(message["cur_packets"]),
+            add_time=int(message["cur_add_time"]),
+            use_time=int(message["cur_use_time"]),
+        ),
+        encap=_encap(attributes.get("ENCAP")),
+        mark=_mark(attributes.get("MARK")),
+        if_id=int(attributes.get("IF_ID", 0)),
+        extras=frozenset(attributes) - _HONOURED - _NEUTRAL,
+    )
+
+
+def parse_policy(message: XfrmMessage) -> XfrmPolicy | None:
+    """A policy from NEWPOLICY or a GETPOLICY answer; None for per-socket policies (IKE's own bypass)."""
+    direction = _DIRECTIONS.get(int(message["dir"]))
+    if direction is None:
+        return None
+    family = int(message["sel_family"]) or socket.AF_INET
+    attributes = dict(_attributes(message))
+    return XfrmPolicy(
+        direction=direction,
+        source=_network(family, message["sel_saddr"], message["sel_prefixlen_s"]),
+        destination=_network(family, message["sel_daddr"], message["sel_prefixlen_d"]),
+        priority=int(message["priority"]),
+        allow=int(message["action"]) == 0,
+        templates=tuple(_templates(attributes.get("TMPL", b""))),
+        narrowed=any(
+            message[name] for name in ("sel_proto", "sel_sport_mask", "sel_dport_mask", "sel_ifindex", "sel_user")
+        ),
+        mark=_mark(attributes.get("MARK")),
+        if_id=int(attributes.get("IF_ID", 0)),
+    )
+
+
+def pack_address(address: IpAddress) -> bytes:
+    """``xfrm_address_t``: 16 bytes, IPv4 in the first four."""
+    return address.packed.ljust(16, b"\0")
+
+
+def family_of(address: IpAddress) -> int:
+    """AF_INET or AF_INET6."""
+    return socket.AF_INET if address.version == 4 else socket.AF_INET6
+
+
+def replay_esn_with_oseq(raw: bytes, oseq: int) -> bytes:
+    """``struct xfrm_replay_state_esn`` with another outbound number, everything else as the SA has it."""
+    words = bytearray(raw)
+    struct.pack_into("=I", words, 4, oseq & 0xFFFFFFFF)
+    struct.pack_into("=I", words, 12, oseq >> 32)
+    return bytes(words)
+
+
+def _attributes(message: XfrmMessage) -> Iterator[tuple[str, Any]]:
+    for slot in message.get("attrs", ()):
+        name, value = slot[0], slot[1]
+        if isinstance(name, int):
+            yield _NAMES.get(name, f"#{name}"), value
+        else:
+            yield _plain_name(name), value
+
+
+def _plain_name(name: str) -> str:
+    text = name.removeprefix("XFRMA_")
+    if text.startswith("UNKNOWN_") or name == "UNKNOWN":
+        return "UNKNOWN"
+    return text
+
+
+def _aead(raw: bytes | None) -> AeadKey | None:
+    if raw is None:
+        return None
+    key_bits, icv_bits = struct.unpack_from("=II", raw, _ALGORITHM_NAME_BYTES)
+    start = _ALGORITHM_NAME_BYTES + 8
+    return AeadKey(_c_string(raw), Secret(raw[start : start + key_bits // 8]), icv_bits)
+
+
+def _algorithm_name(attributes: dict[str, Any], aead: AeadKey | None) -> str:
+    if aead is not None:
+        return f"{aead.name} icv {aead.icv_bits}"
+    names = [_c_string(attributes[n]) for n in ("ALG_CRYPT", "ALG_AUTH_TRUNC", "ALG_COMP") if n in attributes]
+    return "+".join(names) or "none"
+
+
+def _c_string(raw: bytes) -> str:
+    return raw[:_ALGORITHM_NAME_BYTES].split(b"\0", 1)[0].decode("ascii", "replace")
+
+
+def _replay(attributes: dict[str, Any], flags: int, window: int) -> Replay:
+    esn = bool(flags & XFRM_STATE_ESN)
+    raw = attributes.get("REPLAY_ESN_VAL")
+    if raw is not None:
+        _, oseq, seq, oseq_hi, seq_hi, extended_window = struct.unpack_from("=6I", raw)
+        return Replay(oseq=oseq | oseq_hi << 32, seq=seq | seq_hi << 32, window=extended_window, esn=esn, extended=True)
+    value = attributes.get("REPLAY_VAL")
+    if value is None:
+        return Replay(oseq=0, seq=0, window=window, esn=esn, extended=False)
+    return Replay(oseq=int(value["oseq"]), seq=int(value["seq"]), window=window, esn=esn, extended=False)
+
+
+def _encap(raw: bytes | None) -> UdpEncap | None:
+    if raw is None:
+        return None
+    kind, source, destination = struct.unpack_from("=H", raw)[0], *struct.unpack_from(">HH", raw, 2)
+    if kind != _UDP_ENCAP_ESPINUDP:
+        return UdpEncap(0, 0)
+    return UdpEncap(source, destination)
+
+
+def _mark(raw: bytes | None) -> tuple[int, int] | None:
+    if raw is None:
+        return None
+    value, mask = struct.unpack_from("=II", raw)
+    return value, mask
+
+
+def _templates(raw: bytes) -> Iterator[Template]:
+    size = 64  # struct xfrm_user_tmpl
+    for offset in range(0, len(raw) - size + 1, size):
+        destination, spi, protocol = struct.unpack_from(">16sIB", raw, offset)
+        family, source, reqid, mode = struct.unpack_from("=H2x16sIB", raw, offset + 24)
+        yield Template(
+            source=_address(family, source),
+            destination=_address(family, destination),
+            spi=spi,
+            protocol=protocol,
+            reqid=reqid,
+            mode=_MODES.get(mode, Mode.OTHER),
+        )
+
+
+def _address(family: int, raw: bytes) -> IpAddress:
+    return ip_address(bytes(raw[:4] if family == socket.AF_INET else raw[:16]))
+
+
+def _network(family: int, raw: bytes, prefix: int) -> IpNetwork:
+    return ip_network((_address(family, raw), int(prefix)), strict=False)

@@ -1,0 +1,222 @@
+"""Kernel SAs and policies by NETLINK_XFRM: dumps, the few writes we make, and a monitor that only marks dirty.
+
+The kernel is the only source of keys (vici never carries them). Requests block for microseconds; whoever
+has thousands of SAs calls the dumps in a thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from typing import Self, TypeVar
+
+from ipsec_gw.errors import XfrmError
+from ipsec_gw.ike import messages
+from ipsec_gw.ike.codec import family_of, pack_address, parse_policy, parse_sa, replay_esn_with_oseq
+from ipsec_gw.ike.messages import AeventId, UserExpire, UserPolicyInfo, UserSaId, UserSaInfo, XfrmMessage
+from ipsec_gw.model.ids import SaKey
+from ipsec_gw.model.snapshot import XfrmPolicy, XfrmSa
+
+_NETLINK_XFRM = 6
+_SOL_NETLINK = 270
+_NETLINK_ADD_MEMBERSHIP = 1
+_SO_RCVBUFFORCE = 33
+_MONITOR_BUFFER = 8 << 20
+"""As charon's own ``receive_buffer_size``: a burst of thousands of SAs must not overflow it."""
+
+_NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_REPLACE, _NLM_F_DUMP = 0x1, 0x4, 0x100, 0x300
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_HEADER = struct.Struct("=IHHII")
+_RECEIVE_BYTES = 1 << 18
+_ANSWER_SECONDS = 5.0
+_ESP = socket.IPPROTO_ESP
+
+M = TypeVar("M", bound=XfrmMessage)
+
+
+class XfrmSocket:
+    """A request socket to the kernel's XFRM in this network namespace. Needs CAP_NET_ADMIN.
+
+    Raises XfrmError, with the kernel's errno, whenever the kernel says no.
+    """
+
+    def __init__(self) -> None:
+        try:
+            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_XFRM)
+            self._socket.bind((0, 0))
+        except OSError as error:
+            raise XfrmError(
+                f"the kernel offers no XFRM ({error.strerror}) - load xfrm_user and run as root", error.errno or 0
+            ) from None
+        self._socket.settimeout(_ANSWER_SECONDS)
+        self._sequence = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def sas(self) -> list[XfrmSa]:
+        """All SAs (GETSA dump), keys included."""
+        return [parse_sa(m) for m in self._request(UserSaInfo, messages.XFRM_MSG_GETSA, _NLM_F_DUMP, b"")]
+
+    def policies(self) -> list[XfrmPolicy]:
+        """All policies (GETPOLICY dump) but per-socket ones."""
+        answers = self._request(UserPolicyInfo, messages.XFRM_MSG_GETPOLICY, _NLM_F_DUMP, b"")
+        return [policy for policy in map(parse_policy, answers) if policy is not None]
+
+    def sa(self, key: SaKey) -> XfrmSa | None:
+        """One SA, or None if the kernel has it no more."""
+        message = self._get(key)
+        return None if message is None else parse_sa(message)
+
+    def raise_oseq(self, key: SaKey, oseq: int) -> None:
+        """Set the last used outbound sequence number of a live SA (NEWAE), never downwards.
+
+        The attribute must be the one that the SA has: the other one succeeds and does nothing.
+        """
+        message = self._get(key)
+        if message is None:
+            raise XfrmError(f"SA {key} is gone from the kernel", errno.ESRCH)
+        sa = parse_sa(message)
+        if oseq < sa.replay.oseq:
+            return
+        extended = message.get_attr("XFRMA_REPLAY_ESN_VAL")
+        event = AeventId()
+        _set_sa_id(event, key)
+        event["saddr"] = bytes(16)
+        if extended is not None:
+            event["attrs"] = [("XFRMA_REPLAY_ESN_VAL", replay_esn_with_oseq(extended, oseq))]
+        else:
+            current = message.get_attr("XFRMA_REPLAY_VAL")
+            event["attrs"] = [
+                ("XFRMA_REPLAY_VAL", {"oseq": oseq, "seq": current["seq"], "bitmap": current["bitmap"]}),
+            ]
+        self._request(AeventId, messages.XFRM_MSG_NEWAE, _NLM_F_ACK | _NLM_F_REPLACE, _body(event))
+
+    def expire_soft(self, key: SaKey) -> None:
+        """Tell charon, as the kernel would, that this SA should be rekeyed now (EXPIRE, hard = 0)."""
+        message = self._get(key)
+        if message is None:
+            raise XfrmError(f"SA {key} is gone from the kernel", errno.ESRCH)
+        expire = UserExpire()
+        for name, _ in UserSaInfo.fields:
+            expire[name] = message[name]
+        expire["hard"] = 0
+        expire["expire_pad"] = bytes(7)
+        self._request(UserExpire, messages.XFRM_MSG_EXPIRE, _NLM_F_ACK, _body(expire))
+
+    def _get(self, key: SaKey) -> UserSaInfo | None:
+        request = UserSaId()
+        _set_sa_id(request, key)
+        try:
+            answers = self._request(UserSaInfo, messages.XFRM_MSG_GETSA, 0, _body(request))
+        except XfrmError as error:
+            if error.errno == errno.ESRCH:
+                return None
+            raise
+        return answers[0] if answers else None
+
+    def _request(self, kind: type[M], message_type: int, flags: int, body: bytes) -> list[M]:
+        """Send one request and decode its answers until the kernel says that they are complete."""
+        self._sequence += 1
+        header = _HEADER.pack(_HEADER.size + len(body), message_type, _NLM_F_REQUEST | flags, self._sequence, 0)
+        self._socket.send(header + body)
+        answers: list[M] = []
+        several = flags & _NLM_F_DUMP == _NLM_F_DUMP or bool(flags & _NLM_F_ACK)
+        while True:
+            try:
+                datagram = self._socket.recv(_RECEIVE_BYTES)
+            except TimeoutError:
+                raise XfrmError("the kernel's XFRM did not answer within 5 s - see `dmesg`", errno.ETIMEDOUT) from None
+            for answer_type, sequence, raw in _messages(datagram):
+                if sequence != self._sequence:
+                    continue
+                if answer_type == _NLMSG_ERROR:
+                    code = -int(struct.unpack_from("=i", raw, _HEADER.size)[0])
+                    if code:
+                        raise XfrmError(f"the kernel refused an XFRM request: {os.strerror(code)}", code)
+                    return answers
+                if answer_type == _NLMSG_DONE:
+                    return answers
+                message = kind(raw)
+                message.decode()
+                answers.append(message)
+                if not several:
+                    return answers
+
+
+class XfrmMonitor:
+    """Multicast notifications of SAs, policies and expiries. Their content is not used: they mark things dirty.
+
+    Decisions come from dumps (DESIGN.md, invariant 9), so a lost message (ENOBUFS) is nothing but a mark as well;
+    ``overruns`` counts them. ``changes`` counts datagrams, and lets a reader see that a dump was not disturbed.
+    """
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self._changed = changed
+        self.changes = 0
+        self.overruns = 0
+        self._socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, _NETLINK_XFRM
+        )
+        self._socket.bind((0, 0))
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _MONITOR_BUFFER)
+        for group in (messages.XFRMNLGRP_SA, messages.XFRMNLGRP_POLICY, messages.XFRMNLGRP_EXPIRE):
+            self._socket.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
+
+    def fileno(self) -> int:
+        """For ``loop.add_reader``."""
+        return self._socket.fileno()
+
+    def drain(self) -> None:
+        """Read whatever is queued; call the callback once if there was anything."""
+        before = self.changes
+        while True:
+            try:
+                self._socket.recv(_RECEIVE_BYTES)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                self.overruns += 1
+            self.changes += 1
+        if self.changes != before:
+            self._changed()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+
+def _set_sa_id(message: XfrmMessage, key: SaKey) -> None:
+    message["daddr"] = pack_address(key.destination)
+    message["spi"] = key.spi
+    message["family"] = family_of(key.destination)
+    message["proto"] = _ESP
+    message["id_pad"] = bytes(1)
+
+
+def _body(message: XfrmMessage) -> bytes:
+    """The encoded message without pyroute2's netlink header: ours carries the sequence number."""
+    message.encode()
+    return bytes(message.data[_HEADER.size :])
+
+
+def _messages(datagram: bytes) -> Iterator[tuple[int, int, bytes]]:
+    offset = 0
+    while offset + _HEADER.size <= len(datagram):
+        length, message_type, _, sequence, _ = _HEADER.unpack_from(datagram, offset)
+        if length < _HEADER.size:
+            return
+        yield message_type, sequence, datagram[offset : offset + length]
+        offset += (length + 3) & ~3
