@@ -1,0 +1,335 @@
+"""libbpf.so.1 by ctypes: the calls that BCC does not offer (pins, links, foreign objects, test runs).
+
+Every function raises OSError with the kernel's errno; callers turn it into an error that names their object.
+Structures and numbers are those of ``linux/bpf.h`` and ``bpf/bpf.h`` (libbpf 1.1, the options are size-versioned).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from ipsec_gw.errors import EnvironmentMissing
+
+MAP_ANY = 0
+MAP_NOEXIST = 1
+
+MAP_HASH = 1
+MAP_ARRAY = 2
+MAP_PROG_ARRAY = 3
+MAP_PERCPU_ARRAY = 6
+MAP_XSKMAP = 17
+
+BPF_F_NO_PREALLOC = 1
+BPF_XDP = 37
+"""enum bpf_attach_type"""
+XDP_SKB_MODE = 1 << 1
+XDP_DRIVER_MODE = 1 << 2
+
+_NAME_BYTES = 16  # BPF_OBJ_NAME_LEN
+_LOG_BYTES = 1 << 16
+
+CValue = TypeVar("CValue", bound="ctypes.Structure | ctypes.Array[ctypes.c_uint64] | ctypes._SimpleCData[int]")
+
+
+class _CData(Protocol):
+    """Anything that ctypes passes by reference."""
+
+
+class MapInfo(ctypes.Structure):
+    """The head of ``struct bpf_map_info``."""
+
+    _fields_ = (
+        ("type", ctypes.c_uint32),
+        ("id", ctypes.c_uint32),
+        ("key_size", ctypes.c_uint32),
+        ("value_size", ctypes.c_uint32),
+        ("max_entries", ctypes.c_uint32),
+        ("map_flags", ctypes.c_uint32),
+        ("name", ctypes.c_char * _NAME_BYTES),
+    )
+
+
+class ProgInfo(ctypes.Structure):
+    """The head of ``struct bpf_prog_info``."""
+
+    _fields_ = (
+        ("type", ctypes.c_uint32),
+        ("id", ctypes.c_uint32),
+        ("tag", ctypes.c_uint8 * 8),
+        ("jited_prog_len", ctypes.c_uint32),
+        ("xlated_prog_len", ctypes.c_uint32),
+        ("jited_prog_insns", ctypes.c_uint64),
+        ("xlated_prog_insns", ctypes.c_uint64),
+        ("load_time", ctypes.c_uint64),
+        ("created_by_uid", ctypes.c_uint32),
+        ("nr_map_ids", ctypes.c_uint32),
+        ("map_ids", ctypes.c_uint64),
+        ("name", ctypes.c_char * _NAME_BYTES),
+    )
+
+
+class LinkInfo(ctypes.Structure):
+    """The head of ``struct bpf_link_info``; ``xdp_ifindex`` is 0 once the interface is gone."""
+
+    _fields_ = (
+        ("type", ctypes.c_uint32),
+        ("id", ctypes.c_uint32),
+        ("prog_id", ctypes.c_uint32),
+        ("_pad", ctypes.c_uint32),
+        ("xdp_ifindex", ctypes.c_uint32),
+        ("_rest", ctypes.c_uint32),
+    )
+
+
+class _XdpQueryOpts(ctypes.Structure):
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("prog_id", ctypes.c_uint32),
+        ("drv_prog_id", ctypes.c_uint32),
+        ("hw_prog_id", ctypes.c_uint32),
+        ("skb_prog_id", ctypes.c_uint32),
+        ("attach_mode", ctypes.c_uint8),
+    )
+
+
+class _MapCreateOpts(ctypes.Structure):
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("btf", ctypes.c_uint32 * 4),
+        ("inner_map_fd", ctypes.c_uint32),
+        ("map_flags", ctypes.c_uint32),
+        ("map_extra", ctypes.c_uint64),
+    )
+
+
+class _LinkCreateOpts(ctypes.Structure):
+    _fields_ = (("sz", ctypes.c_size_t), ("flags", ctypes.c_uint32), ("_pad", ctypes.c_uint32))
+
+
+def _load() -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL("libbpf.so.1", use_errno=True)
+    except OSError as error:
+        raise EnvironmentMissing("libbpf.so.1 is not installed - install the package libbpf1") from error
+    for name in ("bpf_object__open_file", "bpf_object__find_program_by_name", "bpf_object__next_program"):
+        getattr(library, name).restype = ctypes.c_void_p
+    library.bpf_object__find_map_by_name.restype = ctypes.c_void_p
+    library.libbpf_set_print(None)  # what goes wrong is raised, not written to the operator's terminal
+    return library
+
+
+_lib = _load()
+
+
+def check(result: int) -> int:
+    """A libbpf result: negative is -errno and is raised as OSError."""
+    if result < 0:
+        raise OSError(-result, os.strerror(-result))
+    return result
+
+
+def possible_cpus() -> int:
+    """How many values a per-CPU map has."""
+    return check(_lib.libbpf_num_possible_cpus())
+
+
+def map_create(kind: int, name: str, key_size: int, value_size: int, max_entries: int, *, flags: int = 0) -> int:
+    """A new map's file descriptor."""
+    opts = _MapCreateOpts(sz=ctypes.sizeof(_MapCreateOpts), map_flags=flags)
+    return check(_lib.bpf_map_create(kind, name.encode(), key_size, value_size, max_entries, ctypes.byref(opts)))
+
+
+def map_update(fd: int, key: _CData, value: _CData, flags: int = MAP_ANY) -> None:
+    """Write one entry."""
+    check(_lib.bpf_map_update_elem(fd, _ref(key), _ref(value), ctypes.c_uint64(flags)))
+
+
+def map_lookup(fd: int, key: _CData, value: CValue) -> CValue:
+    """Read one entry into ``value`` and return it. FileNotFoundError when there is none."""
+    check(_lib.bpf_map_lookup_elem(fd, _ref(key), _ref(value)))
+    return value
+
+
+def map_delete(fd: int, key: _CData) -> None:
+    """Remove one entry. FileNotFoundError when there is none."""
+    check(_lib.bpf_map_delete_elem(fd, _ref(key)))
+
+
+def map_keys(fd: int, key_type: Callable[[], CValue]) -> Iterator[CValue]:
+    """The keys of a hash map. A key deleted meanwhile starts the kernel over: expect repetitions then."""
+    previous = None
+    while True:
+        key = key_type()
+        try:
+            check(_lib.bpf_map_get_next_key(fd, None if previous is None else _ref(previous), _ref(key)))
+        except FileNotFoundError:
+            return
+        yield key
+        previous = key
+
+
+def _ref(data: _CData) -> object:
+    return ctypes.byref(data)  # type: ignore[arg-type]
+
+
+def pin(fd: int, path: Path) -> None:
+    """Pin a map, program or link in a mounted bpffs."""
+    check(_lib.bpf_obj_pin(fd, bytes(path)))
+
+
+def open_pin(path: Path) -> int:
+    """The file descriptor of a pinned object. FileNotFoundError when there is none."""
+    return check(_lib.bpf_obj_get(bytes(path)))
+
+
+def map_info(fd: int) -> MapInfo:
+    """What the kernel says about a map."""
+    return _info(fd, MapInfo())
+
+
+def prog_info(fd: int) -> ProgInfo:
+    """What the kernel says about a program."""
+    return _info(fd, ProgInfo())
+
+
+def link_info(fd: int) -> LinkInfo:
+    """What the kernel says about an XDP link."""
+    return _info(fd, LinkInfo())
+
+
+def program_maps(fd: int) -> frozenset[int]:
+    """Ids of the maps that a program uses."""
+    count = prog_info(fd).nr_map_ids
+    ids = (ctypes.c_uint32 * max(count, 1))()
+    _info(fd, ProgInfo(nr_map_ids=count, map_ids=ctypes.addressof(ids)))
+    return frozenset(ids[:count])
+
+
+def _info(fd: int, info: CValue) -> CValue:
+    size = ctypes.c_uint32(ctypes.sizeof(info))
+    check(_lib.bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(size)))
+    return info
+
+
+def prog_by_id(prog_id: int) -> int:
+    """A file descriptor for a loaded program."""
+    return check(_lib.bpf_prog_get_fd_by_id(prog_id))
+
+
+def xdp_program(ifindex: int) -> int:
+    """Id of the XDP program on an interface, in whatever mode, 0 for none."""
+    opts = _XdpQueryOpts(sz=ctypes.sizeof(_XdpQueryOpts))
+    check(_lib.bpf_xdp_query(ifindex, 0, ctypes.byref(opts)))
+    return opts.prog_id or opts.drv_prog_id or opts.hw_prog_id or opts.skb_prog_id  # type: ignore[no-any-return]
+
+
+def link_xdp(prog_fd: int, ifindex: int, mode: int) -> int:
+    """Attach a program to an interface by a link whose life the returned descriptor and its pins decide."""
+    opts = _LinkCreateOpts(sz=ctypes.sizeof(_LinkCreateOpts), flags=mode)
+    return check(_lib.bpf_link_create(prog_fd, ifindex, BPF_XDP, ctypes.byref(opts)))
+
+
+def link_update(link_fd: int, prog_fd: int) -> None:
+    """Put another program behind a link, atomically."""
+    check(_lib.bpf_link_update(link_fd, prog_fd, None))
+
+
+def link_detach(link_fd: int) -> None:
+    """Take the program off its interface; pins of the link stay and hold nothing any more."""
+    check(_lib.bpf_link_detach(link_fd))
+
+
+class BpfObject:
+    """A ``.bpf.o`` file made by clang, loaded with expected_attach_type 0.
+
+    BCC loads its programs with 0 and libbpf would use BPF_XDP; kernel 6.18 refuses both in one program array.
+    ``reuse`` gives pinned maps (by name) that take the place of the file's own. Raises OSError; for a verifier
+    refusal its text is the end of the verifier's log.
+    """
+
+    def __init__(self, path: Path, reuse: dict[str, int]) -> None:
+        self._object = ctypes.c_void_p(_lib.bpf_object__open_file(bytes(path), None))
+        if not self._object:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+        self._logs: list[ctypes.Array[ctypes.c_char]] = []
+        try:
+            for name, fd in reuse.items():
+                check(_lib.bpf_map__reuse_fd(self._map(name), fd))
+            self._prepare_programs()
+            self._load()
+        except OSError:
+            self.close()
+            raise
+
+    def _prepare_programs(self) -> None:
+        program = ctypes.c_void_p(_lib.bpf_object__next_program(self._object, None))
+        while program:
+            check(_lib.bpf_program__set_expected_attach_type(program, 0))
+            log = ctypes.create_string_buffer(_LOG_BYTES)
+            _lib.bpf_program__set_log_buf(program, log, ctypes.c_size_t(_LOG_BYTES))
+            self._logs.append(log)
+            program = ctypes.c_void_p(_lib.bpf_object__next_program(self._object, program))
+
+    def _load(self) -> None:
+        try:
+            check(_lib.bpf_object__load(self._object))
+        except OSError as error:
+            said = [line for log in self._logs for line in log.value.decode(errors="replace").splitlines()]
+            raise OSError(error.errno, "; ".join([error.strerror or "load failed", *said[-3:]])) from error
+
+    def _map(self, name: str) -> ctypes.c_void_p:
+        found = ctypes.c_void_p(_lib.bpf_object__find_map_by_name(self._object, name.encode()))
+        if not found:
+            raise OSError(2, f"no map {name} in it")
+        return found
+
+    def program(self, name: str) -> int:
+        """Descriptor of a program, owned by this object."""
+        found = ctypes.c_void_p(_lib.bpf_object__find_program_by_name(self._object, name.encode()))
+        if not found:
+            raise OSError(2, f"no program {name} in it")
+        return check(_lib.bpf_program__fd(found))
+
+    def map(self, name: str) -> int:
+        """Descriptor of a map, owned by this object."""
+        return check(_lib.bpf_map__fd(self._map(name)))
+
+    def close(self) -> None:
+        """Close all its descriptors. What is pinned or attached stays."""
+        _lib.bpf_object__close(self._object)
+        self._object = ctypes.c_void_p(None)
+
+
+class TestRunOpts(ctypes.Structure):
+    """``struct bpf_test_run_opts`` of libbpf."""
+
+    __test__ = False  # not a test class for pytest
+
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("data_in", ctypes.c_void_p),
+        ("data_out", ctypes.c_void_p),
+        ("data_size_in", ctypes.c_uint32),
+        ("data_size_out", ctypes.c_uint32),
+        ("ctx_in", ctypes.c_void_p),
+        ("ctx_out", ctypes.c_void_p),
+        ("ctx_size_in", ctypes.c_uint32),
+        ("ctx_size_out", ctypes.c_uint32),
+        ("retval", ctypes.c_uint32),
+        ("repeat", ctypes.c_int),
+        ("duration", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("cpu", ctypes.c_uint32),
+        ("batch_size", ctypes.c_uint32),
+    )
+
+
+def prog_test_run(fd: int, opts: TestRunOpts) -> None:
+    """BPF_PROG_TEST_RUN; results are in ``opts``."""
+    opts.sz = ctypes.sizeof(TestRunOpts)
+    check(_lib.bpf_prog_test_run_opts(fd, ctypes.byref(opts)))
