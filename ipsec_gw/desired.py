@@ -1,0 +1,326 @@
+"""What should be in place: a pure function of configuration, snapshot and engine capabilities.
+
+The unit is the tunnel: one reqid towards one peer, with every SA of its lineage. Either all of it is described
+to the engine or all of it stays in the kernel, with a sentence that says why (DESIGN.md, invariant 5).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from itertools import combinations
+
+from ipsec_gw.model.algorithms import SALT_BYTES, EspAlgorithm, find_aead
+from ipsec_gw.model.ids import Direction, EngineName, IpAddress, IpNetwork, SaKey, TunnelId
+from ipsec_gw.model.objects import (
+    MAX_INBOUND,
+    EngineSa,
+    Guard,
+    GuardKey,
+    Lead,
+    ManagedObject,
+    NextHop,
+    ObjectKey,
+    Selector,
+    Steer,
+    SteerKey,
+    Tunnel,
+)
+from ipsec_gw.model.secret import Secret
+from ipsec_gw.model.sizes import inner_mtu
+from ipsec_gw.model.snapshot import Mode, PolicyDirection, Snapshot, Template, XfrmPolicy, XfrmSa
+
+_ESP = 50
+
+
+class Owner(StrEnum):
+    """Who carries an SA: the engine, the kernel, or not decided yet."""
+
+    ENGINE = "engine"
+    KERNEL = "kernel"
+    PENDING = "pending"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOffer:
+    """The part of an engine's capabilities that decides eligibility. ``steers`` False: the kernel engine."""
+
+    name: EngineName
+    algorithms: frozenset[EspAlgorithm]
+    esn: bool
+    udp_encap: bool
+    max_replay_window: int
+    steers: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the operator decided: docked WAN interfaces, and connections that stay in the kernel."""
+
+    wan: frozenset[str] = frozenset()
+    kept: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class SaVerdict:
+    """The decision for one SA, for people: ``reason`` is empty only when the engine carries it."""
+
+    sa: XfrmSa
+    direction: Direction
+    owner: Owner
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """The wanted objects by key, and a verdict for every ESP SA of the kernel."""
+
+    objects: Mapping[ObjectKey, ManagedObject] = field(default_factory=dict)
+    verdicts: tuple[SaVerdict, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Lineage:
+    """A tunnel as the kernel shows it: its SAs by direction and its outbound policies that are bound to an SA."""
+
+    key: TunnelId
+    local: IpAddress
+    inbound: tuple[XfrmSa, ...]
+    outbound: tuple[XfrmSa, ...]
+    policies: tuple[XfrmPolicy, ...]
+
+    @property
+    def sas(self) -> tuple[XfrmSa, ...]:
+        return self.inbound + self.outbound
+
+    @property
+    def current(self) -> SaKey | None:
+        """The outbound SA that the policies use: the template's SPI is the switch on rekey."""
+        spis = {template.spi for policy in self.policies for template in policy.templates}
+        return SaKey(self.key.remote, spis.pop()) if len(spis) == 1 else None
+
+
+def desired(
+    offer: EngineOffer, settings: Settings, snapshot: Snapshot, refused: Mapping[SaKey, str] | None = None
+) -> Desired:
+    """Decide. ``refused`` are outbound SAs that must not go to the engine any more, each with its reason."""
+    refused = refused or {}
+    lineages = _lineages(snapshot)
+    conflicts = _conflicts(lineages)
+    objects: dict[ObjectKey, ManagedObject] = {}
+    verdicts: list[SaVerdict] = []
+    for lineage in lineages:
+        reason = (
+            _why_not_engine(offer)
+            or _why_not_operator(lineage, settings, snapshot)
+            or _why_not_policies(lineage, snapshot)
+            or conflicts.get(lineage.key, "")
+            or _why_not_path(lineage, settings, snapshot)
+            or _why_not_sas(lineage, offer)
+        )
+        if reason:
+            verdicts += [_verdict(sa, lineage, Owner.KERNEL, reason) for sa in lineage.sas]
+            continue
+        built = _build(lineage, snapshot, refused)
+        objects |= built
+        verdicts += [_verdict(sa, lineage, *_owner(sa, lineage, built, refused)) for sa in lineage.sas]
+    return Desired(objects, tuple(verdicts))
+
+
+def _lineages(snapshot: Snapshot) -> list[_Lineage]:
+    groups: dict[TunnelId, list[tuple[Direction, XfrmSa]]] = defaultdict(list)
+    for sa in snapshot.sas:
+        if sa.protocol != _ESP:
+            continue
+        inbound = sa.key.destination in snapshot.local_addresses
+        remote = sa.source if inbound else sa.key.destination
+        groups[TunnelId(sa.reqid, remote)].append((Direction.IN if inbound else Direction.OUT, sa))
+    return [_lineage(key, members, snapshot) for key, members in sorted(groups.items(), key=lambda item: str(item[0]))]
+
+
+def _lineage(key: TunnelId, members: list[tuple[Direction, XfrmSa]], snapshot: Snapshot) -> _Lineage:
+    first_direction, first = members[0]
+    return _Lineage(
+        key=key,
+        local=first.key.destination if first_direction is Direction.IN else first.source,
+        inbound=_oldest_first(sa for direction, sa in members if direction is Direction.IN),
+        outbound=_oldest_first(sa for direction, sa in members if direction is Direction.OUT),
+        policies=tuple(p for p in snapshot.policies if any(_binds(t, key) for t in _outbound_templates(p))),
+    )
+
+
+def _oldest_first(sas: Iterable[XfrmSa]) -> tuple[XfrmSa, ...]:
+    return tuple(sorted(sas, key=lambda sa: (sa.lifetime.add_time, sa.key.spi)))
+
+
+def _outbound_templates(policy: XfrmPolicy) -> tuple[Template, ...]:
+    return policy.templates if policy.direction is PolicyDirection.OUT and policy.allow else ()
+
+
+def _binds(template: Template, key: TunnelId) -> bool:
+    """A template of this lineage with an SA behind it; SPI 0 is a trap policy that waits for its first packet."""
+    return template.spi != 0 and TunnelId(template.reqid, template.destination) == key
+
+
+def _selectors(lineage: _Lineage) -> tuple[Selector, ...]:
+    return tuple(Selector(p.source, p.destination) for p in lineage.policies)
+
+
+def _why_not_engine(offer: EngineOffer) -> str:
+    return "" if offer.steers else "the kernel engine is in use: nothing is accelerated"
+
+
+def _why_not_operator(lineage: _Lineage, settings: Settings, snapshot: Snapshot) -> str:
+    for sa in lineage.sas:
+        name = snapshot.names.get(sa.key.spi)
+        if name and name.connection in settings.kept:
+            return f"connection '{name.connection}' is set to accelerate = false"
+    return ""
+
+
+def _why_not_policies(lineage: _Lineage, snapshot: Snapshot) -> str:
+    for policy in lineage.policies:
+        if len(policy.templates) != 1:
+            return "the policy has several templates (IPComp or AH bundle)"
+        if policy.narrowed:
+            return f"the selector {policy.source} === {policy.destination} is limited to a protocol or port"
+        if policy.mark or policy.if_id:
+            return "the policy has a mark or if_id (route-based IPsec)"
+        if lineage.local in policy.source and lineage.key.remote in policy.destination:
+            return "the selectors include the tunnel's own end points"
+        if other := _overriding(policy, lineage.key, snapshot):
+            return f"another policy ({other.source} === {other.destination}) covers part of its selector"
+    return ""
+
+
+def _overriding(policy: XfrmPolicy, key: TunnelId, snapshot: Snapshot) -> XfrmPolicy | None:
+    """An outbound policy of somebody else that XFRM would try first for some packets of this one."""
+    for other in snapshot.policies:
+        if other.direction is not PolicyDirection.OUT or other.priority > policy.priority:
+            continue
+        if any(TunnelId(t.reqid, t.destination) == key for t in other.templates):
+            continue
+        if _overlap(other.source, policy.source) and _overlap(other.destination, policy.destination):
+            return other
+    return None
+
+
+def _overlap(one: IpNetwork, other: IpNetwork) -> bool:
+    return one.version == other.version and one.overlaps(other)
+
+
+def _conflicts(lineages: list[_Lineage]) -> dict[TunnelId, str]:
+    """Tunnels whose remote selectors overlap: the engines choose a tunnel by destination alone for now."""
+    found: dict[TunnelId, str] = {}
+    for one, other in combinations(lineages, 2):
+        for mine in _selectors(one):
+            for theirs in _selectors(other):
+                if _overlap(mine.destination, theirs.destination):
+                    found[one.key] = f"its remote selector {mine.destination} is shared with tunnel {other.key}"
+                    found[other.key] = f"its remote selector {theirs.destination} is shared with tunnel {one.key}"
+    return found
+
+
+def _why_not_path(lineage: _Lineage, settings: Settings, snapshot: Snapshot) -> str:
+    if lineage.local not in snapshot.local_addresses:
+        return f"{lineage.local} is not an address of this machine"
+    hop = snapshot.next_hops.get(lineage.key.remote)
+    if hop is None:
+        return f"the kernel has no resolved next hop towards {lineage.key.remote} yet"
+    if hop.interface not in settings.wan:
+        return f"packets to {lineage.key.remote} leave by {hop.interface}, which is not a docked WAN interface"
+    return ""
+
+
+def _why_not_sas(lineage: _Lineage, offer: EngineOffer) -> str:
+    return next((reason for sa in lineage.sas if (reason := _why_not_sa(sa, offer))), "")
+
+
+def _why_not_sa(sa: XfrmSa, offer: EngineOffer) -> str:
+    """The table of what the engine cannot do right, in the order that helps the reader most."""
+    algorithm = _algorithm(sa)
+    checks = (
+        (sa.mode is not Mode.TUNNEL, f"{sa.mode} mode is left to the kernel"),
+        (sa.key.destination.version != 4, "IPv6 tunnel end points are left to the kernel"),
+        (sa.aead is not None and sa.aead.secret.is_zero(), "the kernel hides its keys (lockdown=confidentiality)"),
+        (algorithm is None, f"algorithm {sa.algorithm} is left to the kernel"),
+        (algorithm not in offer.algorithms, f"engine {offer.name} does not have {sa.algorithm}"),
+        (sa.replay.esn and not offer.esn, f"engine {offer.name} does not do ESN"),
+        (sa.encap is not None and not offer.udp_encap, f"engine {offer.name} does not do UDP encapsulation"),
+        (sa.replay.window > offer.max_replay_window, f"replay window {sa.replay.window} is too large"),
+        (sa.mark is not None or sa.if_id != 0, "the SA has a mark or if_id (route-based IPsec)"),
+        (bool(sa.extras), f"the SA has {', '.join(sorted(sa.extras))}, which no engine honours"),
+    )
+    return next((reason for failed, reason in checks if failed), "")
+
+
+def _algorithm(sa: XfrmSa) -> EspAlgorithm | None:
+    if sa.aead is None:
+        return None
+    return find_aead(sa.aead.name, len(sa.aead.secret) - SALT_BYTES, sa.aead.icv_bits)
+
+
+def _build(lineage: _Lineage, snapshot: Snapshot, refused: Mapping[SaKey, str]) -> dict[ObjectKey, ManagedObject]:
+    """The objects of an eligible tunnel: as many of them as can exist at this moment of its life.
+
+    A successor of a refused outbound SA is claimed and installed before the kernel's policy switches to it.
+    """
+    outbound = [sa for sa in lineage.outbound if sa.key not in refused]
+    inbound = lineage.inbound[-MAX_INBOUND:]
+    hop = snapshot.next_hops[lineage.key.remote]
+    objects: list[ManagedObject] = [
+        NextHop(lineage.key.remote, lineage.local, hop.interface, hop.gateway, hop.mac),
+        *(_engine_sa(sa, Direction.IN) for sa in inbound),
+        *(_engine_sa(sa, Direction.OUT) for sa in outbound),
+        *(Guard(GuardKey(sa.key)) for sa in outbound),
+    ]
+    current = lineage.current
+    if current in {sa.key for sa in outbound} and current is not None and inbound:
+        keys = tuple(sa.key for sa in inbound)
+        selectors = _selectors(lineage)
+        objects.append(Tunnel(lineage.key, lineage.local, lineage.key.remote, keys, current, selectors))
+        objects += [Steer(SteerKey(key)) for key in keys]
+        mtu = inner_mtu(hop.mtu, lineage.key.remote.version, encapsulated=inbound[-1].encap is not None)
+        objects += [Lead(s, snapshot.sources.get(s.destination), mtu) for s in selectors]
+    return {obj.key: obj for obj in objects}
+
+
+def _engine_sa(sa: XfrmSa, direction: Direction) -> EngineSa:
+    algorithm = _algorithm(sa)
+    if sa.aead is None or algorithm is None:
+        raise ValueError(f"SA {sa.key} was found eligible without an AEAD")
+    material = sa.aead.secret.reveal()
+    return EngineSa(
+        key=sa.key,
+        direction=direction,
+        source=sa.source,
+        algorithm=algorithm,
+        secret=Secret(material[:-SALT_BYTES]),
+        salt=Secret(material[-SALT_BYTES:]),
+        esn=sa.replay.esn,
+        replay_window=sa.replay.window,
+        encap=sa.encap,
+    )
+
+
+def _owner(
+    sa: XfrmSa, lineage: _Lineage, built: Mapping[ObjectKey, ManagedObject], refused: Mapping[SaKey, str]
+) -> tuple[Owner, str]:
+    if sa.key in refused:
+        return Owner.KERNEL, refused[sa.key]
+    tunnel = built.get(lineage.key)
+    if isinstance(tunnel, Tunnel):
+        if sa.key == tunnel.outbound or sa.key in tunnel.inbound:
+            return Owner.ENGINE, ""
+        if sa in lineage.inbound:
+            return Owner.KERNEL, f"the tunnel has more than {MAX_INBOUND} inbound SAs at a time"
+        return Owner.PENDING, "is not the outbound SA in use"
+    if (current := lineage.current) and current in refused:
+        return Owner.KERNEL, f"the outbound SA of its tunnel is in the kernel: {refused[current]}"
+    return Owner.PENDING, "waits for the rest of its CHILD_SA"
+
+
+def _verdict(sa: XfrmSa, lineage: _Lineage, owner: Owner, reason: str) -> SaVerdict:
+    return SaVerdict(sa, Direction.IN if sa in lineage.inbound else Direction.OUT, owner, reason)
