@@ -1,0 +1,204 @@
+"""What the datapath knows, as one immutable value, and what it does with a frame.
+
+The engine builds a new :class:`Forwarding` for every change and swaps it in with one attribute write, so that the
+packet path needs no lock and sees each change whole. Only the SAs inside live on from one value to the next.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from ipsec_gw.engines.soft.drops import Dropped, DropReason
+from ipsec_gw.engines.soft.esp import EspPayload, sealed_length
+from ipsec_gw.engines.soft.packets import (
+    PROTOCOL_ESP,
+    PROTOCOL_IPIP,
+    PROTOCOL_IPV6,
+    PROTOCOL_NONE,
+    IpPacket,
+    OuterHeader,
+    build_outer,
+    congestion_mark,
+    ethertype_of,
+    ip_header_bytes,
+    parse_frame,
+    parse_ipv4,
+    parse_ipv6,
+)
+from ipsec_gw.engines.soft.sa import InboundSa, OutboundSa
+from ipsec_gw.model.ids import IpNetwork
+from ipsec_gw.model.objects import Selector
+
+_INNER_PARSERS = {PROTOCOL_IPIP: parse_ipv4, PROTOCOL_IPV6: parse_ipv6}
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """A network as the packet path compares it: integers of its family's width."""
+
+    address_bytes: int
+    network: int
+    mask: int
+
+    @classmethod
+    def of(cls, network: IpNetwork) -> Prefix:
+        """The prefix of a network."""
+        return cls(network.max_prefixlen // 8, int(network.network_address), int(network.netmask))
+
+    def __contains__(self, address: bytes) -> bool:
+        """Whether a packed address lies inside."""
+        return len(address) == self.address_bytes and int.from_bytes(address, "big") & self.mask == self.network
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A selector as the packet path compares it: for packets that come from ``source`` and go to ``destination``."""
+
+    source: Prefix
+    destination: Prefix
+
+    @classmethod
+    def outbound(cls, selector: Selector) -> Match:
+        """Plaintext that the selector sends into its tunnel."""
+        return cls(Prefix.of(selector.source), Prefix.of(selector.destination))
+
+    @classmethod
+    def inbound(cls, selector: Selector) -> Match:
+        """Decrypted packets that may come out of the selector's tunnel: the selector mirrored."""
+        return cls(Prefix.of(selector.destination), Prefix.of(selector.source))
+
+    def __contains__(self, packet: IpPacket) -> bool:
+        """Whether a packet's addresses fit."""
+        return packet.source in self.source and packet.destination in self.destination
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """Where frames leave: an interface, the addresses in front of the EtherType, the largest IP packet in bytes."""
+
+    interface: str
+    addresses: bytes
+    mtu: int
+
+    def emit(self, packet: bytes, ethertype: bytes) -> Emission:
+        """The packet as a frame. Raises Dropped (too_big)."""
+        if len(packet) > self.mtu:
+            raise Dropped(DropReason.TOO_BIG)
+        return Emission(self.interface, self.addresses + ethertype + packet)
+
+
+@dataclass(frozen=True, slots=True)
+class Emission:
+    """A frame to send out of an interface."""
+
+    interface: str
+    frame: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class InboundPath:
+    """An SA that receives, and what may come out of it."""
+
+    sa: InboundSa
+    matches: tuple[Match, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OutboundPath:
+    """Plaintext that matches goes into ``sa``, between these outer addresses, out of ``port``."""
+
+    match: Match
+    sa: OutboundSa
+    source: bytes
+    destination: bytes
+    port: Port
+
+
+WireKey = tuple[bytes, int]
+"""Outer destination (packed) and SPI."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forwarding:
+    """Everything that decides about a packet. ``outbound`` is in the order in which it is searched."""
+
+    inbound: Mapping[WireKey, InboundPath]
+    outbound: tuple[OutboundPath, ...]
+    up: Port
+
+    @classmethod
+    def build(cls, inbound: Mapping[WireKey, InboundPath], outbound: Iterable[OutboundPath], up: Port) -> Forwarding:
+        """A forwarding state that searches narrow selectors first: by destination, then by source, then as given."""
+        ordered = sorted(outbound, key=lambda path: (-path.match.destination.mask, -path.match.source.mask))
+        return cls(MappingProxyType(dict(inbound)), tuple(ordered), up)
+
+    def decapsulate(self, frame: bytes) -> Emission:
+        """The decrypted packet of an ESP frame from the WAN, on its way to the kernel. Raises Dropped.
+
+        The inner TTL is left alone: the kernel behind the veth is the same hop.
+        """
+        outer = parse_frame(frame)
+        if outer.fragment:
+            raise Dropped(DropReason.FRAGMENT)
+        packet = _esp_of(outer)
+        path = self.inbound.get((outer.destination, int.from_bytes(packet[:4], "big")))
+        if path is None:
+            raise Dropped(DropReason.UNKNOWN_SA)
+        inner = _inner_of(path.sa.open(packet))
+        path.sa.count(len(inner.data))
+        if not any(inner in match for match in path.matches):
+            raise Dropped(DropReason.SELECTOR)
+        return self.up.emit(congestion_mark(inner, outer.traffic_class), ethertype_of(inner.source))
+
+    def encapsulate(self, frame: bytes) -> Emission:
+        """The ESP packet for a plaintext frame from the kernel, on its way to the peer. Raises Dropped.
+
+        Size is checked first: what cannot leave must not use up a sequence number.
+        """
+        inner = parse_frame(frame)
+        path = next((path for path in self.outbound if inner in path.match), None)
+        if path is None:
+            raise Dropped(DropReason.NO_TUNNEL)
+        if ip_header_bytes(path.source) + sealed_length(len(inner.data)) > path.port.mtu:
+            raise Dropped(DropReason.TOO_BIG)
+        packet = path.sa.seal(EspPayload(inner.encapsulated_as, inner.data))
+        return path.port.emit(build_outer(_outer_of(path, inner), len(packet)) + packet, ethertype_of(path.source))
+
+
+_identifications = itertools.count(1)
+"""IPv4 identifications, unique across SAs: outer packets without DF may be fragmented on the way (RFC 6864)."""
+
+
+def _outer_of(path: OutboundPath, inner: IpPacket) -> OuterHeader:
+    """DSCP and DF are copied (RFC 4301 §5.1.2), ECN too (RFC 6040 §4.1, normal mode)."""
+    return OuterHeader(
+        source=path.source,
+        destination=path.destination,
+        protocol=PROTOCOL_ESP,
+        traffic_class=inner.traffic_class,
+        dont_fragment=inner.dont_fragment,
+        identification=next(_identifications) & 0xFFFF,
+    )
+
+
+def _esp_of(outer: IpPacket) -> bytes:
+    """The ESP packet in an outer packet. UDP encapsulation (RFC 3948) is to be taken off here once it is offered."""
+    if outer.protocol != PROTOCOL_ESP:
+        raise Dropped(DropReason.NOT_ESP)
+    return outer.payload
+
+
+def _inner_of(payload: EspPayload) -> IpPacket:
+    """The inner packet; parsing also cuts off TFC padding (RFC 4303 §2.7)."""
+    if payload.next_header == PROTOCOL_NONE:
+        raise Dropped(DropReason.DUMMY)
+    parse = _INNER_PARSERS.get(payload.next_header)
+    if parse is None:
+        raise Dropped(DropReason.NEXT_HEADER)
+    try:
+        return parse(payload.data)
+    except Dropped:
+        raise Dropped(DropReason.INNER_MALFORMED) from None

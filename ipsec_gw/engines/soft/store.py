@@ -1,0 +1,211 @@
+"""The objects of the soft engine and the rules by which they may change. Knows nothing of sockets.
+
+Every method either does all of what it says or raises EngineError and does nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+
+from ipsec_gw.engines.port import Counters, EngineContext
+from ipsec_gw.engines.soft.forwarding import Forwarding, InboundPath, Match, OutboundPath, Port, WireKey
+from ipsec_gw.engines.soft.packets import parse_mac
+from ipsec_gw.engines.soft.sa import InboundSa, LiveSa, OutboundSa
+from ipsec_gw.errors import EngineError, UsedKeyError
+from ipsec_gw.model.ids import Direction, IpAddress, SaKey
+from ipsec_gw.model.objects import MAX_INBOUND, EngineKey, EngineObject, EngineSa, NextHop, Tunnel
+
+MAX_REPLAY_WINDOW = 4096
+"""Packets; what the kernel allows (``XFRMA_REPLAY_ESN_MAX``)."""
+
+
+class Store:
+    """SAs, next hops and tunnels, and the forwarding state that follows from them."""
+
+    def __init__(self, context: EngineContext, largest_packet: int) -> None:
+        """``largest_packet`` bounds the MTUs of the interfaces, in bytes of IP packet."""
+        self._wan = {
+            link.name: Port(link.name, parse_mac(link.mac), min(link.mtu, largest_packet)) for link in context.wan
+        }
+        self._up = Port(
+            context.up_engine.name,
+            parse_mac(context.up_kernel.mac) + parse_mac(context.up_engine.mac),
+            min(context.up_engine.mtu, largest_packet),
+        )
+        self._objects: dict[EngineKey, EngineObject] = {}
+        self._inbound: dict[SaKey, InboundSa] = {}
+        self._outbound: dict[SaKey, OutboundSa] = {}
+        self._keys: dict[int, SaKey] = {}
+        self._forwarding = Forwarding.build({}, (), self._up)
+
+    @property
+    def objects(self) -> Mapping[EngineKey, EngineObject]:
+        """What is in place, as a value of its own."""
+        return MappingProxyType(self._objects.copy())
+
+    @property
+    def forwarding(self) -> Forwarding:
+        """What the datapath is to work by."""
+        return self._forwarding
+
+    @property
+    def counters(self) -> Mapping[SaKey, Counters]:
+        """Traffic per SA."""
+        living: dict[SaKey, LiveSa] = {**self._inbound, **self._outbound}
+        return MappingProxyType({key: sa.counters for key, sa in living.items()})
+
+    def create(self, obj: EngineObject) -> None:
+        """Add an object. Raises EngineError, UsedKeyError."""
+        if obj.key in self._objects:
+            raise EngineError(f"{_name(obj.key)} exists already - update it, or delete it first")
+        match obj:
+            case EngineSa():
+                self._create_sa(obj)
+            case NextHop():
+                self._check_next_hop(obj)
+                self._put(obj)
+            case Tunnel():
+                self._check_tunnel(obj)
+                self._put(obj)
+
+    def update(self, obj: EngineObject) -> None:
+        """Replace the object with the same key. Raises EngineError."""
+        present = self._objects.get(obj.key)
+        if present is None:
+            raise EngineError(f"{_name(obj.key)} does not exist - create it first")
+        match obj:
+            case EngineSa():
+                self._check_same_sa(present, obj)
+            case NextHop():
+                self._check_next_hop(obj)
+            case Tunnel():
+                self._check_tunnel(obj)
+        self._put(obj)
+
+    def delete(self, key: EngineKey) -> None:
+        """Take an object away. Raises EngineError."""
+        if key not in self._objects:
+            raise EngineError(f"{_name(key)} does not exist - nothing to delete")
+        for tunnel in self._tunnels():
+            if key in (*tunnel.inbound, tunnel.outbound, tunnel.remote):
+                raise EngineError(f"{_name(key)} is used by {_name(tunnel.key)} - delete or update the tunnel first")
+        del self._objects[key]
+        if isinstance(key, SaKey):
+            self._forget_sa(key)
+        self._rebuild()
+
+    def _create_sa(self, sa: EngineSa) -> None:
+        if sa.encap is not None:
+            raise EngineError(
+                f"{_name(sa.key)} is UDP-encapsulated, which the soft engine cannot do - leave it to the kernel"
+            )
+        if not 0 <= sa.replay_window <= MAX_REPLAY_WINDOW:
+            raise EngineError(
+                f"{_name(sa.key)}: replay window {sa.replay_window} is impossible - use at most {MAX_REPLAY_WINDOW}"
+            )
+        if sa.source.version != sa.key.destination.version:
+            raise EngineError(f"{_name(sa.key)}: source {sa.source} is of another family - check `ip xfrm state`")
+        if sa.direction is Direction.IN:
+            self._inbound[sa.key] = InboundSa(sa)
+        else:
+            fingerprint = _fingerprint(sa)
+            if fingerprint in self._keys:
+                raise UsedKeyError(
+                    f"{_name(sa.key)} has the key of {_name(self._keys[fingerprint])}, and a key sends once - rekey"
+                )
+            self._outbound[sa.key] = OutboundSa(sa)
+            self._keys[fingerprint] = sa.key
+        self._put(sa)
+
+    def _forget_sa(self, key: SaKey) -> None:
+        """Drop the living SA. A key that encrypted stays known (as a hash) and is refused ever after."""
+        self._inbound.pop(key, None)
+        gone = self._outbound.pop(key, None)
+        if gone is not None and not gone.used:
+            self._keys = {fingerprint: owner for fingerprint, owner in self._keys.items() if owner != key}
+
+    def _check_same_sa(self, present: EngineObject, sa: EngineSa) -> None:
+        """Only the outer source may move (MOBIKE): all else belongs to the key and its numbers."""
+        if not isinstance(present, EngineSa) or replace(present, source=sa.source) != sa:
+            raise EngineError(f"{_name(sa.key)}: only the source of an SA can change - delete it and create a new one")
+        if sa.source.version != sa.key.destination.version:
+            raise EngineError(f"{_name(sa.key)}: source {sa.source} is of another family - check `ip xfrm state`")
+
+    def _check_next_hop(self, hop: NextHop) -> None:
+        if hop.interface not in self._wan:
+            raise EngineError(f"{_name(hop.key)}: {hop.interface} is no WAN interface of this gateway - configure it")
+        try:
+            parse_mac(hop.mac)
+        except ValueError as error:
+            raise EngineError(f"{_name(hop.key)}: {error} - check `ip neigh`") from None
+
+    def _check_tunnel(self, tunnel: Tunnel) -> None:
+        name = _name(tunnel.key)
+        if not 1 <= len(set(tunnel.inbound)) == len(tunnel.inbound) <= MAX_INBOUND:
+            raise EngineError(f"{name} has {len(tunnel.inbound)} inbound SAs - use one to {MAX_INBOUND} different ones")
+        for key in tunnel.inbound:
+            self._check_reference(name, key, self._inbound, Direction.IN, tunnel.local)
+        self._check_reference(name, tunnel.outbound, self._outbound, Direction.OUT, tunnel.remote)
+        if not isinstance(self._objects.get(tunnel.remote), NextHop):
+            raise EngineError(f"{name}: there is no next hop to {tunnel.remote} - create it first")
+        taken = {key for other in self._tunnels() if other.key != tunnel.key for key in other.inbound}
+        for key in tunnel.inbound:
+            if key in taken:
+                # Two tunnels would mean two sets of selectors for one SA, and invariant 8 knows one.
+                raise EngineError(f"{name}: {_name(key)} belongs to another tunnel - delete that tunnel first")
+
+    def _check_reference(
+        self, name: str, key: SaKey, living: Mapping[SaKey, LiveSa], direction: Direction, destination: IpAddress
+    ) -> None:
+        if key not in living:
+            raise EngineError(f"{name}: there is no {direction}bound {_name(key)} - create it first")
+        if key.destination != destination:
+            raise EngineError(f"{name}: {_name(key)} does not lead to {destination} - check the tunnel's addresses")
+
+    def _put(self, obj: EngineObject) -> None:
+        self._objects[obj.key] = obj
+        self._rebuild()
+
+    def _tunnels(self) -> list[Tunnel]:
+        return [obj for obj in self._objects.values() if isinstance(obj, Tunnel)]
+
+    def _rebuild(self) -> None:
+        inbound: dict[WireKey, InboundPath] = {}
+        outbound: list[OutboundPath] = []
+        for tunnel in self._tunnels():
+            matches = tuple(Match.inbound(selector) for selector in tunnel.selectors)
+            for key in tunnel.inbound:
+                inbound[key.destination.packed, key.spi] = InboundPath(self._inbound[key], matches)
+            outbound.extend(self._outbound_paths(tunnel))
+        self._forwarding = Forwarding.build(inbound, outbound, self._up)
+
+    def _outbound_paths(self, tunnel: Tunnel) -> list[OutboundPath]:
+        sa, hop = self._objects[tunnel.outbound], self._objects[tunnel.remote]
+        assert isinstance(sa, EngineSa)
+        assert isinstance(hop, NextHop)
+        leave = self._wan[hop.interface]
+        port = replace(leave, addresses=parse_mac(hop.mac) + leave.addresses)
+        return [
+            OutboundPath(
+                match=Match.outbound(selector),
+                sa=self._outbound[tunnel.outbound],
+                source=sa.source.packed,
+                destination=sa.key.destination.packed,
+                port=port,
+            )
+            for selector in tunnel.selectors
+        ]
+
+
+def _fingerprint(sa: EngineSa) -> int:
+    """What tells keys apart without keeping them: Python's keyed 64-bit hash. A collision refuses, which is safe."""
+    return hash((sa.algorithm.name, sa.secret, sa.salt))
+
+
+def _name(key: EngineKey) -> str:
+    """An object as errors call it."""
+    if isinstance(key, SaKey):
+        return f"SA {key}"
+    return f"next hop {key}" if isinstance(key, IpAddress) else f"tunnel {key}"
