@@ -1,0 +1,132 @@
+"""What the kernel knows of the network around the tunnels: addresses, outer next hops, charon's source hints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
+from typing import Any, cast
+
+from pyroute2 import AsyncIPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from ipsec_gw.engines.port import Link
+from ipsec_gw.errors import EnvironmentMissing
+from ipsec_gw.ike.codec import family_of
+from ipsec_gw.model.ids import IpAddress, IpNetwork
+from ipsec_gw.model.snapshot import ResolvedHop
+
+CHARON_TABLE = 220
+"""strongSwan's ``charon.routing_table``: its routes carry the source address for locally generated packets."""
+
+_NUD_USABLE = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80
+"""REACHABLE, STALE, DELAY, PROBE, NOARP, PERMANENT (``linux/neighbour.h``): states in which the MAC is known."""
+
+_NTF_USE = 0x01
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """A link with its index and state."""
+
+    link: Link
+    index: int
+    up: bool
+
+
+class KernelView:
+    """Reads routes, neighbours and addresses of this network namespace (rtnetlink)."""
+
+    def __init__(self, route: AsyncIPRoute) -> None:
+        self._route = route
+
+    async def interfaces(self) -> dict[str, Interface]:
+        """All interfaces by name."""
+        found: dict[str, Interface] = {}
+        async for link in await self._route.get_links():
+            name = str(link.get("ifname"))
+            found[name] = Interface(
+                link=Link(name=name, mac=str(link.get("address") or ""), mtu=int(link.get("mtu") or 0)),
+                index=int(link.get("index")),
+                up=bool(int(link.get("flags")) & 1),
+            )
+        return found
+
+    async def interface(self, name: str) -> Interface:
+        """One interface. Raises EnvironmentMissing if there is none of that name."""
+        found = await self.interfaces()
+        if name not in found:
+            raise EnvironmentMissing(f"interface {name} does not exist - `ip link` lists those that do")
+        return found[name]
+
+    async def addresses(self) -> dict[IpAddress, str]:
+        """Local addresses and the name of the interface that holds each."""
+        names = {interface.index: name for name, interface in (await self.interfaces()).items()}
+        found: dict[IpAddress, str] = {}
+        async for message in await self._route.get_addr():
+            text = message.get("local") or message.get("address")
+            if text:
+                found[ip_address(text)] = names.get(int(message.get("index")), "?")
+        return found
+
+    async def default_interfaces(self) -> list[str]:
+        """Names of the interfaces that IPv4 default routes leave by."""
+        names = {interface.index: name for name, interface in (await self.interfaces()).items()}
+        found: list[str] = []
+        async for message in await self._route.get_routes(family=2, table=254):
+            if message.get("dst_len") == 0 and message.get("oif") in names:
+                found.append(names[message.get("oif")])
+        return found
+
+    async def source_hints(self) -> dict[IpNetwork, IpAddress]:
+        """Source addresses of charon's routes, by destination network."""
+        hints: dict[IpNetwork, IpAddress] = {}
+        async for message in await self._route.get_routes(table=CHARON_TABLE):
+            source, destination = message.get("prefsrc"), message.get("dst")
+            if source and destination:
+                hints[ip_network(f"{destination}/{message.get('dst_len')}")] = ip_address(source)
+        return hints
+
+    async def next_hops(self, peers: Iterable[IpAddress]) -> dict[IpAddress, ResolvedHop]:
+        """How packets reach each peer; peers without a route or a known MAC are left out.
+
+        For those whose MAC is not known the kernel is asked to resolve it: it is there at a later look.
+        """
+        wanted = sorted(set(peers), key=str)
+        if not wanted:
+            return {}
+        by_index = {interface.index: interface for interface in (await self.interfaces()).values()}
+        macs = await self._macs()
+        hops: dict[IpAddress, ResolvedHop] = {}
+        for peer in wanted:
+            found = await self._route_to(peer)
+            if found is None or found[0] not in by_index:
+                continue
+            index, gateway = found
+            link = by_index[index].link
+            mac = macs.get((index, gateway))
+            if mac is None:
+                await self._resolve(index, gateway)
+                continue
+            hops[peer] = ResolvedHop(interface=link.name, gateway=gateway, mac=mac, mtu=link.mtu)
+        return hops
+
+    async def _macs(self) -> dict[tuple[int, IpAddress], str]:
+        found: dict[tuple[int, IpAddress], str] = {}
+        async for message in await self._route.get_neighbours():
+            mac = message.get("lladdr")
+            if mac and int(message.get("state")) & _NUD_USABLE:
+                found[(int(message.get("ifindex")), ip_address(message.get("dst")))] = str(mac)
+        return found
+
+    async def _route_to(self, peer: IpAddress) -> tuple[int, IpAddress] | None:
+        try:
+            answers = cast(list[Any], await self._route.route("get", dst=str(peer), family=family_of(peer)))
+        except NetlinkError:
+            return None  # no route: the reason is shown with the SA
+        message = answers[0]
+        gateway = message.get("gateway")
+        return int(message.get("oif")), ip_address(gateway) if gateway else peer
+
+    async def _resolve(self, index: int, gateway: IpAddress) -> None:
+        await self._route.neigh("replace", dst=str(gateway), ifindex=index, flags=_NTF_USE, state=0)

@@ -1,0 +1,128 @@
+"""Who owns the sequence numbers of an outbound SA (DESIGN.md, invariant 3).
+
+Claiming is safe at any time: first the TC egress guard is closed, so that nothing can leave under this key any
+more; then the kernel is asked how many numbers it has given out. Those that the guard held back never reached
+the wire, so the key is fresh exactly when nothing passed the guard and the kernel's count equals what it held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from ipsec_gw.engines.port import Counters
+from ipsec_gw.errors import IpsecGwError, UsedKeyError
+from ipsec_gw.model.ids import SaKey
+from ipsec_gw.model.objects import Guard, GuardKey, ManagedObject
+from ipsec_gw.model.snapshot import XfrmSa
+
+HAND_BACK_MARGIN = 1 << 22
+"""Numbers that the kernel skips when it takes an SA over: more than an engine sends between two looks at its counters."""
+
+_LOOKS = 3
+"""A packet between the kernel's numbering and the guard is counted by one and not yet by the other: look again."""
+
+
+class GuardCount(Protocol):
+    """Packets of one SA that the kernel sent: let through, and held back."""
+
+    @property
+    def passed(self) -> int:
+        """Reached the wire."""
+
+    @property
+    def dropped(self) -> int:
+        """Held back."""
+
+
+class GuardMaps(Protocol):
+    """The part of the steering that guards."""
+
+    def claim(self, key: SaKey) -> None:
+        """Hold back whatever the kernel sends with this SA."""
+
+    def release(self, key: SaKey) -> None:
+        """Let the kernel send with this SA."""
+
+    def forget(self, key: SaKey) -> None:
+        """The SA is gone."""
+
+    def claimed(self) -> frozenset[SaKey]:
+        """SAs that are held back."""
+
+    def guard_counters(self) -> Mapping[SaKey, GuardCount]:
+        """What was seen."""
+
+
+class KernelSas(Protocol):
+    """The part of the kernel's SA interface that ownership needs."""
+
+    def sa(self, key: SaKey) -> XfrmSa | None:
+        """One SA, None if it is gone."""
+
+    def raise_oseq(self, key: SaKey, oseq: int) -> None:
+        """Move its outbound number upwards."""
+
+
+class GuardDriver:
+    """Claims outbound SAs for the engine and hands them back to the kernel.
+
+    ``sent`` tells what the engine sent with an SA in this life of the engine, if it is known. ``refuse`` is called
+    with every SA whose key must not be given to an engine any more, and why.
+    """
+
+    def __init__(
+        self,
+        maps: GuardMaps,
+        kernel: KernelSas,
+        *,
+        sent: Callable[[SaKey], Counters | None],
+        refuse: Callable[[SaKey, str], None],
+    ) -> None:
+        self._maps = maps
+        self._kernel = kernel
+        self._sent = sent
+        self._refuse = refuse
+
+    def retrieve(self) -> Mapping[GuardKey, Guard]:
+        """The SAs that are claimed now."""
+        return {GuardKey(key): Guard(GuardKey(key)) for key in self._maps.claimed()}
+
+    async def create(self, obj: ManagedObject) -> None:
+        """Claim an SA. Raises UsedKeyError, and leaves it to the kernel, if its key was used already."""
+        key = _sa_key(obj)
+        self._maps.claim(key)
+        for _ in range(_LOOKS):
+            sa = self._kernel.sa(key)
+            if sa is None:
+                self._maps.forget(key)
+                raise IpsecGwError(f"SA {key} is gone from the kernel")
+            count = self._maps.guard_counters().get(key)
+            passed, held = (count.passed, count.dropped) if count else (0, 0)
+            if passed == 0 and sa.replay.oseq <= held:
+                return
+        self._maps.release(key)
+        reason = f"the kernel has sent {sa.replay.oseq - held} packets with its key: a rekey brings a fresh one"
+        self._refuse(key, reason)
+        raise UsedKeyError(f"outbound SA {key} stays in the kernel: {reason}")
+
+    async def update(self, obj: ManagedObject) -> None:
+        """A guard has nothing to change."""
+
+    async def delete(self, obj: ManagedObject) -> None:
+        """Forget an SA that is gone; hand one that lives on back to the kernel, behind the engine's last number."""
+        key = _sa_key(obj)
+        if self._kernel.sa(key) is None:
+            self._maps.forget(key)
+            return
+        sent = self._sent(key)
+        if sent is None or sent.packets:
+            self._kernel.raise_oseq(key, (sent.packets if sent else 0) + HAND_BACK_MARGIN)
+            self._refuse(key, "its key was used by the engine before: a rekey brings a fresh one")
+        self._maps.release(key)
+
+
+def _sa_key(obj: ManagedObject) -> SaKey:
+    if not isinstance(obj, Guard):
+        raise TypeError(f"{obj!r} is not a guard")
+    return obj.key.sa

@@ -1,0 +1,67 @@
+"""Paced rekeys of SAs that must get a fresh key before an engine may have them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ipsec_gw.model.ids import IpAddress, SaKey
+
+_FIRST_DELAY = 0.5
+_LONGEST_DELAY = 300.0
+_SPACING = 0.1
+"""Seconds between two requests, so that charon's other work goes on."""
+
+
+@dataclass(slots=True)
+class _Peer:
+    delay: float
+    not_before: float
+
+
+class RekeyPacer:
+    """Which SA to ask a rekey for, and when: once per SA, spaced, and less and less often for a peer that keeps failing.
+
+    Times are seconds of a monotonic clock that the caller passes in.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[SaKey, None] = {}
+        self._asked: set[SaKey] = set()
+        self._peers: dict[IpAddress, _Peer] = {}
+        self._next = 0.0
+
+    def request(self, key: SaKey) -> None:
+        """Ask for a rekey of this SA; a second request for the same SA is ignored."""
+        if key not in self._asked:
+            self._waiting[key] = None
+
+    def settle(self, alive: Callable[[SaKey], bool]) -> None:
+        """Drop what is known of SAs that are gone."""
+        self._waiting = {key: None for key in self._waiting if alive(key)}
+        self._asked = {key for key in self._asked if alive(key)}
+
+    def succeed(self, peer: IpAddress) -> None:
+        """A tunnel to this peer went to the engine: its next failure starts with the shortest delay again."""
+        self._peers.pop(peer, None)
+
+    def due(self, now: float) -> SaKey | None:
+        """The SA to ask a rekey for now, if any. It counts as asked from here on."""
+        if now < self._next:
+            return None
+        for key in self._waiting:
+            peer = self._peers.get(key.destination)
+            if peer is not None and now < peer.not_before:
+                continue
+            delay = min(peer.delay * 2, _LONGEST_DELAY) if peer else _FIRST_DELAY
+            self._peers[key.destination] = _Peer(delay, now + delay)
+            self._next = now + _SPACING
+            del self._waiting[key]
+            self._asked.add(key)
+            return key
+        return None
+
+    @property
+    def waiting(self) -> frozenset[SaKey]:
+        """SAs whose rekey is still to be asked for."""
+        return frozenset(self._waiting)
