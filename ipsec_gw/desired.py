@@ -45,14 +45,17 @@ class Owner(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class EngineOffer:
-    """The part of an engine's capabilities that decides eligibility. ``steers`` False: the kernel engine."""
+    """The part of an engine's capabilities that decides eligibility.
+
+    ``absent`` is empty while the engine can be used, else the reason why nothing is given to it.
+    """
 
     name: EngineName
     algorithms: frozenset[EspAlgorithm]
     esn: bool
     udp_encap: bool
     max_replay_window: int
-    steers: bool
+    absent: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +116,7 @@ def desired(
     verdicts: list[SaVerdict] = []
     for lineage in lineages:
         reason = (
-            _why_not_engine(offer)
+            offer.absent
             or _why_not_operator(lineage, settings, snapshot)
             or _why_not_policies(lineage, snapshot)
             or conflicts.get(lineage.key, "")
@@ -166,10 +169,6 @@ def _binds(template: Template, key: TunnelId) -> bool:
 
 def _selectors(lineage: _Lineage) -> tuple[Selector, ...]:
     return tuple(Selector(p.source, p.destination) for p in lineage.policies)
-
-
-def _why_not_engine(offer: EngineOffer) -> str:
-    return "" if offer.steers else "the kernel engine is in use: nothing is accelerated"
 
 
 def _why_not_operator(lineage: _Lineage, settings: Settings, snapshot: Snapshot) -> str:

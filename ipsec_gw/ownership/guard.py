@@ -17,7 +17,7 @@ from ipsec_gw.model.objects import Guard, GuardKey, ManagedObject
 from ipsec_gw.model.snapshot import XfrmSa
 
 HAND_BACK_MARGIN = 1 << 22
-"""Numbers that the kernel skips when it takes an SA over: more than an engine sends between two looks at its counters."""
+"""Numbers that the kernel skips when it takes an SA over: more than an engine sends between two looks at it."""
 
 _LOOKS = 3
 """A packet between the kernel's numbering and the guard is counted by one and not yet by the other: look again."""
@@ -93,18 +93,23 @@ class GuardDriver:
         key = _sa_key(obj)
         self._maps.claim(key)
         for _ in range(_LOOKS):
-            sa = self._kernel.sa(key)
-            if sa is None:
-                self._maps.forget(key)
-                raise IpsecGwError(f"SA {key} is gone from the kernel")
-            count = self._maps.guard_counters().get(key)
-            passed, held = (count.passed, count.dropped) if count else (0, 0)
-            if passed == 0 and sa.replay.oseq <= held:
+            escaped = self._escaped(key)
+            if escaped == 0:
                 return
         self._maps.release(key)
-        reason = f"the kernel has sent {sa.replay.oseq - held} packets with its key: a rekey brings a fresh one"
+        reason = f"the kernel has sent {escaped} packets with its key: a rekey brings a fresh one"
         self._refuse(key, reason)
         raise UsedKeyError(f"outbound SA {key} stays in the kernel: {reason}")
+
+    def _escaped(self, key: SaKey) -> int:
+        """How many sequence numbers may have reached the wire: given out by the kernel and not held back."""
+        sa = self._kernel.sa(key)
+        if sa is None:
+            self._maps.forget(key)
+            raise IpsecGwError(f"SA {key} is gone from the kernel")
+        count = self._maps.guard_counters().get(key)
+        passed, held = (count.passed, count.dropped) if count else (0, 0)
+        return max(passed, sa.replay.oseq - held, 0)
 
     async def update(self, obj: ManagedObject) -> None:
         """A guard has nothing to change."""

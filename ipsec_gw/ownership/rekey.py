@@ -20,7 +20,7 @@ class _Peer:
 
 
 class RekeyPacer:
-    """Which SA to ask a rekey for, and when: once per SA, spaced, and less and less often for a peer that keeps failing.
+    """Which SA to ask a rekey for, and when: once per SA, spaced, and ever less often for a peer that keeps failing.
 
     Times are seconds of a monotonic clock that the caller passes in.
     """

@@ -1,0 +1,117 @@
+"""What `ipsec-gw show` shows: one model, rendered as tables for people and as JSON for scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ipsec_gw.desired import Owner, SaVerdict
+from ipsec_gw.engines.port import Counters
+from ipsec_gw.model.algorithms import SALT_BYTES, find_aead
+from ipsec_gw.model.ids import EngineName, SaKey
+from ipsec_gw.model.snapshot import ChildName, XfrmSa
+from ipsec_gw.reconcile.record import Record
+
+
+@dataclass(frozen=True, slots=True)
+class SaView:
+    """One SA. ``packets`` and ``bytes`` (of inner IP packets) are what engine and kernel carried together."""
+
+    connection: str
+    child: str
+    direction: str
+    spi: str
+    source: str
+    destination: str
+    algorithm: str
+    engine: str
+    state: str
+    reason: str
+    packets: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineView:
+    """The engine in use: ``note`` tells version and crypto engine, ``absent`` why it cannot be used, if so."""
+
+    name: str
+    note: str
+    absent: str
+
+
+@dataclass(frozen=True, slots=True)
+class SteerView:
+    """Packets of one SA at XDP: handed to the engine, and passed to the kernel although it is known."""
+
+    sa: str
+    toEngine: int  # noqa: N815 - JSON keys are camelCase
+    toKernel: int  # noqa: N815
+
+
+@dataclass(frozen=True, slots=True)
+class GuardView:
+    """Packets of one outbound SA that the kernel sent: let through, and held back."""
+
+    sa: str
+    passed: int
+    dropped: int
+
+
+@dataclass(frozen=True, slots=True)
+class StatusView:
+    """The daemon at a glance. ``verdicts`` are XDP's packet counts by reason."""
+
+    version: str
+    strongswan: str
+    engine: EngineView
+    inSync: bool  # noqa: N815
+    wan: tuple[str, ...]
+    tunnels: int
+    steer: tuple[SteerView, ...]
+    guard: tuple[GuardView, ...]
+    verdicts: Mapping[str, int]
+    netlinkOverruns: int  # noqa: N815
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for ``json``."""
+        return asdict(self)
+
+
+def sa_view(
+    verdict: SaVerdict, names: Mapping[int, ChildName], engine: EngineName, carried: Mapping[SaKey, Counters]
+) -> SaView:
+    """One row of `show sas`."""
+    sa = verdict.sa
+    name = names.get(sa.key.spi)
+    extra = carried.get(sa.key, Counters(0, 0))
+    owner = {Owner.ENGINE: str(engine), Owner.KERNEL: "kernel", Owner.PENDING: "pending"}[verdict.owner]
+    return SaView(
+        connection=name.connection if name else "",
+        child=name.child if name else "",
+        direction=str(verdict.direction),
+        spi=f"{sa.key.spi:08x}",
+        source=str(sa.source),
+        destination=str(sa.key.destination),
+        algorithm=_algorithm(sa),
+        engine=str(engine) if verdict.owner is Owner.ENGINE else "kernel",
+        state=owner,
+        reason=verdict.reason,
+        packets=sa.lifetime.packets + extra.packets,
+        bytes=sa.lifetime.octets + extra.octets,
+    )
+
+
+def record_view(record: Record) -> dict[str, Any]:
+    """One pass of the history: its operations in words, never their values."""
+    return {
+        "at": record.at,
+        "seconds": record.seconds,
+        "steps": [{"op": str(s.op), "outcome": str(s.outcome), "detail": s.detail} for s in record.steps],
+    }
+
+
+def _algorithm(sa: XfrmSa) -> str:
+    known = sa.aead and find_aead(sa.aead.name, len(sa.aead.secret) - SALT_BYTES, sa.aead.icv_bits)
+    return known.name if known else sa.algorithm

@@ -1,0 +1,119 @@
+"""An engine with its life around it: is it there, is it still the same, and what did it send."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import structlog
+
+from ipsec_gw.desired import EngineOffer
+from ipsec_gw.engines.port import Capabilities, Counters, Engine
+from ipsec_gw.errors import EngineError, EngineUnavailable
+from ipsec_gw.model.ids import Direction, SaKey
+from ipsec_gw.model.objects import EngineKey, EngineObject, EngineSa, ManagedObject, NextHop, Tunnel
+
+log = structlog.get_logger()
+
+
+class EngineLink:
+    """Opens an engine, notices its loss or restart, and keeps the last counters of every SA it had.
+
+    As a driver it passes objects on. While the engine is away, what is deleted is gone already.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.capabilities: Capabilities | None = None
+        self._absent = "not opened yet"
+        self._epoch = 0
+        self._counters: dict[SaKey, Counters] = {}
+
+    @property
+    def up(self) -> bool:
+        """True while the engine answers."""
+        return not self._absent
+
+    @property
+    def offer(self) -> EngineOffer:
+        """What may be given to the engine now."""
+        able = self.capabilities
+        absent = self._absent
+        if able is not None and not able.steers:
+            absent = f"the {self.engine.name} engine is in use: nothing is accelerated"
+        return EngineOffer(
+            name=self.engine.name,
+            algorithms=able.algorithms if able else frozenset(),
+            esn=able.esn if able else False,
+            udp_encap=able.udp_encap if able else False,
+            max_replay_window=able.max_replay_window if able else 0,
+            absent=absent,
+        )
+
+    async def open(self) -> None:
+        """Open the engine. Raises EngineUnavailable; it may be tried again."""
+        self.capabilities = await self.engine.open()
+        self._epoch = self.engine.epoch
+        self._absent = ""
+        log.info("engine is up", engine=str(self.engine.name), note=self.capabilities.note)
+
+    async def look(self) -> bool:
+        """Read the counters. True if the engine lost its objects since the last look (it died or restarted)."""
+        if not self.up:
+            return False
+        try:
+            self._counters |= await self.engine.counters()
+        except EngineError as error:
+            self._lose(str(error))
+            return True
+        if self.engine.epoch != self._epoch:
+            self._lose("it restarted")
+            return True
+        return False
+
+    def sent(self, key: SaKey) -> Counters | None:
+        """The last known counters of an SA, None if it was never seen in the engine."""
+        return self._counters.get(key)
+
+    def counters(self) -> Mapping[SaKey, Counters]:
+        """The last known counters of all SAs."""
+        return self._counters
+
+    def forget(self, alive: Iterable[SaKey]) -> None:
+        """Drop the counters of SAs that the kernel does not have any more."""
+        known = set(alive)
+        self._counters = {key: value for key, value in self._counters.items() if key in known}
+
+    async def retrieve(self) -> Mapping[EngineKey, EngineObject]:
+        """What the engine holds; nothing while it is away."""
+        return await self.engine.retrieve() if self.up else {}
+
+    async def create(self, obj: ManagedObject) -> None:
+        """Create an object in the engine."""
+        try:
+            await self.engine.create(_engine_object(obj))
+        except EngineUnavailable as error:
+            self._lose(str(error))
+            raise
+
+    async def update(self, obj: ManagedObject) -> None:
+        """Update an object in the engine."""
+        await self.engine.update(_engine_object(obj))
+
+    async def delete(self, obj: ManagedObject) -> None:
+        """Delete an object; of an outbound SA the final counters are read first, the kernel continues behind them."""
+        if not self.up:
+            return
+        if isinstance(obj, EngineSa) and obj.direction is Direction.OUT:
+            self._counters |= await self.engine.counters()
+        await self.engine.delete(_engine_object(obj).key)
+
+    def _lose(self, why: str) -> None:
+        if self.up:
+            self._absent = f"engine {self.engine.name} is away: {why}"
+            log.error("engine lost", engine=str(self.engine.name), reason=why)
+
+
+def _engine_object(obj: ManagedObject) -> EngineObject:
+    if not isinstance(obj, EngineSa | NextHop | Tunnel):
+        raise TypeError(f"{obj!r} is not an engine's object")
+    return obj
