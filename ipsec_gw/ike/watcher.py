@@ -19,9 +19,9 @@ _RECONNECT_SECONDS = 1.0
 class CharonWatcher:
     """Marks things dirty on vici events, answers questions, and reconnects when charon comes back."""
 
-    def __init__(self, uri: str, changed: Callable[[], None], *, seconds: float = 10.0) -> None:
+    def __init__(self, uri: str, *, seconds: float = 10.0) -> None:
         self._uri = uri
-        self._changed = changed
+        self._changed: Callable[[], None] = lambda: None
         self._seconds = seconds
         self._questions: ViciSession | None = None
         self.version = ""
@@ -29,6 +29,10 @@ class CharonWatcher:
     async def connect(self) -> None:
         """First contact: learn charon's version. Raises IkeError if it is absent or hangs."""
         self.version = await (await self._session()).version()
+
+    def on_change(self, changed: Callable[[], None]) -> None:
+        """Call this whenever an IKE_SA or CHILD_SA changed, or charon came or went."""
+        self._changed = changed
 
     async def child_names(self) -> dict[int, ChildName]:
         """Names of the CHILD_SAs by SPI. Raises IkeError."""

@@ -84,7 +84,7 @@ class GuardDriver:
         self._sent = sent
         self._refuse = refuse
 
-    def retrieve(self) -> Mapping[GuardKey, Guard]:
+    async def retrieve(self) -> Mapping[GuardKey, Guard]:
         """The SAs that are claimed now."""
         return {GuardKey(key): Guard(GuardKey(key)) for key in self._maps.claimed()}
 

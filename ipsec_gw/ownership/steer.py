@@ -28,7 +28,7 @@ class SteerDriver:
     def __init__(self, maps: SteerMaps) -> None:
         self._maps = maps
 
-    def retrieve(self) -> Mapping[SteerKey, Steer]:
+    async def retrieve(self) -> Mapping[SteerKey, Steer]:
         """The entries in the map now."""
         return {SteerKey(key): Steer(SteerKey(key)) for key in self._maps.steered()}
 

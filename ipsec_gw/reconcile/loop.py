@@ -15,7 +15,7 @@ from ipsec_gw.model.ids import Direction, SaKey
 from ipsec_gw.model.objects import EngineSa, Guard, Lead, ManagedObject, ObjectKey, Tunnel
 from ipsec_gw.model.snapshot import Snapshot
 from ipsec_gw.ownership.engine_link import EngineLink
-from ipsec_gw.ownership.rekey import RekeyPacer
+from ipsec_gw.ownership.refusals import Refusals
 from ipsec_gw.reconcile.delta import DeltaTracker
 from ipsec_gw.reconcile.execute import Executor
 from ipsec_gw.reconcile.plan import Action, Op, plan
@@ -45,7 +45,7 @@ class Reconciler:
         tracker: DeltaTracker[ObjectKey, ManagedObject],
         executor: Executor,
         retrieve: Retrieve,
-        pacer: RekeyPacer,
+        refusals: Refusals,
     ) -> None:
         self._source = source
         self._link = link
@@ -53,11 +53,10 @@ class Reconciler:
         self._tracker = tracker
         self._executor = executor
         self._retrieve = retrieve
-        self.pacer = pacer
+        self.refusals = refusals
         self.history = History()
         self.snapshot = Snapshot()
         self.decision = Desired()
-        self._refused: dict[SaKey, str] = {}
         self._stale = True
 
     @property
@@ -71,13 +70,6 @@ class Reconciler:
         outbound = {v.sa.key.destination for v in self.decision.verdicts if v.direction is Direction.OUT}
         return bool(outbound - self.snapshot.next_hops.keys())
 
-    def refuse(self, key: SaKey, reason: str) -> None:
-        """Never give this outbound SA to the engine (again); ask for a rekey, which brings a fresh one."""
-        if key not in self._refused:
-            log.info("outbound SA stays in the kernel", sa=str(key), reason=reason)
-            self._refused[key] = reason
-            self.pacer.request(key)
-
     def distrust(self) -> None:
         """Read everything that is in place again at the next pass."""
         self._stale = True
@@ -86,7 +78,9 @@ class Reconciler:
         """The engine lost its objects: every outbound key that it had is used."""
         for obj in list(self._tracker.in_place.values()):
             if isinstance(obj, EngineSa) and obj.direction is Direction.OUT:
-                self.refuse(obj.key, "its key was used by the engine before it went away: a rekey brings a fresh one")
+                self.refusals.add(
+                    obj.key, "its key was used by the engine before it went away: a rekey brings a fresh one"
+                )
         self.distrust()
 
     async def run_pass(self) -> Record:
@@ -109,25 +103,24 @@ class Reconciler:
         held = {obj.key.sa for obj in self._tracker.in_place.values() if isinstance(obj, Guard)}
         for key in held - set(self._tracker.in_place):
             # Claimed once and not in the engine now: an earlier life of either may have used the key.
-            self.refuse(key, "its key may have been used by the engine before: a rekey brings a fresh one")
+            self.refusals.add(key, "its key may have been used by the engine before: a rekey brings a fresh one")
 
     def _forget_the_dead(self) -> None:
-        alive = {sa.key for sa in self.snapshot.sas}
-        self._refused = {key: why for key, why in self._refused.items() if key in alive}
+        alive = frozenset(sa.key for sa in self.snapshot.sas)
+        self.refusals.settle(alive)
         self._link.forget(alive)
-        self.pacer.settle(alive.__contains__)
 
     async def _converge(self) -> Record:
         """Decide and act; decide once more if acting refused an SA, so that nothing is left half in place."""
-        refused = len(self._refused)
+        refused = len(self.refusals.reasons())
         record = await self._decide_and_act()
-        if len(self._refused) != refused:
+        if len(self.refusals.reasons()) != refused:
             again = await self._decide_and_act()
             record = Record(again.at, record.seconds + again.seconds, record.steps + again.steps)
         return record
 
     async def _decide_and_act(self) -> Record:
-        self.decision = desired(self._link.offer, self._settings, self.snapshot, self._refused)
+        self.decision = desired(self._link.offer, self._settings, self.snapshot, self.refusals.reasons())
         self._tracker.want(self.decision.objects)
         return await self._carry_out(plan(self._tracker.desired, self._tracker.in_place))
 
@@ -144,7 +137,7 @@ class Reconciler:
         if step.outcome is Outcome.DONE:
             log.info("done", op=str(step.op))
             if isinstance(step.op.obj, Tunnel) and step.op.action is not Action.DELETE:
-                self.pacer.succeed(step.op.obj.remote)
+                self.refusals.pacer.succeed(step.op.obj.remote)
             return
         log.warning(str(step.outcome), op=str(step.op), reason=step.detail)
         self._isolate(step)
@@ -169,7 +162,7 @@ class Reconciler:
                 pass
 
     def _refuse_step(self, key: SaKey, step: Step) -> None:
-        self.refuse(key, f"{step.op} failed: {step.detail}")
+        self.refusals.add(key, f"{step.op} failed: {step.detail}")
         self.distrust()
 
 

@@ -1,0 +1,50 @@
+"""`ipsec-gw run` and `ipsec-gw off`."""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+from ipsec_gw.cli.main import Options, run_async
+from ipsec_gw.config.load import load
+from ipsec_gw.config.model import Config, EngineChoice
+from ipsec_gw.errors import IpsecGwError
+
+_OFF_SECONDS = 30.0
+
+
+@click.command()
+@click.option("--engine", type=click.Choice([choice.value for choice in EngineChoice]), help="Overrides the file.")
+@click.option("--vici", help="charon's vici socket, unix:///path; overrides the file.")
+@click.option("--wan", multiple=True, help="A WAN interface (repeatable); overrides the file.")
+@click.pass_obj
+def run(options: Options, engine: str | None, vici: str | None, wan: tuple[str, ...]) -> None:
+    """Run the gateway in the foreground. Stopping it leaves the data path as it is."""
+    from ipsec_gw import daemon  # noqa: PLC0415 - heavy imports, only here
+    from ipsec_gw.gateway import Paths  # noqa: PLC0415
+
+    config = load(options.config)
+    given = {"engine": engine and EngineChoice(engine), "vici": vici, "wan": wan or None}
+    chosen = config.gateway.model_copy(update={key: value for key, value in given.items() if value is not None})
+    config = Config(gateway=chosen, connections=config.connections)
+    run_async(daemon.run(config, Paths(options.run_dir, options.pins)))
+
+
+@click.command()
+@click.pass_obj
+def off(options: Options) -> None:
+    """Give everything back to strongSwan and the kernel and remove every trace, at once."""
+    from ipsec_gw.gateway import Paths, check_machine, remove_everything  # noqa: PLC0415
+    from ipsec_gw.observe import control  # noqa: PLC0415
+
+    paths = Paths(options.run_dir, options.pins)
+    check_machine(paths)
+    if control.listening(options.run_dir):
+        control.ask(options.run_dir, "off")
+        deadline = time.monotonic() + _OFF_SECONDS
+        while control.listening(options.run_dir):
+            if time.monotonic() > deadline:
+                raise IpsecGwError(f"the daemon did not hand over within {_OFF_SECONDS:g} s - stop it and repeat")
+            time.sleep(0.05)
+    run_async(remove_everything(paths))

@@ -1,0 +1,105 @@
+"""`ipsec-gw show`: tables for people, the same model as JSON for scripts."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from ipsec_gw.cli.main import Options
+from ipsec_gw.observe import control
+
+_json = click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+_STATE_STYLE = {"vpp": "green", "soft": "green", "kernel": "yellow", "pending": "cyan"}
+
+
+@click.group()
+def show() -> None:
+    """Show what the running gateway does."""
+
+
+@show.command()
+@_json
+@click.pass_obj
+def sas(options: Options, as_json: bool) -> None:
+    """Every ESP SA: who carries it, and if the kernel does, why."""
+    answer = control.ask(options.run_dir, "sas")
+    if as_json:
+        _print_json(answer)
+        return
+    table = Table("connection", "dir", "SPI", "from", "to", "algorithm", "state", "packets", "bytes", "reason")
+    for sa in answer["sas"]:
+        name = "/".join(part for part in (sa["connection"], sa["child"]) if part)
+        state = f"[{_STATE_STYLE.get(sa['state'], '')}]{sa['state']}[/]"
+        table.add_row(
+            name,
+            sa["direction"],
+            sa["spi"],
+            sa["source"],
+            sa["destination"],
+            sa["algorithm"],
+            state,
+            f"{sa['packets']:,}",
+            f"{sa['bytes']:,}",
+            sa["reason"],
+        )
+    Console().print(table if answer["sas"] else "no ESP SAs in the kernel")
+
+
+@show.command()
+@_json
+@click.pass_obj
+def status(options: Options, as_json: bool) -> None:
+    """The engine, whether everything is in sync, and the steering counters."""
+    answer = control.ask(options.run_dir, "status")
+    if as_json:
+        _print_json(answer)
+        return
+    console = Console()
+    engine = answer["engine"]
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("ipsec-gw", answer["version"])
+    facts.add_row("strongSwan", answer["strongswan"])
+    facts.add_row("engine", f"{engine['name']}  {engine['note']}  [yellow]{engine['absent']}[/]")
+    facts.add_row("in sync", "yes" if answer["inSync"] else "[yellow]no[/]")
+    facts.add_row("WAN", ", ".join(answer["wan"]) or "-")
+    console.print(facts)
+    _counters(console, "steering", ("SA", "to engine", "to kernel"), answer["steer"])
+    _counters(console, "egress guard", ("SA", "passed", "held back"), answer["guard"])
+    verdicts = Table("XDP verdict", "packets")
+    for reason, packets in answer["verdicts"].items():
+        if packets:
+            verdicts.add_row(reason, f"{packets:,}")
+    if verdicts.row_count:
+        console.print(verdicts)
+
+
+@show.command()
+@_json
+@click.pass_obj
+def history(options: Options, as_json: bool) -> None:
+    """The last passes: what was done, and what came of it."""
+    answer = control.ask(options.run_dir, "history")
+    if as_json:
+        _print_json(answer)
+        return
+    table = Table("pass", "operation", "outcome", "detail")
+    for number, record in enumerate(answer["passes"], 1):
+        for step in record["steps"]:
+            table.add_row(str(number), step["op"], step["outcome"], step["detail"])
+    Console().print(table)
+
+
+def _counters(console: Console, title: str, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
+    if rows:
+        table = Table(*columns, title=title, title_justify="left")
+        for row in rows:
+            table.add_row(*(f"{value:,}" if isinstance(value, int) else value for value in row.values()))
+        console.print(table)
+
+
+def _print_json(answer: Any) -> None:
+    click.echo(json.dumps(answer, indent=2))

@@ -1,0 +1,178 @@
+"""`ipsec-gw run`: the daemon in the foreground. Stopping it changes nothing in the data path."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from contextlib import AsyncExitStack
+from typing import Any
+
+import structlog
+
+from ipsec_gw import __version__
+from ipsec_gw.config.model import Config
+from ipsec_gw.errors import EngineError, IpsecGwError, XfrmError
+from ipsec_gw.gateway import Gateway, Paths, build, check_machine, remove_everything
+from ipsec_gw.ike.watcher import CharonWatcher
+from ipsec_gw.observe import control
+from ipsec_gw.observe.sdnotify import notify
+from ipsec_gw.observe.views import EngineView, GuardView, StatusView, SteerView, record_view, sa_view
+from ipsec_gw.reconcile.loop import reconcile_forever
+
+log = structlog.get_logger()
+
+_HEARTBEAT_SECONDS = 0.5
+"""Well below the age at which the egress guard stops holding newborn SPIs for us."""
+
+_PACER_SECONDS = 0.1
+_LOOK_SECONDS = 1.0
+
+
+class Daemon:
+    """One run of the daemon: its tasks, and its answers to `show` and `off`."""
+
+    def __init__(self, gateway: Gateway, charon: CharonWatcher) -> None:
+        self._gateway = gateway
+        self._charon = charon
+        self._stop = asyncio.Event()
+        self._off = False
+        self._passes = 0
+
+    async def run(self) -> bool:
+        """Run until a signal or `off`. True if everything is to be taken away."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_reader(self._gateway.senses.monitor.fileno(), self._gateway.senses.monitor.drain)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                running = [
+                    tasks.create_task(self._charon.watch()),
+                    tasks.create_task(
+                        reconcile_forever(
+                            self._gateway.reconciler, self._gateway.senses.dirty, after_pass=self._after_pass
+                        )
+                    ),
+                    tasks.create_task(self._heartbeat()),
+                    tasks.create_task(self._look_at_engine()),
+                    tasks.create_task(self._pace_rekeys()),
+                ]
+                await self._stop.wait()
+                for task in running:
+                    task.cancel()
+        finally:
+            loop.remove_reader(self._gateway.senses.monitor.fileno())
+        notify("STOPPING=1")
+        return self._off
+
+    async def answer(self, question: str) -> Any:
+        """Answer the control socket: ``sas``, ``status``, ``history`` or ``off``."""
+        match question:
+            case "sas":
+                return {"sas": self._sas()}
+            case "status":
+                return (await self._status()).to_json()
+            case "history":
+                return {"passes": [record_view(record) for record in self._gateway.reconciler.history]}
+            case "off":
+                self._off = True
+                self._stop.set()
+                return {}
+            case _:
+                raise IpsecGwError(f"the daemon does not know '{question}' - it is older than this command")
+
+    def _sas(self) -> list[dict[str, Any]]:
+        reconciler, link = self._gateway.reconciler, self._gateway.link
+        rows = [
+            sa_view(verdict, reconciler.snapshot.names, link.engine.name, link.counters())
+            for verdict in reconciler.decision.verdicts
+        ]
+        return [{slot: getattr(row, slot) for slot in row.__slots__} for row in rows]
+
+    async def _status(self) -> StatusView:
+        gateway = self._gateway
+        steering = gateway.plumbing.steering if gateway.plumbing else None
+        capabilities, offer = gateway.link.capabilities, gateway.link.offer
+        return StatusView(
+            version=__version__,
+            strongswan=self._charon.version,
+            engine=EngineView(str(offer.name), capabilities.note if capabilities else "", offer.absent),
+            inSync=gateway.reconciler.in_sync,
+            wan=tuple(link.name for link in gateway.plumbing.wan) if gateway.plumbing else (),
+            tunnels=len({v.sa.reqid for v in gateway.reconciler.decision.verdicts}),
+            steer=tuple(
+                SteerView(str(key), count.to_engine.packets, count.to_kernel.packets)
+                for key, count in (steering.steer_counters() if steering else {}).items()
+            ),
+            guard=tuple(
+                GuardView(str(key), count.passed, count.dropped)
+                for key, count in (steering.guard_counters() if steering else {}).items()
+            ),
+            verdicts={
+                str(reason): count.packets for reason, count in (steering.verdicts() if steering else {}).items()
+            },
+            netlinkOverruns=gateway.senses.monitor.overruns,
+        )
+
+    def _after_pass(self) -> None:
+        self._passes += 1
+        state = "in sync" if self._gateway.reconciler.in_sync else "converging"
+        carried = sum(1 for v in self._gateway.reconciler.decision.verdicts if not v.reason)
+        status = f"STATUS={state}: {carried} of {len(self._gateway.reconciler.decision.verdicts)} SAs accelerated"
+        notify(*(["READY=1", status] if self._passes == 1 else [status]))
+
+    async def _heartbeat(self) -> None:
+        while self._gateway.plumbing is not None:
+            self._gateway.plumbing.steering.heartbeat()
+            await asyncio.sleep(_HEARTBEAT_SECONDS)
+
+    async def _look_at_engine(self) -> None:
+        while True:
+            if not self._gateway.link.up:
+                with contextlib.suppress(EngineError):
+                    await self._gateway.link.open()
+                    self._gateway.reconciler.distrust()
+                    self._gateway.senses.dirty.set()
+            elif await self._gateway.link.look():
+                self._gateway.reconciler.engine_lost()
+                self._gateway.senses.dirty.set()
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _pace_rekeys(self) -> None:
+        while True:
+            key = self._gateway.reconciler.refusals.pacer.due(time.monotonic())
+            if key is not None:
+                try:
+                    self._gateway.senses.kernel.expire_soft(key)
+                    log.info("asked charon for a rekey", sa=str(key))
+                except XfrmError as error:
+                    log.warning("rekey not asked for", sa=str(key), reason=str(error))
+            await asyncio.sleep(_PACER_SECONDS)
+
+
+async def run(config: Config, paths: Paths) -> None:
+    """Run the gateway in this process until it is told to stop. Raises IpsecGwError if it cannot start."""
+    check_machine(paths)
+    if control.listening(paths.run_dir):
+        raise IpsecGwError(f"a daemon runs already on {paths.run_dir} - stop it first, or use another --run-dir")
+    charon = CharonWatcher(config.gateway.vici, seconds=config.gateway.vici_timeout)
+    async with AsyncExitStack() as stack:
+        await charon.connect()
+        stack.push_async_callback(charon.close)
+        gateway = await build(config, paths, charon, stack)
+        daemon = Daemon(gateway, charon)
+        paths.run_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
+        server = await control.serve(paths.run_dir, daemon.answer)
+        stack.callback(lambda: control.socket_path(paths.run_dir).unlink(missing_ok=True))
+        stack.callback(server.close)
+        log.info(
+            "running",
+            engine=str(gateway.link.engine.name),
+            wan=[link.name for link in gateway.plumbing.wan] if gateway.plumbing else [],
+        )
+        if await daemon.run():
+            await gateway.reconciler.withdraw()
+            await remove_everything(paths)
+            log.info("off: everything is the kernel's again")

@@ -1,0 +1,221 @@
+"""The composition of a gateway: which parts there are and how they are joined. The only place that builds them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+from pyroute2 import AsyncIPRoute
+from xdp_steer.gateway import Role, Steering
+
+from ipsec_gw.config.model import Config, EngineChoice
+from ipsec_gw.desired import Settings
+from ipsec_gw.engines.kernel import KernelEngine
+from ipsec_gw.engines.port import Engine, EngineContext, Link
+from ipsec_gw.errors import EnvironmentMissing
+from ipsec_gw.ike.observer import Observer
+from ipsec_gw.ike.watcher import CharonWatcher
+from ipsec_gw.ike.xfrm import XfrmMonitor, XfrmSocket
+from ipsec_gw.mirror.kernel import KernelView
+from ipsec_gw.model.ids import EngineName
+from ipsec_gw.model.objects import ManagedObject, ObjectKey
+from ipsec_gw.ownership.engine_link import EngineLink
+from ipsec_gw.ownership.guard import GuardDriver
+from ipsec_gw.ownership.lead import LeadDriver
+from ipsec_gw.ownership.refusals import Refusals
+from ipsec_gw.ownership.rekey import RekeyPacer
+from ipsec_gw.ownership.steer import SteerDriver
+from ipsec_gw.ownership.uplink import ENGINE_END, KERNEL_END, raise_uplink, remove_uplink
+from ipsec_gw.reconcile.delta import DeltaTracker
+from ipsec_gw.reconcile.execute import Drivers, Executor
+from ipsec_gw.reconcile.loop import Reconciler
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Where a gateway keeps its runtime files and its pins."""
+
+    run_dir: Path
+    pins: Path
+
+
+def check_machine(paths: Paths) -> None:
+    """Raise EnvironmentMissing, before anything is touched, if this process could not do its work."""
+    if os.geteuid() != 0:
+        raise EnvironmentMissing("not root - XDP, AF_XDP and XFRM need it: run with sudo or by systemd")
+    bpffs = paths.pins.parent
+    if not _is_bpffs(bpffs):
+        raise EnvironmentMissing(f"{bpffs} is not a bpffs - mount it: mount -t bpf bpf {bpffs}")
+
+
+def _is_bpffs(path: Path) -> bool:
+    mounts = Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()
+    points = [fields[1] for fields in map(str.split, mounts) if len(fields) > 2 and fields[2] == "bpf"]
+    return any(path == Path(point) or Path(point) in path.parents for point in points)
+
+
+@dataclass(frozen=True, slots=True)
+class Senses:
+    """What a gateway hears and sees: the kernel's XFRM, its notifications, and the joined snapshots."""
+
+    kernel: XfrmSocket
+    monitor: XfrmMonitor
+    observer: Observer
+    dirty: asyncio.Event
+
+
+@dataclass(frozen=True, slots=True)
+class Plumbing:
+    """What a gateway put into the packet path: XDP and TC, policy routing, and the interfaces concerned."""
+
+    steering: Steering
+    lead: LeadDriver
+    wan: tuple[Link, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """Everything of one running gateway; ``plumbing`` is None with the kernel engine, which only watches."""
+
+    senses: Senses
+    link: EngineLink
+    reconciler: Reconciler
+    plumbing: Plumbing | None
+
+
+async def find_wan(config: Config, view: KernelView, charon: CharonWatcher) -> tuple[Link, ...]:
+    """The interfaces that ESP comes and goes by, in this order: configured; holding the local addresses of charon's
+    connections; those of the default routes. Raises EnvironmentMissing if there is none.
+    """
+    if config.gateway.wan:
+        return tuple([(await view.interface(name)).link for name in config.gateway.wan])
+    addresses = {str(address): name for address, name in (await view.addresses()).items()}
+    names = [addresses[address] for address in await charon.local_addresses() if address in addresses]
+    names = [name for name in dict.fromkeys(names) if name != "lo"] or await view.default_interfaces()
+    if not names:
+        raise EnvironmentMissing(
+            "no WAN interface found: no connection has a local address of this machine and there is no default route"
+            " - name it: wan = [...] under [gateway], or --wan"
+        )
+    return tuple([(await view.interface(name)).link for name in dict.fromkeys(names)])
+
+
+async def build(config: Config, paths: Paths, charon: CharonWatcher, stack: AsyncExitStack) -> Gateway:
+    """Put a gateway together. What this call itself made is undone if it fails; what was in place before stays."""
+    route = await stack.enter_async_context(AsyncIPRoute())
+    senses = _senses(route, charon, stack)
+    choice = _choose(config.gateway.engine, paths)
+    if choice is EngineName.KERNEL:
+        nowhere = Link("none", "00:00:00:00:00:00", 0)
+        context = EngineContext(paths.run_dir, (), nowhere, nowhere, lambda _name: -1)
+        return await _join(config, senses, KernelEngine(context), None)
+    wan = await find_wan(config, KernelView(route), charon)
+    async with AsyncExitStack() as undo:
+        plumbing, context = await _plumb(paths, wan, route, undo)
+        undo.callback(plumbing.steering.close)
+        engine = _engine(choice, context)
+        undo.push_async_callback(engine.close)
+        gateway = await _join(config, senses, engine, plumbing)
+        undo.pop_all()
+    stack.callback(plumbing.steering.close)
+    stack.push_async_callback(engine.close)
+    return gateway
+
+
+def _senses(route: AsyncIPRoute, charon: CharonWatcher, stack: AsyncExitStack) -> Senses:
+    dirty = asyncio.Event()
+    charon.on_change(dirty.set)
+    kernel = stack.enter_context(XfrmSocket())
+    monitor = XfrmMonitor(dirty.set)
+    stack.callback(monitor.close)
+    return Senses(kernel, monitor, Observer(kernel, monitor, KernelView(route), charon), dirty)
+
+
+def _choose(choice: EngineChoice, paths: Paths) -> EngineName:
+    if choice is not EngineChoice.AUTO:
+        return EngineName(choice.value)
+    if (paths.run_dir / "vpp" / "api.sock").exists():
+        return EngineName.VPP
+    log.info("no VPP runs here: the kernel keeps all SAs", way_out="start one with `ipsec-gw vpp up`")
+    return EngineName.KERNEL
+
+
+def _engine(name: EngineName, context: EngineContext) -> Engine:
+    """Engines are imported when they are chosen: a gateway without VPP needs none of its packages."""
+    if name is EngineName.VPP:
+        from ipsec_gw.engines.vpp import VppEngine  # noqa: PLC0415
+
+        return VppEngine(context)
+    from ipsec_gw.engines.soft import SoftEngine  # noqa: PLC0415
+
+    return SoftEngine(context)
+
+
+async def _plumb(
+    paths: Paths, wan: tuple[Link, ...], route: AsyncIPRoute, undo: AsyncExitStack
+) -> tuple[Plumbing, EngineContext]:
+    """Veth pair, docks, guards and the fixed rules. An earlier life's are adopted, and then not undone on failure."""
+    fresh = not paths.pins.exists()
+    paths.run_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
+    if fresh:
+        undo.push_async_callback(remove_uplink, route)
+    up_kernel, up_engine = await raise_uplink(route)
+    if fresh:
+        undo.callback(Steering.remove_leftovers, paths.pins)
+    steering = await asyncio.to_thread(Steering.open, paths.pins)
+    for link in wan:
+        steering.dock(link.name, Role.WAN)
+    steering.dock(up_engine.name, Role.TO_ENGINE)
+    steering.set_engine(True)
+    index = (await KernelView(route).interface(up_kernel.name)).index
+    lead = LeadDriver(route, kernel_index=index, engine_name=up_engine.name, engine_mac=up_engine.mac)
+    if fresh:
+        undo.push_async_callback(lead.remove)
+    await lead.prepare()
+    return Plumbing(steering, lead, wan), EngineContext(paths.run_dir, wan, up_kernel, up_engine, steering.xsks_map)
+
+
+async def _join(config: Config, senses: Senses, engine: Engine, plumbing: Plumbing | None) -> Gateway:
+    """Open the engine and tie the parts together. Raises EngineUnavailable."""
+    link = EngineLink(engine)
+    await link.open()
+    tracker: DeltaTracker[ObjectKey, ManagedObject] = DeltaTracker()
+    drivers = Drivers(engine=link, guard=link, steer=link, lead=link)
+    readers: list[Callable[[], Awaitable[Mapping[ObjectKey, ManagedObject]]]] = []
+    pacer = RekeyPacer()
+    refusals = Refusals(pacer)
+    if plumbing is not None:
+        steer = SteerDriver(plumbing.steering)
+        guard = GuardDriver(plumbing.steering, senses.kernel, sent=link.sent, refuse=refusals.add)
+        drivers = Drivers(engine=link, guard=guard, steer=steer, lead=plumbing.lead)
+        readers = [link.retrieve, guard.retrieve, steer.retrieve, plumbing.lead.retrieve]
+
+    async def retrieve() -> Mapping[ObjectKey, ManagedObject]:
+        return {key: obj for read in readers for key, obj in (await read()).items()}
+
+    reconciler = Reconciler(
+        source=senses.observer,
+        link=link,
+        settings=Settings(frozenset(link.name for link in plumbing.wan) if plumbing else frozenset(), config.kept),
+        tracker=tracker,
+        executor=Executor(drivers, tracker),
+        retrieve=retrieve,
+        refusals=refusals,
+    )
+    return Gateway(senses, link, reconciler, plumbing)
+
+
+async def remove_everything(paths: Paths) -> None:
+    """Take rules, docks, guards, pins and the veth pair away, whoever left them. Needs no engine and no charon."""
+    async with AsyncIPRoute() as route:
+        for index in await route.link_lookup(ifname=KERNEL_END):
+            await LeadDriver(route, kernel_index=index, engine_name=ENGINE_END, engine_mac="").remove()
+        await asyncio.to_thread(Steering.remove_leftovers, paths.pins)
+        await remove_uplink(route)
