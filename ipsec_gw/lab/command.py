@@ -1,0 +1,114 @@
+"""`ipsec-gw lab`: real strongSwans, real packets, on this machine or in a virtual machine on it."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import click
+
+from ipsec_gw.lab.context import Options
+from ipsec_gw.lab.kernel import Environment, choose_environment
+from ipsec_gw.lab.progress import listener
+from ipsec_gw.lab.report import Report, summary, table, to_json
+from ipsec_gw.lab.runner import FAILED, INTERRUPTED, run
+from ipsec_gw.lab.scenarios import Scenario, find, scenarios
+from ipsec_gw.lab.strongswan import PROPOSALS
+
+ENGINES = ("auto", "vpp", "soft", "kernel")
+
+
+@click.group()
+def lab() -> None:
+    """Try ipsec-gw against real strongSwans, in namespaces of its own."""
+
+
+def resolve_engine(engine: str) -> str:
+    """`auto` is VPP where it is installed, else the reference engine: the one place where that is chosen for you."""
+    if engine != "auto":
+        return engine
+    return "vpp" if shutil.which("vpp", path="/usr/sbin:/usr/bin:/usr/local/bin") else "soft"
+
+
+@lab.command("list")
+def list_scenarios() -> None:
+    """Show the scenarios."""
+    for scenario in scenarios().values():
+        click.echo(f"{scenario.name}: {scenario.summary}")
+
+
+@lab.command("run")
+@click.argument("scenario")
+@click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True, help="Who does the ESP work.")
+@click.option("--proposal", type=click.Choice(PROPOSALS), default=PROPOSALS[0], show_default=True, help="ESP cipher.")
+@click.option("--environment", type=click.Choice(["auto", *Environment]), default="auto", help="Where to run.")
+@click.option("--baseline", is_flag=True, help="Leave ipsec-gw out: what strongSwan and the kernel do alone.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of a table.")
+@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write the JSON report to a file.")
+@click.option(
+    "--artifacts", type=click.Path(path_type=Path, file_okay=False), help="Keep logs and captures in this directory."
+)
+def run_scenario(
+    *,
+    scenario: str,
+    engine: str,
+    proposal: str,
+    environment: str,
+    baseline: bool,
+    as_json: bool,
+    report: Path | None,
+    artifacts: Path | None,
+) -> None:
+    """Run SCENARIO; exit code 0 only if every check held."""
+    found = find(scenario)
+    if artifacts is not None:
+        artifacts.mkdir(parents=True, exist_ok=True)
+        artifacts = artifacts.resolve()
+    options = Options("kernel" if baseline else resolve_engine(engine), proposal, artifacts, baseline)
+    outcome = asyncio.run(_run(found, options, environment))
+    if outcome is None:
+        click.echo("interrupted", err=True)
+        sys.exit(INTERRUPTED)
+    if report is not None:
+        report.write_text(to_json(outcome) + "\n")
+    _show(outcome, as_json)
+    sys.exit(0 if outcome.ok else FAILED)
+
+
+async def _run(scenario: Scenario, options: Options, environment: str) -> Report | None:
+    """The report, or None if a signal ended the run. The first signal starts the clearing up, others wait."""
+    task = asyncio.ensure_future(_run_to_end(scenario, options, environment))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, _cancel_once, task)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        return None
+
+
+def _cancel_once(task: asyncio.Task[Report]) -> None:
+    if not task.cancelling():
+        task.cancel()
+
+
+async def _run_to_end(scenario: Scenario, options: Options, environment: str) -> Report:
+    with listener() as told:
+        chosen = await choose_environment() if environment == "auto" else Environment(environment)
+        return await run(scenario, options, told, chosen)
+
+
+def _show(report: Report, as_json: bool) -> None:
+    if as_json:
+        click.echo(to_json(report))
+        return
+    from rich.console import Console  # noqa: PLC0415 - only people pay for it
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(table(report))
+    for note in report.notes:
+        console.print(f"- {note}", markup=False, highlight=False)
+    console.print(summary(report.checks))

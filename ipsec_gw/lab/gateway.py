@@ -1,0 +1,212 @@
+"""The gateway under test, known only by its command line, as its user knows it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ipsec_gw.errors import IpsecGwError
+from ipsec_gw.lab.process import CommandFailed, Daemon, run
+from ipsec_gw.lab.session import Session
+
+COMMAND_SECONDS = 120.0
+"""Starting VPP under emulation takes 12 s, compiling XDP programs 19 s; a loaded machine needs more."""
+
+POLL_SECONDS = 0.5
+DAEMON_STOP_SECONDS = 30.0
+
+Answer = TypeVar("Answer")
+
+
+class GatewayMisbehaved(IpsecGwError):
+    """The gateway under test did not do in time what it should; what it said last is in the text."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShownSa:
+    """An SA as `show sas --json` has it; ``spi`` in host order."""
+
+    direction: str
+    spi: int
+    source: str
+    destination: str
+    engine: str
+    state: str
+    reason: str
+    packets: int
+
+    @property
+    def key(self) -> str:
+        """As the status counters name it: destination/SPI."""
+        return f"{self.destination}/{self.spi:08x}"
+
+
+@dataclass(frozen=True, slots=True)
+class SteerCount:
+    """What XDP did with ESP of one inbound SA, in packets."""
+
+    to_engine: int
+    to_kernel: int
+
+
+@dataclass(frozen=True, slots=True)
+class GuardCount:
+    """What the TC egress guard did with the kernel's ESP of one outbound SA, in packets."""
+
+    passed: int
+    dropped: int
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """`show status --json`; counters by SA ("destination/spi")."""
+
+    engine: str
+    note: str
+    in_sync: bool
+    steer: dict[str, SteerCount]
+    guard: dict[str, GuardCount]
+
+
+def parse_sas(text: str) -> tuple[ShownSa, ...]:
+    """Read `show sas --json`. Raises GatewayMisbehaved for anything else."""
+    try:
+        listed: list[dict[str, Any]] = json.loads(text)["sas"]
+        return tuple(
+            ShownSa(
+                direction=sa["direction"],
+                spi=int(sa["spi"], 16),
+                source=sa["source"],
+                destination=sa["destination"],
+                engine=sa["engine"],
+                state=sa["state"],
+                reason=sa["reason"] or "",
+                packets=sa["packets"],
+            )
+            for sa in listed
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise GatewayMisbehaved(f"show sas --json cannot be read ({error!r}): {text[:200]}") from error
+
+
+def parse_status(text: str) -> Status:
+    """Read `show status --json`. Raises GatewayMisbehaved for anything else."""
+    try:
+        data: dict[str, Any] = json.loads(text)
+        return Status(
+            engine=data["engine"]["name"],
+            note=data["engine"]["note"],
+            in_sync=data["inSync"],
+            steer={row["sa"]: SteerCount(row["toEngine"], row["toKernel"]) for row in data.get("steer") or ()},
+            guard={row["sa"]: GuardCount(row["passed"], row["dropped"]) for row in data.get("guard") or ()},
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise GatewayMisbehaved(f"show status --json cannot be read ({error!r}): {text[:200]}") from error
+
+
+def command() -> list[str]:
+    """How to call ipsec-gw: the script beside this Python, or the same entry point without it."""
+    script = Path(sys.executable).with_name("ipsec-gw")
+    if script.exists():
+        return [sys.executable, str(script)]
+    return [sys.executable, "-c", "from ipsec_gw.cli.main import main; main()"]
+
+
+class GatewayUnderTest:
+    """`ipsec-gw run` in gateway A's namespace. Use :meth:`start`, and :meth:`off` whatever happened."""
+
+    def __init__(self, session: Session, namespace: str, vici: str, engine: str) -> None:
+        self.engine = engine
+        self._session, self._namespace, self._vici = session, namespace, vici
+        self._daemon: Daemon | None = None
+        self._vpp, self._off = False, False
+
+    async def _call(self, *arguments: str, check: bool = True) -> str:
+        done = await run(
+            [*command(), "--run-dir", str(self._session.gateway_dir), *arguments],
+            namespace=self._namespace,
+            timeout=COMMAND_SECONDS,
+            check=check,
+        )
+        return done.stdout
+
+    async def _pinned(self, *arguments: str, check: bool = True) -> str:
+        return await self._call("--pins", str(self._session.pins), *arguments, check=check)
+
+    async def start(self) -> None:
+        """Bring the engine and the daemon up and wait until it answers. Raises CommandFailed or GatewayMisbehaved."""
+        self._session.gateway_dir.mkdir(mode=0o700, exist_ok=True)
+        if self.engine == "vpp":
+            self._vpp = True
+            await self._pinned("vpp", "up")
+        self._daemon = await Daemon.start(
+            "ipsec-gw",
+            [
+                *(*command(), "--run-dir", str(self._session.gateway_dir), "--pins", str(self._session.pins)),
+                *("run", "--engine", self.engine, "--vici", self._vici),
+            ],
+            self._session.run_dir / "ipsec-gw.log",
+            namespace=self._namespace,
+        )
+        await self.status_when(lambda _: True, COMMAND_SECONDS, "an answer")
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Processes that the lab started for it."""
+        return (self._daemon.pid,) if self._daemon else ()
+
+    async def sas(self) -> tuple[ShownSa, ...]:
+        """`show sas`."""
+        return parse_sas(await self._call("show", "sas", "--json"))
+
+    async def status(self) -> Status:
+        """`show status`."""
+        return parse_status(await self._call("show", "status", "--json"))
+
+    async def sas_when(
+        self, holds: Callable[[tuple[ShownSa, ...]], bool], seconds: float, what: str
+    ) -> tuple[ShownSa, ...]:
+        """Ask `show sas` until a condition holds. Raises GatewayMisbehaved with the last answer after ``seconds``."""
+        return await self._when(self.sas, holds, seconds, what)
+
+    async def status_when(self, holds: Callable[[Status], bool], seconds: float, what: str) -> Status:
+        """Ask `show status` until a condition holds, as :meth:`sas_when` does."""
+        return await self._when(self.status, holds, seconds, what)
+
+    async def _when(
+        self, ask: Callable[[], Awaitable[Answer]], holds: Callable[[Answer], bool], seconds: float, what: str
+    ) -> Answer:
+        deadline = time.monotonic() + seconds
+        while True:
+            said: Answer | CommandFailed
+            if self._daemon is not None:
+                self._daemon.ensure_running()
+            try:
+                said = await ask()
+                if holds(said):
+                    return said
+            except CommandFailed as error:
+                said = error
+            if time.monotonic() > deadline:
+                log = self._daemon.tail() if self._daemon else ""
+                raise GatewayMisbehaved(f"waited {seconds:.0f} s for {what}, last answer: {said}; log: {log}")
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def off(self) -> None:
+        """Stop the daemon and give everything back, like an operator does. Done once; later calls do nothing."""
+        if self._off:
+            return
+        self._off = True
+        if self._daemon is not None:
+            await self._daemon.stop(DAEMON_STOP_SECONDS)
+        try:
+            await self._pinned("off")
+        finally:
+            if self._vpp:
+                await self._pinned("vpp", "down")

@@ -1,0 +1,163 @@
+"""The ESP keys of both gateways, read straight from their kernels, for the oracle.
+
+Deliberately not built on :mod:`ipsec_gw.ike`: an error there must not be able to hide itself. Layouts are those of
+``linux/xfrm.h`` (``xfrm_usersa_info``, ``xfrm_algo_aead``).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+from ipsec_gw.errors import XfrmError
+from ipsec_gw.lab.netns import inside
+from ipsec_gw.model.secret import Secret
+
+NETLINK_XFRM = 6
+SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, XFRMNLGRP_SA = 270, 1, 3
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+XFRM_MSG_NEWSA, XFRM_MSG_DELSA, XFRM_MSG_GETSA, XFRM_MSG_UPDSA = 0x10, 0x11, 0x12, 0x1A
+NLM_F_REQUEST, NLM_F_DUMP = 0x1, 0x300
+XFRMA_ALG_AEAD = 18
+
+HEADER = struct.Struct("=IHHII")
+USERSA_BYTES, DESTINATION, SPI, PROTOCOL, SOURCE, CURRENT, REQID, FAMILY = 224, 56, 72, 76, 80, 160, 208, 212
+"""Offsets into ``xfrm_usersa_info``: the selector takes 56 bytes, then id, saddr, lft, curlft, stats, seq."""
+
+RECEIVE_BYTES = 4 << 20
+SALT_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class KernelSa:
+    """An ESP SA as a kernel holds it. ``aead`` is the kernel's name, ``salt`` the last four bytes of its key."""
+
+    source: IPv4Address
+    destination: IPv4Address
+    spi: int
+    reqid: int
+    aead: str
+    key: Secret
+    salt: Secret
+    octets: int
+    packets: int
+
+
+def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Type and body of each netlink message in ``data``."""
+    offset = 0
+    while offset + HEADER.size <= len(data):
+        length, kind, *_ = HEADER.unpack_from(data, offset)
+        if length < HEADER.size:
+            return
+        yield kind, data[offset + HEADER.size : offset + length]
+        offset += (length + 3) & ~3
+
+
+def attributes(data: bytes) -> dict[int, bytes]:
+    """Netlink attributes by type."""
+    found: dict[int, bytes] = {}
+    offset = 0
+    while offset + 4 <= len(data):
+        length, kind = struct.unpack_from("=HH", data, offset)
+        if length < 4:
+            break
+        found[kind & 0x3FFF] = data[offset + 4 : offset + length]
+        offset += (length + 3) & ~3
+    return found
+
+
+def parse_sa(body: bytes) -> KernelSa | None:
+    """The SA of a NEWSA or UPDSA, or None if it is not an IPv4 ESP SA with an AEAD."""
+    if len(body) < USERSA_BYTES or body[PROTOCOL] != socket.IPPROTO_ESP:
+        return None
+    (family,) = struct.unpack_from("=H", body, FAMILY)
+    aead = attributes(body[USERSA_BYTES:]).get(XFRMA_ALG_AEAD)
+    if family != socket.AF_INET or aead is None:
+        return None
+    key_bits, _ = struct.unpack_from("=II", aead, 64)
+    key = aead[72 : 72 + key_bits // 8]
+    octets, packets = struct.unpack_from("=QQ", body, CURRENT)
+    return KernelSa(
+        source=IPv4Address(body[SOURCE : SOURCE + 4]),
+        destination=IPv4Address(body[DESTINATION : DESTINATION + 4]),
+        spi=struct.unpack_from(">I", body, SPI)[0],
+        reqid=struct.unpack_from("=I", body, REQID)[0],
+        aead=aead[:64].split(b"\0")[0].decode(),
+        key=Secret(key[:-SALT_BYTES]),
+        salt=Secret(key[-SALT_BYTES:]),
+        octets=octets,
+        packets=packets,
+    )
+
+
+def _open(namespace: str) -> socket.socket:
+    with inside(namespace):
+        opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_XFRM)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
+    opened.bind((0, 0))
+    return opened
+
+
+def dump(namespace: str) -> tuple[KernelSa, ...]:
+    """The ESP SAs that the kernel holds now. Raises XfrmError."""
+    with _open(namespace) as link:
+        link.settimeout(10.0)
+        link.send(HEADER.pack(HEADER.size, XFRM_MSG_GETSA, NLM_F_REQUEST | NLM_F_DUMP, 1, 0))
+        found: list[KernelSa] = []
+        while True:
+            for kind, body in messages(link.recv(1 << 18)):
+                if kind == NLMSG_DONE:
+                    return tuple(found)
+                if kind == NLMSG_ERROR:
+                    code = -struct.unpack_from("=i", body)[0]
+                    raise XfrmError(f"{namespace}: SA dump refused: {os.strerror(code)}", code)
+                sa = parse_sa(body)
+                if sa is not None:
+                    found.append(sa)
+
+
+class SaDiary:
+    """Every SA that the kernel of a namespace had since :meth:`open`: rekeys delete keys that a capture still needs."""
+
+    def __init__(self, namespace: str) -> None:
+        self._namespace = namespace
+        self._link = _open(namespace)
+        self._link.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, XFRMNLGRP_SA)
+        self._link.setblocking(False)
+        self._seen: dict[tuple[IPv4Address, int], KernelSa] = {}
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._link.close()
+
+    def drain(self) -> None:
+        """Take in what the kernel told since last time. Raises XfrmError if some of it was lost."""
+        while True:
+            try:
+                data = self._link.recv(1 << 18)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno == errno.ENOBUFS:
+                    raise XfrmError(
+                        f"{self._namespace}: SA messages lost - the run proves nothing", errno.ENOBUFS
+                    ) from error
+                raise
+            for kind, body in messages(data):
+                if kind in (XFRM_MSG_NEWSA, XFRM_MSG_UPDSA):
+                    self._note(parse_sa(body))
+
+    def _note(self, sa: KernelSa | None) -> None:
+        if sa is not None:
+            self._seen[sa.destination, sa.spi] = sa
+
+    def all(self) -> dict[tuple[IPv4Address, int], KernelSa]:
+        """By destination and SPI, everything seen so far."""
+        self.drain()
+        return dict(self._seen)

@@ -1,0 +1,114 @@
+"""Network namespaces: make a topology real, take it away, open sockets inside, switch offloads off."""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import ctypes
+import fcntl
+import os
+import socket
+import struct
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ipsec_gw.errors import EnvironmentMissing
+from ipsec_gw.lab.process import run
+from ipsec_gw.lab.topology import Batch, Topology, batches
+
+NETNS_DIR = Path("/run/netns")
+"""Where iproute2 keeps named namespaces."""
+
+CLONE_NEWNET = 0x40000000
+"""``linux/sched.h``."""
+
+SIOCETHTOOL = 0x8946
+"""``linux/sockios.h``."""
+
+ETHTOOL_STXCSUM, ETHTOOL_STSO, ETHTOOL_SGSO = 0x17, 0x1F, 0x24
+"""``linux/ethtool.h``: transmit checksum, TCP segmentation, generic segmentation."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _setns(fd: int) -> None:
+    if _libc.setns(fd, CLONE_NEWNET) != 0:
+        code = ctypes.get_errno()
+        raise EnvironmentMissing(f"cannot enter a network namespace: {os.strerror(code)} - run as root")
+
+
+@contextmanager
+def inside(namespace: str) -> Iterator[None]:
+    """The calling thread is in ``namespace`` meanwhile; sockets opened here stay there. Never await inside."""
+    with (NETNS_DIR / namespace).open() as there, Path("/proc/thread-self/ns/net").open() as here:
+        _setns(there.fileno())
+        try:
+            yield
+        finally:
+            _setns(here.fileno())
+
+
+def set_sysctl(namespace: str, name: str, value: str) -> None:
+    """Write a ``net.`` sysctl of a namespace, given with slashes: ``net/ipv4/ip_forward``."""
+    with inside(namespace):
+        Path(f"/proc/sys/{name}").write_text(value)
+
+
+def wire_checksums(namespace: str, interface: str) -> None:
+    """Complete packets leave ``interface``: transmit checksum and segmentation offloads off."""
+    with inside(namespace), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        for command in (ETHTOOL_STSO, ETHTOOL_SGSO, ETHTOOL_STXCSUM):
+            value = array.array("B", struct.pack("=II", command, 0))
+            address, _ = value.buffer_info()
+            fcntl.ioctl(control, SIOCETHTOOL, struct.pack("=16sQ8x", interface.encode(), address))
+
+
+async def _apply(batch: Batch) -> None:
+    where = ["-n", batch.namespace] if batch.namespace else []
+    await run(["ip", *where, "-batch", "-"], stdin="\n".join(batch.lines) + "\n")
+
+
+async def build(topology: Topology) -> None:
+    """Create the namespaces, wires, addresses and routes. What fails is left to :func:`remove`."""
+    await _apply(Batch(None, tuple(f"netns add {name}" for name in topology.namespaces)))
+    for name in topology.namespaces:
+        # IPv4 only so far: without this, router solicitations and MLD would mix into the captures.
+        set_sysctl(name, "net/ipv6/conf/all/disable_ipv6", "1")
+        set_sysctl(name, "net/ipv6/conf/default/disable_ipv6", "1")
+    wires, *rest = batches(topology)
+    await _apply(wires)
+    await asyncio.gather(*(_apply(batch) for batch in rest))
+    for role in topology.roles:
+        for port in topology.ports(role):
+            if port.wire_checksums:
+                wire_checksums(topology.namespace(role), port.name)
+    for role in topology.forwarding:
+        set_sysctl(topology.namespace(role), "net/ipv4/ip_forward", "1")
+
+
+def present(names: Iterable[str]) -> list[str]:
+    """Which of these namespaces exist."""
+    return [name for name in names if (NETNS_DIR / name).exists()]
+
+
+async def remove(names: Iterable[str]) -> None:
+    """Delete those of the namespaces that exist."""
+    lines = tuple(f"netns del {name}" for name in present(names))
+    if lines:
+        await _apply(Batch(None, lines))
+
+
+def processes(names: Iterable[str]) -> dict[int, str]:
+    """Processes that live in these namespaces: pid -> command line."""
+    inodes = {(NETNS_DIR / name).stat().st_ino for name in present(names)}
+    found: dict[int, str] = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            if (entry / "ns/net").stat().st_ino in inodes:
+                found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue  # it ended while we looked, or is not ours to see
+    return found

@@ -1,0 +1,102 @@
+"""An ESP receiver of our own: what the wire really carried, said by neither kernel nor engine.
+
+RFC 4303 (ESP), RFC 4106 (AES-GCM), RFC 7634 (ChaCha20-Poly1305), tunnel mode, 32-bit sequence numbers.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
+
+from ipsec_gw.errors import IpsecGwError
+from ipsec_gw.lab.kernel_sas import KernelSa
+
+IPPROTO_IPIP = 4
+IV_BYTES, ICV_BYTES, ESP_HEADER_BYTES = 8, 16, 8
+
+CIPHERS: dict[str, Callable[[bytes], AESGCM | ChaCha20Poly1305]] = {
+    "rfc4106(gcm(aes))": AESGCM,
+    "rfc7539esp(chacha20,poly1305)": ChaCha20Poly1305,
+}
+
+
+class NotGenuine(IpsecGwError):
+    """A packet that a correct peer would not have sent: bad tag, padding, or not a tunnel packet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A decrypted ESP packet: sequence number, IV and the inner IP packet."""
+
+    sequence: int
+    iv: bytes
+    inner: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EspPacket:
+    """ESP as the WAN saw it: outer addresses and the ESP payload."""
+
+    source: IPv4Address
+    destination: IPv4Address
+    payload: bytes
+
+    @property
+    def spi(self) -> int:
+        """Host order."""
+        return int.from_bytes(self.payload[:4], "big")
+
+    @property
+    def sequence(self) -> int:
+        """The 32 bits on the wire."""
+        return int.from_bytes(self.payload[4:8], "big")
+
+    @property
+    def iv(self) -> bytes:
+        """The explicit nonce."""
+        return self.payload[8:16]
+
+
+class Oracle:
+    """Opens packets with keys that the kernels gave. Ciphers are kept: a run opens thousands with a handful."""
+
+    def __init__(self) -> None:
+        self._ciphers: dict[tuple[str, int], AESGCM | ChaCha20Poly1305] = {}
+
+    def open(self, packet: EspPacket, sa: KernelSa) -> Opened:
+        """Decrypt and verify one packet of ``sa``. Raises NotGenuine naming the packet."""
+        name = f"ESP {packet.destination}/{packet.spi:08x} seq {packet.sequence}"
+        if len(packet.payload) < ESP_HEADER_BYTES + IV_BYTES + ICV_BYTES + 2:
+            raise NotGenuine(f"{name}: {len(packet.payload)} bytes are too short")
+        nonce = sa.salt.reveal() + packet.iv
+        try:
+            plain = self._cipher(sa).decrypt(nonce, packet.payload[16:], packet.payload[:ESP_HEADER_BYTES])
+        except InvalidTag:
+            raise NotGenuine(f"{name}: the tag does not verify") from None
+        return Opened(packet.sequence, packet.iv, strip_trailer(plain, name))
+
+    def _cipher(self, sa: KernelSa) -> AESGCM | ChaCha20Poly1305:
+        index = (str(sa.destination), sa.spi)
+        if index not in self._ciphers:
+            if sa.aead not in CIPHERS:
+                raise NotGenuine(f"{sa.destination}/{sa.spi:08x}: no oracle for {sa.aead}")
+            self._ciphers[index] = CIPHERS[sa.aead](sa.key.reveal())
+        return self._ciphers[index]
+
+
+def strip_trailer(plain: bytes, name: str) -> bytes:
+    """Check and remove RFC 4303 §2.4 padding and the next header. Raises NotGenuine."""
+    padding, following = plain[-2], plain[-1]
+    if following != IPPROTO_IPIP:
+        raise NotGenuine(f"{name}: next header {following} is not IPv4 in a tunnel")
+    if len(plain) < padding + 2 or plain[-2 - padding : -2] != bytes(range(1, padding + 1)):
+        raise NotGenuine(f"{name}: padding is not 1, 2, 3, ...")
+    inner = plain[: len(plain) - 2 - padding]
+    if len(inner) < 20 or inner[0] >> 4 != 4 or struct.unpack_from(">H", inner, 2)[0] != len(inner):
+        raise NotGenuine(f"{name}: the inner packet is not IPv4 of its own length")
+    return inner

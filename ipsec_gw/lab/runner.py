@@ -1,0 +1,127 @@
+"""Running a scenario here, or in the virtual machine, with nothing left behind either way."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import ipsec_gw
+from ipsec_gw.errors import IpsecGwError
+from ipsec_gw.lab import netns, session
+from ipsec_gw.lab.context import Lab, Options
+from ipsec_gw.lab.kernel import TOOLS, Environment, need_root, release
+from ipsec_gw.lab.process import need_tools
+from ipsec_gw.lab.progress import Listener, Note, parse
+from ipsec_gw.lab.report import Check, Report, Versions, from_json
+from ipsec_gw.lab.scenarios import Scenario
+
+VM_SECONDS = 480.0
+"""After this the virtual machine is taken for hung."""
+
+EXPECTED = (IpsecGwError, OSError, TimeoutError)
+"""What a step may fail with: it becomes a failed check. Anything else is a bug of the lab, and a traceback."""
+
+FAILED, INTERRUPTED = 1, 130
+"""Exit codes: a check failed; Ctrl-C or SIGTERM (128 + SIGINT)."""
+
+
+async def run_native(scenario: Scenario, options: Options, listener: Listener) -> Report:
+    """Run in this kernel. Raises EnvironmentMissing; what fails later becomes a failed check of the report."""
+    need_root()
+    need_tools(TOOLS)
+    for tag in await session.sweep():
+        listener.tell(Note(f"removed what the dead run {tag} had left"))
+    started = time.monotonic()
+    tag = session.new_tag()
+    topology = scenario.topology(tag)
+    mine = session.begin(tag, topology.namespaces)
+    lab = Lab(mine, topology, options, listener, AsyncExitStack())
+    try:
+        await _play(scenario, lab)
+        _check_leftovers(lab)
+    finally:
+        await session.end(mine)
+    return Report(
+        scenario=scenario.name,
+        environment=Environment.NATIVE,
+        engine=options.engine,
+        versions=Versions(release(), lab.strongswan, lab.vpp, platform.python_version(), ipsec_gw.__version__),
+        checks=tuple(lab.checks),
+        notes=tuple(lab.notes),
+        seconds=round(time.monotonic() - started, 1),
+    )
+
+
+async def _play(scenario: Scenario, lab: Lab) -> None:
+    try:
+        async with lab.stack:
+            lab.stack.push_async_callback(_take_down, lab)
+            try:
+                with lab.step("build the network"):
+                    await netns.build(lab.topology)
+                await scenario.run(lab)
+            except EXPECTED as error:
+                lab.check("the scenario runs to its end", False, "no error", f"{type(error).__name__}: {error}")
+    except EXPECTED as error:
+        lab.check("everything can be taken down", False, "no error", f"{type(error).__name__}: {error}")
+
+
+async def _take_down(lab: Lab) -> None:
+    """Last of the stack: by now every process in the namespaces must have ended by itself."""
+    with lab.step("remove the network"):
+        lab.save_logs()
+        survivors = await session.end_processes(lab.session)
+        lab.check("no process is left in the namespaces", not survivors, "none", ", ".join(survivors) or "none")
+        await netns.remove(lab.topology.namespaces)
+
+
+def _check_leftovers(lab: Lab) -> None:
+    left = session.leftovers(lab.session, lab.pids)
+    for name, found in (
+        ("no namespace is left", left.namespaces),
+        ("no process is left", left.processes),
+        ("no pin is left", left.pins),
+    ):
+        lab.check(name, not found, "none", ", ".join(found) or "none")
+
+
+async def run_vm(scenario: Scenario, options: Options, listener: Listener) -> Report:
+    """Run in the virtual machine. Raises EnvironmentMissing and GuestFailed."""
+    # The guest never comes here, so it need not import this.
+    from ipsec_gw.lab.vm import exchange_directory, run_in_vm  # noqa: PLC0415
+
+    need_root()
+    started = time.monotonic()
+    with exchange_directory() as name:
+        exchange = Path(name)
+        report, artifacts = exchange / "report.json", exchange / "artifacts"
+        argv = [sys.executable, "-m", "ipsec_gw.lab.guest", scenario.name, str(report)]
+        argv += [options.engine, options.proposal, str(artifacts) if options.artifacts else ""]
+        argv += ["baseline"] if options.baseline else []
+        artifacts.mkdir()
+        listener.tell(Note("this kernel has no ESP: starting the virtual machine"))
+        guest = await run_in_vm(argv, exchange, lambda line: listener.tell(parse(line)), timeout=VM_SECONDS)
+        if options.artifacts is not None:
+            for file in artifacts.iterdir():
+                (options.artifacts / file.name).write_bytes(file.read_bytes())
+        if not report.exists():
+            raise IpsecGwError(f"the guest's run ended with {guest.code} and no report - see its lines above")
+        found = from_json(report.read_text())
+    gone = session.start_time(guest.pid) is None
+    check = Check("no virtual machine is left", gone, "none", "none" if gone else f"process {guest.pid}")
+    return replace(
+        found,
+        environment=Environment.VM,
+        checks=(*found.checks, check),
+        seconds=round(time.monotonic() - started, 1),
+    )
+
+
+async def run(scenario: Scenario, options: Options, listener: Listener, environment: Environment) -> Report:
+    """Run where told."""
+    chosen = run_native if environment is Environment.NATIVE else run_vm
+    return await chosen(scenario, options, listener)

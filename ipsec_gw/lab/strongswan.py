@@ -1,0 +1,205 @@
+"""Two unmodified strongSwan daemons, each with its own configuration and vici socket."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+from ipsec_gw.lab.process import Daemon, run
+from ipsec_gw.lab.traffic import until
+
+PROPOSALS = ("aes128gcm16", "aes192gcm16", "aes256gcm16", "chacha20poly1305")
+"""ESP ciphers that a scenario can ask for, as swanctl names them."""
+
+CONNECTION, CHILD = "site", "net"
+
+START_SECONDS = 60.0
+"""Under emulation charon takes seconds to load its crypto libraries."""
+
+STRONGSWAN_CONF = """\
+charon-systemd {{
+  load = random nonce openssl hmac kdf gcm pem pkcs1 x509 pubkey curve25519 kernel-netlink socket-default vici updown
+  filelog {{
+    log {{
+      path = {log}
+      default = 1
+      flush_line = yes
+    }}
+  }}
+  plugins {{
+    vici {{
+      socket = {vici}
+    }}
+  }}
+}}
+"""
+
+SWANCTL_CONF = """\
+connections {{
+  {connection} {{
+    version = 2
+    local_addrs = {local}
+    remote_addrs = {remote}
+    proposals = aes128gcm16-prfsha256-x25519
+    local {{
+      auth = psk
+      id = {identity}
+    }}
+    remote {{
+      auth = psk
+      id = {peer}
+    }}
+    children {{
+      {child} {{
+        local_ts = {local_network}
+        remote_ts = {remote_network}
+        esp_proposals = {proposal}-x25519
+      }}
+    }}
+  }}
+}}
+secrets {{
+  ike-1 {{
+    secret = "lab only"
+  }}
+}}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One side of the tunnel, as its swanctl.conf says it."""
+
+    identity: str
+    peer: str
+    namespace: str
+    local: IPv4Address
+    remote: IPv4Address
+    local_network: IPv4Network
+    remote_network: IPv4Network
+    proposal: str
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Where a site keeps its things."""
+
+    directory: Path
+
+    @property
+    def vici(self) -> str:
+        """The vici socket as swanctl wants it."""
+        return f"unix://{self.directory / 'vici'}"
+
+    @property
+    def log(self) -> Path:
+        """Charon's own log."""
+        return self.directory / "charon.log"
+
+    def write(self, site: Site) -> None:
+        """Make the directory and both configuration files, readable by us alone."""
+        self.directory.mkdir(mode=0o700)
+        (self.directory / "strongswan.conf").write_text(STRONGSWAN_CONF.format(log=self.log, vici=self.vici))
+        (self.directory / "swanctl.conf").write_text(swanctl_conf(site))
+
+
+def swanctl_conf(site: Site) -> str:
+    """The site's swanctl.conf."""
+    return SWANCTL_CONF.format(
+        connection=CONNECTION,
+        child=CHILD,
+        local=site.local,
+        remote=site.remote,
+        identity=site.identity,
+        peer=site.peer,
+        local_network=site.local_network,
+        remote_network=site.remote_network,
+        proposal=site.proposal,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Established:
+    """What `swanctl --list-sas` says of the tunnel: states, cipher and the child's traffic counters."""
+
+    ike: bool
+    child: bool
+    cipher: str
+
+    def __str__(self) -> str:
+        ike = "IKE_SA established" if self.ike else "no IKE_SA"
+        return f"{ike}, {f'CHILD_SA installed with {self.cipher}' if self.child else 'no CHILD_SA'}"
+
+
+def parse_list_sas(text: str) -> Established:
+    """Read `swanctl --list-sas` (swanctl's ``list_sas.c`` writes it)."""
+    child = re.search(rf"^\s+{CHILD}: #\d+, .*\bINSTALLED\b.*\bESP:(\S+)$", text, re.MULTILINE)
+    ike = re.search(rf"^{CONNECTION}: #\d+, ESTABLISHED, IKEv2", text, re.MULTILINE)
+    return Established(ike is not None, child is not None, child.group(1) if child else "")
+
+
+class Swan:
+    """A running charon-systemd of one site, driven by swanctl as an operator would."""
+
+    def __init__(self, site: Site, files: Files, daemon: Daemon) -> None:
+        self.site = site
+        self.files = files
+        self.daemon = daemon
+
+    @classmethod
+    async def start(cls, site: Site, directory: Path, *, outlive: bool = False) -> Swan:
+        """Write the configuration and start charon; it answers once :meth:`load` returned."""
+        files = Files(directory)
+        files.write(site)
+        daemon = await Daemon.start(
+            f"charon of {site.identity}",
+            ["charon-systemd"],
+            directory / "stderr.log",
+            namespace=site.namespace,
+            env={"STRONGSWAN_CONF": str(directory / "strongswan.conf")},
+            outlive=outlive,
+        )
+        return cls(site, files, daemon)
+
+    async def load(self) -> None:
+        """Wait for the vici socket and load the configuration. Raises CommandFailed or TrafficError."""
+
+        def ready() -> bool:
+            self.daemon.ensure_running()
+            return (self.files.directory / "vici").exists()
+
+        await until(ready, START_SECONDS, f"vici socket of {self.site.identity}")
+        await self.swanctl("--load-all", "--file", str(self.files.directory / "swanctl.conf"))
+
+    async def swanctl(self, *arguments: str, timeout: float = 60.0) -> str:
+        """Run swanctl against this charon. Raises CommandFailed."""
+        env = {"STRONGSWAN_CONF": str(self.files.directory / "strongswan.conf")}
+        done = await run(["swanctl", *arguments, "--uri", self.files.vici], env=env, timeout=timeout)
+        return done.stdout
+
+    async def initiate(self) -> None:
+        """Bring the tunnel up."""
+        await self.swanctl("--initiate", "--child", CHILD, "--timeout", "45")
+
+    async def rekey(self) -> None:
+        """Ask for a new CHILD_SA; returns when charon has accepted the wish."""
+        await self.swanctl("--rekey", "--child", CHILD)
+
+    async def terminate(self) -> None:
+        """Take the tunnel down."""
+        await self.swanctl("--terminate", "--ike", CONNECTION, "--timeout", "30")
+
+    async def list_sas(self) -> Established:
+        """What it holds now."""
+        return parse_list_sas(await self.swanctl("--list-sas"))
+
+    async def version(self) -> str:
+        """Charon's version, asked of the daemon."""
+        found = re.search(r"strongSwan \S*?(\d+\.\d+\.\d+\S*)", await self.swanctl("--version", "--daemon"))
+        return found.group(1) if found else "unknown"
+
+    async def stop(self) -> None:
+        """End charon; it removes its SAs and policies."""
+        await self.daemon.stop()

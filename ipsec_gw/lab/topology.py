@@ -1,0 +1,188 @@
+"""The lab's network as one value: who is there, how they are wired, what addresses and routes they have.
+
+Everything here is pure. :mod:`ipsec_gw.lab.netns` makes it real with the commands that :func:`batches` renders.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+
+MTU = 1500
+"""Bytes, on every link: what an Ethernet WAN has."""
+
+MAX_INTERFACE_NAME = 15
+"""IFNAMSIZ - 1 (``linux/if.h``)."""
+
+
+class Role(StrEnum):
+    """The five machines of a site-to-site lab."""
+
+    CLIENT = "client"
+    GATEWAY_A = "gwa"
+    WAN = "wan"
+    GATEWAY_B = "gwb"
+    SERVER = "server"
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """One end of a wire: an interface of ``role``, with an address or (on the bridge) without.
+
+    ``wire_checksums`` switches transmit checksum and segmentation offload off, so that complete packets of wire size
+    leave this end: an AF_XDP socket or an engine at the other end sees what a real NIC would give it.
+    """
+
+    role: Role
+    name: str
+    address: IPv4Interface | None = None
+    wire_checksums: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """A veth pair."""
+
+    left: Port
+    right: Port
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A static IPv4 route of ``role``."""
+
+    role: Role
+    destination: IPv4Network
+    via: IPv4Address
+
+
+@dataclass(frozen=True, slots=True)
+class Bridge:
+    """The neutral middle of the WAN, where packets are captured. ``address`` is the provider's router."""
+
+    role: Role
+    name: str
+    address: IPv4Interface
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """A lab network. ``tag`` makes every namespace name unique to its run."""
+
+    tag: str
+    roles: tuple[Role, ...]
+    wires: tuple[Wire, ...]
+    bridge: Bridge
+    routes: tuple[Route, ...]
+    forwarding: tuple[Role, ...]
+
+    def namespace(self, role: Role) -> str:
+        """Name of the network namespace that plays ``role``."""
+        return f"{self.tag}-{role}"
+
+    @property
+    def namespaces(self) -> tuple[str, ...]:
+        """All namespace names."""
+        return tuple(self.namespace(role) for role in self.roles)
+
+    def ports(self, role: Role) -> tuple[Port, ...]:
+        """The interfaces of ``role``, in the order of the wires."""
+        return tuple(port for wire in self.wires for port in (wire.left, wire.right) if port.role is role)
+
+    def port(self, role: Role, name: str) -> Port:
+        """One interface. Raises KeyError if ``role`` has no such interface."""
+        for port in self.ports(role):
+            if port.name == name:
+                return port
+        raise KeyError(f"{role} has no interface {name}")
+
+    def address(self, role: Role, name: str) -> IPv4Address:
+        """The address of an interface. Raises KeyError if there is none."""
+        address = self.port(role, name).address
+        if address is None:
+            raise KeyError(f"{role} has no address on {name}")
+        return address.ip
+
+    def network(self, role: Role, name: str) -> IPv4Network:
+        """The connected network of an interface. Raises KeyError if it has no address."""
+        address = self.port(role, name).address
+        if address is None:
+            raise KeyError(f"{role} has no address on {name}")
+        return address.network
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Lines for ``ip -batch``, in a namespace or (None) in the caller's."""
+
+    namespace: str | None
+    lines: tuple[str, ...]
+
+
+LAN = "lan0"
+WAN = "wan0"
+HOST = "eth0"
+
+
+def site_to_site(tag: str) -> Topology:
+    """Client - gateway A - WAN - gateway B - server; each gateway's default route is the provider's router.
+
+    The router forwards nothing, as a provider drops private addresses: without a tunnel the sites cannot talk,
+    but what a gateway lets out in clear is seen on the WAN.
+    """
+    client, server = IPv4Interface("10.1.0.10/24"), IPv4Interface("10.2.0.10/24")
+    lan_a, lan_b = IPv4Interface("10.1.0.1/24"), IPv4Interface("10.2.0.1/24")
+    wan_a, wan_b = IPv4Interface("10.0.0.1/24"), IPv4Interface("10.0.0.2/24")
+    provider = IPv4Interface("10.0.0.254/24")
+    anywhere = IPv4Network("0.0.0.0/0")
+    return Topology(
+        tag=tag,
+        roles=tuple(Role),
+        wires=(
+            Wire(Port(Role.CLIENT, HOST, client), Port(Role.GATEWAY_A, LAN, lan_a, wire_checksums=False)),
+            Wire(Port(Role.GATEWAY_A, WAN, wan_a, wire_checksums=False), Port(Role.WAN, "to-a")),
+            Wire(Port(Role.WAN, "to-b"), Port(Role.GATEWAY_B, WAN, wan_b)),
+            Wire(Port(Role.GATEWAY_B, LAN, lan_b), Port(Role.SERVER, HOST, server)),
+        ),
+        bridge=Bridge(Role.WAN, "br0", provider),
+        routes=(
+            Route(Role.CLIENT, anywhere, lan_a.ip),
+            Route(Role.GATEWAY_A, anywhere, provider.ip),
+            Route(Role.GATEWAY_B, anywhere, provider.ip),
+            Route(Role.SERVER, anywhere, lan_b.ip),
+        ),
+        forwarding=(Role.GATEWAY_A, Role.GATEWAY_B),
+    )
+
+
+def batches(topology: Topology) -> tuple[Batch, ...]:
+    """What builds the wires and configures each namespace, in order; the namespaces themselves exist already."""
+    wires = tuple(
+        f"link add name {wire.left.name} netns {topology.namespace(wire.left.role)} mtu {MTU} type veth "
+        f"peer name {wire.right.name} netns {topology.namespace(wire.right.role)} mtu {MTU}"
+        for wire in topology.wires
+    )
+    return (
+        Batch(None, wires),
+        *(Batch(topology.namespace(role), _configure(topology, role)) for role in topology.roles),
+    )
+
+
+def _configure(topology: Topology, role: Role) -> tuple[str, ...]:
+    lines = ["link set dev lo up"]
+    bridge = topology.bridge if topology.bridge.role is role else None
+    if bridge:
+        # No spanning tree: its forwarding delay would eat the first fifteen seconds of every run.
+        lines.append(f"link add name {bridge.name} type bridge forward_delay 0 stp_state 0 mcast_snooping 0")
+        lines.append(f"addr add {bridge.address} dev {bridge.name}")
+    for port in topology.ports(role):
+        if port.address is not None:
+            lines.append(f"addr add {port.address} dev {port.name}")
+        elif bridge:
+            lines.append(f"link set dev {port.name} master {bridge.name}")
+        lines.append(f"link set dev {port.name} up")
+    if bridge:
+        lines.append(f"link set dev {bridge.name} up")
+    lines += [f"route add {r.destination} via {r.via}" for r in topology.routes if r.role is role]
+    return tuple(lines)

@@ -1,0 +1,166 @@
+"""A virtual machine that has what this kernel lacks: a distribution kernel over this machine's own files.
+
+Plain emulation suffices (about 5 s to boot); set ``IPSEC_GW_LAB_ACCEL=kvm`` where KVM works.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import compileall
+import os
+import re
+import shlex
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import ipsec_gw
+from ipsec_gw.errors import EnvironmentMissing, IpsecGwError
+from ipsec_gw.lab.initramfs import Share, image
+from ipsec_gw.lab.process import dies_with_parent, need_tools
+
+MEMORY, PROCESSORS = "4G", 2
+COMMAND_LINE = "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable cryptomgr.notests=1"
+NO_VERDICT = 125
+"""Exit code of a guest that never told one (as docker and podman use it)."""
+
+TOOLS = {"qemu-system-x86_64": "qemu-system-x86", "modprobe": "kmod"}
+
+
+class GuestFailed(IpsecGwError):
+    """The virtual machine did not come to an end of its own; the end of its console is in the text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A bootable kernel with its modules."""
+
+    release: str
+    file: Path
+
+
+def newest_kernel(boot: Path = Path("/boot"), modules: Path = Path("/lib/modules")) -> Kernel:
+    """The newest Debian kernel that has its modules. Raises EnvironmentMissing."""
+    found = [
+        Kernel(path.name.removeprefix("vmlinuz-"), path)
+        for path in boot.glob("vmlinuz-*-amd64")
+        if (modules / path.name.removeprefix("vmlinuz-")).is_dir()
+    ]
+    if not found:
+        raise EnvironmentMissing(f"no {boot}/vmlinuz-*-amd64 with modules - apt install linux-image-amd64")
+    return max(found, key=lambda kernel: [int(part) for part in re.findall(r"\d+", kernel.release)])
+
+
+def shares() -> tuple[Share, ...]:
+    """What the guest may cache: the system's programs, this Python's environment and this package's source."""
+    project = Path(ipsec_gw.__file__).resolve().parent.parent
+    wanted = [Path("/usr"), Path(sys.prefix).resolve(), project]
+    outermost = [
+        path for path in dict.fromkeys(wanted) if not any(other in path.parents for other in wanted if other != path)
+    ]
+    return tuple(Share(f"share{number}", path) for number, path in enumerate(outermost))
+
+
+def compile_packages() -> None:
+    """Have byte code ready: the guest mounts the packages read-only and compiles slowly."""
+    root = Path(ipsec_gw.__file__).resolve().parent.parent
+    for name in ("ipsec_gw", "xdp_steer", "vpp_conf"):
+        compileall.compile_dir(root / name, quiet=2)
+
+
+def qemu_command(kernel: Kernel, initrd: Path, shared: tuple[Share, ...], job: Path, console: Path) -> list[str]:
+    """The argument list: first serial port is the kernel's (into a file), the second one is the job's."""
+    virtfs = "security_model=none,multidevs=remap"
+    command = ["qemu-system-x86_64", "-M", "q35", *accelerator(), "-smp", str(PROCESSORS), "-m", MEMORY]
+    command += ["-display", "none", "-no-reboot", "-nodefaults", "-monitor", "none"]
+    command += ["-serial", f"file:{console}", "-serial", "stdio"]
+    command += ["-kernel", str(kernel.file), "-initrd", str(initrd), "-append", f"{COMMAND_LINE} lab_job={job}"]
+    command += ["-virtfs", f"local,path=/,mount_tag=root,{virtfs}"]
+    for share in shared:
+        command += ["-virtfs", f"local,path={share.path},mount_tag={share.tag},readonly=on,{virtfs}"]
+    return command
+
+
+def accelerator() -> list[str]:
+    """Emulation unless the environment asks for something else: a KVM device that exists may still not work."""
+    chosen = os.environ.get("IPSEC_GW_LAB_ACCEL", "tcg")
+    if chosen == "tcg":
+        return ["-accel", "tcg,thread=multi", "-cpu", "max"]
+    return ["-accel", chosen, "-cpu", "host"]
+
+
+def job_script(argv: list[str], status: Path, directory: Path) -> str:
+    """What the guest executes; ``. script`` of a POSIX shell."""
+    kept = {name: os.environ[name] for name in ("IPSEC_GW_LAB_ACCEL", "BCC_KERNEL_SOURCE") if name in os.environ}
+    exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in kept.items())
+    return (
+        f"{exports}export TERM=dumb PYTHONUNBUFFERED=1 IPSEC_GW_LAB_GUEST=1\n"
+        "ip link set lo up\n"
+        f"cd {shlex.quote(str(directory))}\n"
+        f"{shlex.join(argv)}\n"
+        f"echo $? >{shlex.quote(str(status))}\n"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """A virtual machine that ended: the exit code of its job and the process id it had."""
+
+    code: int
+    pid: int
+
+
+async def run_in_vm(argv: list[str], exchange: Path, told: Callable[[str], None], *, timeout: float) -> Guest:
+    """Run ``argv`` as root in the virtual machine.
+
+    ``exchange`` is a directory on this machine's disk that the job may write to. Each line the job writes goes to
+    ``told``, live. However this ends, the machine is gone then. Raises GuestFailed and EnvironmentMissing.
+    """
+    need_tools(TOOLS)
+    kernel, shared = newest_kernel(), shares()
+    initrd = await image(kernel.release, shared)
+    await asyncio.to_thread(compile_packages)
+    job, status, console = exchange / "job.sh", exchange / "status", exchange / "console"
+    job.write_text(job_script(argv, status, exchange))
+    process = await asyncio.create_subprocess_exec(
+        *qemu_command(kernel, initrd, shared, job, console),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        limit=1 << 22,
+        start_new_session=True,
+        preexec_fn=dies_with_parent(signal.SIGKILL),
+    )
+    try:
+        await asyncio.wait_for(_relay(process, told), timeout)
+    except TimeoutError:
+        raise GuestFailed(f"the virtual machine was not done after {timeout:.0f} s: {_tail(console)}") from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if not status.exists():
+        raise GuestFailed(f"the virtual machine ended without a result: {_tail(console)}")
+    return Guest(int(status.read_text().strip() or NO_VERDICT), process.pid)
+
+
+async def _relay(process: asyncio.subprocess.Process, told: Callable[[str], None]) -> None:
+    if process.stdout is None:
+        raise GuestFailed("qemu has no output pipe")
+    async for line in process.stdout:
+        text = line.decode(errors="replace").rstrip()
+        if text:
+            told(text)
+    await process.wait()
+
+
+def _tail(console: Path) -> str:
+    return console.read_text(errors="replace")[-600:].strip() if console.exists() else "no console output"
+
+
+def exchange_directory() -> tempfile.TemporaryDirectory[str]:
+    """A directory on disk (the guest's /run is its own) for reports and the job."""
+    return tempfile.TemporaryDirectory(prefix="ipsec-gw-lab-")

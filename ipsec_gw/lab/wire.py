@@ -1,0 +1,148 @@
+"""What the WAN really carried: captured ESP judged by the oracle, and looked through for clear packets. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from itertools import pairwise
+
+from ipsec_gw.lab.capture import IPPROTO_ESP, Frame, esp_of, header, without_hops
+from ipsec_gw.lab.kernel_sas import KernelSa
+from ipsec_gw.lab.oracle import EspPacket, NotGenuine, Oracle
+
+SaIndex = tuple[IPv4Address, int]
+"""Destination and SPI."""
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """The sequence numbers and IVs of one SA, in the order of the wire."""
+
+    name: str
+    packets: int
+    first: int
+    last: int
+    missing: int
+    repeated: int
+    backwards: int
+    repeated_ivs: int
+
+    @property
+    def unique(self) -> bool:
+        """No number and no nonce was used twice, and none is missing between the first and the last."""
+        return (self.missing, self.repeated, self.repeated_ivs) == (0, 0, 0)
+
+    @property
+    def increasing(self) -> bool:
+        """Each packet had a higher number than the one before."""
+        return self.backwards == 0 and self.repeated == 0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: {self.packets} packets {self.first}..{self.last}, {self.missing} missing, "
+            f"{self.repeated} repeated, {self.backwards} out of order, {self.repeated_ivs} IVs repeated"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Decrypted:
+    """A captured ESP packet and the IP packet inside."""
+
+    esp: EspPacket
+    inner: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What the oracle made of a capture: what opened, and what did not, in words."""
+
+    opened: tuple[Decrypted, ...]
+    unknown: tuple[str, ...]
+    forged: tuple[str, ...]
+
+
+def esp_packets(frames: Iterable[Frame]) -> list[EspPacket]:
+    """The ESP among the frames that came in."""
+    packets = (esp_of(frame) for frame in frames if not frame.outgoing)
+    return [packet for packet in packets if packet is not None]
+
+
+def numbers(packets: Sequence[EspPacket]) -> list[Numbers]:
+    """Sequence numbers by SA."""
+    by_sa: dict[SaIndex, list[EspPacket]] = {}
+    for packet in packets:
+        by_sa.setdefault((packet.destination, packet.spi), []).append(packet)
+    return [_numbers(f"{destination}/{spi:08x}", carried) for (destination, spi), carried in by_sa.items()]
+
+
+def _numbers(name: str, carried: Sequence[EspPacket]) -> Numbers:
+    used = [packet.sequence for packet in carried]
+    distinct = set(used)
+    return Numbers(
+        name=name,
+        packets=len(used),
+        first=min(used),
+        last=max(used),
+        missing=max(used) - min(used) + 1 - len(distinct),
+        repeated=len(used) - len(distinct),
+        backwards=sum(1 for before, after in pairwise(used) if after < before),
+        repeated_ivs=len(carried) - len({packet.iv for packet in carried}),
+    )
+
+
+def open_all(packets: Iterable[EspPacket], sas: Mapping[SaIndex, KernelSa]) -> Opening:
+    """Open every packet with the keys that the kernels gave."""
+    oracle = Oracle()
+    opened: list[Decrypted] = []
+    unknown: list[str] = []
+    forged: list[str] = []
+    for packet in packets:
+        sa = sas.get((packet.destination, packet.spi))
+        if sa is None:
+            unknown.append(f"{packet.destination}/{packet.spi:08x}")
+            continue
+        try:
+            opened.append(Decrypted(packet, oracle.open(packet, sa).inner))
+        except NotGenuine as error:
+            forged.append(str(error))
+    return Opening(tuple(opened), tuple(unknown), tuple(forged))
+
+
+def clear_packets(frames: Iterable[Frame], protected: Sequence[IPv4Network]) -> list[str]:
+    """IPv4 packets from or to the protected networks that are not inside ESP, in words."""
+    found = []
+    for frame in frames:
+        packet = frame.ipv4
+        if frame.outgoing or packet is None:
+            continue
+        parsed = header(packet)
+        if parsed.protocol == IPPROTO_ESP:
+            continue
+        if any(address in network for network in protected for address in (parsed.source, parsed.destination)):
+            found.append(f"{parsed.source} -> {parsed.destination} protocol {parsed.protocol}")
+    return found
+
+
+def ip_packets(frames: Iterable[Frame], *, outgoing: bool) -> Counter[bytes]:
+    """The IPv4 packets that left (or came in by) an interface, hop counts blanked."""
+    return Counter(
+        without_hops(packet) for frame in frames if frame.outgoing is outgoing and (packet := frame.ipv4) is not None
+    )
+
+
+def not_among(inner: Iterable[bytes], reference: Counter[bytes]) -> list[str]:
+    """Inner packets that the reference does not have (as often), in words."""
+    excess = Counter(without_hops(packet) for packet in inner)
+    excess.subtract(reference)
+    return [
+        f"{header(packet).source} -> {header(packet).destination} {len(packet)} bytes"
+        for packet, count in excess.items()
+        for _ in range(max(count, 0))
+    ]
+
+
+def count_by_sa(packets: Iterable[EspPacket]) -> Counter[str]:
+    """Packets by "destination/spi", as the gateway's counters name an SA."""
+    return Counter(f"{packet.destination}/{packet.spi:08x}" for packet in packets)
