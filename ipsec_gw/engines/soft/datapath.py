@@ -184,8 +184,8 @@ class Datapath:
                 if not waiting:
                     return
                 self._counter.add(DropReason.CLOSING, waiting)
-        except (IpsecGwError, OSError) as error:
-            _log.warning("closing failed", engine="soft", interface=source.interface, error=str(error))
+        except Exception as error:  # closing goes on: a socket left open would keep its queue
+            self._report("draining failed", error)
 
 
 def _place_of(error: Exception) -> str:

@@ -79,8 +79,8 @@ class EspTransform:
     __slots__ = ("_aead", "_esn", "_salt", "_spi")
 
     def __init__(self, spi: int, algorithm: EspAlgorithm, secret: Secret, salt: Secret, *, esn: bool) -> None:
+        self._spi = spi  # first: tracebacks ask even half-made objects for their repr
         _check_lengths(spi, algorithm, secret, salt)
-        self._spi = spi
         self._esn = esn
         try:
             # The one place where keys are revealed, and never in a local variable: tracebacks can show those.

@@ -1,0 +1,389 @@
+"""What becomes of one frame: decrypted, encrypted, or dropped for a reason."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+
+import pytest
+from scapy.layers.inet import ICMP, IP, UDP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.ipsec import ESP
+from scapy.layers.l2 import Dot1Q, Ether
+from soft_kit import (
+    GATEWAY_MAC,
+    LOCAL6,
+    PEER,
+    PEER6,
+    SELECTOR,
+    SELECTOR6,
+    UP_ENGINE,
+    UP_KERNEL,
+    WAN,
+    context,
+    next_hop,
+    oracle,
+    sa,
+    tunnel,
+    up_frame,
+    wan_frame,
+)
+
+from ipsec_gw.engines.port import Counters, Link
+from ipsec_gw.engines.soft.drops import Dropped, DropReason
+from ipsec_gw.engines.soft.esp import EspPayload, EspTransform
+from ipsec_gw.engines.soft.store import Store
+from ipsec_gw.model.algorithms import ALGORITHMS
+from ipsec_gw.model.ids import Direction, SaKey, TunnelId
+from ipsec_gw.model.objects import Selector
+
+FROM_PEER = IP(src="10.2.0.1", dst="10.1.0.1", ttl=1) / UDP(sport=5, dport=6) / b"hello"
+TO_PEER = IP(src="10.1.0.1", dst="10.2.0.1", ttl=1) / UDP(sport=5, dport=6) / b"hello"
+FROM_PEER6 = IPv6(src="fd02::1", dst="fd01::1", hlim=1) / UDP(sport=5, dport=6) / b"hello"
+TO_PEER6 = IPv6(src="fd01::1", dst="fd02::1", hlim=1) / UDP(sport=5, dport=6) / b"hello"
+V6_OUTER = {
+    Direction.IN: {"key": SaKey(LOCAL6, 0x1001), "source": PEER6},
+    Direction.OUT: {"key": SaKey(PEER6, 0x2001), "source": LOCAL6},
+}
+
+
+class Gateway:
+    """One tunnel in a store, and both of its SAs at hand."""
+
+    def __init__(self, wan: Link = WAN, *, outer6: bool = False, selectors=(SELECTOR, SELECTOR6), **of_sas) -> None:
+        changes = V6_OUTER if outer6 else {Direction.IN: {}, Direction.OUT: {}}
+        self.inbound = sa(Direction.IN, 0x1001, **of_sas, **changes[Direction.IN])
+        self.outbound = sa(Direction.OUT, 0x2001, **of_sas, **changes[Direction.OUT])
+        addresses = {"local": LOCAL6, "remote": PEER6, "key": TunnelId(1, PEER6)} if outer6 else {}
+        self.tunnel = tunnel([self.inbound], self.outbound, selectors=selectors, **addresses)
+        self.store = Store(context(wan), 3000)
+        for obj in (self.inbound, self.outbound, next_hop(key=self.tunnel.remote), self.tunnel):
+            self.store.create(obj)
+        self.peer = oracle(self.inbound)
+
+    def decapsulate(self, frame: bytes):
+        return self.store.forwarding.decapsulate(frame)
+
+    def encapsulate(self, frame: bytes):
+        return self.store.forwarding.encapsulate(frame)
+
+    def drops(self, frame: bytes) -> DropReason:
+        with pytest.raises(Dropped) as dropped:
+            self.decapsulate(frame)
+        return dropped.value.reason
+
+    def refuses(self, frame: bytes) -> DropReason:
+        with pytest.raises(Dropped) as dropped:
+            self.encapsulate(frame)
+        return dropped.value.reason
+
+    def sealed(self, data: bytes, next_header: int = 4, number: int = 1) -> bytes:
+        """An authentic frame with whatever inside."""
+        seal = EspTransform(0x1001, self.inbound.algorithm, self.inbound.secret, self.inbound.salt, esn=False).seal
+        packet = seal(number, bytes(8), EspPayload(next_header, data))
+        return wan_frame(IP(src="198.51.100.7", dst="192.0.2.1", proto=50) / packet)
+
+
+@pytest.mark.parametrize("outer6", [False, True])
+@pytest.mark.parametrize("inner", [FROM_PEER, FROM_PEER6], ids=["v4", "v6"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda algorithm: algorithm.name)
+@pytest.mark.parametrize("esn", [False, True])
+def test_esp_becomes_a_frame_for_the_kernel(outer6, inner, algorithm, esn):
+    gateway = Gateway(outer6=outer6, algorithm=algorithm, esn=esn)
+    emission = gateway.decapsulate(wan_frame(gateway.peer.encrypt(inner)))
+    assert emission.interface == UP_ENGINE.name
+    assert emission.frame == bytes(Ether(dst=UP_KERNEL.mac, src=UP_ENGINE.mac) / inner)  # TTL 1 included
+    assert gateway.store.counters[gateway.inbound.key] == Counters(1, len(inner))
+
+
+@pytest.mark.parametrize("outer6", [False, True])
+@pytest.mark.parametrize("inner", [TO_PEER, TO_PEER6], ids=["v4", "v6"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda algorithm: algorithm.name)
+@pytest.mark.parametrize("esn", [False, True])
+def test_plaintext_becomes_esp_for_the_peer(outer6, inner, algorithm, esn):
+    gateway = Gateway(outer6=outer6, algorithm=algorithm, esn=esn)
+    peer = oracle(gateway.outbound)
+    for number in (1, 2, 3):
+        emission = gateway.encapsulate(up_frame(inner))
+        frame = Ether(emission.frame)
+        assert (emission.interface, frame.dst, frame.src) == (WAN.name, GATEWAY_MAC, WAN.mac)
+        outer = frame.payload
+        assert (outer.src, outer.dst) == (str(gateway.outbound.source), str(gateway.outbound.key.destination))
+        assert (outer.hlim if outer6 else outer.ttl) == 64
+        assert (outer[ESP].spi, outer[ESP].seq) == (0x2001, number)
+        assert bytes(peer.decrypt(outer)) == bytes(inner)
+    assert gateway.store.counters[gateway.outbound.key] == Counters(3, 3 * len(inner))
+
+
+def test_a_tagged_esp_frame_is_decrypted():
+    gateway = Gateway()
+    frame = bytes(Ether(dst=WAN.mac) / Dot1Q(vlan=9) / gateway.peer.encrypt(FROM_PEER))
+    assert gateway.decapsulate(frame).frame[14:] == bytes(FROM_PEER)
+
+
+def test_ethernet_padding_is_not_encrypted():
+    gateway = Gateway()
+    outer = Ether(gateway.encapsulate(up_frame(TO_PEER) + b"padding of a short frame").frame).payload
+    assert bytes(oracle(gateway.outbound).decrypt(outer)) == bytes(TO_PEER)
+
+
+@pytest.mark.parametrize(
+    ("tos", "flags", "wanted"), [(0, 0, 0), (0xB8, "DF", "DF"), (0x02, 0, 0), (0xFF, "DF", "DF"), (0x01, 0, 0)]
+)
+def test_dscp_ecn_and_df_are_copied(tos, flags, wanted):
+    gateway = Gateway()
+    outer = Ether(gateway.encapsulate(up_frame(IP(src="10.1.0.1", dst="10.2.0.1", tos=tos, flags=flags))).frame)[IP]
+    assert (outer.tos, outer.flags) == (tos, wanted)
+
+
+def test_ipv6_inside_means_df_outside():
+    gateway = Gateway()
+    assert Ether(gateway.encapsulate(up_frame(TO_PEER6)).frame)[IP].flags == "DF"
+
+
+def test_outer_packets_without_df_have_their_own_identification():
+    gateway = Gateway()
+    ids = {Ether(gateway.encapsulate(up_frame(TO_PEER)).frame)[IP].id for _ in range(10)}
+    assert len(ids) == 10
+
+
+def test_ivs_differ_and_do_not_show_the_number():
+    gateway = Gateway()
+    ivs = [gateway.encapsulate(up_frame(TO_PEER)).frame[42:50] for _ in range(100)]
+    assert len(set(ivs)) == 100
+    assert ivs[0] != (1).to_bytes(8, "big")
+    masks = {int.from_bytes(iv, "big") ^ number for number, iv in enumerate(ivs, start=1)}
+    assert len(masks) == 1  # one mask per SA: a bijection of the number
+
+
+def test_a_congestion_mark_comes_in():
+    gateway = Gateway()
+    outer = gateway.peer.encrypt(IP(src="10.2.0.1", dst="10.1.0.1", tos=0x02) / b"data")
+    outer.tos = 0x03
+    del outer.chksum
+    inner = IP(gateway.decapsulate(wan_frame(outer)).frame[14:])
+    assert inner.tos == 0x03
+    outer = gateway.peer.encrypt(FROM_PEER)
+    outer.tos = 0x03
+    del outer.chksum
+    assert gateway.drops(wan_frame(outer)) is DropReason.CONGESTION
+
+
+def test_a_packet_is_received_once():
+    gateway = Gateway()
+    frame = wan_frame(gateway.peer.encrypt(FROM_PEER))
+    gateway.decapsulate(frame)
+    assert gateway.drops(frame) is DropReason.REPLAYED
+    gateway.decapsulate(wan_frame(gateway.peer.encrypt(FROM_PEER, seq_num=65)))
+    assert gateway.drops(frame) is DropReason.TOO_OLD
+    assert gateway.store.counters[gateway.inbound.key].packets == 2
+
+
+def test_a_forged_packet_does_not_move_the_window():
+    gateway = Gateway()
+    forged = bytearray(wan_frame(gateway.peer.encrypt(FROM_PEER, seq_num=4000)))
+    forged[-1] ^= 1
+    assert gateway.drops(bytes(forged)) is DropReason.AUTHENTICATION
+    gateway.decapsulate(wan_frame(gateway.peer.encrypt(FROM_PEER, seq_num=1)))
+
+
+def test_an_update_does_not_forget_the_window_nor_the_numbers():
+    gateway = Gateway()
+    frame = wan_frame(gateway.peer.encrypt(FROM_PEER))
+    gateway.decapsulate(frame)
+    gateway.encapsulate(up_frame(TO_PEER))
+    gateway.store.update(gateway.tunnel)
+    gateway.store.update(next_hop(mac="02:00:00:00:00:55"))
+    assert gateway.drops(frame) is DropReason.REPLAYED
+    after = Ether(gateway.encapsulate(up_frame(TO_PEER)).frame)
+    assert (after.dst, after[ESP].seq) == ("02:00:00:00:00:55", 2)
+
+
+@pytest.mark.parametrize(
+    ("inner", "reason"),
+    [
+        (IP(src="10.3.0.1", dst="10.1.0.1"), DropReason.SELECTOR),
+        (IP(src="10.2.0.1", dst="10.9.0.1"), DropReason.SELECTOR),
+        (IP(src="10.1.0.1", dst="10.2.0.1"), DropReason.SELECTOR),  # its own direction mirrored
+        (IPv6(src="fd02:1::1", dst="fd01::1"), DropReason.SELECTOR),
+        (IPv6(src="::10.2.0.1", dst="::10.1.0.1"), DropReason.SELECTOR),  # not the IPv4 of the same number
+    ],
+)
+def test_decrypted_packets_must_fit_the_selectors(inner, reason):
+    """Invariant 8."""
+    gateway = Gateway()
+    assert gateway.drops(wan_frame(gateway.peer.encrypt(inner))) is reason
+
+
+def test_the_selectors_of_another_tunnel_do_not_help():
+    gateway = Gateway()
+    other_in, other_out = sa(Direction.IN, 0x1009), sa(Direction.OUT, 0x2009)
+    network = Selector(SELECTOR.source, ip_network("10.3.0.0/16"))
+    for obj in (other_in, other_out, tunnel([other_in], other_out, key=TunnelId(2, PEER), selectors=(network,))):
+        gateway.store.create(obj)
+    inner = IP(src="10.3.0.1", dst="10.1.0.1")
+    gateway.decapsulate(wan_frame(oracle(other_in).encrypt(inner)))
+    assert gateway.drops(wan_frame(gateway.peer.encrypt(inner))) is DropReason.SELECTOR
+
+
+@pytest.mark.parametrize(
+    ("data", "next_header", "reason"),
+    [
+        (b"", 59, DropReason.DUMMY),
+        (bytes(64), 59, DropReason.DUMMY),
+        (bytes(FROM_PEER)[20:], 17, DropReason.NEXT_HEADER),
+        (bytes(FROM_PEER), 41, DropReason.INNER_MALFORMED),
+        (bytes(FROM_PEER6), 4, DropReason.INNER_MALFORMED),
+        (bytes(FROM_PEER)[:-1], 4, DropReason.INNER_MALFORMED),
+        (b"", 4, DropReason.INNER_MALFORMED),
+    ],
+)
+def test_authentic_but_not_for_us(data, next_header, reason):
+    gateway = Gateway()
+    assert gateway.drops(gateway.sealed(data, next_header)) is reason
+    assert gateway.store.counters[gateway.inbound.key].packets == 0
+    assert gateway.drops(gateway.sealed(data, next_header)) is DropReason.REPLAYED  # authentic: the number is used
+
+
+def test_tfc_padding_is_cut_off():
+    gateway = Gateway()
+    assert gateway.decapsulate(gateway.sealed(bytes(FROM_PEER) + bytes(100))).frame[14:] == bytes(FROM_PEER)
+    assert gateway.store.counters[gateway.inbound.key].octets == len(FROM_PEER)
+
+
+@pytest.mark.parametrize(
+    ("packet", "reason"),
+    [
+        (IP(dst="192.0.2.1") / ICMP(), DropReason.NOT_ESP),
+        (IP(dst="192.0.2.1") / UDP(dport=4500) / bytes(60), DropReason.NOT_ESP),
+        (IP(dst="192.0.2.1", proto=50) / bytes(33), DropReason.UNKNOWN_SA),
+        (IP(dst="192.0.2.1", proto=50), DropReason.UNKNOWN_SA),
+        (IP(dst="192.0.2.1") / ESP(spi=0x1002, seq=1, data=bytes(60)), DropReason.UNKNOWN_SA),
+        (IP(dst="192.0.2.2") / ESP(spi=0x1001, seq=1, data=bytes(60)), DropReason.UNKNOWN_SA),
+        (IPv6(dst="2001:db8::1") / ESP(spi=0x1001, seq=1, data=bytes(60)), DropReason.UNKNOWN_SA),
+        (IP(dst="192.0.2.1") / ESP(spi=0x1001, seq=1, data=bytes(25)), DropReason.MALFORMED),
+        (IP(dst="192.0.2.1") / ESP(spi=0x1001, seq=1, data=bytes(60)), DropReason.AUTHENTICATION),
+        (IP(dst="192.0.2.1", flags="MF") / ESP(spi=0x1001, seq=1, data=bytes(60)), DropReason.FRAGMENT),
+        (IP(dst="192.0.2.1", frag=9) / ESP(spi=0x1001, seq=1, data=bytes(60)), DropReason.FRAGMENT),
+    ],
+)
+def test_what_the_wan_may_bring(packet, reason):
+    assert Gateway().drops(wan_frame(packet)) is reason
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        IP(src="10.1.0.1", dst="10.3.0.1"),
+        IP(src="10.9.0.1", dst="10.2.0.1"),
+        IP(src="10.2.0.1", dst="10.1.0.1"),
+        IPv6(src="fd01::1", dst="fd03::1"),
+    ],
+)
+def test_plaintext_that_no_tunnel_covers(inner):
+    assert Gateway().refuses(up_frame(inner)) is DropReason.NO_TUNNEL
+
+
+def test_the_narrowest_selector_wins_whatever_the_order():
+    gateway = Gateway(selectors=(Selector(ip_network("0.0.0.0/0"), ip_network("0.0.0.0/0")),))
+    spis = {"10.2.0.0/16": 0x2101, "10.2.3.0/24": 0x2102}
+    for reqid, (network, spi) in enumerate(spis.items(), start=2):
+        one_in, one_out = sa(Direction.IN, spi), sa(Direction.OUT, spi)
+        selector = Selector(ip_network("10.0.0.0/8"), ip_network(network))
+        for obj in (one_in, one_out, tunnel([one_in], one_out, key=TunnelId(reqid, PEER), selectors=(selector,))):
+            gateway.store.create(obj)
+    one_in, one_out = sa(Direction.IN, 0x2103), sa(Direction.OUT, 0x2103)
+    narrow_source = Selector(ip_network("10.1.1.0/24"), ip_network("10.2.3.0/24"))
+    for obj in (one_in, one_out, tunnel([one_in], one_out, key=TunnelId(9, PEER), selectors=(narrow_source,))):
+        gateway.store.create(obj)
+
+    def spi_to(source: str, destination: str) -> int:
+        return Ether(gateway.encapsulate(up_frame(IP(src=source, dst=destination))).frame)[ESP].spi
+
+    assert spi_to("10.1.0.1", "203.0.113.1") == 0x2001
+    assert spi_to("10.1.0.1", "10.2.0.1") == 0x2101
+    assert spi_to("10.1.0.1", "10.2.3.1") == 0x2102
+    assert spi_to("10.1.1.1", "10.2.3.1") == 0x2103
+
+
+@pytest.mark.parametrize(("outer6", "overhead"), [(False, 20 + 8 + 8 + 16), (True, 40 + 8 + 8 + 16)])
+def test_what_exceeds_the_mtu_uses_up_no_number(outer6, overhead):
+    gateway = Gateway(replace(WAN, mtu=1400), outer6=outer6)
+    fits = (1400 - overhead) // 4 * 4 - 2  # two bytes of trailer, no padding
+
+    def inner(length: int) -> bytes:
+        return up_frame(IP(src="10.1.0.1", dst="10.2.0.1") / bytes(length - 20))
+
+    assert gateway.refuses(inner(fits + 1)) is DropReason.TOO_BIG
+    emission = gateway.encapsulate(inner(fits))
+    assert len(emission.frame) == 14 + 1400
+    assert Ether(emission.frame)[ESP].seq == 1
+
+
+def test_a_decrypted_packet_that_exceeds_the_veth_is_dropped():
+    gateway = Gateway()
+    inner = IP(src="10.2.0.1", dst="10.1.0.1") / bytes(UP_ENGINE.mtu - 19)
+    assert gateway.drops(wan_frame(gateway.peer.encrypt(inner))) is DropReason.TOO_BIG
+
+
+@pytest.mark.parametrize(("esn", "last"), [(False, (1 << 32) - 1), (True, (1 << 64) - 1)])
+def test_sequence_numbers_do_not_wrap(esn, last):
+    gateway = Gateway(esn=esn)
+    living = gateway.store.forwarding.outbound[0].sa
+    living._sequence = last - 1  # the numbers in between cannot be sent in a test's time
+    assert Ether(gateway.encapsulate(up_frame(TO_PEER)).frame)[ESP].seq == 0xFFFFFFFF
+    assert gateway.refuses(up_frame(TO_PEER)) is DropReason.SEQUENCE_EXHAUSTED
+    assert gateway.refuses(up_frame(TO_PEER)) is DropReason.SEQUENCE_EXHAUSTED
+    assert gateway.store.counters[gateway.outbound.key].packets == 1
+
+
+def test_extended_numbers_cross_32_bits():
+    gateway = Gateway(esn=True)
+    gateway.store.forwarding.outbound[0].sa._sequence = 0xFFFFFFFF
+    outer = Ether(gateway.encapsulate(up_frame(TO_PEER)).frame)[IP]
+    assert outer[ESP].seq == 0
+    assert bytes(oracle(gateway.outbound).decrypt(outer, esn=1)) == bytes(TO_PEER)
+
+
+def test_a_rekey_in_three_steps_loses_nothing():
+    """New inbound beside the old one, outbound switched, old inbound gone (ipsec.rst, RFC 7296 §2.8)."""
+    gateway = Gateway()
+    new_in, new_out = sa(Direction.IN, 0x1002), sa(Direction.OUT, 0x2002)
+    for obj in (new_in, new_out):
+        gateway.store.create(obj)
+    new_peer = oracle(new_in)
+    assert gateway.drops(wan_frame(new_peer.encrypt(FROM_PEER))) is DropReason.UNKNOWN_SA  # not yet in a tunnel
+
+    gateway.store.update(replace(gateway.tunnel, inbound=(gateway.inbound.key, new_in.key)))
+    for peer in (gateway.peer, new_peer):
+        gateway.decapsulate(wan_frame(peer.encrypt(FROM_PEER)))
+    assert Ether(gateway.encapsulate(up_frame(TO_PEER)).frame)[ESP].spi == 0x2001
+
+    gateway.store.update(tunnel([gateway.inbound, new_in], new_out))
+    assert Ether(gateway.encapsulate(up_frame(TO_PEER)).frame)[ESP].spi == 0x2002
+    gateway.store.delete(gateway.outbound.key)
+
+    gateway.store.update(tunnel([new_in], new_out))
+    gateway.store.delete(gateway.inbound.key)
+    assert gateway.drops(wan_frame(gateway.peer.encrypt(FROM_PEER))) is DropReason.UNKNOWN_SA
+    gateway.decapsulate(wan_frame(new_peer.encrypt(FROM_PEER)))
+
+
+def test_a_forwarding_state_in_use_is_not_touched_by_changes():
+    gateway = Gateway()
+    before = gateway.store.forwarding
+    gateway.store.delete(gateway.tunnel.key)
+    assert gateway.refuses(up_frame(TO_PEER)) is DropReason.NO_TUNNEL
+    assert before.encapsulate(up_frame(TO_PEER)).interface == WAN.name
+
+
+def test_duplicate_spis_with_different_destinations():
+    gateway = Gateway()
+    here = ip_address("192.0.2.8")
+    twin = sa(Direction.IN, 0x1001, key=SaKey(here, 0x1001))
+    out = sa(Direction.OUT, 0x2008)
+    for obj in (twin, out, tunnel([twin], out, key=TunnelId(8, PEER), local=here)):
+        gateway.store.create(obj)
+    for peer in (gateway.peer, oracle(twin)):
+        assert gateway.decapsulate(wan_frame(peer.encrypt(FROM_PEER))).frame[14:] == bytes(FROM_PEER)
+    assert gateway.store.counters[twin.key].packets == gateway.store.counters[gateway.inbound.key].packets == 1
