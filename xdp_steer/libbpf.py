@@ -10,7 +10,7 @@ import ctypes
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from ipsec_gw.errors import EnvironmentMissing
 
@@ -32,7 +32,7 @@ XDP_DRIVER_MODE = 1 << 2
 _NAME_BYTES = 16  # BPF_OBJ_NAME_LEN
 _LOG_BYTES = 1 << 16
 
-CValue = TypeVar("CValue", bound="ctypes.Structure | ctypes.Array[ctypes.c_uint64] | ctypes._SimpleCData[int]")
+CValue = TypeVar("CValue", bound="ctypes.Structure | ctypes.Array[Any] | ctypes._SimpleCData[int]")
 
 
 class _CData(Protocol):

@@ -1,0 +1,342 @@
+"""Docks, steering and the guard live on a veth, and what stays of them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+from conftest import MARKER, Wire, await_frames, esp, ip
+
+from ipsec_gw.errors import EnvironmentMissing, SteeringError
+from ipsec_gw.model.ids import SaKey
+from xdp_steer import dock, guard, libbpf, pipeline
+from xdp_steer.gateway import DockCount, GuardCount, Reason, Role, Steering
+from xdp_steer.xsk import XskSocket
+
+pytestmark = pytest.mark.root
+
+LOCAL = IPv4Address("192.0.2.1")
+KNOWN = SaKey(LOCAL, 0x11111111)
+HOUR_MS = 3_600_000
+
+
+def qdiscs(interface: str) -> str:
+    return subprocess.run(["tc", "qdisc", "show", "dev", interface], check=True, capture_output=True, text=True).stdout
+
+
+def ifindex(interface: str) -> int:
+    return dock.ifindex_of(interface)
+
+
+def steer_known(steering: Steering, wire: Wire) -> XskSocket:
+    steering.dock(wire.near, Role.WAN)
+    steering.set_engine(True)
+    steering.steer(KNOWN)
+    xsk = XskSocket(wire.near, frames=64)
+    xsk.enter(steering.xsks_map(wire.near))
+    return xsk
+
+
+def test_steered_esp_reaches_the_socket_and_the_rest_the_kernel(steering: Steering, wire: Wire) -> None:
+    xsk = steer_known(steering, wire)
+    other = esp(0x22222222)
+    wire.inject(esp(KNOWN.spi))
+    wire.inject(other)
+    wire.inject(MARKER)
+    assert await_frames(xsk, 1) == [bytes(esp(KNOWN.spi))]
+    assert wire.kernel_got(MARKER) == [bytes(other)]
+    count = steering.steer_counters()[KNOWN]
+    assert (count.engine_packets, count.kernel_packets) == (1, 0)
+    assert count.engine_octets == len(esp(KNOWN.spi))
+    assert steering.dock_counts(wire.near) == DockCount(1, 0)
+    xsk.close()
+
+
+def test_a_closed_socket_gives_the_next_packet_to_the_kernel(steering: Steering, wire: Wire) -> None:
+    xsk = steer_known(steering, wire)
+    wire.inject(esp(KNOWN.spi, seq=1))
+    assert len(await_frames(xsk, 1)) == 1
+    xsk.close()
+    wire.inject(esp(KNOWN.spi, seq=2))
+    wire.inject(MARKER)
+    assert wire.kernel_got(MARKER) == [bytes(esp(KNOWN.spi, seq=2))]
+    assert steering.dock_counts(wire.near) == DockCount(1, 1)
+
+
+def test_the_engine_flag_turns_everything_off(steering: Steering, wire: Wire) -> None:
+    xsk = steer_known(steering, wire)
+    steering.set_engine(False)
+    wire.inject(esp(KNOWN.spi))
+    wire.inject(MARKER)
+    assert wire.kernel_got(MARKER) == [bytes(esp(KNOWN.spi))]
+    assert xsk.receive() == []
+    assert steering.steer_counters()[KNOWN].kernel_packets == 1
+    xsk.close()
+
+
+def test_unsteered_goes_to_the_kernel(steering: Steering, wire: Wire) -> None:
+    xsk = steer_known(steering, wire)
+    steering.unsteer(KNOWN)
+    assert steering.steered() == frozenset()
+    wire.inject(esp(KNOWN.spi))
+    wire.inject(MARKER)
+    assert wire.kernel_got(MARKER) == [bytes(esp(KNOWN.spi))]
+    xsk.close()
+
+
+def test_to_engine_takes_every_packet(steering: Steering, wire: Wire) -> None:
+    steering.dock(wire.near, Role.TO_ENGINE)
+    xsk = XskSocket(wire.near, frames=64)
+    xsk.enter(steering.xsks_map(wire.near))
+    wire.inject(MARKER)
+    assert await_frames(xsk, 1) == [bytes(MARKER)]
+    assert not guard.attached(ifindex(wire.near))
+    xsk.close()
+
+
+def test_two_docks_each_have_their_own_way_out(steering: Steering, wire: Wire) -> None:
+    ip("link add wan8 type veth peer name far8")
+    ip("link set wan8 up")
+    ip("link set far8 up")
+    second = Wire("wan8", "far8")
+    first_xsk = steer_known(steering, wire)
+    second_xsk = steer_known(steering, second)
+    second.inject(esp(KNOWN.spi, seq=8))
+    wire.inject(esp(KNOWN.spi, seq=9))
+    assert await_frames(second_xsk, 1) == [bytes(esp(KNOWN.spi, seq=8))]
+    assert await_frames(first_xsk, 1) == [bytes(esp(KNOWN.spi, seq=9))]
+    for closing in (first_xsk, second_xsk, second):
+        closing.close()
+
+
+def test_an_engine_sends_past_the_guard(steering: Steering, wire: Wire) -> None:
+    xsk = steer_known(steering, wire)
+    steering.claim(KNOWN)
+    assert xsk.send([bytes(esp(KNOWN.spi)), bytes(MARKER)]) == 2
+    assert wire.peer_got(MARKER) == [bytes(esp(KNOWN.spi))]
+    assert steering.guard_counters() == {}
+    xsk.close()
+
+
+def test_opening_again_adopts_without_gap_and_without_compiling(
+    steering: Steering, wire: Wire, pins: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    xsk = steer_known(steering, wire)
+    program = libbpf.xdp_program(ifindex(wire.near))
+    steering.claim(KNOWN)
+    steering.close()
+    wire.inject(esp(KNOWN.spi, seq=1))  # nobody is there
+    assert len(await_frames(xsk, 1)) == 1
+
+    def never(*_: object) -> None:
+        raise AssertionError("compiled again")
+
+    monkeypatch.setattr(pipeline, "_compile", never)
+    again = Steering.open(pins, hold_ms=0)
+    again.dock(wire.near, Role.WAN)
+    assert again.docked() == {wire.near}
+    assert again.steered() == again.claimed() == {KNOWN}
+    assert libbpf.xdp_program(ifindex(wire.near)) == program
+    wire.inject(esp(KNOWN.spi, seq=2))
+    assert len(await_frames(xsk, 1)) == 1
+    assert again.steer_counters()[KNOWN].engine_packets == 2
+    again.undock(wire.near)
+    again.close()
+    xsk.close()
+
+
+def test_another_dock_object_replaces_the_program_and_keeps_the_sockets(
+    steering: Steering, wire: Wire, pins: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    xsk = steer_known(steering, wire)
+    before = libbpf.xdp_program(ifindex(wire.near))
+    wire.inject(esp(KNOWN.spi))
+    assert len(await_frames(xsk, 1)) == 1
+    monkeypatch.setattr(dock, "object_digest", lambda: "another")
+    steering.dock(wire.near, Role.WAN)
+    assert libbpf.xdp_program(ifindex(wire.near)) != before
+    wire.inject(esp(KNOWN.spi))
+    assert len(await_frames(xsk, 1)) == 1
+    assert steering.dock_counts(wire.near) == DockCount(2, 0)
+    xsk.close()
+
+
+def test_dock_and_pipeline_programs_share_an_array(steering: Steering, wire: Wire) -> None:
+    """Both have expected_attach_type 0: kernel 6.18 refuses to mix types in one program array."""
+    steering.dock(wire.near, Role.WAN)
+    steering.dock(wire.near, Role.TO_ENGINE)
+    steering.dock(wire.near, Role.WAN)
+    assert dock.role_of(dock.directory_of(steering._pins, wire.near)) is Role.WAN
+
+
+def test_a_foreign_program_is_refused_by_name(steering: Steering, wire: Wire, pins: Path) -> None:
+    foreign = libbpf.BpfObject(dock.OBJECT, {})
+    link = libbpf.link_xdp(foreign.program(dock.EXIT), ifindex(wire.near), libbpf.XDP_DRIVER_MODE)
+    number = libbpf.xdp_program(ifindex(wire.near))
+    with pytest.raises(SteeringError, match=rf"wan9 already has the XDP program to_vpp \(id {number}\)"):
+        steering.dock(wire.near, Role.WAN)
+    assert libbpf.xdp_program(ifindex(wire.near)) == number
+    assert steering.docked() == frozenset()
+    assert not dock.directory_of(pins, wire.near).exists()
+    assert "clsact" not in qdiscs(wire.near)
+    os.close(link)
+    foreign.close()
+
+
+def test_a_foreign_filter_in_the_guards_place_undoes_the_dock(steering: Steering, wire: Wire, pins: Path) -> None:
+    subprocess.run(["tc", "qdisc", "add", "dev", wire.near, "clsact"], check=True)
+    subprocess.run(f"tc filter add dev {wire.near} egress pref 1 handle 1 matchall action ok".split(), check=True)
+    with pytest.raises(SteeringError, match="wan9 has another TC egress filter"):
+        steering.dock(wire.near, Role.WAN)
+    assert libbpf.xdp_program(ifindex(wire.near)) == 0
+    assert not dock.directory_of(pins, wire.near).exists()
+    assert "clsact" in qdiscs(wire.near)
+
+
+def test_undock_leaves_clsact_that_others_brought(steering: Steering, wire: Wire) -> None:
+    subprocess.run(["tc", "qdisc", "add", "dev", wire.near, "clsact"], check=True)
+    steering.dock(wire.near, Role.WAN)
+    assert guard.attached(ifindex(wire.near))
+    steering.undock(wire.near)
+    assert not guard.attached(ifindex(wire.near))
+    assert "clsact" in qdiscs(wire.near)
+
+
+def test_remove_leaves_nothing(bpffs: Path, wire: Wire) -> None:
+    pins = bpffs / f"ipsec-gw-remove-{os.getpid()}"
+    steering = Steering.open(pins)
+    steering.dock(wire.near, Role.WAN)
+    steering.dock(wire.far, Role.TO_ENGINE)
+    assert guard.attached(ifindex(wire.near))
+    assert libbpf.xdp_program(ifindex(wire.near))
+    steering.remove()
+    assert not pins.exists()
+    for interface in (wire.near, wire.far):
+        assert libbpf.xdp_program(ifindex(interface)) == 0
+        assert "clsact" not in qdiscs(interface)
+    Steering.remove_leftovers(pins)  # nothing there: nothing to do
+
+
+def test_leftovers_of_a_lost_interface_go_too(steering: Steering, wire: Wire, pins: Path) -> None:
+    steering.dock(wire.near, Role.WAN)
+    steering.close()
+    ip(f"link del {wire.near}")
+    again = Steering.open(pins, hold_ms=0)
+    assert again.docked() == frozenset()
+    assert dock.pinned_interfaces(pins) == frozenset()
+    again.close()
+
+
+def test_an_interface_made_anew_is_docked_anew(steering: Steering, wire: Wire) -> None:
+    steering.dock(wire.near, Role.WAN)
+    ip(f"link del {wire.near}")
+    ip("link add wan9 type veth peer name far9")
+    steering.dock("wan9", Role.WAN)
+    assert libbpf.xdp_program(ifindex("wan9"))
+    assert guard.attached(ifindex("wan9"))
+
+
+def test_docking_works_inside_an_event_loop(steering: Steering, wire: Wire) -> None:
+    async def daemon() -> None:
+        steering.dock(wire.near, Role.WAN)
+
+    asyncio.run(daemon())
+    assert guard.attached(ifindex(wire.near))
+
+
+def test_an_interface_with_a_dot_can_be_docked(steering: Steering, wire: Wire) -> None:
+    ip("link add dotted.7 type veth peer name far7")
+    steering.dock("dotted.7", Role.TO_ENGINE)
+    assert "dotted.7" in steering.docked()
+    assert "dotted.7" in dock.pinned_interfaces(steering._pins)
+
+
+def test_unknown_interfaces_are_named(steering: Steering, net: None) -> None:
+    with pytest.raises(EnvironmentMissing, match="interface nothere does not exist"):
+        steering.dock("nothere", Role.WAN)
+    with pytest.raises(SteeringError, match="interface nothere has no dock"):
+        steering.xsks_map("nothere")
+
+
+class TestGuard:
+    """What the kernel sends: packet sockets pass TC egress as XFRM's output does."""
+
+    @pytest.fixture(autouse=True)
+    def _docked(self, steering: Steering, wire: Wire) -> None:
+        steering.dock(wire.near, Role.WAN)
+
+    def sent(self, wire: Wire, spi: int) -> bool:
+        """Whether ESP with this SPI arrives at the peer."""
+        wire.emit(esp(spi))
+        wire.emit(MARKER)
+        return wire.peer_got(MARKER) == [bytes(esp(spi))]
+
+    def test_claimed_is_dropped_and_counted(self, steering: Steering, wire: Wire) -> None:
+        steering.claim(KNOWN)
+        assert steering.claimed() == {KNOWN}
+        assert not self.sent(wire, KNOWN.spi)
+        assert steering.guard_counters() == {KNOWN: GuardCount(0, 1)}
+
+    def test_released_passes_and_is_counted(self, steering: Steering, wire: Wire) -> None:
+        steering.claim(KNOWN)
+        steering.release(KNOWN)
+        assert steering.claimed() == frozenset()
+        assert self.sent(wire, KNOWN.spi)
+        assert steering.guard_counters() == {KNOWN: GuardCount(1, 0)}
+
+    def test_only_the_claimed_spi_is_dropped(self, steering: Steering, wire: Wire) -> None:
+        steering.claim(KNOWN)
+        assert self.sent(wire, KNOWN.spi + 1)
+
+    def test_newborn_is_held_while_the_daemon_lives(self, steering: Steering, wire: Wire, pins: Path) -> None:
+        Steering.open(pins, hold_ms=HOUR_MS).close()
+        steering.heartbeat()
+        assert not self.sent(wire, KNOWN.spi)
+        assert steering.guard_counters() == {KNOWN: GuardCount(0, 1)}
+        steering.release(KNOWN)
+        assert self.sent(wire, KNOWN.spi)
+        assert steering.guard_counters() == {KNOWN: GuardCount(1, 1)}
+
+    def test_newborn_passes_without_hold(self, steering: Steering, wire: Wire) -> None:
+        steering.heartbeat()
+        assert self.sent(wire, KNOWN.spi)
+
+    def test_newborn_passes_without_a_daemon(self, steering: Steering, wire: Wire, pins: Path) -> None:
+        Steering.open(pins, hold_ms=HOUR_MS).close()
+        libbpf_control_zero(steering)
+        assert self.sent(wire, KNOWN.spi)
+        assert steering.guard_counters() == {KNOWN: GuardCount(1, 0)}
+
+    def test_forgotten_is_newborn_again(self, steering: Steering, wire: Wire) -> None:
+        steering.claim(KNOWN)
+        assert not self.sent(wire, KNOWN.spi)
+        steering.forget(KNOWN)
+        assert steering.guard_counters() == {}
+        assert self.sent(wire, KNOWN.spi)
+
+    def test_other_filters_still_see_what_passes(self, steering: Steering, wire: Wire) -> None:
+        rule = f"tc filter add dev {wire.near} egress pref 50 matchall action drop"
+        subprocess.run(rule.split(), check=True)
+        wire.emit(MARKER)
+        subprocess.run(f"tc filter del dev {wire.near} egress pref 50".split(), check=True)
+        wire.emit(esp(KNOWN.spi))
+        wire.emit(MARKER)
+        assert wire.peer_got(MARKER) == [bytes(esp(KNOWN.spi))]
+
+    def test_verdicts_are_counted(self, steering: Steering, wire: Wire) -> None:
+        before = steering.verdicts()[Reason.GUARD_ENGINE].packets
+        steering.claim(KNOWN)
+        self.sent(wire, KNOWN.spi)
+        assert steering.verdicts()[Reason.GUARD_ENGINE].packets == before + 1
+
+
+def libbpf_control_zero(steering: Steering) -> None:
+    """As if no daemon had ever given a sign of life."""
+    from xdp_steer import tables
+    from xdp_steer.layout import Control
+
+    tables.set_control(steering._control, Control.HEARTBEAT_NS, 0)

@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: GPL-2.0
+ *
+ * The maps that user space and both programs share. layout.py creates and pins them before the
+ * compile (PIN_ROOT, the MAX_ and the CONTROL_ numbers come from there) and checks its ctypes mirrors
+ * against these structures, field by field, after it.
+ */
+
+/* What RFC 4301 makes an SA unique by on the wire. IPv4 is v4-mapped (::ffff:a.b.c.d). */
+struct sa_key {
+	__be32 addr[4];
+	__be32 spi;
+};
+
+struct steer_entry {
+	u32 owner;	/* OWNER_ENGINE or OWNER_KERNEL */
+	u32 generation;	/* grows with every entry that user space writes */
+	u32 counter;	/* index into steer_counts */
+};
+
+struct steer_count {
+	u64 engine_packets;
+	u64 engine_octets;
+	u64 kernel_packets;
+	u64 kernel_octets;
+};
+
+struct verdict_count {
+	u64 packets;
+	u64 octets;
+};
+
+/* One record per SA that the guard has seen leave the kernel. Only the guard writes it. */
+struct guard_record {
+	u64 first_seen_ns;	/* CLOCK_MONOTONIC */
+	u64 passed;		/* packets, segments of GSO packets counted one by one */
+	u64 dropped;
+};
+
+BPF_TABLE_PINNED("array", u32, u64, control, MAX_CONTROL, PIN_ROOT "/control");
+BPF_TABLE_PINNED("percpu_array", u32, struct verdict_count, verdicts, MAX_REASONS, PIN_ROOT "/verdicts");
+BPF_TABLE_PINNED("hash", struct sa_key, struct steer_entry, steer, MAX_SAS, PIN_ROOT "/steer");
+BPF_TABLE_PINNED("percpu_array", u32, struct steer_count, steer_counts, MAX_SAS, PIN_ROOT "/steer_counts");
+BPF_TABLE_PINNED("hash", struct sa_key, u32, guard_owner, MAX_SAS, PIN_ROOT "/guard_owner");
+BPF_TABLE_PINNED("hash", struct sa_key, struct guard_record, guard_seen, MAX_SAS, PIN_ROOT "/guard_seen");
+
+/* The ways out of the pipeline, one per docked interface: every dock has its own XSKMAP, and a packet may
+ * only enter a socket of the interface that it came in by. One pipeline serves all interfaces, so it looks
+ * the slot of ctx->ingress_ifindex up (only for packets that are steered) and tail-calls that dock's
+ * to_vpp. A slot that is empty, or an interface without one, is REASON_NO_DOCK: the kernel takes the packet. */
+BPF_TABLE_PINNED("hash", u32, u32, exit_slots, MAX_DOCKS, PIN_ROOT "/exit_slots");
+BPF_TABLE_PINNED("prog", u32, u32, exits, MAX_DOCKS, PIN_ROOT "/exits");

@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: GPL-2.0
+ *
+ * The programs that BCC compiles: `xdp_pipeline` behind the docks of WAN interfaces (XDP) and `tc_guard` on their
+ * TC egress. pipeline.py puts the numbers shared with Python (reasons, owners, sizes) before this text and
+ * the stages in place of the includes: BCC rewrites map calls in its main file only.
+ */
+#include <uapi/linux/bpf.h>
+#include <uapi/linux/if_ether.h>
+#include <uapi/linux/in.h>
+#include <uapi/linux/in6.h>
+#include <uapi/linux/ip.h>
+#include <uapi/linux/ipv6.h>
+#include <uapi/linux/pkt_cls.h>
+#include <uapi/linux/udp.h>
+
+#include "maps.h"
+#include "parse.h"
+#include "steer.h"
+#include "exit.h"
+#include "guard.h"
+
+int xdp_pipeline(struct xdp_md *ctx)
+{
+	struct packet pkt = {
+		.cursor = (void *)(long)ctx->data,
+		.end = (void *)(long)ctx->data_end,
+	};
+	struct steer_count *counters = NULL;
+	u32 reason;
+
+	reason = parse_ip(&pkt);
+	if (reason == NEXT)
+		reason = parse_esp(&pkt, false);
+	if (reason == NEXT)
+		reason = steer_esp(&pkt, &counters);
+	return leave(ctx, reason, counters);
+}
+
+int tc_guard(struct __sk_buff *skb)
+{
+	u32 wanted = skb->len < HEADERS_PULLED ? skb->len : HEADERS_PULLED;
+	struct packet pkt = {};
+
+	if ((void *)(long)skb->data + wanted > (void *)(long)skb->data_end)
+		bpf_skb_pull_data(skb, wanted);
+	pkt.cursor = (void *)(long)skb->data;
+	pkt.end = (void *)(long)skb->data_end;
+	if (parse_ip(&pkt) != NEXT || parse_esp(&pkt, true) != NEXT)
+		return TC_ACT_UNSPEC;
+	return guard_esp(skb, &pkt.key);
+}

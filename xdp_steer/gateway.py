@@ -1,0 +1,260 @@
+"""Steering as the rest of ipsec-gw sees it: docks, the steer map, the guard, counters."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from ipsec_gw.errors import EnvironmentMissing, SteeringError
+from ipsec_gw.model.ids import SaKey
+from xdp_steer import dock as docks
+from xdp_steer import guard, pipeline, tables
+from xdp_steer.dock import Dock, Role
+from xdp_steer.layout import (
+    CONTROL,
+    EXIT_SLOTS,
+    EXITS,
+    GUARD_OWNER,
+    GUARD_SEEN,
+    STEER,
+    STEER_COUNTS,
+    VERDICTS,
+    Control,
+    Owner,
+)
+from xdp_steer.pipeline import Programs
+from xdp_steer.reasons import Reason
+from xdp_steer.tables import Count, ExitTable, GuardCount, GuardTable, SteerCount, SteerTable
+
+__all__ = ["Count", "DockCount", "GuardCount", "Reason", "Role", "SteerCount", "Steering"]
+
+_CLSACT_NOTE = "clsact"
+"""A directory in a dock's pins: the guard brought clsact, so it goes with it."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class DockCount:
+    """Packets that a dock was to hand over: to a live socket, or to the kernel for want of one."""
+
+    to_engine: int
+    fell_to_kernel: int
+
+
+class Steering:
+    """The XDP and TC side of a gateway, in the current network namespace. Use :meth:`open`.
+
+    Every method raises SteeringError when the kernel refuses; what is in the kernel (pins, docks, guards, entries)
+    outlives the object and is adopted by the next one. One process at a time.
+    """
+
+    def __init__(self, pins: Path, maps: dict[str, int], programs: Programs) -> None:
+        self._pins = pins
+        self._maps = maps
+        self._programs = programs
+        self._control = maps[CONTROL.name]
+        self._steer = SteerTable(maps[STEER.name], maps[STEER_COUNTS.name])
+        self._guard = GuardTable(maps[GUARD_OWNER.name], maps[GUARD_SEEN.name])
+        self._exits = ExitTable(maps[EXIT_SLOTS.name], maps[EXITS.name])
+        self._docks: dict[str, Dock] = {}
+
+    @classmethod
+    def open(cls, pins: Path, hold_ms: int = 500) -> Steering:
+        """Create or adopt everything below ``pins`` (a directory on a bpffs, made when missing).
+
+        ``hold_ms`` is how long the guard holds back an outbound SPI that nobody decided on. Docks and guards found
+        there are brought up to this version's programs. Raises EnvironmentMissing and SteeringError.
+        """
+        maps = tables.open_maps(pins / "maps")
+        try:
+            programs = pipeline.load(pins, maps)
+        except BaseException:
+            tables.close_maps(maps)
+            raise
+        steering = cls(pins, maps, programs)
+        try:
+            tables.set_control(steering._control, Control.HOLD_NS, hold_ms * 1_000_000)
+            steering._adopt()
+        except BaseException:
+            steering.close()
+            raise
+        return steering
+
+    def _adopt(self) -> None:
+        for interface in sorted(docks.pinned_interfaces(self._pins)):
+            directory = docks.directory_of(self._pins, interface)
+            role = docks.role_of(directory)
+            try:
+                ifindex = docks.ifindex_of(interface)
+            except EnvironmentMissing:
+                docks.remove_dock(directory)
+                log.info("dock of a lost interface removed", interface=interface)
+                continue
+            if role is None or docks.held_ifindex(directory) != ifindex:
+                docks.remove_dock(directory)
+                continue
+            self.dock(interface, role)
+        self._exits.keep_only(frozenset(dock.ifindex for dock in self._docks.values()))
+
+    def dock(self, interface: str, role: Role) -> None:
+        """Put the dock on an interface, or adopt it, and on a WAN the guard. Again is no error.
+
+        Raises EnvironmentMissing for an unknown interface and SteeringError for a foreign XDP program or TC filter in
+        the way; the interface is then as it was.
+        """
+        held = self._docks.get(interface)
+        if held is not None and held.ifindex != _ifindex_or_zero(interface):
+            self.undock(interface)  # the interface was deleted and made anew meanwhile
+        directory = docks.directory_of(self._pins, interface)
+        fresh = docks.held_ifindex(directory) != docks.ifindex_of(interface)
+        dock = docks.open_dock(self._pins, interface, role, self._programs.pipeline)
+        try:
+            self._connect(dock, role)
+        except BaseException:
+            dock.close()
+            if fresh:
+                docks.remove_dock(directory)
+            raise
+        previous = self._docks.pop(interface, None)
+        if previous is not None:
+            previous.close()
+        self._docks[interface] = dock
+
+    def _connect(self, dock: Dock, role: Role) -> None:
+        if role is not Role.WAN:
+            self._disconnect(dock)
+            return
+        if guard.attach(dock.interface, dock.ifindex, self._programs.guard):
+            (dock.directory / _CLSACT_NOTE).mkdir(exist_ok=True)
+        self._exits.connect(dock.ifindex, dock.exit)
+
+    def _disconnect(self, dock: Dock) -> None:
+        self._exits.disconnect(dock.ifindex)
+        _remove_guard(dock.interface, dock.directory)
+
+    def undock(self, interface: str) -> None:
+        """Take dock and guard off an interface; the kernel has its packets again. Not docked is no error."""
+        dock = self._docks.pop(interface, None)
+        if dock is None:
+            return
+        self._disconnect(dock)
+        docks.remove_dock(dock.directory)
+        dock.close()
+
+    def docked(self) -> frozenset[str]:
+        """Interfaces with a dock."""
+        return frozenset(self._docks)
+
+    def xsks_map(self, interface: str) -> int:
+        """Descriptor of the interface's XSKMAP, owned by this object."""
+        return self._dock(interface).xsks_map
+
+    def _dock(self, interface: str) -> Dock:
+        try:
+            return self._docks[interface]
+        except KeyError:
+            raise SteeringError(f"interface {interface} has no dock - dock it first") from None
+
+    def set_engine(self, on: bool) -> None:
+        """The engine flag, by one map write. Off: every steered SA falls to the kernel with the next packet."""
+        tables.set_control(self._control, Control.ENGINE, int(on))
+
+    def steer(self, key: SaKey) -> None:
+        """Hand an inbound SA's ESP to the engine. Steered already is left alone, with its counters."""
+        self._steer.add(key)
+
+    def unsteer(self, key: SaKey) -> None:
+        """Leave an inbound SA to the kernel and drop its counters. Not steered is no error."""
+        self._steer.remove(key)
+
+    def steered(self) -> frozenset[SaKey]:
+        """Inbound SAs that are steered."""
+        return self._steer.keys()
+
+    def steer_counters(self) -> Mapping[SaKey, SteerCount]:
+        """Per steered SA, since it was steered."""
+        return self._steer.counters()
+
+    def verdicts(self) -> Mapping[Reason, Count]:
+        """Per reason, since the maps were made."""
+        return tables.verdicts(self._maps[VERDICTS.name])
+
+    def dock_counts(self, interface: str) -> DockCount:
+        """What a dock handed over. Raises SteeringError for an interface without a dock."""
+        return DockCount(*docks.counts(self._dock(interface)))
+
+    def claim(self, key: SaKey) -> None:
+        """The engine owns the outbound SA's numbers: ESP that the kernel sends for it is dropped and counted."""
+        self._guard.set_owner(key, Owner.ENGINE)
+
+    def release(self, key: SaKey) -> None:
+        """The kernel owns the outbound SA's numbers: its ESP passes and is counted."""
+        self._guard.set_owner(key, Owner.KERNEL)
+
+    def forget(self, key: SaKey) -> None:
+        """Remove what is known of an outbound SA, decision and counters: seen again, it is newborn."""
+        self._guard.forget(key)
+
+    def claimed(self) -> frozenset[SaKey]:
+        """Outbound SAs that the engine owns."""
+        return self._guard.owned_by(Owner.ENGINE)
+
+    def guard_counters(self) -> Mapping[SaKey, GuardCount]:
+        """Per outbound SA that the guard ever saw the kernel send, decided or not, until it is forgotten."""
+        return self._guard.counters()
+
+    def heartbeat(self) -> None:
+        """Sign of life: newborn SPIs are held back only within 2 s of the last one."""
+        tables.set_control(self._control, Control.HEARTBEAT_NS, time.clock_gettime_ns(time.CLOCK_MONOTONIC))
+
+    def close(self) -> None:
+        """Close all descriptors. Docks, guards, programs and entries stay in the kernel."""
+        for dock in self._docks.values():
+            dock.close()
+        self._docks.clear()
+        self._programs.close()
+        tables.close_maps(self._maps)
+        self._maps.clear()
+
+    def remove(self) -> None:
+        """Take everything out of the kernel, pins and their directory included, and close.
+
+        An engine must have stopped sending before: without the guard the kernel numbers every SA again.
+        """
+        self.set_engine(False)
+        self.close()
+        self.remove_leftovers(self._pins)
+
+    @staticmethod
+    def remove_leftovers(pins: Path) -> None:
+        """Do the same without opening anything, also after a crash and for interfaces that are gone."""
+        for interface in docks.pinned_interfaces(pins):
+            directory = docks.directory_of(pins, interface)
+            _remove_guard(interface, directory)
+            docks.remove_dock(directory)
+        try:
+            docks.remove_tree(pins)
+        except OSError as error:
+            raise SteeringError(f"cannot remove {pins} ({error.strerror}) - look into it with `ls -R`") from error
+
+
+def _remove_guard(interface: str, directory: Path) -> None:
+    ifindex = docks.held_ifindex(directory)  # by index: the interface may have another name by now
+    if ifindex:
+        guard.detach(interface, ifindex, ours=(directory / _CLSACT_NOTE).is_dir())
+    with contextlib.suppress(FileNotFoundError):
+        (directory / _CLSACT_NOTE).rmdir()
+
+
+def _ifindex_or_zero(interface: str) -> int:
+    try:
+        return socket.if_nametoindex(interface)
+    except OSError:
+        return 0

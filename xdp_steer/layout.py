@@ -1,0 +1,160 @@
+"""The maps of the pipeline: their sizes, and ctypes mirrors of the C structures in ``bpf/maps.h``.
+
+User space creates and pins the maps from this list. BCC's program finds them by their pins, and after every
+compile each structure that the compiler saw is compared with its mirror here, field by field.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import socket
+from dataclasses import dataclass
+from enum import IntEnum
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any
+
+from ipsec_gw.errors import SteeringError
+from ipsec_gw.model.ids import IpAddress, SaKey
+from xdp_steer import libbpf
+from xdp_steer.reasons import MAX_REASONS
+
+MAX_SAS = 32768
+"""Steered or guarded SAs. The per-CPU counters take 32 bytes for each and every CPU."""
+MAX_DOCKS = 64
+
+_V4_MAPPED = bytes(10) + b"\xff\xff"
+
+
+class Owner(IntEnum):
+    """Who takes an SA's packets (steer map) or numbers them (guard)."""
+
+    ENGINE = 1
+    KERNEL = 2
+
+
+class Control(IntEnum):
+    """Slots of the control map, each written by one map write."""
+
+    ENGINE = 0
+    """Not 0: steering is on."""
+    HOLD_NS = 1
+    """How long a newborn SPI is held back."""
+    HEARTBEAT_NS = 2
+    """CLOCK_MONOTONIC of the daemon's last sign of life, 0 for never."""
+
+
+MAX_CONTROL = 8
+
+
+class SaKeyLeaf(ctypes.Structure):
+    """``struct sa_key``: everything in network order, IPv4 as v4-mapped."""
+
+    _fields_ = (("addr", ctypes.c_uint32 * 4), ("spi", ctypes.c_uint32))
+
+    @classmethod
+    def of(cls, key: SaKey) -> SaKeyLeaf:
+        """The map key of an SA."""
+        packed = key.destination.packed
+        address = packed if len(packed) == 16 else _V4_MAPPED + packed
+        return cls((ctypes.c_uint32 * 4).from_buffer_copy(address), socket.htonl(key.spi))
+
+    def key(self) -> SaKey:
+        """The SA of a map key."""
+        packed = bytes(self.addr)
+        destination: IpAddress = IPv4Address(packed[12:]) if packed.startswith(_V4_MAPPED) else IPv6Address(packed)
+        return SaKey(destination, socket.ntohl(self.spi))
+
+
+class SteerEntryLeaf(ctypes.Structure):
+    """``struct steer_entry``."""
+
+    _fields_ = (("owner", ctypes.c_uint32), ("generation", ctypes.c_uint32), ("counter", ctypes.c_uint32))
+
+
+class SteerCountLeaf(ctypes.Structure):
+    """``struct steer_count``."""
+
+    _fields_ = (
+        ("engine_packets", ctypes.c_uint64),
+        ("engine_octets", ctypes.c_uint64),
+        ("kernel_packets", ctypes.c_uint64),
+        ("kernel_octets", ctypes.c_uint64),
+    )
+
+
+class VerdictCountLeaf(ctypes.Structure):
+    """``struct verdict_count``."""
+
+    _fields_ = (("packets", ctypes.c_uint64), ("octets", ctypes.c_uint64))
+
+
+class GuardRecordLeaf(ctypes.Structure):
+    """``struct guard_record``."""
+
+    _fields_ = (("first_seen_ns", ctypes.c_uint64), ("passed", ctypes.c_uint64), ("dropped", ctypes.c_uint64))
+
+
+class DockCountLeaf(ctypes.Structure):
+    """``struct dock_count`` of ``dock.bpf.c``."""
+
+    _fields_ = (("to_engine", ctypes.c_uint64), ("fell_to_kernel", ctypes.c_uint64))
+
+
+@dataclass(frozen=True, slots=True)
+class MapSpec:
+    """A map: its name is also its pin and the name that the C source gives it."""
+
+    name: str
+    kind: int
+    key: type[ctypes.c_uint32] | type[ctypes.Structure]
+    value: type[ctypes.c_uint32] | type[ctypes.c_uint64] | type[ctypes.Structure]
+    entries: int
+    flags: int = 0
+
+
+CONTROL = MapSpec("control", libbpf.MAP_ARRAY, ctypes.c_uint32, ctypes.c_uint64, MAX_CONTROL)
+VERDICTS = MapSpec("verdicts", libbpf.MAP_PERCPU_ARRAY, ctypes.c_uint32, VerdictCountLeaf, MAX_REASONS)
+STEER = MapSpec("steer", libbpf.MAP_HASH, SaKeyLeaf, SteerEntryLeaf, MAX_SAS)
+STEER_COUNTS = MapSpec("steer_counts", libbpf.MAP_PERCPU_ARRAY, ctypes.c_uint32, SteerCountLeaf, MAX_SAS)
+GUARD_OWNER = MapSpec("guard_owner", libbpf.MAP_HASH, SaKeyLeaf, ctypes.c_uint32, MAX_SAS)
+GUARD_SEEN = MapSpec("guard_seen", libbpf.MAP_HASH, SaKeyLeaf, GuardRecordLeaf, MAX_SAS)
+EXIT_SLOTS = MapSpec("exit_slots", libbpf.MAP_HASH, ctypes.c_uint32, ctypes.c_uint32, MAX_DOCKS)
+EXITS = MapSpec("exits", libbpf.MAP_PROG_ARRAY, ctypes.c_uint32, ctypes.c_uint32, MAX_DOCKS)
+
+MAPS = (CONTROL, VERDICTS, STEER, STEER_COUNTS, GUARD_OWNER, GUARD_SEEN, EXIT_SLOTS, EXITS)
+
+
+def c_defines() -> str:
+    """The numbers that C shares with this module, as preprocessor lines."""
+    lines = [f"#define OWNER_{owner.name} {owner.value}" for owner in Owner]
+    lines += [f"#define CONTROL_{slot.name} {slot.value}" for slot in Control]
+    lines += [f"#define MAX_CONTROL {MAX_CONTROL}", f"#define MAX_SAS {MAX_SAS}", f"#define MAX_DOCKS {MAX_DOCKS}"]
+    return "\n".join([*lines, ""])
+
+
+def check_map(spec: MapSpec, info: libbpf.MapInfo) -> None:
+    """Compare what the kernel says about a map with its spec. Raises SteeringError naming the map."""
+    found = (info.type, info.key_size, info.value_size)
+    wanted = (spec.kind, ctypes.sizeof(spec.key), ctypes.sizeof(spec.value))
+    if found != wanted:
+        raise SteeringError(
+            f"pinned map {spec.name} has another layout (type, key and value bytes {found}, not {wanted}) - "
+            "another version made it, run `ipsec-gw off` first"
+        )
+
+
+def check_type(name: str, compiled: type[Any], mirror: type[Any]) -> None:
+    """Compare a type as BCC's compiler laid it out with its mirror. Raises SteeringError naming the field."""
+    if layout_of(compiled) != layout_of(mirror):
+        raise SteeringError(
+            f"layout of {name} differs between C {layout_of(compiled)} and Python {layout_of(mirror)} - "
+            "bpf/maps.h and layout.py do not belong together, reinstall"
+        )
+
+
+def layout_of(ctype: type[Any]) -> tuple[tuple[str, int, int], ...]:
+    """(name, offset, bytes) of every field; a plain number is one field without a name."""
+    if not issubclass(ctype, ctypes.Structure):
+        return (("", 0, ctypes.sizeof(ctype)),)
+    fields = [(field[0], getattr(ctype, field[0])) for field in ctype._fields_]
+    return (*((name, field.offset, field.size) for name, field in fields), ("", 0, ctypes.sizeof(ctype)))

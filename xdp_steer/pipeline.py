@@ -1,0 +1,173 @@
+"""The BCC programs (XDP pipeline and TC guard): compiled once, pinned, adopted from their pins afterwards.
+
+Pins below ``PINS/programs/DIGEST``: the digest covers the whole source with every shared number, so an unchanged
+product never compiles twice between two boots (a compile costs seconds), and a changed one always does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import structlog
+
+from ipsec_gw.errors import EnvironmentMissing, SteeringError
+from xdp_steer import layout, libbpf, reasons
+from xdp_steer.headers import Headers, find_headers
+
+BPF_DIR = Path(__file__).parent / "bpf"
+_SOURCE = BPF_DIR / "pipeline.c"
+_INCLUDE = re.compile(r'^#include "(?P<file>\w+\.h)"$')
+_DIGEST_CHARS = 16
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Programs:
+    """Descriptors of the two programs. ``compiled`` is False when they came from their pins."""
+
+    pipeline: int
+    guard: int
+    compiled: bool
+
+    def close(self) -> None:
+        """Close both. What is attached or pinned stays."""
+        os.close(self.pipeline)
+        os.close(self.guard)
+
+
+def source() -> str:
+    """The text that BCC compiles: shared numbers first, then pipeline.c with its own headers in place."""
+    return "\n".join([reasons.c_defines(), layout.c_defines(), *_expand(_SOURCE)])
+
+
+def _expand(path: Path) -> Iterator[str]:
+    for line in path.read_text().splitlines():
+        match = _INCLUDE.match(line)
+        if match:
+            yield from _expand(path.parent / match["file"])
+        else:
+            yield line
+
+
+def digest(text: str) -> str:
+    """The name of a source's pin directory."""
+    return hashlib.sha256(text.encode()).hexdigest()[:_DIGEST_CHARS]
+
+
+def load(pins: Path, maps: Mapping[str, int]) -> Programs:
+    """Adopt the pinned programs of this very source and these very maps, or compile, check and pin them.
+
+    ``pins`` is the directory of all pins; ``maps`` gives the pinned maps' descriptors by name. Raises
+    EnvironmentMissing (no BCC, no kernel headers) and SteeringError (compiler, verifier, layout, pins).
+    """
+    text = source()
+    directory = pins / "programs" / digest(text)
+    programs = _adopt(directory, maps)
+    if programs is None:
+        programs = _compile(text, pins / "maps")
+        _pin(directory, programs)
+        log.info("pipeline compiled", digest=directory.name)
+    _sweep(directory)
+    return programs
+
+
+def _adopt(directory: Path, maps: Mapping[str, int]) -> Programs | None:
+    fds: list[int] = []
+    try:
+        for name in ("pipeline", "guard"):
+            fds.append(libbpf.open_pin(directory / name))
+    except OSError:
+        for fd in fds:
+            os.close(fd)
+        return None
+    ours = {libbpf.map_info(fd).id for fd in maps.values()}
+    if all(libbpf.program_maps(fd) <= ours for fd in fds):
+        return Programs(fds[0], fds[1], compiled=False)
+    for fd in fds:  # programs that outlived their maps count into nowhere
+        os.close(fd)
+    return None
+
+
+def _compile(text: str, map_pins: Path) -> Programs:
+    try:
+        from bcc import BPF  # noqa: PLC0415 - loads LLVM, which an adopted pipeline never needs
+    except ImportError as error:
+        raise EnvironmentMissing(
+            "BCC is not installed - install python3-bpfcc (PyPI's bcc is another thing)"
+        ) from error
+    headers = find_headers(os.environ.get("BCC_KERNEL_SOURCE"))
+    cflags = [f'-DPIN_ROOT="{map_pins}"', "-Wno-macro-redefined", *headers.cflags]
+    try:
+        with _kernel_source(headers):
+            bpf = BPF(text=text.encode(), cflags=cflags)
+        check_tables(bpf)
+        return Programs(
+            os.dup(bpf.load_func(b"xdp_pipeline", BPF.XDP).fd),
+            os.dup(bpf.load_func(b"tc_guard", BPF.SCHED_CLS).fd),
+            compiled=True,
+        )
+    except Exception as error:
+        if isinstance(error, SteeringError):
+            raise
+        raise SteeringError(f"the XDP pipeline does not compile or load ({error}) - see the log above") from error
+
+
+@contextmanager
+def _kernel_source(headers: Headers) -> Iterator[None]:
+    """BCC reads its kernel source from the environment, and from nowhere else."""
+    before = os.environ.get("BCC_KERNEL_SOURCE")
+    if headers.source is not None:
+        os.environ["BCC_KERNEL_SOURCE"] = str(headers.source)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("BCC_KERNEL_SOURCE", None)
+        else:
+            os.environ["BCC_KERNEL_SOURCE"] = before
+
+
+def check_tables(bpf: Mapping[bytes, object]) -> None:
+    """Hold every table of a compiled program against :data:`xdp_steer.layout.MAPS`. Raises SteeringError."""
+    for spec in layout.MAPS:
+        table = bpf[spec.name.encode()]
+        if spec.kind == libbpf.MAP_PROG_ARRAY:
+            continue  # four-byte indices and descriptors, by definition of the kind
+        layout.check_type(f"{spec.name} keys", table.Key, spec.key)  # type: ignore[attr-defined]
+        layout.check_type(f"{spec.name} values", _one_value(table.Leaf), spec.value)  # type: ignore[attr-defined]
+
+
+def _one_value(leaf: type[Any]) -> type[Any]:
+    """BCC's per-CPU tables have an array of values as leaf: one of them."""
+    if not issubclass(leaf, ctypes.Array):
+        return leaf
+    element: Any = leaf._type_
+    return cast("type[Any]", element)
+
+
+def _pin(directory: Path, programs: Programs) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, fd in (("guard", programs.guard), ("pipeline", programs.pipeline)):
+            (directory / name).unlink(missing_ok=True)
+            libbpf.pin(fd, directory / name)
+    except OSError as error:
+        raise SteeringError(f"cannot pin programs in {directory} ({error.strerror}) - is it on a bpffs?") from error
+
+
+def _sweep(current: Path) -> None:
+    """Unpin the programs of other versions: what is still attached lives on without a pin."""
+    for directory in current.parent.iterdir():
+        if directory != current:
+            for entry in directory.iterdir():
+                entry.unlink()
+            directory.rmdir()

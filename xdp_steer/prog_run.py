@@ -1,0 +1,66 @@
+"""BPF_PROG_TEST_RUN: give a loaded program one packet and see what it does with it.
+
+The programs run with the interface and queue of a fresh context: the loopback of the caller's network namespace
+(ifindex 1) and queue 0.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from enum import IntEnum
+
+from ipsec_gw.errors import SteeringError
+from xdp_steer import libbpf
+
+_HEADROOM = 512
+"""Bytes that a program may add to a packet."""
+
+
+class XdpAction(IntEnum):
+    """``enum xdp_action``."""
+
+    ABORTED = 0
+    DROP = 1
+    PASS = 2
+    TX = 3
+    REDIRECT = 4
+
+
+class TcAction(IntEnum):
+    """What the guard returns (``linux/pkt_cls.h``); -1 comes as an unsigned number."""
+
+    UNSPEC = 0xFFFFFFFF
+    OK = 0
+    SHOT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """``retval`` of the program, the packet as it left it, mean ``duration_ns`` over ``repeat`` runs."""
+
+    retval: int
+    packet: bytes
+    duration_ns: int
+    repeat: int
+
+
+def prog_run(program_fd: int, packet: bytes, repeat: int = 1) -> RunResult:
+    """Run a program on a packet of at least 14 bytes. Raises SteeringError when the kernel refuses to."""
+    out = ctypes.create_string_buffer(len(packet) + _HEADROOM)
+    given = ctypes.create_string_buffer(packet, len(packet))
+    opts = libbpf.TestRunOpts(
+        data_in=ctypes.addressof(given),
+        data_size_in=len(packet),
+        data_out=ctypes.addressof(out),
+        data_size_out=len(out),
+        repeat=repeat,
+    )
+    try:
+        libbpf.prog_test_run(program_fd, opts)
+    except OSError as error:
+        raise SteeringError(
+            f"test run of program {program_fd} with {len(packet)} bytes failed ({error.strerror}) - "
+            "the kernel takes 14 bytes to one page"
+        ) from error
+    return RunResult(opts.retval, out.raw[: opts.data_size_out], opts.duration, repeat)

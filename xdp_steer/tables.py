@@ -1,0 +1,261 @@
+"""The pinned maps: created or adopted once, then read and written as typed values."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ipsec_gw.errors import EnvironmentMissing, SteeringError
+from ipsec_gw.model.ids import SaKey
+from xdp_steer import layout, libbpf
+from xdp_steer.layout import Control, Owner
+from xdp_steer.reasons import Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """Packets and octets (Ethernet frames)."""
+
+    packets: int
+    octets: int
+
+
+@dataclass(frozen=True, slots=True)
+class SteerCount:
+    """An inbound SA's packets and octets (Ethernet frames): handed to the dock for the engine, left to the kernel."""
+
+    engine_packets: int
+    engine_octets: int
+    kernel_packets: int
+    kernel_octets: int
+
+
+@dataclass(frozen=True, slots=True)
+class GuardCount:
+    """ESP packets of an outbound SA that the kernel sent: let go, and dropped by the guard."""
+
+    passed: int
+    dropped: int
+
+
+def open_maps(directory: Path) -> dict[str, int]:
+    """Descriptors of all maps by name, adopted from ``directory`` or created and pinned there.
+
+    Raises EnvironmentMissing when it is not on a bpffs and SteeringError when a pinned map has another layout.
+    """
+    fds: dict[str, int] = {}
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for spec in layout.MAPS:
+            fds[spec.name] = _open_map(directory / spec.name, spec)
+    except OSError as error:
+        close_maps(fds)
+        raise EnvironmentMissing(
+            f"cannot keep BPF maps in {directory} ({error.strerror}) - needs root and `mount -t bpf bpf /sys/fs/bpf`"
+        ) from error
+    except SteeringError:
+        close_maps(fds)
+        raise
+    return fds
+
+
+def close_maps(fds: Mapping[str, int]) -> None:
+    """Close descriptors of :func:`open_maps`."""
+    for fd in fds.values():
+        os.close(fd)
+
+
+def _open_map(path: Path, spec: layout.MapSpec) -> int:
+    try:
+        fd = libbpf.open_pin(path)
+    except FileNotFoundError:
+        key_size, value_size = ctypes.sizeof(spec.key), ctypes.sizeof(spec.value)
+        fd = libbpf.map_create(spec.kind, spec.name, key_size, value_size, spec.entries, flags=spec.flags)
+        libbpf.pin(fd, path)
+        return fd
+    try:
+        layout.check_map(spec, libbpf.map_info(fd))
+    except SteeringError:
+        os.close(fd)
+        raise
+    return fd
+
+
+@contextmanager
+def refused(what: str) -> Iterator[None]:
+    """Turn an OSError of a map write into a SteeringError that names the object."""
+    try:
+        yield
+    except OSError as error:
+        raise SteeringError(f"{what} refused by the kernel ({error.strerror}) - is the table full?") from error
+
+
+class SteerTable:
+    """Which inbound SAs go to the engine, and their counters. This process is the only writer."""
+
+    def __init__(self, steer: int, counts: int) -> None:
+        self._steer = steer
+        self._counts = counts
+        entries = self._entries()
+        self._slots = {entry.counter for entry in entries.values()}
+        self._generation = max((entry.generation for entry in entries.values()), default=0)
+
+    def _entries(self) -> dict[SaKey, layout.SteerEntryLeaf]:
+        found: dict[SaKey, layout.SteerEntryLeaf] = {}
+        for leaf in libbpf.map_keys(self._steer, layout.SaKeyLeaf):
+            found[leaf.key()] = libbpf.map_lookup(self._steer, leaf, layout.SteerEntryLeaf())
+        return found
+
+    def add(self, key: SaKey) -> None:
+        """Steer an SA, its counters from zero. Steered already is left alone."""
+        leaf = layout.SaKeyLeaf.of(key)
+        try:
+            libbpf.map_lookup(self._steer, leaf, layout.SteerEntryLeaf())
+        except FileNotFoundError:
+            pass
+        else:
+            return
+        with refused(f"steering of {key}"):
+            slot = self._free_slot(key)
+            zeros = (layout.SteerCountLeaf * libbpf.possible_cpus())()
+            libbpf.map_update(self._counts, ctypes.c_uint32(slot), zeros)
+            self._generation += 1
+            entry = layout.SteerEntryLeaf(Owner.ENGINE, self._generation, slot)
+            libbpf.map_update(self._steer, leaf, entry)
+        self._slots.add(slot)
+
+    def _free_slot(self, key: SaKey) -> int:
+        # Round robin from the generation: a slot rests for long before it is used again.
+        for step in range(layout.MAX_SAS):
+            slot = (self._generation + step) % layout.MAX_SAS
+            if slot not in self._slots:
+                return slot
+        raise SteeringError(f"no room to steer {key} - {layout.MAX_SAS} SAs are steered already")
+
+    def remove(self, key: SaKey) -> None:
+        """Leave an SA to the kernel. Not steered is no error."""
+        leaf = layout.SaKeyLeaf.of(key)
+        try:
+            entry = libbpf.map_lookup(self._steer, leaf, layout.SteerEntryLeaf())
+            libbpf.map_delete(self._steer, leaf)
+        except FileNotFoundError:
+            return
+        self._slots.discard(entry.counter)
+
+    def keys(self) -> frozenset[SaKey]:
+        """SAs that go to the engine (while the engine flag is on)."""
+        return frozenset(key for key, entry in self._entries().items() if entry.owner == Owner.ENGINE)
+
+    def counters(self) -> dict[SaKey, SteerCount]:
+        """Counters of every entry, over all CPUs."""
+        return {key: self._count(entry.counter) for key, entry in self._entries().items()}
+
+    def _count(self, slot: int) -> SteerCount:
+        values = (layout.SteerCountLeaf * libbpf.possible_cpus())()
+        libbpf.map_lookup(self._counts, ctypes.c_uint32(slot), values)
+        return SteerCount(
+            sum(value.engine_packets for value in values),
+            sum(value.engine_octets for value in values),
+            sum(value.kernel_packets for value in values),
+            sum(value.kernel_octets for value in values),
+        )
+
+
+class GuardTable:
+    """Who owns the numbers of outbound SAs (written here), and what the guard saw (written by the guard)."""
+
+    def __init__(self, owner: int, seen: int) -> None:
+        self._owner = owner
+        self._seen = seen
+
+    def set_owner(self, key: SaKey, owner: Owner) -> None:
+        """Decide on an SA, by one map write."""
+        with refused(f"guard of {key}"):
+            libbpf.map_update(self._owner, layout.SaKeyLeaf.of(key), ctypes.c_uint32(owner))
+
+    def forget(self, key: SaKey) -> None:
+        """Remove the decision and the record. Unknown is no error."""
+        for fd in (self._owner, self._seen):
+            try:
+                libbpf.map_delete(fd, layout.SaKeyLeaf.of(key))
+            except FileNotFoundError:
+                continue
+
+    def owned_by(self, owner: Owner) -> frozenset[SaKey]:
+        """SAs decided that way."""
+        found = set()
+        for leaf in libbpf.map_keys(self._owner, layout.SaKeyLeaf):
+            if libbpf.map_lookup(self._owner, leaf, ctypes.c_uint32()).value == owner:
+                found.add(leaf.key())
+        return frozenset(found)
+
+    def counters(self) -> dict[SaKey, GuardCount]:
+        """What the guard saw per SA."""
+        found: dict[SaKey, GuardCount] = {}
+        for leaf in libbpf.map_keys(self._seen, layout.SaKeyLeaf):
+            record = libbpf.map_lookup(self._seen, leaf, layout.GuardRecordLeaf())
+            found[leaf.key()] = GuardCount(record.passed, record.dropped)
+        return found
+
+
+def set_control(fd: int, slot: Control, value: int) -> None:
+    """Write one number of the control map."""
+    with refused(f"control {slot.name.lower()}"):
+        libbpf.map_update(fd, ctypes.c_uint32(slot), ctypes.c_uint64(value))
+
+
+def verdicts(fd: int) -> dict[Reason, Count]:
+    """Counters of every reason, over all CPUs."""
+    found = {}
+    for reason in Reason:
+        values = (layout.VerdictCountLeaf * libbpf.possible_cpus())()
+        libbpf.map_lookup(fd, ctypes.c_uint32(reason), values)
+        found[reason] = Count(sum(value.packets for value in values), sum(value.octets for value in values))
+    return found
+
+
+class ExitTable:
+    """The way from the pipeline to each dock's ``to_vpp``: a slot per interface index."""
+
+    def __init__(self, slots: int, exits: int) -> None:
+        self._slots = slots
+        self._exits = exits
+
+    def _taken(self) -> dict[int, int]:
+        return {
+            leaf.value: libbpf.map_lookup(self._slots, leaf, ctypes.c_uint32()).value
+            for leaf in libbpf.map_keys(self._slots, ctypes.c_uint32)
+        }
+
+    def connect(self, ifindex: int, program: int) -> None:
+        """Lead an interface's steered packets to its dock: program first, then the slot becomes known."""
+        taken = self._taken()
+        slot = taken.get(ifindex)
+        if slot is None:
+            free = set(range(layout.MAX_DOCKS)) - set(taken.values())
+            if not free:
+                raise SteeringError(f"no way out for interface index {ifindex} - {layout.MAX_DOCKS} docks are in use")
+            slot = min(free)
+        with refused(f"way out for interface index {ifindex}"):
+            libbpf.map_update(self._exits, ctypes.c_uint32(slot), ctypes.c_uint32(program))
+            libbpf.map_update(self._slots, ctypes.c_uint32(ifindex), ctypes.c_uint32(slot))
+
+    def disconnect(self, ifindex: int) -> None:
+        """Forget an interface: known slot first, then the program. Unknown is no error."""
+        slot = self._taken().get(ifindex)
+        if slot is None:
+            return
+        for fd, key in ((self._slots, ifindex), (self._exits, slot)):
+            try:
+                libbpf.map_delete(fd, ctypes.c_uint32(key))
+            except FileNotFoundError:
+                continue
+
+    def keep_only(self, ifindexes: frozenset[int]) -> None:
+        """Forget interfaces that are docked no more (they vanished while nobody looked)."""
+        for ifindex in self._taken().keys() - ifindexes:
+            self.disconnect(ifindex)
