@@ -94,9 +94,10 @@ def inferred_or_reason(window: ReplayWindow, low: int) -> int | DropReason:
         return dropped.reason
 
 
-@given(st.sampled_from([1, 32, 64, 4096]), st.integers(0, 1 << 40), st.integers(0, ROLLOVER - 1))
-def test_the_inference_is_that_of_appendix_a(size, top, low):
+@given(SIZES, st.integers(0, 1 << 40), st.booleans(), st.one_of(st.integers(-2, 2), st.integers(0, ROLLOVER - 1)))
+def test_the_inference_is_that_of_appendix_a(size, top, at_bottom, distance):
     """RFC 4303 A2.2, transcribed: Th, Tl the halves of the top, W the window, Bl its lower bound."""
+    low = (top - at_bottom * (size - 1) + distance) % ROLLOVER
     window = ReplayWindow(size, esn=True)
     window.accept(top)
     th, tl = divmod(top, ROLLOVER)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import traceback
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from soft_kit import UP_ENGINE, WAN, WireSocket, context, next_hop, oracle, sa, 
 
 from ipsec_gw.engines.port import Counters, Engine, Link
 from ipsec_gw.engines.soft import DropReason, SoftEngine
+from ipsec_gw.engines.soft.esp import EspPayload
 from ipsec_gw.errors import EngineError, EngineUnavailable, SteeringError
 from ipsec_gw.model.algorithms import ALGORITHMS
 from ipsec_gw.model.ids import Direction, EngineName
@@ -186,7 +188,7 @@ async def test_keys_are_in_no_repr_log_or_traceback(engine, rack):
         refusals += [engine.create(outbound), engine.update(wrong[0]), engine.delete(outbound.key)]
         for refusal in refusals:
             out.write(await traceback_of(refusal))
-        out.write(bug_inside_the_transform(engine, bytes(TO_PEER)))
+        out.write(bugs_inside_the_transform(engine))
 
         forwarding = engine._store.forwarding
         living = [*(path.sa for path in forwarding.inbound.values()), *(path.sa for path in forwarding.outbound)]
@@ -219,11 +221,20 @@ async def traceback_of(refusal) -> str:
     raise AssertionError("was not refused")
 
 
-def bug_inside_the_transform(engine: SoftEngine, packet: bytes) -> str:
-    """A traceback with the transform's own frame and locals in it."""
+def bugs_inside_the_transform(engine: SoftEngine) -> str:
+    """Tracebacks with the transform's own frames and locals in them, before and after the nonce was made."""
     transform = engine._store.forwarding.outbound[0].sa._transform
-    try:
-        transform.seal(1, None, packet)
-    except (TypeError, AttributeError) as error:
-        return "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
-    raise AssertionError("did not fail")
+    payload = EspPayload(4, bytes(8))
+    calls = [
+        (transform.seal, 1, None, payload),
+        (transform.seal, -1, bytes(8), payload),
+        (transform.open, -1, bytes(40)),
+    ]
+    said = []
+    for call, *arguments in calls:
+        try:
+            call(*arguments)
+        except (TypeError, struct.error) as error:
+            said += traceback.TracebackException.from_exception(error, capture_locals=True).format()
+    assert len([line for line in said if line.startswith("Traceback")]) == len(calls)
+    return "".join(said)
