@@ -1,0 +1,339 @@
+"""The production engine: fd.io VPP.
+
+The objects of the port become, in VPP: an SA in the SAD; a next hop as a static neighbour, a host route and our own
+address in the outer table; a tunnel as an IPsec interface with protection, selector check, punt redirect and routes
+in the encap table. A journal without keys and VPP's dumps together tell what is there (:mod:`vpp_conf.inventory`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+
+import structlog
+
+from ipsec_gw.engines.port import Capabilities, Counters, EngineContext
+from ipsec_gw.errors import EngineError, EngineUnavailable
+from ipsec_gw.model.ids import Direction, EngineName, IpAddress, SaKey, TunnelId
+from ipsec_gw.model.objects import MAX_INBOUND, EngineKey, EngineObject, EngineSa, NextHop, Tunnel
+from vpp_conf.api import VppApi
+from vpp_conf.crypto import crypto_handlers
+from vpp_conf.descriptors.base import host
+from vpp_conf.descriptors.neighbour import Neighbour, NeighbourDescriptor
+from vpp_conf.descriptors.route import OUTER_TABLE, LocalAddress, LocalAddressDescriptor, Route, RouteDescriptor
+from vpp_conf.descriptors.sa import SaDescriptor, check_lengths
+from vpp_conf.inventory import LAST_SAD_ID, HeldSa, HeldTunnel, Inventory, sad_entry, take_inventory
+from vpp_conf.journal import Journal
+from vpp_conf.links import HostLink, Links, take_links
+from vpp_conf.locate import locate_vpp
+from vpp_conf.paths import VppPaths
+from vpp_conf.records import SaRecord, TunnelRecord, hop_row, sa_row, tunnel_row
+from vpp_conf.stats import StatsSegment
+from vpp_conf.tunnels import TunnelBuilder
+
+MAX_REPLAY_WINDOW = 4096
+"""VPP takes any power of two; this is what strongSwan's users ask for at most, and what is tested."""
+
+SAD_ID_BLOCK = 1024
+"""``sad_id``s are reserved in the journal by this many: after a restart of the daemon the next block begins."""
+
+TRAILER_BYTES = 2
+ICV_BYTES = 16
+SPI_SEQUENCE_IV_BYTES = 16
+"""ESP of the AEADs here: SPI 4, sequence number 4, IV 8 in front; pad length and next header, ICV behind."""
+
+log = structlog.get_logger(__name__)
+
+
+class VppEngine:
+    """ESP by VPP. One instance per gateway; calls are carried out one after the other."""
+
+    def __init__(self, context: EngineContext) -> None:
+        self._context = context
+        self._paths = VppPaths(context.run_dir.resolve())
+        self._api = VppApi(self._paths.api_socket, locate_vpp().api_dir)
+        self._journal = Journal(self._paths.journal)
+        self._lock = asyncio.Lock()
+        self._inventory = Inventory()
+        self._sad_id = 0
+        self._reserved = 0
+        self._links: Links | None = None
+        self._tunnels: TunnelBuilder | None = None
+
+    @property
+    def name(self) -> EngineName:
+        """Always ``vpp``."""
+        return EngineName.VPP
+
+    @property
+    def epoch(self) -> int:
+        """Identity of the VPP process that :meth:`open` reached last. After EngineUnavailable, open again."""
+        return self._api.epoch
+
+    async def open(self) -> Capabilities:
+        """Connect, make or adopt the interfaces, and take stock. May be called again after a lost connection.
+
+        Raises EngineUnavailable if no VPP answers, EngineError naming an interface that VPP refuses.
+        """
+        async with self._lock:
+            await self._api.connect()
+            self._journal.load(self._api.epoch)
+            context = self._context
+            wan = [HostLink(link.name, link.mtu) for link in context.wan]
+            up = HostLink(context.up_engine.name, context.up_engine.mtu)
+            self._links = await take_links(self._api, wan, up, context.up_kernel.mac.lower())
+            self._tunnels = TunnelBuilder(self._api, self._links, context.up_engine.mtu)
+            await self._take_stock(self._links, self._tunnels)
+            self._sad_id = self._reserved = self._inventory.highest_sad_id
+            handlers = await crypto_handlers(self._api)
+        engines = ", ".join(f"{algorithm.name} by {engine}" for algorithm, engine in handlers.items())
+        log.info("vpp.open", version=self._api.version, tunnels=len(self._inventory.tunnels))
+        return Capabilities(
+            algorithms=frozenset(handlers),
+            esn=True,
+            udp_encap=False,
+            max_replay_window=MAX_REPLAY_WINDOW,
+            steers=True,
+            note=f"VPP {self._api.version}: {engines}",
+        )
+
+    async def close(self) -> None:
+        """Disconnect; VPP carries on with what it has."""
+        async with self._lock:
+            await self._api.close()
+
+    async def retrieve(self) -> Mapping[EngineKey, EngineObject]:
+        """From VPP's dumps, checked against the journal; half-made leftovers are removed on the way."""
+        async with self._lock:
+            await self._take_stock(*self._opened())
+            held = self._inventory
+            found: dict[EngineKey, EngineObject] = {key: sa.sa for key, sa in held.sas.items()}
+            found |= {peer: hop for peer, hop in held.hops.items()}
+            found |= {key: tunnel.tunnel for key, tunnel in held.tunnels.items()}
+            return found
+
+    async def create(self, obj: EngineObject) -> None:
+        """Put one object in place."""
+        async with self._lock:
+            self._opened()
+            match obj:
+                case EngineSa():
+                    await self._create_sa(obj)
+                case NextHop():
+                    await self._create_hop(obj)
+                case Tunnel():
+                    await self._create_tunnel(obj)
+
+    async def update(self, obj: EngineObject) -> None:
+        """Tunnels and next hops change without a gap; of an SA only the outer addresses and ports move."""
+        async with self._lock:
+            self._opened()
+            match obj:
+                case EngineSa():
+                    await self._update_sa(obj)
+                case NextHop():
+                    await self._update_hop(obj)
+                case Tunnel():
+                    await self._update_tunnel(obj)
+
+    async def delete(self, key: EngineKey) -> None:
+        """Remove one object; one that a tunnel still uses is refused, VPP itself would not."""
+        async with self._lock:
+            self._opened()
+            if not isinstance(key, TunnelId) and (users := self._inventory.users(key)):
+                raise EngineError(f"{key} is still used by tunnel {users[0]} - delete the tunnel first")
+            match key:
+                case SaKey():
+                    await self._delete_sa(key)
+                case TunnelId():
+                    await self._delete_tunnel(key)
+                case _:
+                    await self._delete_hop(key)
+
+    async def counters(self) -> Mapping[SaKey, Counters]:
+        """From the stats segment, without asking VPP.
+
+        ``packets`` is exact; for an inbound SA, packets that failed authentication are taken off (their bytes by the
+        mean size). ``octets`` are VPP's bytes less SPI, sequence number, IV (inbound only: VPP does not count them
+        outbound), ICV and the two trailer bytes; ESP padding cannot be told apart, so the figure is up to three bytes
+        per packet above the inner packets' true size.
+        """
+        return await asyncio.to_thread(self._read_counters, dict(self._inventory.sas))
+
+    def _read_counters(self, sas: Mapping[SaKey, HeldSa]) -> Mapping[SaKey, Counters]:
+        segment = StatsSegment(self._paths.stats_socket)
+        try:
+            totals = segment.combined("/net/ipsec/sa")
+            forged = segment.simple("/net/ipsec/sa/err/decryption_failed")
+            mangled = segment.simple("/net/ipsec/sa/err/integ_error")
+        finally:
+            segment.close()
+        result = {}
+        for key, held in sas.items():
+            index = held.entry.stat_index
+            packets, octets = totals[index] if index < len(totals) else (0, 0)
+            bad = sum(vector[index] for vector in (forged, mangled) if index < len(vector)) if held.entry.inbound else 0
+            good = max(packets - bad, 0)
+            overhead = TRAILER_BYTES + ICV_BYTES + (SPI_SEQUENCE_IV_BYTES if held.entry.inbound else 0)
+            octets = octets * good // packets if packets else 0
+            result[key] = Counters(good, max(octets - overhead * good, 0))
+        return result
+
+    def _opened(self) -> tuple[Links, TunnelBuilder]:
+        if self._links is None or self._tunnels is None:
+            raise EngineUnavailable("the VPP engine is not open - open it first")
+        return self._links, self._tunnels
+
+    async def _take_stock(self, links: Links, tunnels: TunnelBuilder) -> None:
+        self._inventory = await take_inventory(self._api, self._journal, links, tunnels)
+
+    # SAs
+
+    async def _create_sa(self, sa: EngineSa) -> None:
+        if sa.key in self._inventory.sas:
+            raise EngineError(f"SA {sa.key} exists already")
+        if sa.key.destination.version != 4:
+            raise EngineError(f"SA {sa.key}: IPv6 outside is not done by the VPP engine yet - leave it to the kernel")
+        if sa.replay_window > MAX_REPLAY_WINDOW:
+            raise EngineError(f"SA {sa.key}: a replay window of {sa.replay_window} is above {MAX_REPLAY_WINDOW}")
+        check_lengths(sad_entry(sa, 0))
+        entry = await SaDescriptor(self._api).create(sad_entry(sa, self._next_sad_id()))
+        self._inventory.sas[sa.key] = HeldSa(sa, entry)
+        self._journal.put("sa", str(sa.key), sa_row(SaRecord(sa.key, entry.sad_id, sa.replay_window)))
+
+    async def _update_sa(self, sa: EngineSa) -> None:
+        held = self._inventory.sas.get(sa.key)
+        if held is None:
+            raise EngineError(f"SA {sa.key} is unknown to VPP")
+        entry = await SaDescriptor(self._api).update(held.entry, sad_entry(sa, held.entry.sad_id))
+        self._inventory.sas[sa.key] = HeldSa(sa, entry)
+        self._journal.put("sa", str(sa.key), sa_row(SaRecord(sa.key, entry.sad_id, sa.replay_window)))
+
+    async def _delete_sa(self, key: SaKey) -> None:
+        held = self._inventory.sas.get(key)
+        if held is None:
+            raise EngineError(f"SA {key} is unknown to VPP")
+        await SaDescriptor(self._api).delete(held.entry)
+        del self._inventory.sas[key]
+        self._journal.remove("sa", str(key))
+
+    def _next_sad_id(self) -> int:
+        self._sad_id += 1
+        if self._sad_id > LAST_SAD_ID:
+            raise EngineError("VPP's SA numbers are used up - restart VPP")
+        if self._sad_id > self._reserved:
+            self._reserved = self._sad_id + SAD_ID_BLOCK
+            self._journal.put("sad-ids", "", {"highest": self._reserved})
+        return self._sad_id
+
+    # Next hops
+
+    async def _create_hop(self, hop: NextHop) -> None:
+        if hop.key in self._inventory.hops:
+            raise EngineError(f"next hop for {hop.key} exists already")
+        await self._place_hop(hop)
+
+    async def _place_hop(self, hop: NextHop) -> None:
+        links, _ = self._opened()
+        index = links.wan.get(hop.interface)
+        if index is None:
+            raise EngineError(f"next hop for {hop.key}: {hop.interface} is not one of the WAN interfaces")
+        async with AsyncExitStack() as undo:
+            if hop.local not in self._inventory.locals:
+                address = LocalAddress(index, hop.local)
+                await LocalAddressDescriptor(self._api).create(address)
+                undo.push_async_callback(LocalAddressDescriptor(self._api).delete, address)
+            neighbour = Neighbour(index, hop.gateway, hop.mac.lower())
+            await NeighbourDescriptor(self._api).create(neighbour)
+            await RouteDescriptor(self._api).create(Route(OUTER_TABLE, host(hop.key), index, hop.gateway))
+            undo.pop_all()
+        self._inventory.locals.setdefault(hop.local, index)
+        self._inventory.hops[hop.key] = hop
+        self._journal.put("hop", str(hop.key), hop_row(hop))
+
+    async def _update_hop(self, hop: NextHop) -> None:
+        old = self._inventory.hops.get(hop.key)
+        if old is None:
+            raise EngineError(f"next hop for {hop.key} is unknown to VPP")
+        await self._place_hop(hop)
+        await self._release_hop(old)
+
+    async def _delete_hop(self, key: IpAddress) -> None:
+        hop = self._inventory.hops.get(key)
+        if hop is None:
+            raise EngineError(f"next hop for {key} is unknown to VPP")
+        links, _ = self._opened()
+        await RouteDescriptor(self._api).delete(Route(OUTER_TABLE, host(key), links.wan[hop.interface], hop.gateway))
+        del self._inventory.hops[key]
+        self._journal.remove("hop", str(key))
+        await self._release_hop(hop)
+
+    async def _release_hop(self, hop: NextHop) -> None:
+        """Take away the neighbour and our own address once no other next hop needs them."""
+        links, _ = self._opened()
+        others = self._inventory.hops.values()
+        if not any((other.interface, other.gateway) == (hop.interface, hop.gateway) for other in others):
+            await NeighbourDescriptor(self._api).delete(
+                Neighbour(links.wan[hop.interface], hop.gateway, hop.mac.lower())
+            )
+        if not any(other.local == hop.local for other in others):
+            index = self._inventory.locals.pop(hop.local)
+            await LocalAddressDescriptor(self._api).delete(LocalAddress(index, hop.local))
+
+    # Tunnels
+
+    async def _create_tunnel(self, tunnel: Tunnel) -> None:
+        if tunnel.key in self._inventory.tunnels:
+            raise EngineError(f"tunnel {tunnel.key} exists already")
+        _, builder = self._opened()
+        outbound, inbound = self._resolve(tunnel)
+        parts = await builder.build(outbound, inbound, frozenset(tunnel.selectors))
+        self._hold_tunnel(HeldTunnel(tunnel, parts))
+
+    async def _update_tunnel(self, tunnel: Tunnel) -> None:
+        held = self._inventory.tunnels.get(tunnel.key)
+        if held is None:
+            raise EngineError(f"tunnel {tunnel.key} is unknown to VPP")
+        _, builder = self._opened()
+        outbound, inbound = self._resolve(tunnel)
+        wanted = builder.parts(held.parts.interface.sw_if_index, outbound, inbound, frozenset(tunnel.selectors))
+        self._hold_tunnel(HeldTunnel(tunnel, await builder.change(held.parts, wanted)))
+
+    async def _delete_tunnel(self, key: TunnelId) -> None:
+        held = self._inventory.tunnels.get(key)
+        if held is None:
+            raise EngineError(f"tunnel {key} is unknown to VPP")
+        _, builder = self._opened()
+        await builder.demolish(held.parts)
+        del self._inventory.tunnels[key]
+        self._journal.remove("tunnel", str(key))
+
+    def _hold_tunnel(self, held: HeldTunnel) -> None:
+        self._inventory.tunnels[held.tunnel.key] = held
+        record = TunnelRecord(held.tunnel, held.parts.interface.sw_if_index)
+        self._journal.put("tunnel", str(held.tunnel.key), tunnel_row(record))
+
+    def _resolve(self, tunnel: Tunnel) -> tuple[int, frozenset[int]]:
+        """The ``sad_id``s of a tunnel. Raises EngineError for what is missing, misdirected or taken."""
+        if tunnel.remote not in self._inventory.hops:
+            raise EngineError(f"tunnel {tunnel.key}: no next hop for {tunnel.remote} - create it first")
+        if not 1 <= len(tunnel.inbound) <= MAX_INBOUND:
+            raise EngineError(f"tunnel {tunnel.key}: {len(tunnel.inbound)} inbound SAs, VPP takes 1 to {MAX_INBOUND}")
+        for selector in tunnel.selectors:
+            if selector.destination.version != 4 or selector.source.version != 4:
+                raise EngineError(f"tunnel {tunnel.key}: {selector} is IPv6 - leave it to the kernel")
+            for other in self._inventory.tunnels.values():
+                taken = {held.destination for held in other.tunnel.selectors}
+                if other.tunnel.key != tunnel.key and selector.destination in taken:
+                    raise EngineError(f"tunnel {tunnel.key}: {selector.destination} belongs to {other.tunnel.key}")
+        inbound = frozenset(self._sad_id_of(tunnel, key, Direction.IN) for key in tunnel.inbound)
+        return self._sad_id_of(tunnel, tunnel.outbound, Direction.OUT), inbound
+
+    def _sad_id_of(self, tunnel: Tunnel, key: SaKey, direction: Direction) -> int:
+        held = self._inventory.sas.get(key)
+        if held is None:
+            raise EngineError(f"tunnel {tunnel.key}: SA {key} is missing - create it first")
+        if held.sa.direction is not direction:
+            raise EngineError(f"tunnel {tunnel.key}: SA {key} is not {direction}bound")
+        return held.entry.sad_id

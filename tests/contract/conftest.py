@@ -1,0 +1,87 @@
+"""One world per engine: starting VPP costs seconds, and it cannot open an interface twice in its life."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from ipsec_gw.engines.port import Capabilities, Engine, EngineContext
+from ipsec_gw.engines.soft.engine import SoftEngine
+from ipsec_gw.engines.vpp import VppEngine
+from ipsec_gw.errors import EnvironmentMissing
+from ipsec_gw.model.ids import TunnelId
+from tests.contract.world import World
+from vpp_conf import lifecycle
+from vpp_conf.locate import locate_vpp
+
+ENGINES = [pytest.param("vpp", marks=pytest.mark.vpp), "soft"]
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def engine_name(request: pytest.FixtureRequest) -> str:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    if request.param == "vpp":
+        try:
+            locate_vpp()
+        except EnvironmentMissing as missing:
+            pytest.skip(str(missing))
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def world(engine_name: str) -> Iterator[World]:
+    with tempfile.TemporaryDirectory(prefix="ipsec-gw-contract-") as folder, World(Path(folder), engine_name) as built:
+        yield built
+
+
+def make_engine(name: str, context: EngineContext) -> Engine:
+    return VppEngine(context) if name == "vpp" else SoftEngine(context)
+
+
+@pytest.fixture(scope="module")
+def running(engine_name: str, world: World) -> Iterator[None]:
+    """VPP, if that is the engine, in the gateway's namespace."""
+    if engine_name == "vpp":
+        lifecycle.up(world.run_dir)
+        try:
+            yield
+        finally:
+            lifecycle.down(world.run_dir)
+    else:
+        yield
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def opened(engine_name: str, world: World, running: None) -> AsyncIterator[tuple[Engine, Capabilities]]:
+    engine = make_engine(engine_name, world.context)
+    capabilities = await engine.open()
+    yield engine, capabilities
+    await engine.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def engine(opened: tuple[Engine, Capabilities], world: World) -> AsyncIterator[Engine]:
+    """The engine with nothing in it, and everything that a test left removed after it."""
+    held = opened[0]
+    world.wan.flush()
+    world.up.flush()
+    yield held
+    await clear(held)
+    assert await held.retrieve() == {}
+
+
+async def clear(engine: Engine) -> None:
+    keys = list(await engine.retrieve())
+    for key in sorted(keys, key=lambda key: not isinstance(key, TunnelId)):
+        await engine.delete(key)
+
+
+@pytest.fixture
+def capabilities(opened: tuple[Engine, Capabilities]) -> Capabilities:
+    return opened[1]

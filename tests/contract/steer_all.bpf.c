@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: GPL-2.0
+ *
+ * The contract suite's stand-in for the pipeline: a dock (the name, map and marker that libxdp looks for)
+ * that hands all ESP, or with STEER_ALL every IPv4 packet, to the engine's socket.
+ */
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+struct {
+	__uint(type, BPF_MAP_TYPE_XSKMAP);
+	__uint(max_entries, 4);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(__u32));
+} xsks_map SEC(".maps");
+
+SEC("xdp")
+int xsk_def_prog(struct xdp_md *ctx)
+{
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	struct ethhdr *eth = data;
+	struct iphdr *ip = (void *)(eth + 1);
+
+	if ((void *)(ip + 1) > end || eth->h_proto != bpf_htons(ETH_P_IP))
+		return XDP_PASS;
+#ifndef STEER_ALL
+	if (ip->protocol != IPPROTO_ESP)
+		return XDP_PASS;
+#endif
+	return bpf_redirect_map(&xsks_map, ctx->rx_queue_index, XDP_PASS);
+}
+
+char _license[] SEC("license") = "GPL";
+__uint(xsk_prog_version, 1) SEC("xdp_metadata");

@@ -1,0 +1,144 @@
+"""What every engine does with packets."""
+
+from __future__ import annotations
+
+import pytest
+from scapy.layers.inet import IP
+from scapy.layers.ipsec import ESP
+
+from ipsec_gw.engines.port import Capabilities, Engine
+from ipsec_gw.model.algorithms import ALGORITHMS, EspAlgorithm
+from tests.contract.values import (
+    GATEWAY_MAC,
+    HERE,
+    LOCAL,
+    PEER,
+    inbound_packet,
+    inner,
+    make_site,
+    oracle,
+    outbound_packet,
+)
+from tests.contract.world import World
+
+pytestmark = [pytest.mark.root, pytest.mark.asyncio(loop_scope="module")]
+EACH_ALGORITHM = pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda algorithm: algorithm.name)
+
+
+@EACH_ALGORITHM
+async def test_esp_becomes_plaintext(
+    engine: Engine, world: World, capabilities: Capabilities, algorithm: EspAlgorithm
+) -> None:
+    if algorithm not in capabilities.algorithms:
+        pytest.skip(f"this installation has no {algorithm.name}")
+    site = await make_site(engine, algorithm)
+    peer = oracle(site.inbound)
+    for ident in (1, 2, 3):
+        sent = inbound_packet(ident, ttl=64)
+        world.to_engine_wan(peer.encrypt(sent))
+        frame = world.plaintext(lambda ip, ident=ident: ip.id == ident)
+        assert inner(frame) == bytes(sent)  # the TTL included
+        assert frame.dst == world.context.up_kernel.mac
+        assert frame.src == world.context.up_engine.mac
+
+
+@EACH_ALGORITHM
+async def test_plaintext_becomes_esp(
+    engine: Engine, world: World, capabilities: Capabilities, algorithm: EspAlgorithm
+) -> None:
+    if algorithm not in capabilities.algorithms:
+        pytest.skip(f"this installation has no {algorithm.name}")
+    site = await make_site(engine, algorithm)
+    peer = oracle(site.outbound)
+    for number in (1, 2, 3):
+        sent = outbound_packet(number, ttl=64)
+        world.to_engine_up(sent)
+        frame = world.ciphertext(site.outbound.key.spi)
+        assert (frame.src, frame.dst) == (world.context.wan[0].mac, GATEWAY_MAC)
+        assert (frame[IP].src, frame[IP].dst) == (str(LOCAL), str(PEER))
+        assert ESP(bytes(frame[IP].payload)).seq == number
+        assert inner(peer.decrypt(IP(inner(frame)))) == bytes(sent)  # the TTL included
+
+
+async def test_a_packet_with_ttl_1_passes_both_ways(engine: Engine, world: World) -> None:
+    site = await make_site(engine)
+    world.to_engine_wan(oracle(site.inbound).encrypt(inbound_packet(1, ttl=1)))
+    assert world.plaintext(lambda ip: ip.id == 1)[IP].ttl == 1
+    world.to_engine_up(outbound_packet(2, ttl=1))
+    frame = world.ciphertext(site.outbound.key.spi)
+    assert oracle(site.outbound).decrypt(IP(inner(frame)))[IP].ttl == 1
+
+
+async def test_a_replayed_packet_is_dropped(engine: Engine, world: World) -> None:
+    site = await make_site(engine)
+    peer = oracle(site.inbound)
+    first, second = peer.encrypt(inbound_packet(1)), peer.encrypt(inbound_packet(2))
+    for packet in (first, first, second):
+        world.to_engine_wan(packet)
+    seen = [world.plaintext(lambda ip: True)[IP].id for _ in range(2)]
+    assert seen == [1, 2]
+
+
+async def test_without_a_window_replays_pass(engine: Engine, world: World) -> None:
+    site = await make_site(engine, window=0)
+    packet = oracle(site.inbound).encrypt(inbound_packet(1))
+    for _ in range(2):
+        world.to_engine_wan(packet)
+        world.plaintext(lambda ip: ip.id == 1)
+
+
+async def test_a_forged_packet_is_dropped(engine: Engine, world: World) -> None:
+    site = await make_site(engine)
+    peer = oracle(site.inbound)
+    forged = bytearray(bytes(peer.encrypt(inbound_packet(1))))
+    forged[-1] ^= 1
+    world.to_engine_wan(IP(bytes(forged)))
+    world.to_engine_wan(peer.encrypt(inbound_packet(2)))
+    assert world.plaintext(lambda ip: True)[IP].id == 2
+
+
+@pytest.mark.parametrize(
+    ("source", "destination"),
+    [("10.9.0.1", HERE), (HERE, HERE), ("10.2.0.9", "10.9.0.1"), ("10.2.0.9", str(LOCAL))],
+    ids=["foreign source", "our own source", "foreign destination", "the gateway itself"],
+)
+async def test_what_does_not_fit_the_selectors_is_dropped(
+    engine: Engine, world: World, source: str, destination: str
+) -> None:
+    site = await make_site(engine)
+    peer = oracle(site.inbound)
+    stray = inbound_packet(1)
+    stray.src, stray.dst = source, destination
+    del stray.chksum
+    world.to_engine_wan(peer.encrypt(IP(bytes(stray))))
+    world.to_engine_wan(peer.encrypt(inbound_packet(2)))
+    assert world.plaintext(lambda ip: True)[IP].id == 2
+
+
+async def test_extended_sequence_numbers(engine: Engine, world: World, capabilities: Capabilities) -> None:
+    if not capabilities.esn:
+        pytest.skip("this engine has no ESN")
+    site = await make_site(engine, esn=True)
+    sent = inbound_packet(1)
+    world.to_engine_wan(oracle(site.inbound).encrypt(sent))
+    assert inner(world.plaintext(lambda ip: ip.id == 1)) == bytes(sent)
+    world.to_engine_up(outbound_packet(2))
+    frame = world.ciphertext(site.outbound.key.spi)
+    assert inner(oracle(site.outbound).decrypt(IP(inner(frame)))) == bytes(outbound_packet(2))
+
+
+async def test_counters_count_packets_and_inner_bytes(engine: Engine, world: World) -> None:
+    site = await make_site(engine)
+    peer = oracle(site.inbound)
+    length = len(bytes(inbound_packet(1)))
+    for ident in (1, 2, 3):
+        world.to_engine_wan(peer.encrypt(inbound_packet(ident)))
+        world.plaintext(lambda ip, ident=ident: ip.id == ident)
+    for ident in (4, 5):
+        world.to_engine_up(outbound_packet(ident))
+        world.ciphertext(site.outbound.key.spi)
+    counted = await engine.counters()
+    into, out = counted[site.inbound.key], counted[site.outbound.key]
+    assert (into.packets, out.packets) == (3, 2)
+    assert 3 * length <= into.octets <= 3 * (length + 3)
+    assert 2 * len(bytes(outbound_packet(1))) <= out.octets <= 2 * (len(bytes(outbound_packet(1))) + 3)

@@ -1,0 +1,1 @@
+"""One descriptor per kind of VPP object: how it is made, changed, removed, read back and compared."""

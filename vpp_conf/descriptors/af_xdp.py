@@ -1,0 +1,72 @@
+"""AF_XDP interfaces (``plugins/af_xdp/af_xdp.api``)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ipsec_gw.errors import EngineError
+from vpp_conf.api import VppApiError
+from vpp_conf.descriptors.base import Descriptor
+from vpp_conf.descriptors.interface import INTERRUPT_MODE, OWNER_TAG, interfaces, tag
+
+KIND = "af_xdp"
+MAC_REUSE = 2
+"""``AF_XDP_API_FLAGS_MAC_REUSE``: VPP answers to the kernel interface's own MAC."""
+
+MODE_AUTO = 0
+"""``AF_XDP_API_MODE_AUTO``: zero-copy where the driver has it, else copies."""
+
+ALL_QUEUES = 0xFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class AfXdp:
+    """An AF_XDP socket set on a kernel interface that carries a dock: VPP attaches no program of its own."""
+
+    host_interface: str
+    sw_if_index: int = field(default=0, compare=False)
+
+    @property
+    def name(self) -> str:
+        """VPP's name for it."""
+        return f"xdp-{self.host_interface}"
+
+
+class AfXdpDescriptor(Descriptor[AfXdp]):
+    """AF_XDP interfaces. One that was deleted cannot be made again in the same VPP process (EBUSY)."""
+
+    kind = KIND
+
+    async def create(self, value: AfXdp) -> AfXdp:
+        """Raises EngineError naming the kernel interface."""
+        try:
+            reply = await self._api.call(
+                "af_xdp_create_v3",
+                host_if=value.host_interface,
+                name=value.name,
+                rxq_num=ALL_QUEUES,
+                mode=MODE_AUTO,
+                flags=MAC_REUSE,
+            )
+        except VppApiError as error:
+            raise EngineError(
+                f"VPP cannot open AF_XDP sockets on {value.host_interface} ({error}) - is it up, docked and free of "
+                "other sockets? After a delete VPP has to be restarted"
+            ) from None
+        await tag(self._api, reply.sw_if_index, OWNER_TAG)
+        await self._api.call(
+            "sw_interface_set_rx_mode", sw_if_index=reply.sw_if_index, queue_id_valid=False, mode=INTERRUPT_MODE
+        )
+        return AfXdp(value.host_interface, reply.sw_if_index)
+
+    async def delete(self, value: AfXdp) -> None:
+        """Closes the sockets; the kernel interface's packets go to the kernel again."""
+        await self._api.call("af_xdp_delete", sw_if_index=value.sw_if_index)
+
+    async def retrieve(self) -> tuple[AfXdp, ...]:
+        """Those that the gateway made."""
+        return tuple(
+            AfXdp(interface.name.removeprefix("xdp-"), interface.sw_if_index)
+            for interface in (await interfaces(self._api)).values()
+            if interface.name.startswith("xdp-") and interface.tag == OWNER_TAG
+        )

@@ -1,0 +1,57 @@
+"""What all interfaces of VPP share: listing, tags, tables, MTU, state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from vpp_conf.api import VppApi
+
+OWNER_TAG = "ipsec-gw"
+"""Interface tag of everything that the gateway made; interfaces without it are somebody else's."""
+
+INTERRUPT_MODE = 2
+"""``RX_MODE_API_INTERRUPT``."""
+
+UP_FLAG = 1
+"""``IF_STATUS_API_FLAG_ADMIN_UP``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """An interface as VPP lists it."""
+
+    sw_if_index: int
+    name: str
+    kind: str
+    tag: str
+
+
+async def interfaces(api: VppApi) -> Mapping[int, Interface]:
+    """All interfaces by ``sw_if_index``."""
+    details = await api.dump("sw_interface_dump")
+    return {
+        detail.sw_if_index: Interface(detail.sw_if_index, detail.interface_name, detail.interface_dev_type, detail.tag)
+        for detail in details
+    }
+
+
+async def tag(api: VppApi, sw_if_index: int, text: str) -> None:
+    """Put the owner's tag on an interface."""
+    await api.call("sw_interface_tag_add_del", is_add=True, sw_if_index=sw_if_index, tag=text)
+
+
+async def bring_up(api: VppApi, sw_if_index: int, table: int, mtu: int) -> None:
+    """Bind to an IPv4 table (before any address), set the L3 MTU in bytes, admin up.
+
+    IPv4 works only once the interface has an address or borrows one (:func:`borrow_address`). The message that
+    should enable it without (sw_interface_ip4_enable_disable) does the contrary in 26.06.
+    """
+    await api.call("sw_interface_set_table", sw_if_index=sw_if_index, is_ipv6=False, vrf_id=table)
+    await api.call("sw_interface_set_mtu", sw_if_index=sw_if_index, mtu=[mtu, 0, 0, 0])
+    await api.call("sw_interface_set_flags", sw_if_index=sw_if_index, flags=UP_FLAG)
+
+
+async def borrow_address(api: VppApi, sw_if_index: int, lender: int) -> None:
+    """Make an interface IPv4-capable by the address of another one."""
+    await api.call("sw_interface_set_unnumbered", sw_if_index=lender, unnumbered_sw_if_index=sw_if_index, is_add=True)

@@ -1,0 +1,116 @@
+"""FIB tables, routes and local addresses (``vnet/ip/ip.api``, ``vnet/interface.api``)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+from ipsec_gw.model.ids import IpAddress, IpNetwork
+from vpp_conf.descriptors.base import NO_INDEX, Descriptor, Reference, from_prefix, host, to_path, to_prefix
+
+OUTER_TABLE = 0
+ENCAP_TABLE = 4701
+DECAP_TABLE = 4702
+"""The three tables of the gateway: next hops and our own addresses; remote selectors; everything to the kernel."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One path for one prefix: out of an interface, by a next hop if it is not point-to-point."""
+
+    table: int
+    prefix: IpNetwork
+    sw_if_index: int
+    next_hop: IpAddress | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LocalAddress:
+    """An address of VPP's own on an interface, always a host prefix."""
+
+    sw_if_index: int
+    address: IpAddress
+
+
+class RouteDescriptor(Descriptor[Route]):
+    """Routes of the gateway's tables; creating one over another replaces its path without a gap."""
+
+    kind = "route"
+
+    async def create(self, value: Route) -> Route:
+        await self._add_del(value, is_add=True)
+        return value
+
+    async def update(self, old: Route, new: Route) -> Route:
+        if (old.table, old.prefix) != (new.table, new.prefix):
+            return await super().update(old, new)
+        return await self.create(new)
+
+    async def delete(self, value: Route) -> None:
+        await self._add_del(value, is_add=False)
+
+    async def retrieve(self) -> tuple[Route, ...]:
+        """Single-path routes with an interface in the three tables (what VPP made by itself included)."""
+        found = []
+        for table in (OUTER_TABLE, ENCAP_TABLE, DECAP_TABLE):
+            for detail in await self._api.dump("ip_route_dump", table={"table_id": table, "is_ip6": False}):
+                route = detail.route
+                if route.n_paths == 1 and route.paths[0].sw_if_index != NO_INDEX:
+                    prefix = from_prefix(route.prefix)
+                    raw = route.paths[0].nh.address.ip4
+                    next_hop = ip_address(raw if isinstance(raw, bytes) else str(raw))
+                    found.append(Route(table, prefix, route.paths[0].sw_if_index, next_hop if int(next_hop) else None))
+        return tuple(found)
+
+    def depends_on(self, value: Route) -> tuple[Reference, ...]:
+        if value.next_hop is None:
+            return (Reference("interface", value.sw_if_index),)
+        return (Reference("neighbour", (value.sw_if_index, value.next_hop)),)
+
+    async def _add_del(self, value: Route, *, is_add: bool) -> None:
+        await self._api.call(
+            "ip_route_add_del",
+            is_add=is_add,
+            is_multipath=False,
+            route={
+                "table_id": value.table,
+                "prefix": to_prefix(value.prefix),
+                "n_paths": 1,
+                "paths": [to_path(value.prefix.version, value.sw_if_index, value.next_hop)],
+            },
+        )
+
+
+class LocalAddressDescriptor(Descriptor[LocalAddress]):
+    """Addresses that ESP is received for."""
+
+    kind = "local-address"
+
+    async def create(self, value: LocalAddress) -> LocalAddress:
+        await self._add_del(value, is_add=True)
+        return value
+
+    async def delete(self, value: LocalAddress) -> None:
+        await self._add_del(value, is_add=False)
+
+    async def retrieve(self) -> tuple[LocalAddress, ...]:
+        interfaces = await self._api.dump("sw_interface_dump")
+        found = []
+        for interface in interfaces:
+            details = await self._api.dump("ip_address_dump", sw_if_index=interface.sw_if_index, is_ipv6=False)
+            found += [LocalAddress(detail.sw_if_index, from_prefix_address(detail.prefix)) for detail in details]
+        return tuple(found)
+
+    async def _add_del(self, value: LocalAddress, *, is_add: bool) -> None:
+        await self._api.call(
+            "sw_interface_add_del_address",
+            sw_if_index=value.sw_if_index,
+            is_add=is_add,
+            del_all=False,
+            prefix=to_prefix(host(value.address)),
+        )
+
+
+def from_prefix_address(value: object) -> IpAddress:
+    """The address of an ``address_with_prefix``."""
+    return getattr(value, "ip", None) or from_prefix(value).network_address

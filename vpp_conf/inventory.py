@@ -1,0 +1,187 @@
+"""What the gateway holds in a VPP: the journal checked against VPP's dumps, leftovers swept away."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ipsec_gw.model.ids import Direction, IpAddress, SaKey, TunnelId
+from ipsec_gw.model.objects import EngineSa, NextHop, Tunnel
+from vpp_conf.api import VppApi, VppApiError
+from vpp_conf.descriptors.base import host
+from vpp_conf.descriptors.classify import RedirectDescriptor
+from vpp_conf.descriptors.ipsec_itf import IpsecInterfaceDescriptor
+from vpp_conf.descriptors.neighbour import Neighbour, NeighbourDescriptor
+from vpp_conf.descriptors.protect import ProtectDescriptor
+from vpp_conf.descriptors.route import (
+    OUTER_TABLE,
+    LocalAddress,
+    LocalAddressDescriptor,
+    Route,
+    RouteDescriptor,
+)
+from vpp_conf.descriptors.sa import SadEntry, SaDescriptor, real_window
+from vpp_conf.journal import Journal
+from vpp_conf.links import Links
+from vpp_conf.records import SaRecord, TunnelRecord, read_hop, read_sa, read_tunnel
+from vpp_conf.tunnels import TunnelBuilder, TunnelParts
+
+FIRST_SAD_ID = 0x4000_0000
+LAST_SAD_ID = 0x7FFF_FFFF
+"""The gateway's own range: an SA with another ``sad_id`` is somebody else's."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldSa:
+    """An SA as asked for, and what VPP made of it."""
+
+    sa: EngineSa
+    entry: SadEntry
+
+
+@dataclass(frozen=True, slots=True)
+class HeldTunnel:
+    """A tunnel as asked for, and its parts in VPP."""
+
+    tunnel: Tunnel
+    parts: TunnelParts
+
+
+@dataclass(slots=True)
+class Inventory:
+    """All objects of the gateway in one VPP. ``locals`` are the addresses ESP is received for, by interface."""
+
+    sas: dict[SaKey, HeldSa] = field(default_factory=dict)
+    hops: dict[IpAddress, NextHop] = field(default_factory=dict)
+    tunnels: dict[TunnelId, HeldTunnel] = field(default_factory=dict)
+    locals: dict[IpAddress, int] = field(default_factory=dict)
+    highest_sad_id: int = FIRST_SAD_ID
+
+    def users(self, key: SaKey | IpAddress) -> list[TunnelId]:
+        """Tunnels that need this SA or next hop."""
+        return [
+            tunnel_id
+            for tunnel_id, held in self.tunnels.items()
+            if key in (held.tunnel.outbound, held.tunnel.remote, *held.tunnel.inbound)
+        ]
+
+
+async def take_inventory(api: VppApi, journal: Journal, links: Links, builder: TunnelBuilder) -> Inventory:
+    """Everything that the journal names and VPP really holds. What only one of them knows is removed from both."""
+    inventory = Inventory()
+    await _take_sas(api, journal, inventory)
+    await _take_hops(api, journal, links, inventory)
+    await _take_tunnels(api, journal, builder, inventory)
+    await _sweep_sas(api, inventory)
+    return inventory
+
+
+def engine_sa(entry: SadEntry, window: int) -> EngineSa:
+    """The SA that this entry was made from; ``window`` is what was asked for."""
+    return EngineSa(
+        key=SaKey(entry.destination, entry.spi),
+        direction=Direction.IN if entry.inbound else Direction.OUT,
+        source=entry.source,
+        algorithm=entry.algorithm,
+        secret=entry.secret,
+        salt=entry.salt,
+        esn=entry.esn,
+        replay_window=window,
+        encap=entry.encap,
+    )
+
+
+def sad_entry(sa: EngineSa, sad_id: int) -> SadEntry:
+    """The entry to make for an SA."""
+    return SadEntry(
+        sad_id=sad_id,
+        spi=sa.key.spi,
+        inbound=sa.direction is Direction.IN,
+        source=sa.source,
+        destination=sa.key.destination,
+        algorithm=sa.algorithm,
+        secret=sa.secret,
+        salt=sa.salt,
+        esn=sa.esn,
+        window=real_window(sa.replay_window),
+        encap=sa.encap,
+    )
+
+
+async def _take_sas(api: VppApi, journal: Journal, inventory: Inventory) -> None:
+    entries = {entry.sad_id: entry for entry in await SaDescriptor(api).retrieve()}
+    own = [sad_id for sad_id in entries if FIRST_SAD_ID <= sad_id <= LAST_SAD_ID]
+    inventory.highest_sad_id = max((FIRST_SAD_ID, *own, *(row["highest"] for row in journal.rows("sad-ids"))))
+    for row in journal.rows("sa"):
+        record: SaRecord = read_sa(row)
+        entry = entries.get(record.sad_id)
+        if (
+            entry is None
+            or SaKey(entry.destination, entry.spi) != record.key
+            or entry.window != real_window(record.window)
+        ):
+            journal.remove("sa", str(record.key))
+            continue
+        inventory.sas[record.key] = HeldSa(engine_sa(entry, record.window), entry)
+
+
+async def _take_hops(api: VppApi, journal: Journal, links: Links, inventory: Inventory) -> None:
+    neighbours = set(await NeighbourDescriptor(api).retrieve())
+    routes = set(await RouteDescriptor(api).retrieve())
+    addresses = {address.address: address for address in await LocalAddressDescriptor(api).retrieve()}
+    for row in journal.rows("hop"):
+        hop = read_hop(row)
+        index = links.wan.get(hop.interface)
+        address = addresses.get(hop.local)
+        if (
+            index is None
+            or address is None
+            or Neighbour(index, hop.gateway, hop.mac) not in neighbours
+            or Route(OUTER_TABLE, host(hop.key), index, hop.gateway) not in routes
+        ):
+            journal.remove("hop", str(hop.key))
+            continue
+        inventory.hops[hop.key] = hop
+        inventory.locals[hop.local] = address.sw_if_index
+    for address in addresses.values():
+        if links.wan_name(address.sw_if_index) and address.address not in inventory.locals:
+            await LocalAddressDescriptor(api).delete(LocalAddress(address.sw_if_index, address.address))
+
+
+async def _take_tunnels(api: VppApi, journal: Journal, builder: TunnelBuilder, inventory: Inventory) -> None:
+    protects = {protect.sw_if_index: protect for protect in await ProtectDescriptor(api).retrieve()}
+    routes = set(await RouteDescriptor(api).retrieve())
+    redirected = {redirect.rx_sw_if_index for redirect in await RedirectDescriptor(api).retrieve()}
+    leftovers = {interface.sw_if_index for interface in await IpsecInterfaceDescriptor(api).retrieve()}
+    for row in journal.rows("tunnel"):
+        record: TunnelRecord = read_tunnel(row)
+        tunnel = record.tunnel
+        keys = (tunnel.outbound, *tunnel.inbound)
+        tables = await builder.checks.tables_of(record.sw_if_index) if record.sw_if_index in leftovers else ()
+        if not tables or record.sw_if_index not in redirected or any(key not in inventory.sas for key in keys):
+            journal.remove("tunnel", str(tunnel.key))
+            continue
+        parts = builder.parts(
+            record.sw_if_index,
+            inventory.sas[tunnel.outbound].entry.sad_id,
+            frozenset(inventory.sas[key].entry.sad_id for key in tunnel.inbound),
+            frozenset(tunnel.selectors),
+            tables,
+        )
+        if protects.get(record.sw_if_index) != parts.protect or not parts.routes <= routes:
+            journal.remove("tunnel", str(tunnel.key))
+            continue
+        leftovers.discard(record.sw_if_index)
+        inventory.tunnels[tunnel.key] = HeldTunnel(tunnel, parts)
+    for sw_if_index in leftovers:
+        await builder.sweep(sw_if_index)
+
+
+async def _sweep_sas(api: VppApi, inventory: Inventory) -> None:
+    known = {held.entry.sad_id for held in inventory.sas.values()}
+    for entry in await SaDescriptor(api).retrieve():
+        if FIRST_SAD_ID <= entry.sad_id <= LAST_SAD_ID and entry.sad_id not in known:
+            try:
+                await SaDescriptor(api).delete(entry)
+            except VppApiError:
+                # A protection that somebody else made may still hold it; VPP frees it with that.
+                continue

@@ -1,0 +1,71 @@
+"""One process on this machine, told apart from a later one that got the same PID."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+PROC = Path("/proc")
+STATE_FIELD = 0
+START_FIELD = 19
+"""Positions in /proc/PID/stat after the command's closing parenthesis: fields 3 and 22 of proc(5)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessId:
+    """A PID and when it started, in clock ticks since boot."""
+
+    pid: int
+    start: int
+
+    def is_alive(self) -> bool:
+        """True while this very process runs; a zombie is dead."""
+        return identify(self.pid) == self
+
+    def stop(self, grace: float, kill_grace: float) -> bool:
+        """Terminate, and kill after ``grace`` seconds. True when the process is gone ``kill_grace`` seconds later.
+
+        Signals go through a pidfd: a PID that was recycled in between is never hit.
+        """
+        try:
+            handle = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return True
+        try:
+            if not self.is_alive():
+                return True
+            for number, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, kill_grace)):
+                try:
+                    signal.pidfd_send_signal(handle, number)
+                except ProcessLookupError:
+                    return True
+                if _wait_gone(handle, seconds):
+                    return True
+            return not self.is_alive()
+        finally:
+            os.close(handle)
+
+
+def identify(pid: int) -> ProcessId | None:
+    """The process that has this PID now, None if there is none or it is a zombie."""
+    try:
+        text = (PROC / str(pid) / "stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = text.rpartition(")")[2].split()
+    return None if fields[STATE_FIELD] in "ZX" else ProcessId(pid, int(fields[START_FIELD]))
+
+
+def _wait_gone(handle: int, seconds: float) -> bool:
+    """A pidfd becomes readable when its process ends."""
+    deadline = time.monotonic() + seconds
+    poller = select.poll()
+    poller.register(handle, select.POLLIN)
+    while (left := deadline - time.monotonic()) > 0:
+        if poller.poll(left * 1000):
+            return True
+    return False

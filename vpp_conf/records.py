@@ -1,0 +1,85 @@
+"""Rows of the :class:`~vpp_conf.journal.Journal` as values, and back. No row ever holds a key."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
+
+from ipsec_gw.model.ids import SaKey, TunnelId
+from ipsec_gw.model.objects import NextHop, Selector, Tunnel
+from vpp_conf.journal import Row
+
+
+@dataclass(frozen=True, slots=True)
+class SaRecord:
+    """Which ``sad_id`` an SA has, and the replay window that was asked for."""
+
+    key: SaKey
+    sad_id: int
+    window: int
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelRecord:
+    """A tunnel and where it is in VPP."""
+
+    tunnel: Tunnel
+    sw_if_index: int
+
+
+def sa_row(record: SaRecord) -> Row:
+    return {**_sa_key(record.key), "sad_id": record.sad_id, "window": record.window}
+
+
+def read_sa(row: Row) -> SaRecord:
+    return SaRecord(_read_sa_key(row), row["sad_id"], row["window"])
+
+
+def hop_row(hop: NextHop) -> Row:
+    return {
+        "peer": str(hop.key),
+        "local": str(hop.local),
+        "interface": hop.interface,
+        "gateway": str(hop.gateway),
+        "mac": hop.mac,
+    }
+
+
+def read_hop(row: Row) -> NextHop:
+    return NextHop(
+        ip_address(row["peer"]), ip_address(row["local"]), row["interface"], ip_address(row["gateway"]), row["mac"]
+    )
+
+
+def tunnel_row(record: TunnelRecord) -> Row:
+    tunnel = record.tunnel
+    return {
+        "reqid": tunnel.key.reqid,
+        "peer": str(tunnel.key.remote),
+        "local": str(tunnel.local),
+        "remote": str(tunnel.remote),
+        "inbound": [_sa_key(key) for key in tunnel.inbound],
+        "outbound": _sa_key(tunnel.outbound),
+        "selectors": [[str(selector.source), str(selector.destination)] for selector in tunnel.selectors],
+        "sw_if_index": record.sw_if_index,
+    }
+
+
+def read_tunnel(row: Row) -> TunnelRecord:
+    tunnel = Tunnel(
+        key=TunnelId(row["reqid"], ip_address(row["peer"])),
+        local=ip_address(row["local"]),
+        remote=ip_address(row["remote"]),
+        inbound=tuple(_read_sa_key(key) for key in row["inbound"]),
+        outbound=_read_sa_key(row["outbound"]),
+        selectors=tuple(Selector(ip_network(source), ip_network(target)) for source, target in row["selectors"]),
+    )
+    return TunnelRecord(tunnel, row["sw_if_index"])
+
+
+def _sa_key(key: SaKey) -> Row:
+    return {"destination": str(key.destination), "spi": key.spi}
+
+
+def _read_sa_key(row: Row) -> SaKey:
+    return SaKey(ip_address(row["destination"]), row["spi"])

@@ -1,0 +1,113 @@
+"""A tunnel as VPP sees it: an IPsec interface, its protection, its selector check, its redirect and its routes."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+
+from ipsec_gw.model.objects import Selector
+from vpp_conf.api import VppApi
+from vpp_conf.descriptors.classify import Check, CheckDescriptor, Redirect, RedirectDescriptor
+from vpp_conf.descriptors.ipsec_itf import IpsecInterface, IpsecInterfaceDescriptor
+from vpp_conf.descriptors.protect import Protect, ProtectDescriptor
+from vpp_conf.descriptors.route import DECAP_TABLE, ENCAP_TABLE, Route, RouteDescriptor
+from vpp_conf.links import KERNEL_END, Links
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelParts:
+    """The VPP objects of one tunnel."""
+
+    interface: IpsecInterface
+    protect: Protect
+    check: Check
+    redirect: Redirect
+    routes: frozenset[Route]
+
+
+class TunnelBuilder:
+    """Makes, changes and removes tunnels as a whole: a step that fails takes the earlier ones back."""
+
+    def __init__(self, api: VppApi, links: Links, mtu: int) -> None:
+        self._links = links
+        self._mtu = mtu
+        self.interfaces = IpsecInterfaceDescriptor(api)
+        self.protects = ProtectDescriptor(api)
+        self.checks = CheckDescriptor(api)
+        self.redirects = RedirectDescriptor(api)
+        self.routes = RouteDescriptor(api)
+
+    def parts(
+        self,
+        sw_if_index: int,
+        outbound: int,
+        inbound: frozenset[int],
+        wanted: frozenset[Selector],
+        tables: tuple[int, ...] = (),
+    ) -> TunnelParts:
+        """What a tunnel on this interface consists of; ``wanted`` are outbound selectors."""
+        return TunnelParts(
+            interface=IpsecInterface(DECAP_TABLE, self._mtu, self._links.lender, sw_if_index),
+            protect=Protect(sw_if_index, outbound, inbound),
+            check=Check(sw_if_index, frozenset(map(_reverse, wanted)), self._links.punt_index, tables),
+            redirect=Redirect(sw_if_index, self._links.up, KERNEL_END),
+            routes=frozenset(Route(ENCAP_TABLE, selector.destination, sw_if_index) for selector in wanted),
+        )
+
+    async def build(self, outbound: int, inbound: frozenset[int], selectors: frozenset[Selector]) -> TunnelParts:
+        """Inbound first, routes last: nothing is sent before the answers can be received."""
+        async with AsyncExitStack() as undo:
+            interface = await self.interfaces.create(IpsecInterface(DECAP_TABLE, self._mtu, self._links.lender))
+            undo.push_async_callback(self.interfaces.delete, interface)
+            wanted = self.parts(interface.sw_if_index, outbound, inbound, selectors)
+            await self.redirects.create(wanted.redirect)
+            undo.push_async_callback(self.redirects.delete, wanted.redirect)
+            check = await self.checks.create(wanted.check)
+            undo.push_async_callback(self.checks.delete, check)
+            await self.protects.create(wanted.protect)
+            undo.push_async_callback(self.protects.delete, wanted.protect)
+            for route in wanted.routes:
+                await self.routes.create(route)
+                undo.push_async_callback(self.routes.delete, route)
+            undo.pop_all()
+            return replace(wanted, interface=interface, check=check)
+
+    async def change(self, old: TunnelParts, new: TunnelParts) -> TunnelParts:
+        """New SAs by one message, without a gap; routes only where they differ."""
+        protect = await self.protects.update(old.protect, new.protect)
+        check = await self.checks.update(old.check, new.check)
+        for route in new.routes - old.routes:
+            await self.routes.create(route)
+        for route in old.routes - new.routes:
+            await self.routes.delete(route)
+        return replace(new, protect=protect, check=check)
+
+    async def demolish(self, parts: TunnelParts) -> None:
+        """Routes first: nothing is sent into a tunnel that is being taken apart."""
+        for route in parts.routes:
+            await self.routes.delete(route)
+        await self.protects.delete(parts.protect)
+        await self.checks.delete(parts.check)
+        await self.redirects.delete(parts.redirect)
+        await self.interfaces.delete(parts.interface)
+
+    async def sweep(self, sw_if_index: int) -> None:
+        """Remove an IPsec interface that carries our tag and that no record explains (a crash half-way)."""
+        for route in await self.routes.retrieve():
+            if route.table == ENCAP_TABLE and route.sw_if_index == sw_if_index:
+                await self.routes.delete(route)
+        for protect in await self.protects.retrieve():
+            if protect.sw_if_index == sw_if_index:
+                await self.protects.delete(protect)
+        tables = await self.checks.tables_of(sw_if_index)
+        if tables:
+            await self.checks.delete(Check(sw_if_index, frozenset(), self._links.punt_index, tables))
+        for redirect in await self.redirects.retrieve():
+            if redirect.rx_sw_if_index == sw_if_index:
+                await self.redirects.delete(redirect)
+        await self.interfaces.delete(IpsecInterface(DECAP_TABLE, self._mtu, self._links.lender, sw_if_index))
+
+
+def _reverse(selector: Selector) -> Selector:
+    """What comes in is the mirror image of what goes out."""
+    return Selector(selector.destination, selector.source)
