@@ -1,0 +1,90 @@
+"""Plans are safe at every step, from any state to any other (DESIGN.md, invariants 2 and 9)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ipsec_gw.desired import desired
+from ipsec_gw.model.ids import Direction
+from ipsec_gw.model.objects import EngineSa, Guard, GuardKey, Lead, ManagedObject, ObjectKey, Steer, Tunnel
+from ipsec_gw.reconcile.plan import Action, plan
+from tests.support.world import OFFER, SETTINGS, policy, sa, snapshot
+
+Objects = dict[ObjectKey, ManagedObject]
+
+
+@st.composite
+def states(draw: st.DrawFn) -> Objects:
+    """What some moment of a CHILD_SA lineage asks for: none to five inbound, none to three outbound, any of them used."""
+    inbound = draw(st.lists(st.integers(0x100, 0x108), unique=True, max_size=5))
+    outbound = draw(st.lists(st.integers(0x200, 0x205), unique=True, max_size=3))
+    current = draw(st.sampled_from([0, *outbound, 0x2FF]))
+    look = snapshot(
+        *[sa(spi, inbound=True, age=n) for n, spi in enumerate(inbound)],
+        *[sa(spi, age=n) for n, spi in enumerate(outbound)],
+        policies=(policy(current),),
+    )
+    return dict(desired(OFFER, SETTINGS, look).objects)
+
+
+def check(state: Objects) -> None:
+    """The invariants that hold between any two operations."""
+    tunnels = [obj for obj in state.values() if isinstance(obj, Tunnel)]
+    for tunnel in tunnels:
+        assert {*tunnel.inbound, tunnel.outbound, tunnel.remote} <= state.keys(), "a tunnel uses what is not there"
+        assert len(tunnel.inbound) <= 4
+    for obj in state.values():
+        match obj:
+            case Steer():
+                assert any(obj.key.sa in t.inbound for t in tunnels), "XDP steers an SPI that the engine does not hold"
+            case Lead():
+                assert any(obj.key in t.selectors for t in tunnels), "plaintext is led to an engine without the tunnel"
+            case EngineSa() if obj.direction is Direction.OUT:
+                assert GuardKey(obj.key) in state, "an engine holds an outbound SA that the kernel may use"
+            case _:
+                pass
+
+
+@given(states(), states())
+def test_every_step_keeps_the_invariants_and_the_end_is_what_was_wanted(before: Objects, after: Objects) -> None:
+    state = dict(before)
+    check(state)
+    for op in plan(after, before):
+        if op.obj is None:
+            continue
+        if op.action is Action.DELETE:
+            assert state.pop(op.obj.key) == op.obj
+        else:
+            assert (op.obj.key in state) is (op.action is Action.UPDATE)
+            state[op.obj.key] = op.obj
+        check(state)
+    assert state == after
+    assert plan(after, state) == (), "a system in sync plans nothing"
+
+
+@given(states(), states())
+def test_what_stops_being_steered_drains_before_its_sa_goes(before: Objects, after: Objects) -> None:
+    operations = plan(after, before)
+    unsteered = [n for n, op in enumerate(operations) if op.action is Action.DELETE and isinstance(op.obj, Steer)]
+    gone = [n for n, op in enumerate(operations) if op.action is Action.DELETE and isinstance(op.obj, EngineSa)]
+    drains = [n for n, op in enumerate(operations) if op.action is Action.DRAIN]
+    assert bool(drains) is bool(unsteered)
+    if unsteered and gone:
+        assert max(unsteered) < drains[0] < min(gone)
+
+
+def test_a_changed_selector_is_followed() -> None:
+    before = dict(desired(OFFER, SETTINGS, snapshot(sa(1, inbound=True), sa(2), policies=(policy(2),))).objects)
+    other = replace(policy(2), source=policy(2).source.supernet())
+    after = dict(desired(OFFER, SETTINGS, snapshot(sa(1, inbound=True), sa(2), policies=(other,))).objects)
+    kinds = [(op.action, type(op.obj)) for op in plan(after, before)]
+    assert kinds == [(Action.DELETE, Lead), (Action.UPDATE, Tunnel), (Action.CREATE, Lead)]
+
+
+def test_guards_precede_outbound_sas() -> None:
+    after = dict(desired(OFFER, SETTINGS, snapshot(sa(1, inbound=True), sa(2), policies=(policy(2),))).objects)
+    kinds = [type(op.obj) for op in plan(after, {})]
+    assert kinds.index(Guard) < kinds.index(EngineSa)

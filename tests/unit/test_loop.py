@@ -1,0 +1,247 @@
+"""The reconciler against fakes: convergence, isolation, engine loss (DESIGN.md, invariants 3, 5, 9, 10)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+
+from ipsec_gw.desired import Owner
+from ipsec_gw.engines.port import Counters
+from ipsec_gw.model.ids import SaKey, TunnelId
+from ipsec_gw.model.objects import Guard, GuardKey, ManagedObject, ObjectKey, Selector, SteerKey
+from ipsec_gw.model.snapshot import Snapshot
+from ipsec_gw.ownership.engine_link import EngineLink
+from ipsec_gw.ownership.guard import HAND_BACK_MARGIN, GuardDriver
+from ipsec_gw.ownership.refusals import Refusals
+from ipsec_gw.ownership.rekey import RekeyPacer
+from ipsec_gw.reconcile.delta import DeltaTracker
+from ipsec_gw.reconcile.execute import Drivers, Executor
+from ipsec_gw.reconcile.loop import Reconciler
+from ipsec_gw.reconcile.record import Outcome
+from tests.support.fakes import FakeDriver, FakeEngine, FakeSource
+from tests.support.world import HERE, LOCAL, REMOTE, SETTINGS, THERE, established, policy, sa, snapshot
+from tests.unit.test_ownership import Kernel, Maps, with_oseq
+
+OUT, IN, TUNNEL = SaKey(REMOTE, 0x22), SaKey(LOCAL, 0x11), TunnelId(1, REMOTE)
+
+
+@dataclass
+class World:
+    engine: FakeEngine
+    source: FakeSource
+    maps: Maps
+    kernel: Kernel
+    steer: FakeDriver
+    lead: FakeDriver
+    link: EngineLink
+    reconciler: Reconciler
+    refusals: Refusals
+
+    async def show(self, look: Snapshot) -> None:
+        """A new situation, and a pass."""
+        self.source.now = look
+        self.kernel.sas = {one.key: one for one in look.sas}
+        await self.reconciler.run_pass()
+
+    def reasons(self) -> dict[int, tuple[Owner, str]]:
+        return {v.sa.key.spi: (v.owner, v.reason) for v in self.reconciler.decision.verdicts}
+
+    def empty(self) -> bool:
+        return not (self.engine.objects or self.steer.objects or self.lead.objects or self.maps.claimed())
+
+
+def second_life(world: World) -> World:
+    """The daemon starts again on everything that is in place."""
+    return join(world.engine, world.source, world.maps, world.kernel, world.steer, world.lead)
+
+
+def join(
+    engine: FakeEngine, source: FakeSource, maps: Maps, kernel: Kernel, steer: FakeDriver, lead: FakeDriver
+) -> World:
+    link = EngineLink(engine)
+    refusals = Refusals(RekeyPacer())
+    guard = GuardDriver(maps, kernel, sent=link.sent, refuse=refusals.add)
+    tracker: DeltaTracker[ObjectKey, ManagedObject] = DeltaTracker()
+
+    async def no_sleep(_seconds: float) -> None:
+        pass
+
+    async def retrieve() -> dict[ObjectKey, ManagedObject]:
+        return {
+            **await link.retrieve(),
+            **await guard.retrieve(),
+            **await steer.retrieve(),
+            **await lead.retrieve(),
+        }
+
+    reconciler = Reconciler(
+        source=source,
+        link=link,
+        settings=SETTINGS,
+        tracker=tracker,
+        executor=Executor(Drivers(engine=link, guard=guard, steer=steer, lead=lead), tracker, sleep=no_sleep),
+        retrieve=retrieve,
+        refusals=refusals,
+    )
+    return World(engine, source, maps, kernel, steer, lead, link, reconciler, refusals)
+
+
+@pytest.fixture
+async def world() -> World:
+    made = join(FakeEngine(), FakeSource(Snapshot()), Maps(), Kernel(), FakeDriver(), FakeDriver())
+    await made.link.open()
+    return made
+
+
+async def test_a_child_goes_to_the_engine_and_a_second_pass_does_nothing(world: World) -> None:
+    await world.show(established())
+    assert TUNNEL in world.engine.objects
+    assert SteerKey(IN) in world.steer.objects
+    assert Selector(HERE, THERE) in world.lead.objects
+    assert world.maps.claimed() == {OUT}
+    assert world.reconciler.in_sync
+    assert (await world.reconciler.run_pass()).steps == ()
+
+
+async def test_a_removed_child_leaves_nothing(world: World) -> None:
+    await world.show(established())
+    await world.show(Snapshot())
+    assert world.empty()
+    assert world.maps.owner == {}
+
+
+async def test_a_used_key_stays_in_the_kernel_and_its_successor_is_accelerated(world: World) -> None:
+    used = with_oseq(sa(0x22), 5)
+    await world.show(snapshot(sa(0x11, inbound=True), used, policies=(policy(0x22),)))
+    assert world.maps.owner == {OUT: "kernel"}, "the kernel keeps sending"
+    assert TUNNEL not in world.engine.objects
+    assert world.lead.objects == {}
+    assert world.reasons()[0x22][0] is Owner.KERNEL
+    assert world.refusals.pacer.due(1.0) == OUT, "a rekey is asked for"
+    successor = SaKey(REMOTE, 0x44)
+    await world.show(
+        snapshot(sa(0x11, inbound=True), used, sa(0x33, inbound=True, age=1), sa(0x44, age=1), policies=(policy(0x44),))
+    )
+    assert world.engine.objects[TUNNEL].outbound == successor
+    assert world.maps.claimed() == {successor}
+
+
+@pytest.mark.parametrize("victim", [OUT, IN, REMOTE, TUNNEL], ids=["outbound SA", "inbound SA", "next hop", "tunnel"])
+async def test_what_the_engine_refuses_is_the_kernels_and_nothing_is_half_in_place(
+    world: World, victim: ObjectKey
+) -> None:
+    world.engine.refuses.add(victim)
+    await world.show(established())
+    await world.reconciler.run_pass()
+    assert world.maps.claimed() == frozenset(), "a claimed SA without a tunnel would be a black hole"
+    assert world.lead.objects == {}
+    assert world.steer.objects == {}
+    owner, reason = world.reasons()[0x22]
+    assert owner is Owner.KERNEL
+    assert "failed" in reason or "refused" in reason
+
+
+async def test_a_lead_that_cannot_be_made_gives_the_tunnel_back(world: World) -> None:
+    world.lead.refuses.add(Selector(HERE, THERE))
+    await world.show(established())
+    assert world.maps.claimed() == frozenset()
+    assert world.steer.objects == {}
+
+
+async def test_one_bad_sa_does_not_hold_up_the_rest(world: World) -> None:
+    other_in, other_out = SaKey(LOCAL, 0x55), SaKey(REMOTE, 0x66)
+    mine, theirs = policy(0x22), policy(0x66)
+    theirs = replace(
+        theirs,
+        destination=THERE.supernet(prefixlen_diff=8),
+        source=HERE,
+        templates=(replace(theirs.templates[0], reqid=2),),
+    )
+    theirs = replace(theirs, destination=type(THERE)("172.16.0.0/16"))
+    world.engine.refuses.add(OUT)
+    await world.show(
+        snapshot(
+            sa(0x11, inbound=True),
+            sa(0x22),
+            sa(0x55, inbound=True, reqid=2),
+            sa(0x66, reqid=2),
+            policies=(mine, theirs),
+        )
+    )
+    assert world.engine.objects[TunnelId(2, REMOTE)].outbound == other_out
+    assert SteerKey(other_in) in world.steer.objects
+    assert world.reasons()[0x22][0] is Owner.KERNEL
+
+
+async def test_a_dead_engine_gives_everything_to_the_kernel_behind_its_numbers(world: World) -> None:
+    await world.show(established())
+    world.engine.sent[OUT] = Counters(500, 1)
+    assert await world.link.look() is False
+    world.engine.broken = True
+    assert await world.link.look() is True
+    world.reconciler.engine_lost()
+    await world.reconciler.run_pass()
+    assert world.kernel.sas[OUT].replay.oseq == 500 + HAND_BACK_MARGIN
+    assert world.maps.owner == {OUT: "kernel"}
+    assert world.steer.objects == {}
+    assert world.lead.objects == {}
+    assert "away" in world.reasons()[0x11][1]
+    assert world.refusals.pacer.due(1.0) == OUT
+
+
+async def test_a_restarted_engine_never_gets_a_used_key_again(world: World) -> None:
+    await world.show(established())
+    world.engine.restart()
+    assert await world.link.look() is True
+    world.reconciler.engine_lost()
+    await world.link.open()
+    await world.reconciler.run_pass()
+    assert OUT not in world.engine.objects
+    assert world.maps.owner == {OUT: "kernel"}
+
+
+async def test_a_restarted_daemon_adopts_what_is_in_place(world: World) -> None:
+    await world.show(established())
+    reborn = second_life(world)
+    await reborn.link.open()
+    record = await reborn.reconciler.run_pass()
+    assert record.steps == ()
+    assert reborn.reconciler.in_sync
+
+
+async def test_a_restarted_daemon_finds_an_empty_engine_and_gives_the_key_back(world: World) -> None:
+    await world.show(established())
+    world.engine.restart()
+    reborn = second_life(world)
+    await reborn.link.open()
+    await reborn.reconciler.run_pass()
+    assert reborn.maps.owner == {OUT: "kernel"}
+    assert OUT not in reborn.engine.objects
+
+
+async def test_a_restarted_daemon_catches_up_with_what_happened_meanwhile(world: World) -> None:
+    await world.show(established())
+    reborn = second_life(world)
+    await reborn.link.open()
+    await reborn.show(Snapshot())
+    assert reborn.empty()
+
+
+async def test_withdrawal_hands_everything_back(world: World) -> None:
+    await world.show(established())
+    world.engine.sent[OUT] = Counters(7, 1)
+    record = await world.reconciler.withdraw()
+    assert {step.outcome for step in record.steps} == {Outcome.DONE}
+    assert world.empty()
+    assert world.kernel.sas[OUT].replay.oseq == 7 + HAND_BACK_MARGIN
+
+
+async def test_leftovers_of_a_crash_are_swept(world: World) -> None:
+    stray = SaKey(REMOTE, 0x99)
+    world.maps.claim(stray)
+    world.maps.claim(OUT)
+    await world.show(established())
+    assert stray not in world.maps.owner, "its SA is gone: nothing to hand back"
+    assert world.maps.owner[OUT] == "kernel", "claimed in an earlier life and not in the engine: its key may be used"
+    assert Guard(GuardKey(OUT)) not in world.reconciler.decision.objects.values()

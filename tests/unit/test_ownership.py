@@ -1,0 +1,215 @@
+"""One owner for an outbound SA's sequence numbers (DESIGN.md, invariant 3), and paced rekeys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from ipaddress import ip_address
+
+import pytest
+
+from ipsec_gw.engines.port import Counters
+from ipsec_gw.errors import IpsecGwError, UsedKeyError
+from ipsec_gw.model.ids import SaKey
+from ipsec_gw.model.objects import Guard, GuardKey
+from ipsec_gw.model.snapshot import Replay, XfrmSa
+from ipsec_gw.ownership.guard import HAND_BACK_MARGIN, GuardDriver
+from ipsec_gw.ownership.rekey import RekeyPacer
+from tests.support.world import REMOTE, sa
+
+KEY = SaKey(REMOTE, 0x22)
+GUARD = Guard(GuardKey(KEY))
+
+
+@dataclass
+class Seen:
+    passed: int = 0
+    dropped: int = 0
+
+
+class Maps:
+    """The guard's maps as a fake: owners, and what was seen."""
+
+    def __init__(self) -> None:
+        self.owner: dict[SaKey, str] = {}
+        self.seen: dict[SaKey, Seen] = {}
+
+    def claim(self, key: SaKey) -> None:
+        self.owner[key] = "engine"
+
+    def release(self, key: SaKey) -> None:
+        self.owner[key] = "kernel"
+
+    def forget(self, key: SaKey) -> None:
+        self.owner.pop(key, None)
+        self.seen.pop(key, None)
+
+    def claimed(self) -> frozenset[SaKey]:
+        return frozenset(key for key, owner in self.owner.items() if owner == "engine")
+
+    def guard_counters(self) -> dict[SaKey, Seen]:
+        return self.seen
+
+
+class Kernel:
+    """The kernel's SAs as a fake. ``on_look`` runs whenever an SA is read."""
+
+    def __init__(self, *sas: XfrmSa) -> None:
+        self.sas = {s.key: s for s in sas}
+        self.on_look = lambda: None
+
+    def sa(self, key: SaKey) -> XfrmSa | None:
+        self.on_look()
+        return self.sas.get(key)
+
+    def raise_oseq(self, key: SaKey, oseq: int) -> None:
+        self.sas[key] = with_oseq(self.sas[key], oseq)
+
+
+def with_oseq(one: XfrmSa, oseq: int) -> XfrmSa:
+    return replace(one, replay=replace(one.replay, oseq=oseq))
+
+
+def driver(maps: Maps, kernel: Kernel, sent: Counters | None = None) -> tuple[GuardDriver, dict[SaKey, str]]:
+    refused: dict[SaKey, str] = {}
+    return GuardDriver(maps, kernel, sent=lambda _key: sent, refuse=refused.__setitem__), refused
+
+
+async def test_a_fresh_key_is_claimed() -> None:
+    maps, kernel = Maps(), Kernel(sa(0x22))
+    guard, refused = driver(maps, kernel)
+    await guard.create(GUARD)
+    assert maps.claimed() == {KEY}
+    assert refused == {}
+    assert await guard.retrieve() == {GuardKey(KEY): GUARD}
+
+
+async def test_the_guard_is_closed_before_the_kernel_is_asked() -> None:
+    maps, kernel = Maps(), Kernel(sa(0x22))
+    closed: list[bool] = []
+    kernel.on_look = lambda: closed.append(KEY in maps.claimed())
+    await driver(maps, kernel)[0].create(GUARD)
+    assert closed
+    assert all(closed)
+
+
+async def test_a_key_that_reached_the_wire_is_refused_and_left_to_the_kernel() -> None:
+    maps, kernel = Maps(), Kernel(with_oseq(sa(0x22), 3))
+    guard, refused = driver(maps, kernel)
+    with pytest.raises(UsedKeyError, match="has sent 3 packets"):
+        await guard.create(GUARD)
+    assert maps.owner == {KEY: "kernel"}
+    assert list(refused) == [KEY]
+
+
+async def test_numbers_that_were_held_back_do_not_count_as_used() -> None:
+    maps, kernel = Maps(), Kernel(with_oseq(sa(0x22), 7))
+    maps.seen[KEY] = Seen(dropped=7)
+    await driver(maps, kernel)[0].create(GUARD)
+    assert maps.claimed() == {KEY}
+
+
+async def test_one_packet_that_passed_is_not_hidden_by_others_that_were_held() -> None:
+    maps, kernel = Maps(), Kernel(with_oseq(sa(0x22), 7))
+    maps.seen[KEY] = Seen(passed=1, dropped=7)
+    with pytest.raises(UsedKeyError):
+        await driver(maps, kernel)[0].create(GUARD)
+
+
+async def test_a_packet_on_its_way_to_the_guard_is_waited_for() -> None:
+    maps, kernel = Maps(), Kernel(with_oseq(sa(0x22), 1))
+    looks = 0
+
+    def arrive() -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            maps.seen[KEY] = Seen(dropped=1)
+
+    kernel.on_look = arrive
+    await driver(maps, kernel)[0].create(GUARD)
+    assert maps.claimed() == {KEY}
+
+
+async def test_an_sa_that_is_gone_is_not_guarded() -> None:
+    maps = Maps()
+    with pytest.raises(IpsecGwError, match="gone"):
+        await driver(maps, Kernel())[0].create(GUARD)
+    assert maps.owner == {}
+
+
+async def test_hand_back_continues_behind_the_engines_numbers() -> None:
+    maps, kernel = Maps(), Kernel(sa(0x22))
+    maps.claim(KEY)
+    guard, refused = driver(maps, kernel, Counters(packets=1000, octets=1))
+    raised_while_closed: list[bool] = []
+    write = kernel.raise_oseq
+
+    def watch(key: SaKey, oseq: int) -> None:
+        raised_while_closed.append(key in maps.claimed())
+        write(key, oseq)
+
+    kernel.raise_oseq = watch  # type: ignore[method-assign]
+    await guard.delete(GUARD)
+    assert kernel.sas[KEY].replay.oseq == 1000 + HAND_BACK_MARGIN
+    assert raised_while_closed == [True], "the kernel may send only after its number was raised"
+    assert maps.owner == {KEY: "kernel"}
+    assert KEY in refused, "a key that the engine used is never given to it again"
+
+
+async def test_an_unused_key_goes_back_as_it_is() -> None:
+    maps, kernel = Maps(), Kernel(sa(0x22))
+    maps.claim(KEY)
+    guard, refused = driver(maps, kernel, Counters(0, 0))
+    await guard.delete(GUARD)
+    assert kernel.sas[KEY].replay == Replay(0, 0, 32, False, False)
+    assert refused == {}
+
+
+async def test_unknown_use_counts_as_used() -> None:
+    maps, kernel = Maps(), Kernel(sa(0x22))
+    maps.claim(KEY)
+    await driver(maps, kernel, None)[0].delete(GUARD)
+    assert kernel.sas[KEY].replay.oseq == HAND_BACK_MARGIN
+
+
+async def test_the_guard_of_a_deleted_sa_leaves_nothing() -> None:
+    maps = Maps()
+    maps.claim(KEY)
+    maps.seen[KEY] = Seen(dropped=1)
+    await driver(maps, Kernel())[0].delete(GUARD)
+    assert (maps.owner, maps.seen) == ({}, {})
+
+
+def test_rekeys_are_spaced_and_each_sa_is_asked_for_once() -> None:
+    pacer = RekeyPacer()
+    first, second = SaKey(REMOTE, 1), SaKey(ip_address("10.0.0.3"), 2)
+    for key in (first, second, first):
+        pacer.request(key)
+    assert pacer.due(0.0) == first
+    assert pacer.due(0.05) is None
+    assert pacer.due(0.1) == second
+    pacer.request(first)
+    assert pacer.due(10.0) is None
+
+
+def test_a_peer_that_keeps_failing_is_asked_less_and_less_often() -> None:
+    pacer = RekeyPacer()
+    now, gaps, last = 0.0, [], None
+    for spi in range(1, 6):
+        pacer.request(SaKey(REMOTE, spi))
+        while pacer.due(now) is None:
+            now += 0.1
+        if last is not None:
+            gaps.append(now - last)
+        last = now
+    assert gaps == pytest.approx([0.5, 1.0, 2.0, 4.0], abs=0.11)
+    pacer.succeed(REMOTE)
+    pacer.request(SaKey(REMOTE, 9))
+    assert pacer.due(now + 0.2) == SaKey(REMOTE, 9)
+
+
+def test_dead_sas_are_forgotten() -> None:
+    pacer = RekeyPacer()
+    pacer.request(KEY)
+    pacer.settle(lambda _key: False)
+    assert pacer.waiting == frozenset()
