@@ -18,7 +18,7 @@ Objects = dict[ObjectKey, ManagedObject]
 
 @st.composite
 def states(draw: st.DrawFn) -> Objects:
-    """What some moment of a CHILD_SA lineage asks for: none to five inbound, none to three outbound, any of them used."""
+    """What some moment of a lineage asks for: none to five inbound, none to three outbound, any of them in use."""
     inbound = draw(st.lists(st.integers(0x100, 0x108), unique=True, max_size=5))
     outbound = draw(st.lists(st.integers(0x200, 0x205), unique=True, max_size=3))
     current = draw(st.sampled_from([0, *outbound, 0x2FF]))

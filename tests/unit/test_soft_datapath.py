@@ -9,7 +9,6 @@ import pytest
 from scapy.layers.inet import IP, UDP
 from scapy.layers.ipsec import ESP
 from scapy.layers.l2 import ARP, Ether
-from soft_kit import UP_ENGINE, WAN, WireSocket, context, next_hop, oracle, sa, tunnel, up_frame, wan_frame
 from structlog.testing import capture_logs
 
 from ipsec_gw.engines.soft.datapath import Datapath
@@ -18,6 +17,7 @@ from ipsec_gw.engines.soft.forwarding import Forwarding
 from ipsec_gw.engines.soft.store import Store
 from ipsec_gw.errors import SteeringError
 from ipsec_gw.model.ids import Direction
+from tests.unit.soft_kit import UP_ENGINE, WAN, WireSocket, context, next_hop, oracle, sa, tunnel, up_frame, wan_frame
 
 FROM_PEER = IP(src="10.2.0.1", dst="10.1.0.1") / UDP() / b"hello"
 TO_PEER = IP(src="10.1.0.1", dst="10.2.0.1") / UDP() / b"hello"

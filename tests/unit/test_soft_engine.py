@@ -12,7 +12,6 @@ import structlog
 from scapy.layers.inet import IP, UDP
 from scapy.layers.ipsec import ESP
 from scapy.layers.l2 import Ether
-from soft_kit import UP_ENGINE, WAN, WireSocket, context, next_hop, oracle, sa, tunnel, up_frame, wan_frame
 
 from ipsec_gw.engines.port import Counters, Engine, Link
 from ipsec_gw.engines.soft import DropReason, SoftEngine
@@ -21,6 +20,7 @@ from ipsec_gw.errors import EngineError, EngineUnavailable, SteeringError
 from ipsec_gw.model.algorithms import ALGORITHMS
 from ipsec_gw.model.ids import Direction, EngineName
 from ipsec_gw.model.secret import Secret
+from tests.unit.soft_kit import UP_ENGINE, WAN, WireSocket, context, next_hop, oracle, sa, tunnel, up_frame, wan_frame
 
 FROM_PEER = IP(src="10.2.0.1", dst="10.1.0.1") / UDP() / b"hello"
 TO_PEER = IP(src="10.1.0.1", dst="10.2.0.1") / UDP() / b"hello"

@@ -8,7 +8,6 @@ import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from scapy.layers.inet import IP, UDP
 from scapy.layers.ipsec import ESP
-from soft_kit import oracle, sa
 
 from ipsec_gw.engines.soft.drops import Dropped, DropReason
 from ipsec_gw.engines.soft.esp import (
@@ -24,6 +23,7 @@ from ipsec_gw.errors import EngineError
 from ipsec_gw.model.algorithms import ALGORITHMS, CHACHA20_POLY1305
 from ipsec_gw.model.ids import Direction
 from ipsec_gw.model.secret import Secret
+from tests.unit.soft_kit import oracle, sa
 
 IV = bytes.fromhex("0123456789abcdef")
 PACKETS = [IP(src="10.1.0.1", dst="10.2.0.1") / UDP(sport=1, dport=2) / bytes(size) for size in range(5)]

@@ -10,7 +10,15 @@ from scapy.layers.inet import ICMP, IP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.ipsec import ESP
 from scapy.layers.l2 import Dot1Q, Ether
-from soft_kit import (
+
+from ipsec_gw.engines.port import Counters, Link
+from ipsec_gw.engines.soft.drops import Dropped, DropReason
+from ipsec_gw.engines.soft.esp import EspPayload, EspTransform
+from ipsec_gw.engines.soft.store import Store
+from ipsec_gw.model.algorithms import ALGORITHMS
+from ipsec_gw.model.ids import Direction, SaKey, TunnelId
+from ipsec_gw.model.objects import Selector
+from tests.unit.soft_kit import (
     GATEWAY_MAC,
     LOCAL6,
     PEER,
@@ -28,14 +36,6 @@ from soft_kit import (
     up_frame,
     wan_frame,
 )
-
-from ipsec_gw.engines.port import Counters, Link
-from ipsec_gw.engines.soft.drops import Dropped, DropReason
-from ipsec_gw.engines.soft.esp import EspPayload, EspTransform
-from ipsec_gw.engines.soft.store import Store
-from ipsec_gw.model.algorithms import ALGORITHMS
-from ipsec_gw.model.ids import Direction, SaKey, TunnelId
-from ipsec_gw.model.objects import Selector
 
 FROM_PEER = IP(src="10.2.0.1", dst="10.1.0.1", ttl=1) / UDP(sport=5, dport=6) / b"hello"
 TO_PEER = IP(src="10.1.0.1", dst="10.2.0.1", ttl=1) / UDP(sport=5, dport=6) / b"hello"

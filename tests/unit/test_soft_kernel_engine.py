@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from soft_kit import context, next_hop, sa, tunnel
 
 from ipsec_gw.engines.kernel import KernelEngine
 from ipsec_gw.engines.port import Engine
 from ipsec_gw.errors import EngineError
 from ipsec_gw.model.ids import Direction, EngineName
+from tests.unit.soft_kit import context, next_hop, sa, tunnel
 
 SA = sa(Direction.IN, 0x1001)
 

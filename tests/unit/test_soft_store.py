@@ -7,7 +7,14 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 from scapy.layers.inet import IP, UDP
-from soft_kit import (
+
+from ipsec_gw.engines.soft.store import MAX_REPLAY_WINDOW, Store
+from ipsec_gw.errors import EngineError, UsedKeyError
+from ipsec_gw.model.algorithms import AES_GCM_256, CHACHA20_POLY1305
+from ipsec_gw.model.ids import Direction, SaKey, TunnelId
+from ipsec_gw.model.objects import Selector, UdpEncap
+from ipsec_gw.model.secret import Secret
+from tests.unit.soft_kit import (
     LOCAL,
     LOCAL6,
     PEER,
@@ -20,13 +27,6 @@ from soft_kit import (
     tunnel,
     up_frame,
 )
-
-from ipsec_gw.engines.soft.store import MAX_REPLAY_WINDOW, Store
-from ipsec_gw.errors import EngineError, UsedKeyError
-from ipsec_gw.model.algorithms import AES_GCM_256, CHACHA20_POLY1305
-from ipsec_gw.model.ids import Direction, SaKey, TunnelId
-from ipsec_gw.model.objects import Selector, UdpEncap
-from ipsec_gw.model.secret import Secret
 
 IN = sa(Direction.IN, 0x1001)
 OUT = sa(Direction.OUT, 0x2001)

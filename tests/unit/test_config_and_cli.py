@@ -1,0 +1,107 @@
+"""Bad input: one line, with file and line or the object, the way out, and the exit code."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ipsec_gw.config.load import load
+from ipsec_gw.config.model import EngineChoice
+from ipsec_gw.errors import ConfigError
+from ipsec_gw.model.sizes import inner_mtu
+
+GOOD = """
+[gateway]
+engine = "kernel"
+wan = ["eth0"]
+
+[connections.site]
+accelerate = false
+[connections."with.dot"]
+accelerate = true
+"""
+
+
+def test_a_good_file(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text(GOOD)
+    config = load(path)
+    assert config.gateway.engine is EngineChoice.KERNEL
+    assert config.gateway.wan == ("eth0",)
+    assert config.kept == {"site"}
+
+
+BAD = {
+    "syntax": ("[gateway]\nengine = \n", 2),
+    "unknown option": ("[gateway]\n\nengin = 'vpp'\n", 3),
+    "unknown engine": ("# a comment\n[gateway]\nengine = 'fast'\n", 3),
+    "wrong type": ("[connections.a]\n[connections.b]\naccelerate = 'perhaps'\n", 3),
+    "unknown table": ("[gateway]\n[gatway]\n", 2),
+    "negative time": ("[gateway]\nvici_timeout = -1\n", 2),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_file_names_file_and_line(case: str, tmp_path: Path) -> None:
+    text, line = BAD[case]
+    path = tmp_path / "c.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}:{line}: ")
+    assert "\n" not in message
+    assert caught.value.exit_code == 2
+
+
+def test_an_unreadable_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(tmp_path)
+    (tmp_path / "b").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        load(tmp_path / "b")
+
+
+def command(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ipsec_gw.cli.main", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={**os.environ, **env},
+    )
+
+
+def test_errors_are_one_line_on_stderr(tmp_path: Path) -> None:
+    done = command("--config", str(tmp_path / "none.toml"), "run")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert "none.toml:1: cannot be read" in done.stderr
+    done = command("--run-dir", str(tmp_path), "show", "sas")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no daemon listens" in done.stderr
+    assert "ipsec-gw run" in done.stderr
+
+
+def test_an_unknown_command_is_a_usage_error() -> None:
+    assert command("accelerate").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("link", "version", "encapsulated", "expected"),
+    [(1500, 4, False, 1446), (1500, 4, True, 1438), (1500, 6, False, 1426), (9000, 4, False, 8946)],
+)
+def test_the_inner_mtu_is_exact(link: int, version: int, encapsulated: bool, expected: int) -> None:
+    """One byte more would not fit: checked against the sizes of RFC 4303's layout, packet by packet."""
+    assert inner_mtu(link, version, encapsulated=encapsulated) == expected
+
+    def outer(inner: int) -> int:
+        payload = inner + 2 + -(inner + 2) % 4
+        return {4: 20, 6: 40}[version] + (8 if encapsulated else 0) + 8 + 8 + payload + 16
+
+    assert outer(expected) <= link < outer(expected + 1)
