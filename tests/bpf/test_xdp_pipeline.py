@@ -1,0 +1,289 @@
+"""Every verdict of the programs, by BPF_PROG_TEST_RUN with packets made by scapy."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+
+import pytest
+from conftest import Wire
+from scapy.layers.inet import IP, TCP, UDP, IPOption_Router_Alert
+from scapy.layers.inet6 import (
+    IPv6,
+    IPv6ExtHdrDestOpt,
+    IPv6ExtHdrFragment,
+    IPv6ExtHdrHopByHop,
+    IPv6ExtHdrRouting,
+    PadN,
+)
+from scapy.layers.ipsec import ESP
+from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
+from scapy.packet import Packet, Raw
+
+from ipsec_gw.errors import SteeringError
+from ipsec_gw.model.ids import SaKey
+from xdp_steer import libbpf, tables
+from xdp_steer.gateway import Count, Reason, Role, Steering
+from xdp_steer.layout import Control, Owner, SaKeyLeaf, SteerEntryLeaf
+from xdp_steer.prog_run import TcAction, XdpAction, prog_run
+
+pytestmark = pytest.mark.root
+
+V4 = "192.0.2.1"
+V6 = "2001:db8::1"
+SPI = 0x11111111
+OTHER_SPI = 0x22222222
+KERNEL_SPI = 0x33333333
+NON_ESP_MARKER = bytes(4)
+LOOPBACK = 1
+"""The interface that BPF_PROG_TEST_RUN pretends."""
+
+ETH = Ether(src="02:00:00:00:00:02", dst="02:00:00:00:00:01")
+IP4 = ETH / IP(src="192.0.2.2", dst=V4)
+IP6 = ETH / IPv6(src="2001:db8::2", dst=V6)
+IKE = Raw(b"\x11" * 28)
+
+
+def esp(spi: int = SPI) -> Packet:
+    return ESP(spi=spi, seq=1, data=bytes(32))
+
+
+def options(units: int) -> Packet:
+    """An IPv6 destination options header of ``units`` times eight bytes."""
+    return IPv6ExtHdrDestOpt(options=[PadN(optdata=bytes(units * 8 - 4))])
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    packet: Packet
+    reason: Reason
+
+    def __str__(self) -> str:
+        return self.name
+
+
+NAT_T = UDP(sport=4500, dport=4500)
+
+CASES = (
+    Case("esp", IP4 / esp(), Reason.STEERED),
+    Case("esp in udp", IP4 / NAT_T / esp(), Reason.STEERED),
+    Case("esp in udp from a mapped port", IP4 / UDP(sport=1024, dport=4500) / esp(), Reason.STEERED),
+    Case("esp6", IP6 / esp(), Reason.STEERED),
+    Case("esp6 in udp", IP6 / NAT_T / esp(), Reason.STEERED),
+    Case("arp", ETH / ARP(pdst=V4), Reason.NOT_IP),
+    Case("two tags", ETH / Dot1AD(vlan=1) / Dot1Q(vlan=2) / IP4[IP] / esp(), Reason.NOT_IP),
+    Case("no room for ip", ETH / Raw(b"\x45"), Reason.NOT_IP),
+    Case("half an ip header", Ether(bytes(IP4)[:24]), Reason.TRUNCATED),
+    Case("ip header length 4", ETH / IP(dst=V4, ihl=1, proto=50) / Raw(bytes(64)), Reason.TRUNCATED),
+    Case("ip version 5", ETH / IP(dst=V4, version=5, proto=50) / Raw(bytes(64)), Reason.TRUNCATED),
+    Case("esp of 7 bytes", IP4[Ether] / Raw(bytes(7)), Reason.NOT_ESP),
+    Case("tcp", IP4 / TCP(dport=4500), Reason.NOT_ESP),
+    Case("dns", IP4 / UDP(dport=53) / Raw(bytes(12)), Reason.NOT_ESP),
+    Case("from 4500 to elsewhere", IP4 / UDP(sport=4500, dport=5000) / esp(), Reason.NOT_ESP),
+    Case("first fragment of esp", ETH / IP(dst=V4, flags="MF") / esp(), Reason.FRAGMENT),
+    Case("last fragment of esp", ETH / IP(dst=V4, frag=20, proto=50) / Raw(bytes(esp())), Reason.FRAGMENT),
+    Case("first fragment of nat-t", ETH / IP(dst=V4, flags="MF") / NAT_T / esp(), Reason.FRAGMENT),
+    Case("first fragment of esp6", IP6 / IPv6ExtHdrFragment(m=1) / esp(), Reason.FRAGMENT),
+    Case("last fragment of esp6", IP6 / IPv6ExtHdrFragment(offset=20, nh=50) / Raw(bytes(40)), Reason.FRAGMENT),
+    Case("ike", IP4 / UDP(sport=500, dport=500) / IKE, Reason.IKE),
+    Case("ike with a first word like the spi", IP4 / UDP(sport=500, dport=500) / esp(), Reason.IKE),
+    Case("ike6", IP6 / UDP(sport=500, dport=500) / IKE, Reason.IKE),
+    Case("ike behind options", ETH / IP(dst=V4, options=[IPOption_Router_Alert()]) / UDP(dport=500) / IKE, Reason.IKE),
+    Case("ike behind extensions", IP6 / options(3) / UDP(dport=500) / IKE, Reason.IKE),
+    Case("ike under a tag", ETH / Dot1Q(vlan=7) / IP4[IP] / UDP(dport=500) / IKE, Reason.IKE),
+    Case("ike on 4500", IP4 / NAT_T / Raw(NON_ESP_MARKER) / IKE, Reason.IKE_NAT_T),
+    Case("a bare marker", IP4 / NAT_T / Raw(NON_ESP_MARKER), Reason.IKE_NAT_T),
+    Case("ike6 on 4500", IP6 / NAT_T / Raw(NON_ESP_MARKER) / IKE, Reason.IKE_NAT_T),
+    Case("keepalive", IP4 / NAT_T / Raw(b"\xff"), Reason.KEEPALIVE),
+    Case("padded keepalive", Ether(bytes(IP4 / NAT_T / Raw(b"\xff")) + bytes(17)), Reason.KEEPALIVE),
+    Case("one octet, not ff", IP4 / NAT_T / Raw(b"\x00"), Reason.TRUNCATED),
+    Case("empty nat-t", IP4 / NAT_T, Reason.TRUNCATED),
+    Case("nat-t of 5 bytes", IP4 / NAT_T / Raw(b"\x11" * 5), Reason.TRUNCATED),
+    Case("padded nat-t of 5 bytes", Ether(bytes(IP4 / NAT_T / Raw(b"\x11" * 5)) + bytes(13)), Reason.TRUNCATED),
+    Case("unknown spi", IP4 / esp(OTHER_SPI), Reason.UNKNOWN_SPI),
+    Case("known spi to another address", ETH / IP(dst="192.0.2.9") / esp(), Reason.UNKNOWN_SPI),
+    Case("spi 0", IP4 / esp(0), Reason.UNKNOWN_SPI),
+    Case("unknown spi on 4500", IP4 / NAT_T / esp(OTHER_SPI), Reason.UNKNOWN_SPI),
+    Case("entry of the kernel", IP4 / esp(KERNEL_SPI), Reason.KERNEL_OWNED),
+    Case("tagged", ETH / Dot1Q(vlan=7) / IP4[IP] / esp(), Reason.TAGGED),
+    Case("802.1ad tag", ETH / Dot1AD(vlan=7) / IP4[IP] / esp(), Reason.TAGGED),
+    Case("options", ETH / IP(dst=V4, options=[IPOption_Router_Alert()]) / esp(), Reason.IP_OPTIONS),
+    Case("hop-by-hop", IP6 / IPv6ExtHdrHopByHop() / esp(), Reason.IP6_EXTENSIONS),
+    Case("routing", IP6 / IPv6ExtHdrRouting() / esp(), Reason.IP6_EXTENSIONS),
+    Case("long destination options", IP6 / options(20) / esp(), Reason.IP6_EXTENSIONS),
+    Case("atomic fragment", IP6 / IPv6ExtHdrFragment() / esp(), Reason.IP6_EXTENSIONS),
+    Case(
+        "five extensions",
+        IP6 / IPv6ExtHdrHopByHop() / options(1) / options(2) / options(1) / options(1) / esp(),
+        Reason.IP6_EXTENSIONS,
+    ),
+    Case(
+        "seven extensions",
+        IP6 / options(1) / options(1) / options(1) / options(1) / options(1) / options(1) / options(1) / esp(),
+        Reason.NOT_ESP,
+    ),
+    Case("extension beyond the end", IP6 / IPv6ExtHdrDestOpt(nh=50, len=255), Reason.TRUNCATED),
+)
+
+
+@pytest.fixture
+def loaded(steering: Steering, wire: Wire) -> Iterator[Steering]:
+    """Engine on, one SPI steered on both families, one entry of the kernel, the way out connected."""
+    steering.dock(wire.near, Role.WAN)
+    steering._exits.connect(LOOPBACK, steering._docks[wire.near].exit)
+    for address in (IPv4Address(V4), IPv6Address(V6)):
+        steering.steer(SaKey(address, SPI))
+    kernel_entry = SteerEntryLeaf(Owner.KERNEL, 1, 9)
+    leaf = SaKeyLeaf.of(SaKey(IPv4Address(V4), KERNEL_SPI))
+    libbpf.map_update(steering._maps["steer"], leaf, kernel_entry)
+    steering.set_engine(True)
+    yield steering
+    libbpf.map_delete(steering._maps["steer"], leaf)
+    steering._exits.disconnect(LOOPBACK)
+
+
+def run(steering: Steering, packet: bytes) -> tuple[int, dict[Reason, Count]]:
+    """The action, and which counters moved by how much."""
+    before = steering.verdicts()
+    result = prog_run(steering._programs.pipeline, packet)
+    assert result.packet == packet  # the pipeline never touches a packet
+    after = steering.verdicts()
+    moved = {
+        reason: Count(after[reason].packets - before[reason].packets, after[reason].octets - before[reason].octets)
+        for reason in Reason
+        if after[reason] != before[reason]
+    }
+    return result.retval, moved
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_packet_has_its_reason(loaded: Steering, case: Case) -> None:
+    packet = bytes(case.packet)
+    action, moved = run(loaded, packet)
+    assert moved == {case.reason: Count(1, len(packet))}
+    # The way out ran: with no socket in the XSKMAP its dock passes the packet on and says so.
+    fell = loaded.dock_counts("wan9").fell_to_kernel
+    assert (action, fell) == (XdpAction.PASS, int(case.reason is Reason.STEERED))
+
+
+def test_every_xdp_reason_is_in_the_table() -> None:
+    covered = {case.reason for case in CASES} | {Reason.ENGINE_OFF, Reason.NO_DOCK}
+    assert covered == {reason for reason in Reason if reason < Reason.GUARD_ENGINE}
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_empty_maps_pass_everything(steering: Steering, case: Case) -> None:
+    action, moved = run(steering, bytes(case.packet))
+    assert action == XdpAction.PASS
+    assert Reason.STEERED not in moved
+    if case.reason in {Reason.IKE, Reason.IKE_NAT_T, Reason.KEEPALIVE, Reason.UNKNOWN_SPI, Reason.FRAGMENT}:
+        assert list(moved) == [case.reason]
+
+
+def test_engine_off_leaves_a_steered_sa_to_the_kernel(loaded: Steering) -> None:
+    loaded.set_engine(False)
+    packet = bytes(IP4 / esp())
+    assert run(loaded, packet) == (XdpAction.PASS, {Reason.ENGINE_OFF: Count(1, len(packet))})
+    count = loaded.steer_counters()[SaKey(IPv4Address(V4), SPI)]
+    assert (count.engine_packets, count.kernel_packets, count.kernel_octets) == (0, 1, len(packet))
+
+
+def test_no_way_out_is_the_kernels_packet_and_counted_once(loaded: Steering) -> None:
+    loaded._exits.disconnect(LOOPBACK)
+    packet = bytes(IP4 / esp())
+    assert run(loaded, packet) == (XdpAction.PASS, {Reason.NO_DOCK: Count(1, len(packet))})
+    count = loaded.steer_counters()[SaKey(IPv4Address(V4), SPI)]
+    assert (count.engine_packets, count.engine_octets, count.kernel_packets) == (0, 0, 1)
+
+
+def test_an_empty_slot_takes_its_count_back(loaded: Steering) -> None:
+    slot = loaded._exits._taken()[LOOPBACK]
+    libbpf.map_delete(loaded._maps["exits"], ctypes.c_uint32(slot))
+    packet = bytes(IP4 / esp())
+    assert run(loaded, packet) == (XdpAction.PASS, {Reason.NO_DOCK: Count(1, len(packet))})
+    count = loaded.steer_counters()[SaKey(IPv4Address(V4), SPI)]
+    assert (count.engine_packets, count.engine_octets, count.kernel_packets) == (0, 0, 1)
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        IP4 / esp(),
+        IP4 / NAT_T / esp(),
+        IP4 / UDP(dport=500) / IKE,
+        IP4 / NAT_T / Raw(NON_ESP_MARKER) / IKE,
+        ETH / Dot1Q(vlan=7) / IP4[IP] / esp(),
+        IP6 / IPv6ExtHdrHopByHop() / options(2) / IPv6ExtHdrFragment() / NAT_T / esp(),
+    ],
+    ids=["esp", "nat-t", "ike", "ike on 4500", "tagged", "extensions"],
+)
+def test_any_truncation_passes_and_is_counted_once(loaded: Steering, packet: Packet) -> None:
+    whole = bytes(packet)
+    for length in range(len(ETH), len(whole) + 1):
+        action, moved = run(loaded, whole[:length])
+        assert action == XdpAction.PASS
+        assert [count.packets for count in moved.values()] == [1], length
+
+
+def test_a_test_run_below_14_bytes_is_refused(steering: Steering) -> None:
+    with pytest.raises(SteeringError, match="with 13 bytes failed"):
+        prog_run(steering._programs.pipeline, bytes(13))
+
+
+def test_repeat_gives_a_duration(steering: Steering) -> None:
+    result = prog_run(steering._programs.pipeline, bytes(IP4 / esp()), repeat=1000)
+    assert (result.retval, result.repeat) == (XdpAction.PASS, 1000)
+    assert 0 < result.duration_ns < 1_000_000
+
+
+OUT4 = ETH / IP(src=V4, dst="198.51.100.1")
+OUT6 = ETH / IPv6(src=V6, dst="2001:db8::99")
+CLAIMED = (SaKey(IPv4Address("198.51.100.1"), SPI), SaKey(IPv6Address("2001:db8::99"), SPI))
+
+GUARD_CASES = (
+    (OUT4 / esp(), TcAction.SHOT),
+    (OUT4 / NAT_T / esp(), TcAction.SHOT),
+    (OUT4 / UDP(sport=4500, dport=1024) / esp(), TcAction.SHOT),
+    (OUT6 / esp(), TcAction.SHOT),
+    (ETH / Dot1Q(vlan=7) / OUT4[IP] / esp(), TcAction.SHOT),
+    (ETH / IP(dst="198.51.100.1", options=[IPOption_Router_Alert()]) / esp(), TcAction.SHOT),
+    (ETH / IP(dst="198.51.100.1", flags="MF") / esp(), TcAction.SHOT),
+    (ETH / IP(dst="198.51.100.1", frag=20, proto=50) / Raw(bytes(esp())), TcAction.UNSPEC),
+    (OUT4 / NAT_T / Raw(NON_ESP_MARKER) / IKE, TcAction.UNSPEC),
+    (OUT4 / NAT_T / Raw(b"\xff"), TcAction.UNSPEC),
+    (OUT4 / UDP(sport=500, dport=500) / IKE, TcAction.UNSPEC),
+    (OUT4 / TCP(), TcAction.UNSPEC),
+    (ETH / ARP(), TcAction.UNSPEC),
+    (OUT4 / esp(OTHER_SPI), TcAction.UNSPEC),
+)
+
+
+@pytest.mark.parametrize(("packet", "action"), GUARD_CASES, ids=lambda value: getattr(value, "summary", lambda: "")())
+def test_the_guard_drops_claimed_esp_in_every_shape(steering: Steering, packet: Packet, action: TcAction) -> None:
+    for key in CLAIMED:
+        steering.claim(key)
+    assert prog_run(steering._programs.guard, bytes(packet)).retval == action
+    dropped = sum(count.dropped for count in steering.guard_counters().values())
+    assert dropped == (action is TcAction.SHOT)
+
+
+def test_the_guard_never_drops_a_truncated_ike_packet(steering: Steering) -> None:
+    whole = bytes(OUT4 / NAT_T / Raw(NON_ESP_MARKER) / IKE)
+    for length in range(len(ETH) + 1, len(whole) + 1):  # the kernel makes no packet of a bare Ethernet header for TC
+        assert prog_run(steering._programs.guard, whole[:length]).retval == TcAction.UNSPEC
+
+
+def test_the_guard_holds_a_newborn_until_the_daemon_is_silent_for_two_seconds(steering: Steering) -> None:
+    tables.set_control(steering._control, Control.HOLD_NS, 3_600_000_000_000)
+    now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    packet = bytes(OUT4 / esp())
+    tables.set_control(steering._control, Control.HEARTBEAT_NS, now - 2_000_000_001)
+    assert prog_run(steering._programs.guard, packet).retval == TcAction.UNSPEC
+    tables.set_control(steering._control, Control.HEARTBEAT_NS, now + 60_000_000_000)
+    assert prog_run(steering._programs.guard, packet).retval == TcAction.SHOT
+    tables.set_control(steering._control, Control.HOLD_NS, 0)
+    assert prog_run(steering._programs.guard, packet).retval == TcAction.UNSPEC
