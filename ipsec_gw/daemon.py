@@ -103,7 +103,7 @@ class Daemon:
             wan=tuple(link.name for link in gateway.plumbing.wan) if gateway.plumbing else (),
             tunnels=len({v.sa.reqid for v in gateway.reconciler.decision.verdicts}),
             steer=tuple(
-                SteerView(str(key), count.to_engine.packets, count.to_kernel.packets)
+                SteerView(str(key), count.engine_packets, count.kernel_packets)
                 for key, count in (steering.steer_counters() if steering else {}).items()
             ),
             guard=tuple(

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import structlog
 from pyroute2 import AsyncIPRoute
-from xdp_steer.gateway import Role, Steering
 
 from ipsec_gw.config.model import Config, EngineChoice
 from ipsec_gw.desired import Settings
@@ -34,6 +34,7 @@ from ipsec_gw.ownership.uplink import ENGINE_END, KERNEL_END, raise_uplink, remo
 from ipsec_gw.reconcile.delta import DeltaTracker
 from ipsec_gw.reconcile.execute import Drivers, Executor
 from ipsec_gw.reconcile.loop import Reconciler
+from xdp_steer.gateway import Role, Steering
 
 log = structlog.get_logger()
 
@@ -188,7 +189,7 @@ async def _join(config: Config, senses: Senses, engine: Engine, plumbing: Plumbi
     await link.open()
     tracker: DeltaTracker[ObjectKey, ManagedObject] = DeltaTracker()
     drivers = Drivers(engine=link, guard=link, steer=link, lead=link)
-    readers: list[Callable[[], Awaitable[Mapping[ObjectKey, ManagedObject]]]] = []
+    readers: list[Callable[[], Awaitable[Mapping[Any, ManagedObject]]]] = []
     pacer = RekeyPacer()
     refusals = Refusals(pacer)
     if plumbing is not None:

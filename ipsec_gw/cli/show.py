@@ -69,6 +69,7 @@ def status(options: Options, as_json: bool) -> None:
     console.print(facts)
     _counters(console, "steering", ("SA", "to engine", "to kernel"), answer["steer"])
     _counters(console, "egress guard", ("SA", "passed", "held back"), answer["guard"])
+    _counters(console, "docks", ("interface", "to engine", "fell to the kernel"), answer["docks"])
     verdicts = Table("XDP verdict", "packets")
     for reason, packets in answer["verdicts"].items():
         if packets:

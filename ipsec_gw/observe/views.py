@@ -60,6 +60,15 @@ class GuardView:
 
 
 @dataclass(frozen=True, slots=True)
+class DockView:
+    """Packets that an interface's dock was to hand over: to a live socket, and to the kernel for want of one."""
+
+    interface: str
+    toEngine: int  # noqa: N815
+    fellToKernel: int  # noqa: N815
+
+
+@dataclass(frozen=True, slots=True)
 class StatusView:
     """The daemon at a glance. ``verdicts`` are XDP's packet counts by reason."""
 
@@ -71,6 +80,7 @@ class StatusView:
     tunnels: int
     steer: tuple[SteerView, ...]
     guard: tuple[GuardView, ...]
+    docks: tuple[DockView, ...]
     verdicts: Mapping[str, int]
     netlinkOverruns: int  # noqa: N815
 
