@@ -46,7 +46,10 @@ class RunResult:
 
 
 def prog_run(program_fd: int, packet: bytes, repeat: int = 1) -> RunResult:
-    """Run a program on a packet of at least 14 bytes (15 for TC). Raises SteeringError when the kernel refuses to."""
+    """Run a program on a packet of at least 14 bytes, for TC a whole IP header.
+
+    Raises SteeringError when the kernel refuses to.
+    """
     out = ctypes.create_string_buffer(len(packet) + _HEADROOM)
     given = ctypes.create_string_buffer(packet, len(packet))
     opts = libbpf.TestRunOpts(
@@ -61,6 +64,6 @@ def prog_run(program_fd: int, packet: bytes, repeat: int = 1) -> RunResult:
     except OSError as error:
         raise SteeringError(
             f"test run of program {program_fd} with {len(packet)} bytes failed ({error.strerror}) - "
-            "the kernel takes 14 bytes (15 for TC) to one page"
+            "the kernel takes 14 bytes (for TC a whole IP header) to one page"
         ) from error
     return RunResult(opts.retval, out.raw[: opts.data_size_out], opts.duration, repeat)
