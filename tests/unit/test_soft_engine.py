@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import struct
 import traceback
@@ -29,12 +30,16 @@ TO_PEER = IP(src="10.1.0.1", dst="10.2.0.1") / UDP() / b"hello"
 class Rack:
     """All sockets that an engine opened."""
 
-    def __init__(self, *, fail_at: int = 99, fail_enter: bool = False) -> None:
+    def __init__(self, *, fail_at: int = 99, fail_enter: bool = False, busy: int = 0) -> None:
         self.sockets: list[WireSocket] = []
+        self.busy = busy
         self.fail_at = fail_at
         self.fail_enter = fail_enter
 
     def open(self, interface: str, queue: int, *, frame_size: int) -> WireSocket:
+        if self.busy:
+            self.busy -= 1
+            raise SteeringError("queue in use - x") from OSError(errno.EBUSY, "busy")
         if len(self.sockets) == self.fail_at:
             raise SteeringError(f"AF_XDP socket on {interface} refused - x")
         socket = WireSocket(interface, queue, frame_size=frame_size)
@@ -106,6 +111,22 @@ async def test_what_cannot_be_opened_is_closed_again(rack):
     rack.fail_at, rack.fail_enter = 99, False
     await engine.open()
     await engine.close()
+
+
+async def test_a_queue_that_the_kernel_has_not_freed_yet_is_waited_for():
+    rack = Rack(busy=2)
+    engine = SoftEngine(context(), open_socket=rack.open, count_queues=lambda _: 1)
+    await engine.open()
+    assert rack.busy == 0
+    await engine.close()
+
+
+async def test_a_queue_that_stays_in_use_is_not_waited_for_forever():
+    rack = Rack(busy=10**9)
+    engine = SoftEngine(context(), open_socket=rack.open, count_queues=lambda _: 1, busy_seconds=0.05)
+    with pytest.raises(EngineUnavailable, match="queue in use"):
+        await engine.open()
+    assert 10**9 - rack.busy >= 2
 
 
 async def test_an_interface_that_does_not_exist():
