@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import signal
 import sys
 from pathlib import Path
 
 import click
 
+from ipsec_gw.errors import EnvironmentMissing
 from ipsec_gw.lab.context import Options
 from ipsec_gw.lab.kernel import Environment, choose_environment
 from ipsec_gw.lab.progress import listener
@@ -30,7 +30,13 @@ def resolve_engine(engine: str) -> str:
     """`auto` is VPP where it is installed, else the reference engine: the one place where that is chosen for you."""
     if engine != "auto":
         return engine
-    return "vpp" if shutil.which("vpp", path="/usr/sbin:/usr/bin:/usr/local/bin") else "soft"
+    from vpp_conf.locate import locate_vpp  # noqa: PLC0415 - it starts VPP to ask its version
+
+    try:
+        locate_vpp()
+    except EnvironmentMissing:
+        return "soft"
+    return "vpp"
 
 
 @lab.command("list")

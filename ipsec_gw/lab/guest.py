@@ -25,7 +25,7 @@ def _reserve_hugepages() -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Scenario, report file, engine, proposal, artifacts directory or empty, perhaps "baseline"; returns the exit code."""
+    """Scenario, report file, engine, proposal, artifacts directory or "", perhaps "baseline"; returns the exit code."""
     name, report, engine, proposal, artifacts, *baseline = arguments
     told = Lines(sys.stdout)
     options = Options(engine, proposal, Path(artifacts) if artifacts else None, bool(baseline))

@@ -87,6 +87,25 @@ async def build(topology: Topology) -> None:
         set_sysctl(topology.namespace(role), "net/ipv4/ip_forward", "1")
 
 
+async def receive_on_one_processor(namespace: str, interface: str) -> None:
+    """Have one processor do all that follows from packets received on ``interface`` (receive packet steering).
+
+    Otherwise an engine's thread and our own traffic would make the peer's kernel encrypt on two processors, and its
+    packets overtake each other (see :func:`ipsec_gw.lab.process.stay_on_one_processor`).
+    """
+    # sysfs shows the devices of the namespace that mounted it.
+    mask = f"mount -t sysfs sysfs /sys && echo 1 >/sys/class/net/{interface}/queues/rx-0/rps_cpus"
+    await run(["unshare", "--mount", "sh", "-c", mask], namespace=namespace)
+
+
+def xfrm_errors(namespace: str) -> dict[str, int]:
+    """The kernel's IPsec error counters of a namespace that are not 0 (``/proc/net/xfrm_stat``)."""
+    with inside(namespace):
+        lines = Path("/proc/thread-self/net/xfrm_stat").read_text().splitlines()
+    pairs = (line.split() for line in lines)
+    return {name: int(value) for name, value in pairs if int(value)}
+
+
 def present(names: Iterable[str]) -> list[str]:
     """Which of these namespaces exist."""
     return [name for name in names if (NETNS_DIR / name).exists()]

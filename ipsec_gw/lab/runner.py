@@ -14,7 +14,7 @@ from ipsec_gw.errors import IpsecGwError
 from ipsec_gw.lab import netns, session
 from ipsec_gw.lab.context import Lab, Options
 from ipsec_gw.lab.kernel import TOOLS, Environment, need_root, release
-from ipsec_gw.lab.process import need_tools
+from ipsec_gw.lab.process import need_tools, stay_on_one_processor
 from ipsec_gw.lab.progress import Listener, Note, parse
 from ipsec_gw.lab.report import Check, Report, Versions, from_json
 from ipsec_gw.lab.scenarios import Scenario
@@ -35,6 +35,7 @@ async def run_native(scenario: Scenario, options: Options, listener: Listener) -
     need_tools(TOOLS)
     for tag in await session.sweep():
         listener.tell(Note(f"removed what the dead run {tag} had left"))
+    stay_on_one_processor()
     started = time.monotonic()
     tag = session.new_tag()
     topology = scenario.topology(tag)

@@ -55,13 +55,23 @@ def newest_kernel(boot: Path = Path("/boot"), modules: Path = Path("/lib/modules
 
 
 def shares() -> tuple[Share, ...]:
-    """What the guest may cache: the system's programs, this Python's environment and this package's source."""
+    """What the guest may cache: the system's programs, this Python's environment, this package's source, and VPP."""
     project = Path(ipsec_gw.__file__).resolve().parent.parent
-    wanted = [Path("/usr"), Path(sys.prefix).resolve(), project]
+    wanted = [Path("/usr"), Path(sys.prefix).resolve(), project, *vpp_prefix()]
     outermost = [
         path for path in dict.fromkeys(wanted) if not any(other in path.parents for other in wanted if other != path)
     ]
     return tuple(Share(f"share{number}", path) for number, path in enumerate(outermost))
+
+
+def vpp_prefix() -> list[Path]:
+    """Where VPP is installed, if it is."""
+    from vpp_conf.locate import locate_vpp  # noqa: PLC0415 - it starts VPP to ask its version
+
+    try:
+        return [locate_vpp().prefix]
+    except EnvironmentMissing:
+        return []
 
 
 def compile_packages() -> None:
@@ -94,7 +104,7 @@ def accelerator() -> list[str]:
 
 def job_script(argv: list[str], status: Path, directory: Path) -> str:
     """What the guest executes; ``. script`` of a POSIX shell."""
-    kept = {name: os.environ[name] for name in ("IPSEC_GW_LAB_ACCEL", "BCC_KERNEL_SOURCE") if name in os.environ}
+    kept = {name: os.environ[name] for name in ("IPSEC_GW_VPP", "BCC_KERNEL_SOURCE") if name in os.environ}
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in kept.items())
     return (
         f"{exports}export TERM=dumb PYTHONUNBUFFERED=1 IPSEC_GW_LAB_GUEST=1\n"

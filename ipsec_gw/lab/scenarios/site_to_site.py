@@ -10,12 +10,15 @@ from ipsec_gw.lab.capture import Captures
 from ipsec_gw.lab.context import Lab
 from ipsec_gw.lab.gateway import GatewayUnderTest, ShownSa
 from ipsec_gw.lab.kernel_sas import SaDiary, dump
+from ipsec_gw.lab.netns import receive_on_one_processor, xfrm_errors
 from ipsec_gw.lab.oracle import EspPacket
+from ipsec_gw.lab.process import all_of
 from ipsec_gw.lab.scenarios.verdicts import Evidence, judge_capture, judge_carriers, judge_counters
 from ipsec_gw.lab.strongswan import Site, Swan
 from ipsec_gw.lab.topology import HOST, LAN, WAN, Role
 from ipsec_gw.lab.traffic import TrafficError, UdpFlow, ping, tcp_echo, udp_echo, until
 from ipsec_gw.lab.wire import count_by_sa, esp_packets
+from vpp_conf.locate import locate_vpp
 
 FLOW_RATE, FLOW_BYTES = 50.0, 200
 """Packets per second in each direction and UDP payload: what an emulated processor carries without sweat."""
@@ -61,10 +64,13 @@ async def run(lab: Lab) -> None:
     await _bracketed_exchange(story, "payload exchange")
     await _rekey_under_traffic(story, evidence)
     await _bracketed_exchange(story, "payload exchange after the rekeys")
+    await _quiet(story)
     for flow, mark in zip(story.flows, flow_marks, strict=True):
         lab.note(f"UDP {flow.source} -> {flow.destination} since the tunnel is up: {flow.tally(mark)}")
     await _terminate(story, evidence)
     judge_capture(lab, evidence, story.wan, story.lans, story.diaries)
+    for swan in (story.a, story.b):
+        lab.note(f"IPsec error counters of {swan.site.identity}: {xfrm_errors(swan.site.namespace) or 'all 0'}")
     if story.gateway is not None:
         with lab.step("ipsec-gw off"):
             await story.gateway.off()
@@ -88,9 +94,13 @@ async def _set_up(lab: Lab) -> Story:
     for captures in (wan, lans):
         task = asyncio.create_task(captures.keep_draining())
         lab.stack.callback(task.cancel)
-    with lab.step("start two strongSwans and ipsec-gw"):
-        a, b = await asyncio.gather(_start_swan(lab, Role.GATEWAY_A), _start_swan(lab, Role.GATEWAY_B))
-        gateway = await _start_gateway(lab, a)
+    a, b = await _start_swan(lab, Role.GATEWAY_A), await _start_swan(lab, Role.GATEWAY_B)
+    gateway = _gateway(lab, a)
+    with lab.step("start two strongSwans" + (" and ipsec-gw" if gateway else "")):
+        await all_of(a.load(), b.load(), *([gateway.start()] if gateway else []))
+        await receive_on_one_processor(b.site.namespace, WAN)
+    for pid in gateway.pids if gateway else ():
+        lab.watch_process(pid)
     return Story(lab, a, b, gateway, wan, lans, (diaries[0], diaries[1]), _start_flows(lab))
 
 
@@ -110,19 +120,15 @@ async def _start_swan(lab: Lab, role: Role) -> Swan:
     swan = await Swan.start(site, lab.session.run_dir / role)
     lab.stack.push_async_callback(swan.stop)
     lab.watch_process(swan.daemon.pid)
-    await swan.load()
     return swan
 
 
-async def _start_gateway(lab: Lab, a: Swan) -> GatewayUnderTest | None:
+def _gateway(lab: Lab, a: Swan) -> GatewayUnderTest | None:
     if lab.options.baseline:
         lab.note("without ipsec-gw: strongSwan and the kernel alone")
         return None
     gateway = GatewayUnderTest(lab.session, a.site.namespace, a.files.vici, lab.options.engine)
     lab.stack.push_async_callback(gateway.off)
-    await gateway.start()
-    for pid in gateway.pids:
-        lab.watch_process(pid)
     return gateway
 
 
@@ -146,6 +152,8 @@ async def _bring_up(story: Story, evidence: Evidence) -> tuple[int, int]:
     evidence.up = [len(capture.frames) for capture in story.wan.captures]
     marks = (flows[0].next, flows[1].next)
     lab.strongswan = await story.a.version()
+    if lab.options.engine == "vpp":
+        lab.vpp = locate_vpp().version
     for swan in (story.a, story.b):
         said = await swan.list_sas()
         lab.check(f"IKE is up at {swan.site.identity}", said.ike and said.child, "IKE_SA and CHILD_SA", said)
@@ -202,15 +210,17 @@ def _packets(story: Story) -> list[EspPacket]:
 async def _bracketed_exchange(story: Story, name: str) -> None:
     """TCP, UDP and ICMP between two quiet moments, so that every counter can be held against the wire."""
     lab, gateway = story.lab, story.gateway
-    await _quiet(story)
-    before = await gateway.status() if gateway else None
-    wire_before = count_by_sa(_packets(story))
+    with lab.step(f"{name}: wait for silence and read counters"):
+        await _quiet(story)
+        before = await gateway.status() if gateway else None
+        wire_before = count_by_sa(_packets(story))
     with lab.step(name):
         await _exchange(lab, name)
         await _quiet(story)
     carried = count_by_sa(_packets(story)) - wire_before
     if gateway is not None and before is not None:
-        after, sas = await gateway.status(), await gateway.sas()
+        with lab.step(f"{name}: read counters"):
+            after, sas = await asyncio.gather(gateway.status(), gateway.sas())
         judge_counters(lab, name, gateway.engine, sas=sas, before=before, after=after, carried=carried)
     _resume(story)
 
@@ -279,7 +289,6 @@ async def _carried_again(story: Story, gateway: GatewayUnderTest, evidence: Evid
 
 async def _terminate(story: Story, evidence: Evidence) -> None:
     lab, gateway = story.lab, story.gateway
-    await _quiet(story)
     evidence.down = [len(capture.frames) for capture in story.wan.captures]
     with lab.step("terminate the tunnel"):
         await story.a.terminate()

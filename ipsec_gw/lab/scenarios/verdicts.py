@@ -10,7 +10,7 @@ from ipsec_gw.lab.capture import Captures, Frame
 from ipsec_gw.lab.context import Lab
 from ipsec_gw.lab.gateway import GuardCount, ShownSa, Status, SteerCount
 from ipsec_gw.lab.kernel_sas import SaDiary
-from ipsec_gw.lab.topology import LAN, Role
+from ipsec_gw.lab.topology import HOST, LAN, WAN, Role
 from ipsec_gw.lab.wire import (
     Opening,
     clear_packets,
@@ -117,11 +117,11 @@ def _judge_opening(lab: Lab, opening: Opening, packets: int) -> None:
 def _judge_inner(lab: Lab, opening: Opening, lans: Captures) -> None:
     """Hold what was inside against what the hosts sent and received."""
     client, server = lans.captures
-    address_a, address_b = lab.topology.address(Role.GATEWAY_A, "wan0"), lab.topology.address(Role.GATEWAY_B, "wan0")
-    network_a = lab.host(Role.CLIENT, "eth0").address
+    address_a, address_b = lab.topology.address(Role.GATEWAY_A, WAN), lab.topology.address(Role.GATEWAY_B, WAN)
+    client_address = lab.topology.address(Role.CLIENT, HOST)
     to_b = [item.inner for item in opening.opened if item.esp.source == address_a]
     to_a = [item.inner for item in opening.opened if item.esp.source == address_b]
-    from_client = [packet for packet in to_b if packet[12:16] == network_a.packed]
+    from_client = [packet for packet in to_b if packet[12:16] == client_address.packed]
     for name, inner, reference in (
         ("what A encrypts is what the client sent", from_client, ip_packets(client.frames, outgoing=True)),
         ("what A encrypts is what the server receives", to_b, ip_packets(server.frames, outgoing=False)),
@@ -162,9 +162,8 @@ def _judge_clear(lab: Lab, evidence: Evidence, wan: Captures) -> None:
     for capture, up, down in zip(wan.captures, evidence.up, evidence.down, strict=True):
         earlier += capture.frames[:up]
         during += capture.frames[up:down]
-    lab.note(
-        f"clear packets of the protected networks on the WAN before the tunnel: {len(clear_packets(earlier, protected))}"
-    )
+    before = len(clear_packets(earlier, protected))
+    lab.note(f"clear packets of the protected networks on the WAN before the tunnel: {before}")
     leaked = clear_packets(during, protected)
     lab.check(
         "nothing of the protected networks crosses the WAN in clear while the tunnel is up",
