@@ -110,6 +110,11 @@ class Daemon:
                 GuardView(str(key), count.passed, count.dropped)
                 for key, count in (steering.guard_counters() if steering else {}).items()
             ),
+            docks=tuple(
+                DockView(name, count.to_engine, count.fell_to_kernel)
+                for name in sorted(steering.docked() if steering else ())
+                for count in ((steering.dock_counts(name),) if steering else ())
+            ),
             verdicts={
                 str(reason): count.packets for reason, count in (steering.verdicts() if steering else {}).items()
             },
