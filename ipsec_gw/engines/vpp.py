@@ -29,19 +29,15 @@ from vpp_conf.links import HostLink, Links, take_links
 from vpp_conf.locate import locate_vpp
 from vpp_conf.paths import VppPaths
 from vpp_conf.records import SaRecord, TunnelRecord, hop_row, sa_row, tunnel_row
-from vpp_conf.stats import StatsSegment
+from vpp_conf.traffic import read_traffic
 from vpp_conf.tunnels import TunnelBuilder
+from vpp_conf.used_keys import UsedKeys
 
 MAX_REPLAY_WINDOW = 4096
 """VPP takes any power of two; this is what strongSwan's users ask for at most, and what is tested."""
 
 SAD_ID_BLOCK = 1024
 """``sad_id``s are reserved in the journal by this many: after a restart of the daemon the next block begins."""
-
-TRAILER_BYTES = 2
-ICV_BYTES = 16
-SPI_SEQUENCE_IV_BYTES = 16
-"""ESP of the AEADs here: SPI 4, sequence number 4, IV 8 in front; pad length and next header, ICV behind."""
 
 log = structlog.get_logger(__name__)
 
@@ -56,6 +52,7 @@ class VppEngine:
         self._journal = Journal(self._paths.journal)
         self._lock = asyncio.Lock()
         self._inventory = Inventory()
+        self._used_keys = UsedKeys()
         self._sad_id = 0
         self._reserved = 0
         self._links: Links | None = None
@@ -154,31 +151,12 @@ class VppEngine:
     async def counters(self) -> Mapping[SaKey, Counters]:
         """From the stats segment, without asking VPP.
 
-        ``packets`` is exact; for an inbound SA, packets that failed authentication are taken off (their bytes by the
-        mean size). ``octets`` are VPP's bytes less SPI, sequence number, IV (inbound only: VPP does not count them
-        outbound), ICV and the two trailer bytes; ESP padding cannot be told apart, so the figure is up to three bytes
-        per packet above the inner packets' true size.
+        ``packets`` is exact. ``octets`` are up to three bytes per packet too high, since VPP counts ESP padding
+        (:func:`vpp_conf.traffic.inner_traffic`).
         """
-        return await asyncio.to_thread(self._read_counters, dict(self._inventory.sas))
-
-    def _read_counters(self, sas: Mapping[SaKey, HeldSa]) -> Mapping[SaKey, Counters]:
-        segment = StatsSegment(self._paths.stats_socket)
-        try:
-            totals = segment.combined("/net/ipsec/sa")
-            forged = segment.simple("/net/ipsec/sa/err/decryption_failed")
-            mangled = segment.simple("/net/ipsec/sa/err/integ_error")
-        finally:
-            segment.close()
-        result = {}
-        for key, held in sas.items():
-            index = held.entry.stat_index
-            packets, octets = totals[index] if index < len(totals) else (0, 0)
-            bad = sum(vector[index] for vector in (forged, mangled) if index < len(vector)) if held.entry.inbound else 0
-            good = max(packets - bad, 0)
-            overhead = TRAILER_BYTES + ICV_BYTES + (SPI_SEQUENCE_IV_BYTES if held.entry.inbound else 0)
-            octets = octets * good // packets if packets else 0
-            result[key] = Counters(good, max(octets - overhead * good, 0))
-        return result
+        entries = {key: held.entry for key, held in self._inventory.sas.items()}
+        traffic = await asyncio.to_thread(read_traffic, self._paths.stats_socket, entries)
+        return {key: Counters(*value) for key, value in traffic.items()}
 
     def _opened(self) -> tuple[Links, TunnelBuilder]:
         if self._links is None or self._tunnels is None:
@@ -187,6 +165,9 @@ class VppEngine:
 
     async def _take_stock(self, links: Links, tunnels: TunnelBuilder) -> None:
         self._inventory = await take_inventory(self._api, self._journal, links, tunnels)
+        for held in self._inventory.sas.values():
+            if held.sa.direction is Direction.OUT:
+                self._used_keys.remember(held.sa)
 
     # SAs
 
@@ -198,7 +179,11 @@ class VppEngine:
         if sa.replay_window > MAX_REPLAY_WINDOW:
             raise EngineError(f"SA {sa.key}: a replay window of {sa.replay_window} is above {MAX_REPLAY_WINDOW}")
         check_lengths(sad_entry(sa, 0))
+        if sa.direction is Direction.OUT:
+            self._used_keys.refuse(sa)
         entry = await SaDescriptor(self._api).create(sad_entry(sa, self._next_sad_id()))
+        if sa.direction is Direction.OUT:
+            self._used_keys.remember(sa)
         self._inventory.sas[sa.key] = HeldSa(sa, entry)
         self._journal.put("sa", str(sa.key), sa_row(SaRecord(sa.key, entry.sad_id, sa.replay_window)))
 
@@ -215,8 +200,18 @@ class VppEngine:
         if held is None:
             raise EngineError(f"SA {key} is unknown to VPP")
         await SaDescriptor(self._api).delete(held.entry)
+        if held.sa.direction is Direction.OUT and not await self._has_sent(key, held):
+            self._used_keys.forget(held.sa)
         del self._inventory.sas[key]
         self._journal.remove("sa", str(key))
+
+    async def _has_sent(self, key: SaKey, held: HeldSa) -> bool:
+        """VPP zeroes a counter when its place is taken by a new SA, so it can still be read after the delete."""
+        try:
+            traffic = await asyncio.to_thread(read_traffic, self._paths.stats_socket, {key: held.entry})
+        except EngineError:
+            return True
+        return traffic[key].packets > 0
 
     def _next_sad_id(self) -> int:
         self._sad_id += 1

@@ -40,7 +40,7 @@ SOURCE = Path(__file__).with_name("steer_all.bpf.c")
 
 def enter_namespace(path: str) -> None:
     """Move the calling thread (and what it starts) into a network namespace."""
-    with open(path) as namespace:
+    with Path(path).open() as namespace:
         if _libc.setns(namespace.fileno(), CLONE_NEWNET):
             raise OSError(ctypes.get_errno(), f"setns {path}")
 
@@ -48,7 +48,7 @@ def enter_namespace(path: str) -> None:
 @contextmanager
 def inside(path: str) -> Iterator[None]:
     """Be in a network namespace for a while."""
-    with open("/proc/thread-self/ns/net") as home:
+    with Path("/proc/thread-self/ns/net").open() as home:
         enter_namespace(path)
         try:
             yield
