@@ -186,6 +186,7 @@ def _attach(directory: Path, interface: str, ifindex: int, role: Role, pipeline:
     obj = libbpf.BpfObject(OBJECT, {})
     link = None
     try:
+        _check_counts(interface, obj.map("dock_counts"))
         entry = pipeline if role is Role.WAN else obj.program(EXIT)
         libbpf.map_update(obj.map("pipeline"), ctypes.c_uint32(0), ctypes.c_uint32(entry))
         directory.mkdir(parents=True)
@@ -235,12 +236,7 @@ def _upgrade(directory: Path, link: int) -> None:
     """Swap the programs for those of the installed object, on the same maps, without a gap."""
     reuse = {name: libbpf.open_pin(directory / name) for name in _MAPS}
     try:
-        value_size = libbpf.map_info(reuse["dock_counts"]).value_size
-        if value_size != ctypes.sizeof(DockCountLeaf):
-            raise SteeringError(
-                f"the dock of {directory.name} counts in {value_size} bytes - another version made it, "
-                "run `ipsec-gw off` first"
-            )
+        _check_counts(directory.name, reuse["dock_counts"])
         obj = libbpf.BpfObject(OBJECT, reuse)
         try:
             libbpf.link_update(link, obj.program(ENTRY))
@@ -254,6 +250,15 @@ def _upgrade(directory: Path, link: int) -> None:
             os.close(fd)
     _note(directory, _OBJECT_NOTE, object_digest())
     log.info("dock upgraded", interface=directory.name)
+
+
+def _check_counts(dock_name: str, counts_map: int) -> None:
+    value_size = libbpf.map_info(counts_map).value_size
+    if value_size != ctypes.sizeof(DockCountLeaf):
+        raise SteeringError(
+            f"the dock of {dock_name} counts in {value_size} bytes instead of {ctypes.sizeof(DockCountLeaf)} - "
+            "another version made it, run `ipsec-gw off` first"
+        )
 
 
 def _adopt(directory: Path, interface: str, ifindex: int, link: int) -> Dock:

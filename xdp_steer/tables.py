@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,12 +113,10 @@ class SteerTable:
     def add(self, key: SaKey) -> None:
         """Steer an SA, its counters from zero. Steered already is left alone."""
         leaf = layout.SaKeyLeaf.of(key)
-        try:
-            libbpf.map_lookup(self._steer, leaf, layout.SteerEntryLeaf())
-        except FileNotFoundError:
-            pass
-        else:
-            return
+        with suppress(FileNotFoundError):
+            if libbpf.map_lookup(self._steer, leaf, layout.SteerEntryLeaf()).owner == Owner.ENGINE:
+                return
+            self.remove(key)
         with refused(f"steering of {key}"):
             slot = self._free_slot(key)
             zeros = (layout.SteerCountLeaf * libbpf.possible_cpus())()

@@ -12,6 +12,7 @@ import mmap
 import os
 import socket
 import sys
+import time
 from collections.abc import Sequence
 
 from ipsec_gw.errors import EnvironmentMissing, SteeringError
@@ -38,6 +39,10 @@ _KICKS = 4
 """Attempts to make the kernel take what is on the transmit ring, per batch of 32 that one sendto moves."""
 _KERNEL_BATCH = 32
 """TX_BATCH_SIZE of net/xdp/xsk.c: sendto in copy mode moves that many and then says EAGAIN."""
+_QUEUE_RELEASE = 0.5
+"""Seconds to wait for a busy queue: the kernel gives a closed socket's queue back by a worker after an RCU period,
+measured 16 ms later."""
+_QUEUE_RETRY = 0.002
 _TRANSIENT = frozenset({errno.EAGAIN, errno.EBUSY, errno.ENOBUFS, errno.ENETDOWN})
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -126,8 +131,9 @@ class XskSocket:
     """An AF_XDP socket bound to one queue of one interface of the current network namespace.
 
     ``frames`` (a power of two) of ``frame_size`` bytes (2048 or 4096) are shared half and half by both directions.
-    Raises EnvironmentMissing for an unknown interface and SteeringError when the kernel refuses (no AF_XDP, queue
-    taken by another socket, no such queue).
+    Waits up to half a second for a queue that the kernel has not given back yet. Raises EnvironmentMissing for an
+    unknown interface and SteeringError when the kernel refuses (no AF_XDP, queue taken by another socket, no such
+    queue).
     """
 
     def __init__(self, interface: str, queue: int = 0, *, frames: int = 4096, frame_size: int = 2048) -> None:
@@ -190,9 +196,12 @@ class XskSocket:
 
     def _bind(self, ifindex: int) -> None:
         address = _SockaddrXdp(family=AF_XDP, flags=0, ifindex=ifindex, queue_id=self.queue)
-        if _libc.bind(self._socket.fileno(), ctypes.byref(address), ctypes.sizeof(address)):
+        deadline = time.monotonic() + _QUEUE_RELEASE
+        while _libc.bind(self._socket.fileno(), ctypes.byref(address), ctypes.sizeof(address)):
             code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code))
+            if code != errno.EBUSY or time.monotonic() > deadline:
+                raise OSError(code, os.strerror(code))
+            time.sleep(_QUEUE_RETRY)
 
     def fileno(self) -> int:
         """For ``loop.add_reader`` and poll: readable when packets wait."""

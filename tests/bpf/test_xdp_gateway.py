@@ -261,6 +261,46 @@ def test_an_interface_with_a_dot_can_be_docked(steering: Steering, wire: Wire) -
     assert "dotted.7" in dock.pinned_interfaces(steering._pins)
 
 
+def test_maps_outside_a_bpffs_are_refused(bpffs: Path, tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentMissing, match="mount -t bpf"):
+        Steering.open(tmp_path / "pins")
+
+
+def test_a_pinned_map_of_another_version_is_refused_and_kept(bpffs: Path) -> None:
+    pins = bpffs / f"ipsec-gw-layout-{os.getpid()}"
+    (pins / "maps").mkdir(parents=True)
+    old = libbpf.map_create(libbpf.MAP_HASH, "steer", 20, 16, 8)
+    libbpf.pin(old, pins / "maps" / "steer")
+    with pytest.raises(SteeringError, match=r"pinned map steer has another layout .* run `ipsec-gw off` first"):
+        Steering.open(pins)
+    assert (pins / "maps" / "steer").exists()
+    Steering.remove_leftovers(pins)
+    assert not pins.exists()
+    os.close(old)
+
+
+def test_programs_that_outlived_their_maps_are_not_adopted(steering: Steering, pins: Path) -> None:
+    assert not steering._programs.compiled
+    steering.close()
+    (pins / "maps" / "verdicts").unlink()
+    again = Steering.open(pins, hold_ms=0)
+    assert again._programs.compiled
+    again.close()
+
+
+def test_steered_sas_are_adopted_with_their_counter_slots(steering: Steering, pins: Path) -> None:
+    keys = [SaKey(LOCAL, 0x1000 + number) for number in range(5)]
+    for key in keys:
+        steering.steer(key)
+    steering.unsteer(keys[2])
+    again = Steering.open(pins, hold_ms=0)
+    again.steer(keys[2])
+    assert again.steered() == set(keys)
+    slots = {entry.counter for entry in again._steer._entries().values()}
+    assert len(slots) == len(keys)
+    again.close()
+
+
 def test_unknown_interfaces_are_named(steering: Steering, net: None) -> None:
     with pytest.raises(EnvironmentMissing, match="interface nothere does not exist"):
         steering.dock("nothere", Role.WAN)
