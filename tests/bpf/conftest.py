@@ -145,6 +145,13 @@ def pins(bpffs: Path) -> Iterator[Path]:
     Steering.remove_leftovers(path)
 
 
+def clear_entries(steering: Steering) -> None:
+    for key in steering.steered():
+        steering.unsteer(key)
+    for key in steering.guard_counters().keys() | steering.claimed():
+        steering.forget(key)
+
+
 @pytest.fixture
 def net() -> Iterator[None]:
     with namespace(f"xdp{os.getpid()}"):
@@ -156,10 +163,7 @@ def steering(pins: Path, net: None) -> Iterator[Steering]:
     """An open Steering in an empty namespace, entries and docks of other tests gone."""
     opened = Steering.open(pins, hold_ms=0)
     opened.set_engine(False)
-    for key in opened.steered():
-        opened.unsteer(key)
-    for key in opened.guard_counters().keys() | opened.claimed():
-        opened.forget(key)
+    clear_entries(opened)
     yield opened
     with suppress(OSError):  # the test may have closed it
         for interface in opened.docked():

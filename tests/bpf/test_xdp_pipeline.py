@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
 
 import pytest
-from conftest import Wire
+from conftest import clear_entries, ip, namespace
 from scapy.layers.inet import IP, TCP, UDP, IPOption_Router_Alert
 from scapy.layers.inet6 import (
     IPv6,
@@ -38,6 +40,7 @@ SPI = 0x11111111
 OTHER_SPI = 0x22222222
 KERNEL_SPI = 0x33333333
 NON_ESP_MARKER = bytes(4)
+INTERFACE = "wan9"
 LOOPBACK = 1
 """The interface that BPF_PROG_TEST_RUN pretends."""
 
@@ -130,11 +133,30 @@ CASES = (
 )
 
 
+@pytest.fixture(scope="module")
+def arena(pins: Path) -> Iterator[Steering]:
+    """One docked interface for the whole module: the programs run on made-up packets, nothing passes it."""
+    with namespace(f"xdprun{os.getpid()}"):
+        ip(f"link add {INTERFACE} type veth peer name far9")
+        opened = Steering.open(pins, hold_ms=0)
+        opened.dock(INTERFACE, Role.WAN)
+        yield opened
+        opened.undock(INTERFACE)
+        opened.close()
+
+
 @pytest.fixture
-def loaded(steering: Steering, wire: Wire) -> Iterator[Steering]:
+def steering(arena: Steering) -> Steering:
+    """Empty maps, engine off."""
+    arena.set_engine(False)
+    clear_entries(arena)
+    return arena
+
+
+@pytest.fixture
+def loaded(steering: Steering) -> Iterator[Steering]:
     """Engine on, one SPI steered on both families, one entry of the kernel, the way out connected."""
-    steering.dock(wire.near, Role.WAN)
-    steering._exits.connect(LOOPBACK, steering._docks[wire.near].exit)
+    steering._exits.connect(LOOPBACK, steering._docks[INTERFACE].exit)
     for address in (IPv4Address(V4), IPv6Address(V6)):
         steering.steer(SaKey(address, SPI))
     kernel_entry = SteerEntryLeaf(Owner.KERNEL, 1, 9)
@@ -163,10 +185,11 @@ def run(steering: Steering, packet: bytes) -> tuple[int, dict[Reason, Count]]:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_packet_has_its_reason(loaded: Steering, case: Case) -> None:
     packet = bytes(case.packet)
+    before = loaded.dock_counts(INTERFACE).fell_to_kernel
     action, moved = run(loaded, packet)
     assert moved == {case.reason: Count(1, len(packet))}
     # The way out ran: with no socket in the XSKMAP its dock passes the packet on and says so.
-    fell = loaded.dock_counts("wan9").fell_to_kernel
+    fell = loaded.dock_counts(INTERFACE).fell_to_kernel - before
     assert (action, fell) == (XdpAction.PASS, int(case.reason is Reason.STEERED))
 
 
