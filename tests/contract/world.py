@@ -27,6 +27,7 @@ ETH_P_ALL = 3
 SIOCGIFHWADDR = 0x8927
 RECEIVE_SECONDS = 5.0
 FRAME_BYTES = 65535
+RECEIVE_BUFFER = 4 << 20
 
 WAN = "wan0"
 WAN_PEER = "wan0p"
@@ -63,12 +64,16 @@ class Wire:
     def __init__(self, interface: str) -> None:
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
         self._socket.bind((interface, 0))
-        self._socket.setblocking(False)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
         self.mac = _mac(interface)
 
     def send(self, packet: Packet, destination: str) -> None:
         """Send an IP packet to a MAC."""
-        self._socket.send(bytes(Ether(src=self.mac, dst=destination) / packet))
+        self.send_raw(bytes(Ether(src=self.mac, dst=destination) / packet))
+
+    def send_raw(self, frame: bytes) -> None:
+        """Send a whole frame."""
+        self._socket.send(frame)
 
     def receive(self, wanted: Callable[[Ether], bool], seconds: float = RECEIVE_SECONDS) -> Ether:
         """The next frame that is wanted; others are let go. Fails when the deadline passes."""

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from ipsec_gw.errors import EnvironmentMissing
 
 MEGABYTE = 1 << 20
-BUFFER_HEADROOM_BYTES = 448
-"""vlib_buffer_t (metadata, pre-data and trailing alignment) beside the packet bytes, ``vlib/buffer.h``."""
+BUFFER_HEADROOM_BYTES = 256
+"""vlib_buffer_t (metadata and pre-data) in front of the packet bytes, ``vlib/buffer.h``."""
 
 DATA_BYTES = 2048
 """VPP's default, and the largest that AF_XDP takes on 4 KiB pages together with the buffer's own header."""
+
+BUFFERS = 16384
+"""Room for the 512-entry rings of a few queues in both directions and for what is under way between them."""
 
 NEEDED_PLUGINS = ("af_xdp_plugin.so",)
 """Without these the gateway cannot work with VPP at all."""
@@ -93,15 +96,16 @@ def plan_startup(probe: Probe) -> StartupPlan:
 
 
 def _buffers(probe: Probe) -> tuple[int, str, str]:
-    """Number of buffers, their page size and why."""
-    wanted = 16384
+    """Number of buffers, their page size and why.
+
+    AF_XDP in copy mode works with ordinary pages; a zero-copy driver needs pages that are contiguous for the device.
+    """
     frame = DATA_BYTES + BUFFER_HEADROOM_BYTES
-    needed_pages = -(-wanted * frame // probe.hugepage_bytes) if probe.hugepage_bytes else 0
-    if needed_pages and probe.hugepages_free >= needed_pages:
+    per_page = probe.hugepage_bytes // frame
+    needed = -(-BUFFERS // per_page) if per_page else 0
+    if needed and probe.hugepages_free >= needed:
         size = f"{probe.hugepage_bytes // MEGABYTE}M"
-        return wanted, size, f"{wanted} buffers in {needed_pages} of {probe.hugepages_free} free hugepages of {size}"
-    return (
-        wanted,
-        "4K",
-        f"{wanted} buffers in 4 KiB pages: {probe.hugepages_free} hugepages are free, {needed_pages} would be needed",
-    )
+        return BUFFERS, size, f"{BUFFERS} buffers in {needed} of {probe.hugepages_free} free hugepages of {size}"
+    way_out = f"; for zero-copy drivers: sysctl vm.nr_hugepages={probe.hugepages_total + needed}" if needed else ""
+    reason = f"{BUFFERS} buffers in 4 KiB pages (64 MB): {probe.hugepages_free} hugepages are free"
+    return BUFFERS, "4K", f"{reason}, {needed} would be needed{way_out}"

@@ -1,0 +1,295 @@
+"""The VPP engine over restarts: of the daemon, of VPP, and with things it did not make."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from scapy.layers.inet import IP
+from scapy.layers.ipsec import ESP
+from scapy.layers.l2 import Ether
+
+from ipsec_gw.engines.vpp import VppEngine
+from ipsec_gw.errors import EngineError, EngineUnavailable, EnvironmentMissing
+from ipsec_gw.model.ids import Direction
+from ipsec_gw.model.objects import EngineObject
+from tests.contract.values import (
+    HOP,
+    PEER,
+    TUNNEL_ID,
+    Site,
+    inbound_packet,
+    inner,
+    make_sa,
+    make_site,
+    oracle,
+    outbound_packet,
+)
+from tests.contract.world import World
+from vpp_conf import lifecycle
+from vpp_conf.api import VppApi
+from vpp_conf.descriptors.base import NO_INDEX
+from vpp_conf.descriptors.ipsec_itf import IpsecInterface, IpsecInterfaceDescriptor
+from vpp_conf.descriptors.route import RouteDescriptor
+from vpp_conf.descriptors.sa import SadEntry, SaDescriptor
+from vpp_conf.inventory import FIRST_SAD_ID, sad_entry
+from vpp_conf.locate import locate_vpp
+from vpp_conf.paths import VppPaths
+from vpp_conf.process import identify
+
+pytestmark = [pytest.mark.root, pytest.mark.vpp, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """A fresh VPP for every test: they break it in different ways."""
+    try:
+        locate_vpp()
+    except EnvironmentMissing as missing:
+        pytest.skip(str(missing))
+    with World(tmp_path, "vppe") as built:
+        lifecycle.up(tmp_path)
+        try:
+            yield built
+        finally:
+            lifecycle.down(tmp_path)
+
+
+async def opened(world: World) -> VppEngine:
+    engine = VppEngine(world.context)
+    await engine.open()
+    return engine
+
+
+async def api_of(world: World) -> VppApi:
+    api = VppApi(VppPaths(world.run_dir).api_socket, locate_vpp().api_dir)
+    await api.connect()
+    return api
+
+
+def objects(site: Site) -> dict[object, EngineObject]:
+    return {obj.key: obj for obj in (HOP, site.inbound, site.outbound, site.tunnel)}
+
+
+async def test_a_new_daemon_adopts_what_is_there(world: World) -> None:
+    first = await opened(world)
+    site = await make_site(first)
+    leaving, entering = oracle(site.outbound), oracle(site.inbound)
+    world.to_engine_up(outbound_packet(1))
+    world.ciphertext(site.outbound.key.spi)
+    await first.close()
+    world.to_engine_up(outbound_packet(2))  # VPP works on without a daemon
+    assert ESP(bytes(world.ciphertext(site.outbound.key.spi)[IP].payload)).seq == 2
+    second = await opened(world)
+    assert second.epoch == first.epoch
+    assert dict(await second.retrieve()) == objects(site)
+    world.to_engine_up(outbound_packet(3))
+    frame = world.ciphertext(site.outbound.key.spi)
+    assert ESP(bytes(frame[IP].payload)).seq == 3
+    assert leaving.decrypt(IP(inner(frame)))[IP].id == 3
+    world.to_engine_wan(entering.encrypt(inbound_packet(4)))
+    world.plaintext(lambda ip: ip.id == 4)
+    for key in (TUNNEL_ID, site.inbound.key, site.outbound.key, PEER):
+        await second.delete(key)
+    assert dict(await second.retrieve()) == {}
+    await second.close()
+
+
+async def test_sa_numbers_are_not_used_again_after_a_restart_of_the_daemon(world: World) -> None:
+    numbers: list[int] = []
+    for _ in range(3):
+        engine = await opened(world)
+        sa = make_sa(Direction.IN)
+        await engine.create(sa)
+        api = await api_of(world)
+        numbers += [entry.sad_id for entry in await SaDescriptor(api).retrieve()]
+        await engine.delete(sa.key)
+        await engine.close()
+        await api.close()
+    assert len(numbers) == len(set(numbers)) == 3
+
+
+async def test_foreign_objects_are_neither_shown_nor_touched(world: World) -> None:
+    api = await api_of(world)
+    entry: SadEntry = sad_entry(make_sa(Direction.OUT), 5)
+    await SaDescriptor(api).create(entry)
+    reply = await api.call("ipsec_itf_create", itf={"user_instance": 0xFFFFFFFF, "mode": 0})
+    engine = await opened(world)
+    assert dict(await engine.retrieve()) == {}
+    assert [found.sad_id for found in await SaDescriptor(api).retrieve()] == [5]
+    interfaces = await api.dump("ipsec_itf_dump", sw_if_index=NO_INDEX)
+    assert reply.sw_if_index in {detail.itf.sw_if_index for detail in interfaces}
+    await engine.close()
+    await api.close()
+
+
+async def test_half_made_leftovers_are_swept(world: World) -> None:
+    engine = await opened(world)
+    site = await make_site(engine)
+    await engine.close()
+    api = await api_of(world)
+    await SaDescriptor(api).create(sad_entry(make_sa(Direction.OUT), FIRST_SAD_ID + 9999))
+    await IpsecInterfaceDescriptor(api).create(IpsecInterface(0, 1500, 1))
+    engine = await opened(world)
+    assert dict(await engine.retrieve()) == objects(site)
+    assert {found.spi for found in await SaDescriptor(api).retrieve()} == {site.inbound.key.spi, site.outbound.key.spi}
+    assert len(await IpsecInterfaceDescriptor(api).retrieve()) == 1
+    await engine.close()
+    await api.close()
+
+
+async def test_a_lost_journal_means_a_clean_start(world: World) -> None:
+    engine = await opened(world)
+    await make_site(engine)
+    await engine.close()
+    VppPaths(world.run_dir).journal.unlink()
+    engine = await opened(world)
+    assert dict(await engine.retrieve()) == {}
+    await make_site(engine)
+    await engine.close()
+
+
+async def test_what_vanished_from_vpp_is_not_claimed(world: World) -> None:
+    engine = await opened(world)
+    site = await make_site(engine)
+    api = await api_of(world)
+    for route in await RouteDescriptor(api).retrieve():
+        if route.prefix == site.tunnel.selectors[0].destination:
+            await RouteDescriptor(api).delete(route)
+    found = dict(await engine.retrieve())
+    assert TUNNEL_ID not in found
+    await engine.create(site.tunnel)  # nothing of the broken one is in the way
+    assert dict(await engine.retrieve()) == objects(site)
+    world.to_engine_up(outbound_packet(1))
+    world.ciphertext(site.outbound.key.spi)
+    await engine.close()
+    await api.close()
+
+
+async def test_a_tunnel_that_fails_half_way_leaves_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = await opened(world)
+    site = await make_site(engine)
+    await engine.delete(TUNNEL_ID)
+
+    async def refuse(*_: object) -> None:
+        raise EngineError("no more routes")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RouteDescriptor, "create", refuse)
+        with pytest.raises(EngineError, match="no more routes"):
+            await engine.create(site.tunnel)
+    api = await api_of(world)
+    assert await IpsecInterfaceDescriptor(api).retrieve() == ()
+    assert len((await api.call("classify_table_ids")).ids) == 1  # the TTL keeper of the veth end
+    await engine.create(site.tunnel)
+    world.to_engine_up(outbound_packet(1))
+    world.ciphertext(site.outbound.key.spi)
+    await engine.close()
+    await api.close()
+
+
+async def test_a_killed_vpp_is_noticed_and_a_new_one_taken(world: World) -> None:
+    engine = await opened(world)
+    await make_site(engine)
+    epoch = engine.epoch
+    pid = lifecycle.status(world.run_dir).pid
+    assert pid is not None
+    process = identify(pid)
+    assert process is not None
+    os.kill(pid, signal.SIGKILL)
+    assert process.stop(5.0, 5.0)
+    for _ in range(2):
+        with pytest.raises(EngineUnavailable):
+            await engine.retrieve()
+    lifecycle.up(world.run_dir)
+    await engine.open()
+    assert engine.epoch != epoch
+    assert dict(await engine.retrieve()) == {}
+    site = await make_site(engine)
+    world.to_engine_wan(oracle(site.inbound).encrypt(inbound_packet(1)))
+    world.plaintext(lambda ip: ip.id == 1)
+    await engine.close()
+
+
+async def test_a_hung_vpp_does_not_hang_the_caller(world: World) -> None:
+    api = VppApi(VppPaths(world.run_dir).api_socket, locate_vpp().api_dir, timeout=0.5)
+    await api.connect()
+    pid = lifecycle.status(world.run_dir).pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(EngineUnavailable, match="show_version"):
+            await asyncio.wait_for(api.call("show_version"), 10)
+        assert not api.connected
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    await api.connect()
+    await api.call("show_version")
+    await api.close()
+
+
+async def test_no_key_is_written_anywhere(world: World) -> None:
+    engine = await opened(world)
+    site = await make_site(engine)
+    await engine.retrieve()
+    await engine.close()
+    for path in VppPaths(world.run_dir).folder.iterdir():
+        if path.is_file():
+            text = path.read_bytes()
+            for secret in (site.inbound.secret, site.outbound.secret):
+                assert secret.reveal() not in text
+                assert secret.reveal().hex().encode() not in text
+
+
+async def test_rekeys_under_load_lose_nothing(world: World) -> None:
+    """Fifty rekeys while packets go both ways as fast as one thread sends them."""
+    engine = await opened(world)
+    site = await make_site(engine)
+    peer = oracle(site.inbound)
+    packets = 400
+    header = Ether(src=world.wan.mac, dst=world.context.wan[0].mac)
+    ready = [bytes(header / peer.encrypt(inbound_packet(number))) for number in range(packets)]
+    stop = threading.Event()
+    sent = 0
+
+    def send() -> None:
+        nonlocal sent
+        while sent < packets and not stop.is_set():
+            world.wan.send_raw(ready[sent])
+            world.to_engine_up(outbound_packet(sent))
+            sent += 1
+            stop.wait(0.002)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    tunnel, outgoing = site.tunnel, [site.outbound]
+    while sender.is_alive():
+        fresh_in, fresh_out = make_sa(Direction.IN), make_sa(Direction.OUT)
+        await engine.create(fresh_in)
+        await engine.create(fresh_out)
+        tunnel = replace(tunnel, inbound=(fresh_in.key, site.inbound.key), outbound=fresh_out.key)
+        former = await engine.retrieve()
+        await engine.update(tunnel)
+        for key in former[TUNNEL_ID].inbound:  # type: ignore[union-attr]
+            if key != site.inbound.key:
+                await engine.delete(key)
+        outgoing.append(fresh_out)
+    stop.set()
+    sender.join()
+    assert len(outgoing) > 10
+    decrypted = [world.plaintext(lambda ip: True)[IP].id for _ in range(packets)]
+    assert decrypted == list(range(packets))
+    by_spi = {sa.key.spi: oracle(sa) for sa in outgoing}
+    seen = []
+    for _ in range(packets):
+        frame = world.wan.receive(lambda frame: IP in frame and frame[IP].proto == 50)
+        spi = int.from_bytes(bytes(frame[IP].payload)[:4], "big")
+        seen.append(by_spi[spi].decrypt(IP(inner(frame)))[IP].id)
+    assert seen == list(range(packets))
+    await engine.close()
