@@ -109,15 +109,18 @@ def _compile(text: str, map_pins: Path) -> Programs:
     try:
         with _kernel_source(headers):
             bpf = BPF(text=text.encode(), cflags=cflags)
-        check_tables(bpf)
-        return Programs(
-            os.dup(bpf.load_func(b"xdp_pipeline", BPF.XDP).fd),
-            os.dup(bpf.load_func(b"tc_guard", BPF.SCHED_CLS).fd),
-            compiled=True,
-        )
-    except Exception as error:
-        if isinstance(error, SteeringError):
-            raise
+        try:
+            check_tables(bpf)
+            return Programs(
+                os.dup(bpf.load_func(b"xdp_pipeline", BPF.XDP).fd),
+                os.dup(bpf.load_func(b"tc_guard", BPF.SCHED_CLS).fd),
+                compiled=True,
+            )
+        finally:
+            bpf.cleanup()  # LLVM's memory, and BCC's own descriptors
+    except SteeringError:
+        raise
+    except Exception as error:  # BCC raises nothing more precise
         raise SteeringError(f"the XDP pipeline does not compile or load ({error}) - see the log above") from error
 
 

@@ -9,7 +9,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
-from conftest import MARKER, Wire, await_frames, esp, ip
+from xdp_kit import MARKER, Wire, await_frames, esp, ip
 
 from ipsec_gw.errors import EnvironmentMissing, SteeringError
 from ipsec_gw.model.ids import SaKey
@@ -150,6 +150,26 @@ def test_opening_again_adopts_without_gap_and_without_compiling(
     wire.inject(esp(KNOWN.spi, seq=2))
     assert len(await_frames(xsk, 1)) == 1
     assert again.steer_counters()[KNOWN].engine_packets == 2
+    again.undock(wire.near)
+    again.close()
+    xsk.close()
+
+
+def test_a_changed_pipeline_goes_live_on_the_docks_that_are_there(
+    steering: Steering, wire: Wire, pins: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    xsk = steer_known(steering, wire)
+    old = libbpf.prog_info(steering._programs.pipeline).id
+    steering.close()
+    changed = pipeline.source().replace("return leave(ctx, reason, counters);", "return XDP_DROP;")
+    monkeypatch.setattr(pipeline, "source", lambda: changed)
+    again = Steering.open(pins, hold_ms=0)
+    assert libbpf.prog_info(again._programs.pipeline).id != old
+    assert [entry.name for entry in (pins / "programs").iterdir()] == [pipeline.digest(changed)]
+    wire.inject(esp(KNOWN.spi))
+    again.dock(wire.near, Role.TO_ENGINE)
+    wire.inject(MARKER)
+    assert await_frames(xsk, 1) == [bytes(MARKER)]  # the changed one dropped what came before
     again.undock(wire.near)
     again.close()
     xsk.close()
@@ -299,6 +319,26 @@ def test_steered_sas_are_adopted_with_their_counter_slots(steering: Steering, pi
     slots = {entry.counter for entry in again._steer._entries().values()}
     assert len(slots) == len(keys)
     again.close()
+
+
+def open_descriptors() -> set[str]:
+    return {entry.name for entry in Path("/proc/self/fd").iterdir()}
+
+
+def test_no_descriptor_is_left_open(steering: Steering, wire: Wire, pins: Path) -> None:
+    def whole_life() -> None:
+        opened = Steering.open(pins, hold_ms=0)
+        opened.dock(wire.near, Role.WAN)
+        opened.dock(wire.near, Role.WAN)
+        opened.undock(wire.near)
+        with pytest.raises(EnvironmentMissing):
+            opened.dock("nothere", Role.WAN)
+        opened.close()
+
+    whole_life()
+    before = open_descriptors()
+    whole_life()
+    assert open_descriptors() == before
 
 
 def test_unknown_interfaces_are_named(steering: Steering, net: None) -> None:

@@ -11,7 +11,6 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 import pytest
-from conftest import clear_entries, ip, namespace
 from scapy.layers.inet import IP, TCP, UDP, IPOption_Router_Alert
 from scapy.layers.inet6 import (
     IPv6,
@@ -24,6 +23,7 @@ from scapy.layers.inet6 import (
 from scapy.layers.ipsec import ESP
 from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
 from scapy.packet import Packet, Raw
+from xdp_kit import clear_entries, ip, namespace
 
 from ipsec_gw.errors import SteeringError
 from ipsec_gw.model.ids import SaKey

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from conftest import Wire, await_frames
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
+from xdp_kit import Wire, await_frames
 
 from ipsec_gw.errors import EnvironmentMissing, SteeringError
 from xdp_steer.gateway import Role, Steering
