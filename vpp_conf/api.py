@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import struct
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,10 @@ class VppApiError(EngineError):
 
 
 class VppApi:
-    """A connection to the VPP behind ``socket``; ``api_dir`` holds its message definitions (JSON)."""
+    """A connection to the VPP behind the socket ``path``; ``api_dir`` holds its message definitions (JSON)."""
 
-    def __init__(self, socket: Path, api_dir: Path | None, timeout: float = REPLY_SECONDS) -> None:
-        self._socket = socket
+    def __init__(self, path: Path, api_dir: Path | None, timeout: float = REPLY_SECONDS) -> None:
+        self._socket = path
         self._api_dir = api_dir
         self._timeout = timeout
         self._lock = asyncio.Lock()
@@ -104,7 +105,7 @@ class VppApi:
             try:
                 return await asyncio.to_thread(self._send, self._client, message, fields)
             except OSError as error:
-                await self._drop()
+                await self._drop(gone=True)
                 raise EngineUnavailable(f"VPP did not answer {message} ({error}) - it died or hangs") from None
             except (ValueError, struct.error, AttributeError) as error:
                 raise EngineError(f"VPP's API does not take {message} as sent ({error})") from None
@@ -126,10 +127,10 @@ class VppApi:
     def _send(client: Any, message: str, fields: dict[str, Any]) -> Any:
         return getattr(client.api, message)(**fields)
 
-    async def _drop(self) -> None:
+    async def _drop(self, gone: bool = False) -> None:
         client, self._client = self._client, None
         if client is not None:
-            await asyncio.to_thread(_disconnect, client)
+            await asyncio.to_thread(_disconnect, client, gone)
 
     @staticmethod
     def _retval_text(retval: int) -> str:
@@ -153,8 +154,11 @@ RETVALS = {
 """The few answers of ``vnet/api_errno.h`` that this gateway meets; others are printed as their number."""
 
 
-def _disconnect(client: Any) -> None:
+def _disconnect(client: Any, gone: bool) -> None:
+    """Disconnect politely, or at once from a VPP that does not answer (vpp_papi would wait for it once more)."""
     try:
+        if gone:
+            client.transport.socket.shutdown(socket.SHUT_RDWR)
         client.disconnect()
     except (OSError, ValueError, AttributeError):
         # The other end is gone; there is nothing left to tell it.

@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 from ipsec_gw.model.ids import Direction, IpAddress, SaKey, TunnelId
 from ipsec_gw.model.objects import EngineSa, NextHop, Tunnel
 from vpp_conf.api import VppApi, VppApiError
-from vpp_conf.descriptors.base import host
+from vpp_conf.descriptors.base import NO_INDEX, host
 from vpp_conf.descriptors.classify import RedirectDescriptor
 from vpp_conf.descriptors.ipsec_itf import IpsecInterfaceDescriptor
 from vpp_conf.descriptors.neighbour import Neighbour, NeighbourDescriptor
 from vpp_conf.descriptors.protect import ProtectDescriptor
 from vpp_conf.descriptors.route import (
     OUTER_TABLE,
-    LocalAddress,
     LocalAddressDescriptor,
     Route,
     RouteDescriptor,
@@ -65,12 +64,17 @@ class Inventory:
         ]
 
 
-async def take_inventory(api: VppApi, journal: Journal, links: Links, builder: TunnelBuilder) -> Inventory:
-    """Everything that the journal names and VPP really holds. What only one of them knows is removed from both."""
+async def take_inventory(
+    api: VppApi, journal: Journal, links: Links, builder: TunnelBuilder, known: Inventory
+) -> Inventory:
+    """Everything that the journal names and VPP really holds. What only one of them knows is removed from both.
+
+    ``known`` is the inventory before this one: VPP is not asked again for the classifier tables of its tunnels.
+    """
     inventory = Inventory()
     await _take_sas(api, journal, inventory)
     await _take_hops(api, journal, links, inventory)
-    await _take_tunnels(api, journal, builder, inventory)
+    await _take_tunnels(api, journal, builder, inventory, known)
     await _sweep_sas(api, inventory)
     return inventory
 
@@ -125,38 +129,45 @@ async def _take_sas(api: VppApi, journal: Journal, inventory: Inventory) -> None
 
 
 async def _take_hops(api: VppApi, journal: Journal, links: Links, inventory: Inventory) -> None:
-    neighbours = set(await NeighbourDescriptor(api).retrieve())
+    neighbours = {found for found in await NeighbourDescriptor(api).retrieve() if links.wan_name(found.sw_if_index)}
     routes = set(await RouteDescriptor(api).retrieve())
-    addresses = {address.address: address for address in await LocalAddressDescriptor(api).retrieve()}
-    for row in journal.rows("hop"):
-        hop = read_hop(row)
-        index = links.wan.get(hop.interface)
-        address = addresses.get(hop.local)
-        if (
-            index is None
-            or address is None
-            or Neighbour(index, hop.gateway, hop.mac) not in neighbours
-            or Route(OUTER_TABLE, host(hop.key), index, hop.gateway) not in routes
-        ):
-            journal.remove("hop", str(hop.key))
+    present = await LocalAddressDescriptor(api).retrieve_on(links.wan.values())
+    addresses = {address.address: address for address in present}
+    for hop in map(read_hop, journal.rows("hop")):
+        index = links.wan.get(hop.interface, NO_INDEX)
+        neighbour = Neighbour(index, hop.gateway, hop.mac.lower())
+        route = Route(OUTER_TABLE, host(hop.key), index, hop.gateway)
+        if hop.local in addresses and neighbour in neighbours and route in routes:
+            inventory.hops[hop.key] = hop
+            inventory.locals[hop.local] = addresses[hop.local].sw_if_index
             continue
-        inventory.hops[hop.key] = hop
-        inventory.locals[hop.local] = address.sw_if_index
-    for address in addresses.values():
-        if links.wan_name(address.sw_if_index) and address.address not in inventory.locals:
-            await LocalAddressDescriptor(api).delete(LocalAddress(address.sw_if_index, address.address))
+        journal.remove("hop", str(hop.key))
+        if route in routes:
+            await RouteDescriptor(api).delete(route)
+    needed = {(links.wan[hop.interface], hop.gateway) for hop in inventory.hops.values()}
+    for neighbour in neighbours:
+        if (neighbour.sw_if_index, neighbour.address) not in needed:
+            await NeighbourDescriptor(api).delete(neighbour)
+    for address in present:
+        if address.address not in inventory.locals:
+            await LocalAddressDescriptor(api).delete(address)
 
 
-async def _take_tunnels(api: VppApi, journal: Journal, builder: TunnelBuilder, inventory: Inventory) -> None:
+async def _take_tunnels(
+    api: VppApi, journal: Journal, builder: TunnelBuilder, inventory: Inventory, known: Inventory
+) -> None:
     protects = {protect.sw_if_index: protect for protect in await ProtectDescriptor(api).retrieve()}
     routes = set(await RouteDescriptor(api).retrieve())
     redirected = {redirect.rx_sw_if_index for redirect in await RedirectDescriptor(api).retrieve()}
     leftovers = {interface.sw_if_index for interface in await IpsecInterfaceDescriptor(api).retrieve()}
+    known_tables = {held.parts.check.sw_if_index: held.parts.check.tables for held in known.tunnels.values()}
     for row in journal.rows("tunnel"):
         record: TunnelRecord = read_tunnel(row)
         tunnel = record.tunnel
         keys = (tunnel.outbound, *tunnel.inbound)
-        tables = await builder.checks.tables_of(record.sw_if_index) if record.sw_if_index in leftovers else ()
+        tables = known_tables.get(record.sw_if_index, ()) if record.sw_if_index in leftovers else ()
+        if record.sw_if_index in leftovers and not tables:
+            tables = await builder.checks.tables_of(record.sw_if_index)
         if not tables or record.sw_if_index not in redirected or any(key not in inventory.sas for key in keys):
             journal.remove("tunnel", str(tunnel.key))
             continue

@@ -126,6 +126,8 @@ def api_answers(path: Path, timeout: float = 2.0) -> bool:
 def _spawn(installation: VppInstallation, paths: VppPaths) -> ProcessId:
     plan = plan_startup(probe_machine(installation))
     paths.startup.write_text(render_startup(plan, paths, installation))
+    if paths.log.exists():
+        paths.log.replace(paths.old_log)
     process = identify(_run_detached([str(installation.binary), "-c", str(paths.startup)], paths.log))
     if process is None:
         raise EngineUnavailable(f"VPP ended at once{_log_tail(paths)}")

@@ -9,7 +9,7 @@ from ipaddress import IPv4Address
 from vpp_conf.api import VppApi
 from vpp_conf.descriptors.af_xdp import AfXdp, AfXdpDescriptor
 from vpp_conf.descriptors.classify import Check, CheckDescriptor, Redirect, RedirectDescriptor, punt_next_index
-from vpp_conf.descriptors.interface import bring_up
+from vpp_conf.descriptors.interface import OWNER_TAG, bring_up, tag
 from vpp_conf.descriptors.loopback import Loopback, LoopbackDescriptor
 from vpp_conf.descriptors.neighbour import Neighbour, NeighbourDescriptor
 from vpp_conf.descriptors.route import DECAP_TABLE, ENCAP_TABLE, OUTER_TABLE, LocalAddress, LocalAddressDescriptor
@@ -67,10 +67,11 @@ async def take_links(api: VppApi, wan: Sequence[HostLink], up: HostLink, kernel_
         if interface is None:
             interface = await sockets.create(AfXdp(link.name))
             await bring_up(api, interface.sw_if_index, table, link.mtu)
+            if link is up:
+                await LocalAddressDescriptor(api).create(LocalAddress(interface.sw_if_index, ENGINE_END))
+            await tag(api, interface.sw_if_index, OWNER_TAG)
         taken[link.name] = interface.sw_if_index
     up_index = taken.pop(up.name)
-    if up.name not in held:
-        await LocalAddressDescriptor(api).create(LocalAddress(up_index, ENGINE_END))
     await NeighbourDescriptor(api).create(Neighbour(up_index, KERNEL_END, kernel_mac))
     punt_index = await punt_next_index(api)
     await _keep_ttl(api, up_index, punt_index)
@@ -85,13 +86,14 @@ async def _lender(api: VppApi) -> int:
     made = await loopbacks.create(Loopback(DECAP_TABLE))
     await bring_up(api, made.sw_if_index, DECAP_TABLE, LOOPBACK_MTU)
     await LocalAddressDescriptor(api).create(LocalAddress(made.sw_if_index, DECAP_END))
+    await tag(api, made.sw_if_index, OWNER_TAG)
     return made.sw_if_index
 
 
 async def _keep_ttl(api: VppApi, up: int, punt_index: int) -> None:
     """Plaintext to encrypt takes the punt path into the encap table: the kernel has counted this hop already."""
-    redirects = RedirectDescriptor(api)
-    if any(redirect.rx_sw_if_index == up for redirect in await redirects.retrieve()):
-        return
-    await redirects.create(Redirect(up, table=ENCAP_TABLE))
-    await CheckDescriptor(api).create(Check(up, frozenset(), punt_index))
+    redirects, checks = RedirectDescriptor(api), CheckDescriptor(api)
+    if not any(redirect.rx_sw_if_index == up for redirect in await redirects.retrieve()):
+        await redirects.create(Redirect(up, table=ENCAP_TABLE))
+    if not await checks.tables_of(up):
+        await checks.create(Check(up, frozenset(), punt_index))

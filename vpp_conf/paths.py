@@ -46,6 +46,11 @@ class VppPaths:
         return self.folder / "vpp.log"
 
     @property
+    def old_log(self) -> Path:
+        """The log of the VPP before this one."""
+        return self.folder / "vpp.log.1"
+
+    @property
     def lock(self) -> Path:
         return self.folder / "lock"
 

@@ -73,14 +73,19 @@ class TunnelBuilder:
             return replace(wanted, interface=interface, check=check)
 
     async def change(self, old: TunnelParts, new: TunnelParts) -> TunnelParts:
-        """New SAs by one message, without a gap; routes only where they differ."""
-        protect = await self.protects.update(old.protect, new.protect)
-        check = await self.checks.update(old.check, new.check)
-        for route in new.routes - old.routes:
-            await self.routes.create(route)
-        for route in old.routes - new.routes:
-            await self.routes.delete(route)
-        return replace(new, protect=protect, check=check)
+        """New SAs by one message, without a gap; selectors only where they differ."""
+        async with AsyncExitStack() as undo:
+            protect = await self.protects.update(old.protect, new.protect)
+            undo.push_async_callback(self.protects.update, new.protect, old.protect)
+            for route in new.routes - old.routes:
+                await self.routes.create(route)
+                undo.push_async_callback(self.routes.delete, route)
+            for route in old.routes - new.routes:
+                await self.routes.delete(route)
+                undo.push_async_callback(self.routes.create, route)
+            check = await self.checks.update(old.check, new.check)
+            undo.pop_all()
+            return replace(new, protect=protect, check=check)
 
     async def demolish(self, parts: TunnelParts) -> None:
         """Routes first: nothing is sent into a tunnel that is being taken apart."""

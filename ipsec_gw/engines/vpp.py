@@ -75,6 +75,7 @@ class VppEngine:
         """
         async with self._lock:
             await self._api.connect()
+            self._inventory = Inventory()
             self._journal.load(self._api.epoch)
             context = self._context
             wan = [HostLink(link.name, link.mtu) for link in context.wan]
@@ -164,7 +165,7 @@ class VppEngine:
         return self._links, self._tunnels
 
     async def _take_stock(self, links: Links, tunnels: TunnelBuilder) -> None:
-        self._inventory = await take_inventory(self._api, self._journal, links, tunnels)
+        self._inventory = await take_inventory(self._api, self._journal, links, tunnels, self._inventory)
         for held in self._inventory.sas.values():
             if held.sa.direction is Direction.OUT:
                 self._used_keys.remember(held.sa)
@@ -176,6 +177,8 @@ class VppEngine:
             raise EngineError(f"SA {sa.key} exists already")
         if sa.key.destination.version != 4:
             raise EngineError(f"SA {sa.key}: IPv6 outside is not done by the VPP engine yet - leave it to the kernel")
+        if sa.encap is not None:
+            raise EngineError(f"SA {sa.key}: UDP encapsulation is not steered to VPP yet - leave it to the kernel")
         if sa.replay_window > MAX_REPLAY_WINDOW:
             raise EngineError(f"SA {sa.key}: a replay window of {sa.replay_window} is above {MAX_REPLAY_WINDOW}")
         check_lengths(sad_entry(sa, 0))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from ipsec_gw.errors import EngineError
 from vpp_conf.api import VppApiError
 from vpp_conf.descriptors.base import Descriptor
-from vpp_conf.descriptors.interface import INTERRUPT_MODE, OWNER_TAG, interfaces, tag
+from vpp_conf.descriptors.interface import INTERRUPT_MODE, OWNER_TAG, interfaces
 
 KIND = "af_xdp"
 MAC_REUSE = 2
@@ -33,7 +33,10 @@ class AfXdp:
 
 
 class AfXdpDescriptor(Descriptor[AfXdp]):
-    """AF_XDP interfaces. One that was deleted cannot be made again in the same VPP process (EBUSY)."""
+    """AF_XDP interfaces. One that was deleted cannot be made again in the same VPP process (EBUSY).
+
+    The owner's tag is put on by whoever completes the interface: without it, it is not adopted.
+    """
 
     kind = KIND
 
@@ -53,7 +56,6 @@ class AfXdpDescriptor(Descriptor[AfXdp]):
                 f"VPP cannot open AF_XDP sockets on {value.host_interface} ({error}) - is it up, docked and free of "
                 "other sockets? After a delete VPP has to be restarted"
             ) from None
-        await tag(self._api, reply.sw_if_index, OWNER_TAG)
         await self._api.call(
             "sw_interface_set_rx_mode", sw_if_index=reply.sw_if_index, queue_id_valid=False, mode=INTERRUPT_MODE
         )

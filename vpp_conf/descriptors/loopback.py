@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from vpp_conf.descriptors.base import Descriptor
-from vpp_conf.descriptors.interface import OWNER_TAG, interfaces, tag
+from vpp_conf.descriptors.interface import OWNER_TAG, interfaces
 
 NO_MAC = "00:00:00:00:00:00"
 """VPP makes one up."""
@@ -20,7 +20,7 @@ class Loopback:
 
 
 class LoopbackDescriptor(Descriptor[Loopback]):
-    """Loopbacks, tagged as the gateway's."""
+    """Loopbacks. The owner's tag is put on by whoever completes one."""
 
     kind = "loopback"
 
@@ -28,7 +28,6 @@ class LoopbackDescriptor(Descriptor[Loopback]):
         reply = await self._api.call(
             "create_loopback_instance", mac_address=NO_MAC, is_specified=True, user_instance=value.instance
         )
-        await tag(self._api, reply.sw_if_index, OWNER_TAG)
         return Loopback(value.instance, reply.sw_if_index)
 
     async def delete(self, value: Loopback) -> None:

@@ -45,7 +45,7 @@ class ProtectDescriptor(Descriptor[Protect]):
     async def update(self, old: Protect, new: Protect) -> Protect:
         if old.sw_if_index != new.sw_if_index:
             return await super().update(old, new)
-        return await self.create(new)
+        return old if self.equal(old, new) else await self.create(new)
 
     async def delete(self, value: Protect) -> None:
         await self._api.call("ipsec_tunnel_protect_del", sw_if_index=value.sw_if_index, nh=to_address(NO_NEXT_HOP))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address
 
@@ -94,10 +95,15 @@ class LocalAddressDescriptor(Descriptor[LocalAddress]):
         await self._add_del(value, is_add=False)
 
     async def retrieve(self) -> tuple[LocalAddress, ...]:
+        """Of all interfaces; IPsec interfaces show what they borrow."""
         interfaces = await self._api.dump("sw_interface_dump")
-        found = []
-        for interface in interfaces:
-            details = await self._api.dump("ip_address_dump", sw_if_index=interface.sw_if_index, is_ipv6=False)
+        return await self.retrieve_on([interface.sw_if_index for interface in interfaces])
+
+    async def retrieve_on(self, sw_if_indices: Iterable[int]) -> tuple[LocalAddress, ...]:
+        """Of these interfaces: VPP is asked once for each."""
+        found: list[LocalAddress] = []
+        for sw_if_index in sw_if_indices:
+            details = await self._api.dump("ip_address_dump", sw_if_index=sw_if_index, is_ipv6=False)
             found += [LocalAddress(detail.sw_if_index, from_prefix_address(detail.prefix)) for detail in details]
         return tuple(found)
 

@@ -98,7 +98,7 @@ def plan_startup(probe: Probe) -> StartupPlan:
 def _buffers(probe: Probe) -> tuple[int, str, str]:
     """Number of buffers, their page size and why.
 
-    AF_XDP in copy mode works with ordinary pages; a zero-copy driver needs pages that are contiguous for the device.
+    AF_XDP takes ordinary pages as well as hugepages: VPP lets no buffer cross a page. Hugepages save TLB misses.
     """
     frame = DATA_BYTES + BUFFER_HEADROOM_BYTES
     per_page = probe.hugepage_bytes // frame
@@ -106,6 +106,6 @@ def _buffers(probe: Probe) -> tuple[int, str, str]:
     if needed and probe.hugepages_free >= needed:
         size = f"{probe.hugepage_bytes // MEGABYTE}M"
         return BUFFERS, size, f"{BUFFERS} buffers in {needed} of {probe.hugepages_free} free hugepages of {size}"
-    way_out = f"; for zero-copy drivers: sysctl vm.nr_hugepages={probe.hugepages_total + needed}" if needed else ""
+    way_out = f"; for speed: sysctl vm.nr_hugepages={probe.hugepages_total + needed}" if needed else ""
     reason = f"{BUFFERS} buffers in 4 KiB pages (64 MB): {probe.hugepages_free} hugepages are free"
     return BUFFERS, "4K", f"{reason}, {needed} would be needed{way_out}"
