@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from scapy.layers.inet import IP
+from scapy.layers.inet import IP, UDP
 from scapy.layers.ipsec import ESP
+from scapy.packet import Raw
 
 from ipsec_gw.engines.port import Capabilities, Engine
 from ipsec_gw.model.algorithms import ALGORITHMS, EspAlgorithm
@@ -13,6 +14,7 @@ from tests.contract.values import (
     HERE,
     LOCAL,
     PEER,
+    THERE,
     inbound_packet,
     inner,
     make_site,
@@ -142,3 +144,47 @@ async def test_counters_count_packets_and_inner_bytes(engine: Engine, world: Wor
     assert (into.packets, out.packets) == (3, 2)
     assert 3 * length <= into.octets <= 3 * (length + 3)
     assert 2 * len(bytes(outbound_packet(1))) <= out.octets <= 2 * (len(bytes(outbound_packet(1))) + 3)
+
+
+@pytest.mark.parametrize("length", [28, 29, 30, 31, 1400, 1430])
+async def test_packets_of_all_lengths_pass(engine: Engine, world: World, length: int) -> None:
+    """From nothing but headers (all four paddings) to what just fits a WAN of 1500 bytes."""
+    site = await make_site(engine)
+    sent = IP(bytes(IP(src=THERE, dst=HERE, id=1) / UDP(sport=1, dport=2) / Raw(bytes(length - 28))))
+    world.to_engine_wan(oracle(site.inbound).encrypt(sent))
+    assert inner(world.plaintext(lambda ip: ip.id == 1)) == bytes(sent)
+    back = IP(bytes(IP(src=HERE, dst=THERE, id=2) / UDP(sport=1, dport=2) / Raw(bytes(length - 28))))
+    world.to_engine_up(back)
+    frame = world.ciphertext(site.outbound.key.spi)
+    assert inner(oracle(site.outbound).decrypt(IP(inner(frame)))) == bytes(back)
+
+
+@pytest.mark.parametrize("protocol", [1, 6, 47, 50, 89, 132])
+async def test_every_protocol_passes(engine: Engine, world: World, protocol: int) -> None:
+    """ESP inside ESP and OSPF included: a tunnel is not choosy."""
+    site = await make_site(engine)
+    sent = IP(bytes(IP(src=THERE, dst=HERE, id=1, proto=protocol, ttl=1) / Raw(bytes(40))))
+    world.to_engine_wan(oracle(site.inbound).encrypt(sent))
+    assert inner(world.plaintext(lambda ip: ip.id == 1)) == bytes(sent)
+    back = IP(bytes(IP(src=HERE, dst=THERE, id=2, proto=protocol, ttl=1) / Raw(bytes(40))))
+    world.to_engine_up(back)
+    frame = world.ciphertext(site.outbound.key.spi)
+    assert inner(oracle(site.outbound).decrypt(IP(inner(frame)))) == bytes(back)
+
+
+async def test_fragments_inside_pass_as_they_are(engine: Engine, world: World) -> None:
+    site = await make_site(engine)
+    peer = oracle(site.inbound)
+    for ident, flags, offset in ((1, "MF", 0), (2, 0, 100)):
+        sent = IP(bytes(IP(src=THERE, dst=HERE, id=ident, flags=flags, frag=offset, proto=17) / Raw(bytes(800))))
+        world.to_engine_wan(peer.encrypt(sent))
+        assert inner(world.plaintext(lambda ip, ident=ident: ip.id == ident)) == bytes(sent)
+
+
+async def test_the_traffic_class_is_copied_out(engine: Engine, world: World) -> None:
+    """DSCP and ECN, as the kernel's own ESP does it (RFC 6040 for ECN)."""
+    site = await make_site(engine)
+    world.to_engine_up(outbound_packet(1, tos=0xB9))  # EF, ECT(1)
+    frame = world.ciphertext(site.outbound.key.spi)
+    assert frame[IP].tos == 0xB9
+    assert oracle(site.outbound).decrypt(IP(inner(frame)))[IP].tos == 0xB9
