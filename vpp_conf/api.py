@@ -61,10 +61,14 @@ class VppApi:
         return self._version
 
     async def connect(self) -> None:
-        """Connect, if not connected. Raises EngineUnavailable if nothing answers."""
-        async with self._lock:
-            if self._client is not None:
+        """Connect, unless connected to a VPP that answers. Raises EngineUnavailable if nothing answers."""
+        if self._client is not None:
+            try:
+                await self.call("control_ping")
                 return
+            except EngineUnavailable:
+                pass  # the VPP of this connection is gone; there may be another one by now
+        async with self._lock:
             try:
                 self._client = await asyncio.to_thread(self._open)
             except (OSError, ValueError, struct.error) as error:

@@ -20,6 +20,8 @@ from scapy.packet import Packet
 
 from ipsec_gw.engines.port import EngineContext, Link
 from xdp_steer import libbpf
+from xdp_steer.dock import Role
+from xdp_steer.gateway import Steering
 
 CLONE_NEWNET = 0x40000000
 XDP_FLAGS_DRV_MODE = 1 << 2
@@ -103,7 +105,9 @@ class Wire:
 class World:
     """The namespaces, the wires and the docks. ``enter`` is done by the fixture: the test runs in the gateway's."""
 
-    def __init__(self, run_dir: Path, name: str) -> None:
+    def __init__(self, run_dir: Path, name: str, pins: Path | None = None) -> None:
+        """With ``pins`` the docks are the product's own Steering, else the suite's stand-in."""
+        self._pins = pins
         self._undo = ExitStack()
         self.gateway = f"ct-{name}-{os.getpid()}-gw"
         self.peer = f"ct-{name}-{os.getpid()}-peer"
@@ -141,8 +145,11 @@ class World:
         undo.enter_context(inside(f"/run/netns/{self.gateway}"))
         self.up = Wire(UP_KERNEL)
         undo.callback(self.up.close)
-        for interface, everything in ((WAN, False), (UP_ENGINE, True)):
-            self._dock(interface, everything, undo)
+        if self._pins is None:
+            for interface, everything in ((WAN, False), (UP_ENGINE, True)):
+                self._dock(interface, everything, undo)
+        else:
+            self._steer(self._pins, undo)
         self.context = EngineContext(
             run_dir=self.run_dir,
             wan=(_link(WAN),),
@@ -162,6 +169,14 @@ class World:
         link = libbpf.link_xdp(program.program("xsk_def_prog"), socket.if_nametoindex(interface), XDP_FLAGS_DRV_MODE)
         undo.callback(os.close, link)
         self._maps[interface] = program.map("xsks_map")
+
+    def _steer(self, pins: Path, undo: ExitStack) -> None:
+        self.steering = Steering.open(pins)
+        undo.callback(self.steering.remove)
+        for interface, role in ((WAN, Role.WAN), (UP_ENGINE, Role.TO_ENGINE)):
+            self.steering.dock(interface, role)
+            self._maps[interface] = self.steering.xsks_map(interface)
+        self.steering.set_engine(True)
 
     def to_engine_wan(self, packet: Packet) -> None:
         """Let a packet arrive on the gateway's WAN."""
