@@ -6,7 +6,7 @@ import contextlib
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
@@ -24,6 +24,9 @@ LOCAL, PEER = ip_address("192.0.2.1"), ip_address("198.51.100.7")
 MAC = "02:00:00:00:00:01"
 SELECTOR = Selector(ip_network("10.1.0.0/16"), ip_network("10.2.0.0/16"))
 SALT = Secret(b"salt")
+
+# A machine that is busy elsewhere must not fail a test: neither examples nor their generation are held to a time.
+untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def esp_sa(direction: Direction, spi: int) -> EngineSa:
@@ -79,6 +82,7 @@ def bent(valid: bytes, position: int, value: int, cut: int) -> bytes:
 bends = st.tuples(st.integers(0, 4096), st.integers(1, 255), st.integers(0, 80))
 
 
+@untimed
 @given(frames())
 @example(b"")
 @example(OUTER + (0x1001).to_bytes(4, "big") + bytes(56))
@@ -89,6 +93,7 @@ def test_noise_from_the_wan_never_comes_out(frame):
     assert emitted is None
 
 
+@untimed
 @given(bends)
 def test_a_bent_esp_packet_never_comes_out_changed(bend):
     """Bits of the Ethernet header do not matter; every other change must not get through."""
@@ -99,6 +104,7 @@ def test_a_bent_esp_packet_never_comes_out_changed(bend):
         assert emitted.frame == forwarding().decapsulate(VALID_ESP).frame
 
 
+@untimed
 @given(frames())
 def test_noise_from_the_kernel_never_comes_out_unless_it_fits_a_selector(frame):
     try:
@@ -111,6 +117,7 @@ def test_noise_from_the_kernel_never_comes_out_unless_it_fits_a_selector(frame):
     assert emitted.interface == "wan0"
 
 
+@untimed
 @given(bends)
 def test_bent_plaintext_comes_out_only_by_its_selector(bend):
     frame = bent(VALID_PLAIN, *bend)
@@ -123,6 +130,7 @@ def test_bent_plaintext_comes_out_only_by_its_selector(bend):
     assert ip_address(inner.dst) in SELECTOR.destination
 
 
+@untimed
 @given(st.binary(max_size=120), st.integers(0, 255))
 def test_authentic_nonsense_never_comes_out(plaintext, next_header):
     """A peer with the right key and a bug, or worse."""
@@ -132,6 +140,7 @@ def test_authentic_nonsense_never_comes_out(plaintext, next_header):
     assert emitted is None
 
 
+@untimed
 @given(st.binary(max_size=60), st.integers(0, 255), st.integers(0, 255))
 def test_trailers_never_raise_but_dropped(data, padding_length, next_header):
     try:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import socket
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -114,7 +116,7 @@ class WireSocket:
         self.interface, self.queue, self.frame_size = interface, queue, frame_size
         self._inside, self.wire = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._inside.setblocking(False)
-        self.wire.settimeout(10)
+        self.wire.settimeout(30)
         self.entered: list[int] = []
         self.closed = False
 
@@ -144,3 +146,11 @@ class WireSocket:
     def close(self) -> None:
         self.closed = True
         self._inside.close()
+
+
+def await_that(condition: Callable[[], bool]) -> None:
+    """Wait for another thread to make something true. Fails after a deadline that no healthy machine meets."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "did not come true"
+        threading.Event().wait(0.001)

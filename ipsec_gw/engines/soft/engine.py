@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
@@ -37,9 +36,6 @@ _HEADROOM_BYTES = 256
 _ETHERNET_BYTES = 18
 """Ethernet header and one VLAN tag."""
 _LARGEST_PACKET = _LARGE_FRAME_BYTES - _HEADROOM_BYTES - _ETHERNET_BYTES
-_BUSY_SECONDS = 3.0
-"""The kernel frees a closed socket's queue from a work queue (net/xdp/xsk_buff_pool.c), tens of milliseconds later."""
-_BUSY_STEP_SECONDS = 0.02
 
 
 class SteeredSocket(FrameSocket, Protocol):
@@ -59,7 +55,7 @@ class OpenSocket(Protocol):
 class SoftEngine:
     """The engine port (:class:`ipsec_gw.engines.port.Engine`) in Python.
 
-    ``open_socket``, ``count_queues`` and ``busy_seconds`` (how long to wait for a queue in use) are seams for tests.
+    ``open_socket`` and ``count_queues`` are seams for tests.
     """
 
     def __init__(
@@ -68,12 +64,10 @@ class SoftEngine:
         *,
         open_socket: OpenSocket = XskSocket,
         count_queues: Callable[[str], int] = rx_queues,
-        busy_seconds: float = _BUSY_SECONDS,
     ) -> None:
         self._context = context
         self._open_socket = open_socket
         self._count_queues = count_queues
-        self._busy_seconds = busy_seconds
         self._epoch = time.time_ns()  # another process has lost these objects: its epoch differs
         self._store = Store(context, _LARGEST_PACKET)
         self._drops = DropCounter()
@@ -99,7 +93,7 @@ class SoftEngine:
             raise EngineError("the soft engine is open already - close it first")
         with contextlib.ExitStack() as undo:
             try:
-                sockets = {link.name: await self._open_sockets(link, undo) for link in self._links()}
+                sockets = {link.name: self._open_sockets(link, undo) for link in self._links()}
             except (IpsecGwError, OSError) as error:
                 raise EngineUnavailable(f"the soft engine cannot take its interfaces: {error}") from error
             datapath = self._datapath_of(sockets)
@@ -154,25 +148,14 @@ class SoftEngine:
     def _links(self) -> tuple[Link, ...]:
         return (*self._context.wan, self._context.up_engine)
 
-    async def _open_sockets(self, link: Link, undo: contextlib.ExitStack) -> list[SteeredSocket]:
+    def _open_sockets(self, link: Link, undo: contextlib.ExitStack) -> list[SteeredSocket]:
         small = link.mtu + _ETHERNET_BYTES + _HEADROOM_BYTES <= _FRAME_BYTES
         sockets = []
         for queue in range(self._count_queues(link.name)):
-            socket = await self._open_when_free(link.name, queue, _FRAME_BYTES if small else _LARGE_FRAME_BYTES)
+            socket = self._open_socket(link.name, queue, frame_size=_FRAME_BYTES if small else _LARGE_FRAME_BYTES)
             undo.callback(socket.close)
             sockets.append(socket)
         return sockets
-
-    async def _open_when_free(self, interface: str, queue: int, frame_size: int) -> SteeredSocket:
-        """A socket. Waits for the kernel to give the queue back, which it does some time after a socket's end."""
-        deadline = time.monotonic() + self._busy_seconds
-        while True:
-            try:
-                return self._open_socket(interface, queue, frame_size=frame_size)
-            except (IpsecGwError, OSError) as error:
-                if not _is_busy(error) or time.monotonic() >= deadline:
-                    raise
-            await asyncio.sleep(_BUSY_STEP_SECONDS)
 
     def _datapath_of(self, sockets: Mapping[str, list[SteeredSocket]]) -> Datapath:
         up = self._context.up_engine.name
@@ -194,9 +177,3 @@ class SoftEngine:
             steers=True,
             note=f"reference engine in Python with cryptography {cryptography.__version__}, for laboratories",
         )
-
-
-def _is_busy(error: BaseException) -> bool:
-    """Whether the kernel said EBUSY, directly or behind an error of ours."""
-    reason = error if isinstance(error, OSError) else error.__cause__
-    return isinstance(reason, OSError) and reason.errno == errno.EBUSY
