@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import time
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -16,9 +17,9 @@ from ipsec_gw.config.model import Config
 from ipsec_gw.errors import EngineError, IpsecGwError, XfrmError
 from ipsec_gw.gateway import Gateway, Paths, build, check_machine, remove_everything
 from ipsec_gw.ike.watcher import CharonWatcher
-from ipsec_gw.observe import control
+from ipsec_gw.observe import control, lock
 from ipsec_gw.observe.sdnotify import notify
-from ipsec_gw.observe.views import EngineView, GuardView, StatusView, SteerView, record_view, sa_view
+from ipsec_gw.observe.views import DockView, EngineView, GuardView, StatusView, SteerView, record_view, sa_view
 from ipsec_gw.reconcile.loop import reconcile_forever
 
 log = structlog.get_logger()
@@ -28,6 +29,7 @@ _HEARTBEAT_SECONDS = 0.5
 
 _PACER_SECONDS = 0.1
 _LOOK_SECONDS = 1.0
+_CANCEL_SECONDS = 0.5
 
 
 class Daemon:
@@ -60,8 +62,7 @@ class Daemon:
                     tasks.create_task(self._pace_rekeys()),
                 ]
                 await self._stop.wait()
-                for task in running:
-                    task.cancel()
+                await _end(running)
         finally:
             loop.remove_reader(self._gateway.senses.monitor.fileno())
         notify("STOPPING=1")
@@ -157,13 +158,20 @@ class Daemon:
             await asyncio.sleep(_PACER_SECONDS)
 
 
+async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Cancel until all have ended: a library below may swallow one cancellation."""
+    while pending := [task for task in tasks if not task.done()]:
+        for task in pending:
+            task.cancel()
+        await asyncio.wait(pending, timeout=_CANCEL_SECONDS)
+
+
 async def run(config: Config, paths: Paths) -> None:
     """Run the gateway in this process until it is told to stop. Raises IpsecGwError if it cannot start."""
     check_machine(paths)
-    if control.listening(paths.run_dir):
-        raise IpsecGwError(f"a daemon runs already on {paths.run_dir} - stop it first, or use another --run-dir")
     charon = CharonWatcher(config.gateway.vici, seconds=config.gateway.vici_timeout)
     async with AsyncExitStack() as stack:
+        stack.enter_context(lock.hold(paths.run_dir))
         await charon.connect()
         stack.push_async_callback(charon.close)
         gateway = await build(config, paths, charon, stack)

@@ -95,17 +95,24 @@ async def find_wan(config: Config, view: KernelView, charon: CharonWatcher) -> t
     """The interfaces that ESP comes and goes by, in this order: configured; holding the local addresses of charon's
     connections; those of the default routes. Raises EnvironmentMissing if there is none.
     """
-    if config.gateway.wan:
-        return tuple([(await view.interface(name)).link for name in config.gateway.wan])
-    addresses = {str(address): name for address, name in (await view.addresses()).items()}
-    names = [addresses[address] for address in await charon.local_addresses() if address in addresses]
-    names = [name for name in dict.fromkeys(names) if name != "lo"] or await view.default_interfaces()
+    names = list(config.gateway.wan)
+    if not names:
+        holders = {str(address): name for address, name in (await view.addresses()).items()}
+        names = [holders[address] for address in await charon.local_addresses() if address in holders]
+        names = [name for name in names if name != "lo"] or await view.default_interfaces()
     if not names:
         raise EnvironmentMissing(
             "no WAN interface found: no connection has a local address of this machine and there is no default route"
             " - name it: wan = [...] under [gateway], or --wan"
         )
-    return tuple([(await view.interface(name)).link for name in dict.fromkeys(names)])
+    found = [await view.interface(name) for name in dict.fromkeys(names)]
+    for interface in found:
+        if not interface.ethernet:
+            raise EnvironmentMissing(
+                f"interface {interface.link.name} is not Ethernet and XDP cannot steer on it"
+                " - name the Ethernet device that carries it: wan = [...] under [gateway], or --wan"
+            )
+    return tuple(interface.link for interface in found)
 
 
 async def build(config: Config, paths: Paths, charon: CharonWatcher, stack: AsyncExitStack) -> Gateway:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 import click
@@ -9,9 +10,10 @@ import click
 from ipsec_gw.cli.main import Options, run_async
 from ipsec_gw.config.load import load
 from ipsec_gw.config.model import Config, EngineChoice
-from ipsec_gw.errors import IpsecGwError
+from ipsec_gw.errors import EnvironmentMissing, IpsecGwError
 
-_OFF_SECONDS = 30.0
+_OFF_SECONDS = 60.0
+_POLL_SECONDS = 0.05
 
 
 @click.command()
@@ -36,15 +38,17 @@ def run(options: Options, engine: str | None, vici: str | None, wan: tuple[str, 
 def off(options: Options) -> None:
     """Give everything back to strongSwan and the kernel and remove every trace, at once."""
     from ipsec_gw.gateway import Paths, check_machine, remove_everything  # noqa: PLC0415
-    from ipsec_gw.observe import control  # noqa: PLC0415
+    from ipsec_gw.observe import control, lock  # noqa: PLC0415
 
     paths = Paths(options.run_dir, options.pins)
     check_machine(paths)
-    if control.listening(options.run_dir):
-        control.ask(options.run_dir, "off")
-        deadline = time.monotonic() + _OFF_SECONDS
-        while control.listening(options.run_dir):
-            if time.monotonic() > deadline:
-                raise IpsecGwError(f"the daemon did not hand over within {_OFF_SECONDS:g} s - stop it and repeat")
-            time.sleep(0.05)
+    deadline = time.monotonic() + _OFF_SECONDS
+    while lock.held(options.run_dir):  # a daemon that only starts is waited for, or it would put everything back
+        if control.listening(options.run_dir):
+            with contextlib.suppress(EnvironmentMissing):  # it ended between the two questions
+                control.ask(options.run_dir, "off")
+        if time.monotonic() > deadline:
+            raise IpsecGwError(f"the daemon did not hand over within {_OFF_SECONDS:g} s - stop it and repeat")
+        time.sleep(_POLL_SECONDS)
     run_async(remove_everything(paths))
+    lock.remove(options.run_dir)

@@ -63,7 +63,7 @@ class ViciSession:
         """Close the connection."""
         self._listener.cancel()
         self._writer.close()
-        with contextlib.suppress(OSError, asyncio.CancelledError):
+        with contextlib.suppress(OSError):
             await self._writer.wait_closed()
 
     async def version(self) -> str:

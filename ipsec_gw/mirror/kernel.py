@@ -23,15 +23,16 @@ _NUD_USABLE = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80
 """REACHABLE, STALE, DELAY, PROBE, NOARP, PERMANENT (``linux/neighbour.h``): states in which the MAC is known."""
 
 _NTF_USE = 0x01
+_ARPHRD_ETHER = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """A link with its index and state."""
+    """A link with its index; ``ethernet`` is False for loopback, tunnels and PPP."""
 
     link: Link
     index: int
-    up: bool
+    ethernet: bool
 
 
 class KernelView:
@@ -48,7 +49,7 @@ class KernelView:
             found[name] = Interface(
                 link=Link(name=name, mac=str(link.get("address") or ""), mtu=int(link.get("mtu") or 0)),
                 index=int(link.get("index")),
-                up=bool(int(link.get("flags")) & 1),
+                ethernet=int(link.get("ifi_type")) == _ARPHRD_ETHER and name != "lo",
             )
         return found
 

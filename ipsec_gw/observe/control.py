@@ -10,7 +10,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from ipsec_gw.errors import EnvironmentMissing, IpsecGwError
+
+log = structlog.get_logger()
 
 Handler = Callable[[str], Awaitable[Any]]
 
@@ -34,6 +38,10 @@ async def serve(run_dir: Path, handler: Handler) -> asyncio.Server:
                 reply: dict[str, Any] = {"ok": await handler(question)}
             except IpsecGwError as error:
                 reply = {"error": str(error)}
+            except Exception:
+                # A defect in a view must not leave the asker waiting, nor end the daemon.
+                log.exception("a question could not be answered", question=question)
+                reply = {"error": f"the daemon failed at '{question}' - its log tells why"}
             writer.write(json.dumps(reply).encode() + b"\n")
             await writer.drain()
         writer.close()

@@ -1,0 +1,169 @@
+"""The daemon's life: start, restart, kill, off; and every kind of bad environment (nothing half-attached)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.integration.conftest import Box, until
+
+pytestmark = pytest.mark.root
+NOTHING = {"pins": "", "veth": "", "xdp": "", "qdisc": "", "rules": ""}
+
+
+def assert_refused(box: Box, *words: str, says: str, code: int = 1) -> None:
+    """One line with the way out, the exit code, and no trace."""
+    done = box.gw(*words)
+    assert done.returncode == code, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("ipsec-gw:")]
+    assert len(lines) == 1, done.stderr
+    assert says in lines[0]
+    assert " - " in lines[0], "no way out is given"
+    assert "Traceback" not in done.stderr
+    assert box.traces() == NOTHING
+
+
+def test_run_stop_restart_kill_and_off(box: Box) -> None:
+    box.charon()
+    first = box.daemon("--engine", "soft")
+    status = until(lambda: (s := box.status())["inSync"] and s, "in sync")
+    assert (status["engine"]["name"], status["engine"]["absent"], status["wan"]) == ("soft", "", ["wan0"])
+    assert status["strongswan"] == "5.9.8"
+    in_place = box.traces()
+    assert all(in_place.values()), in_place
+    refused = box.gw("run", "--vici", f"unix://{box.vici}")
+    assert refused.returncode == 1
+    assert "runs already" in refused.stderr
+
+    assert box.stop(first) == 0
+    assert not (box.run_dir / "control.sock").exists()
+    assert all(box.traces().values()), "stopping changes nothing in the data path"
+
+    second = box.daemon("--engine", "soft")
+    until(lambda: box.status()["inSync"], "in sync after a restart")
+    box.stop(second, signal.SIGKILL)
+    assert all(box.traces().values())
+
+    third = box.daemon("--engine", "soft")
+    assert box.gw("off").returncode == 0
+    assert third.wait(60) == 0
+    assert box.traces() == NOTHING
+
+
+def test_off_cleans_up_after_a_crash_without_a_daemon(box: Box) -> None:
+    box.charon()
+    box.stop(box.daemon("--engine", "soft"), signal.SIGKILL)
+    assert all(box.traces().values())
+    done = box.gw("off")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert box.traces() == NOTHING
+    assert box.gw("off").returncode == 0, "off again is no error"
+
+
+def test_the_kernel_engine_touches_nothing(box: Box) -> None:
+    box.charon()
+    box.daemon("--engine", "kernel")
+    status = until(lambda: (s := box.status())["inSync"] and s, "in sync")
+    assert status["engine"]["name"] == "kernel"
+    assert "nothing is accelerated" in status["engine"]["absent"]
+    assert box.traces() == NOTHING
+
+
+def test_without_vpp_auto_is_the_kernel_and_says_so(box: Box) -> None:
+    box.charon()
+    child = box.daemon()
+    assert box.status()["engine"]["name"] == "kernel"
+    assert "no VPP runs here" in box.log(child)
+
+
+def test_charon_comes_back(box: Box) -> None:
+    charon = box.charon()
+    child = box.daemon("--engine", "kernel")
+    charon.kill()
+    charon.wait()
+    until(lambda: "charon is away" in box.log(child), "the loss is reported")
+    box.vici.unlink()
+    box.charon()
+    until(lambda: "charon is back" in box.log(child), "the return is reported")
+    assert child.poll() is None
+
+
+def test_vici_absent(box: Box) -> None:
+    assert_refused(box, "run", "--vici", f"unix://{box.vici}", says="is absent")
+
+
+def test_vici_hung(box: Box) -> None:
+    box.charon("hang")
+    config = box.tmp / "c.toml"
+    config.write_text(f'[gateway]\nvici = "unix://{box.vici}"\nvici_timeout = 0.2\nengine = "soft"\n')
+    box.config = config
+    done = box.gw("run")
+    assert done.returncode == 1
+    assert "did not answer vici 'version' within 0.2 s" in done.stderr
+    assert box.traces() == NOTHING
+
+
+def test_vpp_api_absent(box: Box) -> None:
+    box.charon()
+    assert_refused(box, "run", "--vici", f"unix://{box.vici}", "--engine", "vpp", says="vpp up")
+
+
+def test_interface_missing(box: Box) -> None:
+    box.charon()
+    assert_refused(
+        box, "run", "--vici", f"unix://{box.vici}", "--engine", "soft", "--wan", "wan9", says="wan9 does not exist"
+    )
+
+
+def test_interface_that_xdp_cannot_steer_on(box: Box) -> None:
+    box.charon()
+    assert_refused(
+        box, "run", "--vici", f"unix://{box.vici}", "--engine", "soft", "--wan", "lo", says="lo is not Ethernet"
+    )
+
+
+def test_no_wan_found(box: Box) -> None:
+    box.charon()
+    box.sh("ip", "addr", "del", "10.0.0.1/24", "dev", "wan0")
+    assert_refused(box, "run", "--vici", f"unix://{box.vici}", "--engine", "soft", says="no WAN interface found")
+
+
+def test_no_bpffs(box: Box) -> None:
+    box.charon()
+    box.pins = box.tmp / "pins"
+    assert_refused(box, "run", "--vici", f"unix://{box.vici}", "--engine", "soft", says="mount -t bpf")
+
+
+def test_not_root(box: Box) -> None:
+    done = subprocess.run(
+        [sys.executable, *box.words("run", "--engine", "soft")],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        preexec_fn=lambda: os.setuid(65534),
+    )
+    assert done.returncode in (1, 126), done.stderr
+    assert "not root" in done.stderr or "Permission denied" in done.stderr
+
+
+def test_a_foreign_xdp_program_is_left_alone(box: Box) -> None:
+    box.charon()
+    source = box.tmp / "x.c"
+    source.write_text(
+        '__attribute__((section("xdp"), used)) int foreign(void *ctx) { return 2; }\n'
+        '__attribute__((section("license"), used)) char the_license[] = "GPL";\n'
+    )
+    subprocess.run(["clang", "-O2", "-target", "bpf", "-c", source, "-o", source.with_suffix(".o")], check=True)
+    box.sh("ip", "link", "set", "wan0", "xdp", "obj", str(source.with_suffix(".o")), "sec", "xdp")
+    before = box.sh("ip", "-d", "link", "show", "wan0")
+    done = box.gw("run", "--vici", f"unix://{box.vici}", "--engine", "soft")
+    assert done.returncode == 1
+    assert "wan0" in done.stderr
+    assert "XDP program" in done.stderr
+    assert box.sh("ip", "-d", "link", "show", "wan0") == before
+    assert {**box.traces(), "xdp": ""} == NOTHING
