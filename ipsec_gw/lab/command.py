@@ -11,11 +11,14 @@ import click
 
 from ipsec_gw.errors import EnvironmentMissing
 from ipsec_gw.lab.context import Options
-from ipsec_gw.lab.kernel import Environment, choose_environment
+from ipsec_gw.lab.kernel import Environment, choose_environment, need_root
+from ipsec_gw.lab.play import hints
+from ipsec_gw.lab.play import up as build
 from ipsec_gw.lab.progress import listener
 from ipsec_gw.lab.report import Report, summary, table, to_json
 from ipsec_gw.lab.runner import FAILED, INTERRUPTED, run
 from ipsec_gw.lab.scenarios import Scenario, find, scenarios
+from ipsec_gw.lab.session import down as remove_all
 from ipsec_gw.lab.strongswan import PROPOSALS
 
 ENGINES = ("auto", "vpp", "soft", "kernel")
@@ -82,6 +85,34 @@ def run_scenario(
         report.write_text(to_json(outcome) + "\n")
     _show(outcome, as_json)
     sys.exit(0 if outcome.ok else FAILED)
+
+
+@lab.command()
+@click.option("--proposal", type=click.Choice(PROPOSALS), default=PROPOSALS[0], show_default=True, help="ESP cipher.")
+def up(proposal: str) -> None:
+    """Build the network with both strongSwans and leave it running, to play with by hand.
+
+    Where this kernel has no ESP, a shell in the virtual machine opens with all that in it; leaving it ends the machine.
+    """
+    if asyncio.run(choose_environment()) is Environment.VM:
+        sys.exit(_shell_in_vm(proposal))
+    click.echo(hints(asyncio.run(build(proposal))))
+
+
+def _shell_in_vm(proposal: str) -> int:
+    from ipsec_gw.lab.vm import shell_in_vm  # noqa: PLC0415 - only where there is no ESP
+
+    if not sys.stdin.isatty():
+        raise EnvironmentMissing("this kernel has no ESP and standard input is no terminal - use `ipsec-gw lab run`")
+    return asyncio.run(shell_in_vm([sys.executable, "-m", "ipsec_gw.lab", "up", "--proposal", proposal]))
+
+
+@lab.command()
+def down() -> None:
+    """Remove what `lab up` made and what dead runs left; runs that are alive are not touched."""
+    need_root()
+    tags = asyncio.run(remove_all())
+    click.echo(f"removed {', '.join(tags)}" if tags else "nothing to remove")
 
 
 async def _run(scenario: Scenario, options: Options, environment: str) -> Report | None:

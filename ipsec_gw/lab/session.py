@@ -107,10 +107,10 @@ def parse(text: str) -> Session:
     return Session(**{**data, "namespaces": tuple(data["namespaces"])})
 
 
-def sessions(directory: Path = STATE_DIR) -> list[Session]:
+def sessions() -> list[Session]:
     """All sessions that are written down; unreadable files are not ours to judge and left alone."""
     found = []
-    for path in sorted(directory.glob("*.json")):
+    for path in sorted(STATE_DIR.glob("*.json")):
         try:
             found.append(parse(path.read_text()))
         except (ValueError, KeyError, TypeError, FileNotFoundError):

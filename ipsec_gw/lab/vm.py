@@ -123,6 +123,29 @@ class Guest:
     pid: int
 
 
+async def shell_in_vm(argv: list[str]) -> int:
+    """Run ``argv`` in the virtual machine and then a shell on our terminal; returns qemu's exit code."""
+    need_tools(TOOLS)
+    kernel, shared = newest_kernel(), shares()
+    initrd = await image(kernel.release, shared)
+    with exchange_directory() as name:
+        exchange = Path(name)
+        job = exchange / "job.sh"
+        shell = ["setsid", "--ctty", "--wait", "bash", "-i"]
+        job.write_text(job_script(argv, exchange / "status", exchange) + shlex.join(shell) + "\n")
+        command = qemu_command(kernel, initrd, shared, job, exchange / "console")
+        # Ctrl-C belongs to the guest's shell, not to qemu.
+        where = command.index("stdio")
+        command[where - 1 : where + 1] = ["-chardev", "stdio,id=job,signal=off", "-serial", "chardev:job"]
+        process = await asyncio.create_subprocess_exec(*command, preexec_fn=dies_with_parent(signal.SIGKILL))
+        try:
+            return await process.wait()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
+
 async def run_in_vm(argv: list[str], exchange: Path, told: Callable[[str], None], *, timeout: float) -> Guest:
     """Run ``argv`` as root in the virtual machine.
 

@@ -13,8 +13,9 @@ from ipsec_gw.lab.kernel_sas import SaDiary, dump
 from ipsec_gw.lab.netns import receive_on_one_processor, xfrm_errors
 from ipsec_gw.lab.oracle import EspPacket
 from ipsec_gw.lab.process import all_of
-from ipsec_gw.lab.scenarios.verdicts import Evidence, judge_capture, judge_carriers, judge_counters
-from ipsec_gw.lab.strongswan import Site, Swan
+from ipsec_gw.lab.scenarios.verdicts import Evidence, Reading, judge_capture, judge_carriers, judge_counters
+from ipsec_gw.lab.sites import site_of
+from ipsec_gw.lab.strongswan import Swan
 from ipsec_gw.lab.topology import HOST, LAN, WAN, Role
 from ipsec_gw.lab.traffic import TrafficError, UdpFlow, ping, tcp_echo, udp_echo, until
 from ipsec_gw.lab.wire import count_by_sa, esp_packets
@@ -105,18 +106,7 @@ async def _set_up(lab: Lab) -> Story:
 
 
 async def _start_swan(lab: Lab, role: Role) -> Swan:
-    other = Role.GATEWAY_B if role is Role.GATEWAY_A else Role.GATEWAY_A
-    topology = lab.topology
-    site = Site(
-        identity=role,
-        peer=other,
-        namespace=topology.namespace(role),
-        local=topology.address(role, WAN),
-        remote=topology.address(other, WAN),
-        local_network=topology.network(role, LAN),
-        remote_network=topology.network(other, LAN),
-        proposal=lab.options.proposal,
-    )
+    site = site_of(lab.topology, role, lab.options.proposal)
     swan = await Swan.start(site, lab.session.run_dir / role)
     lab.stack.push_async_callback(swan.stop)
     lab.watch_process(swan.daemon.pid)
@@ -212,7 +202,7 @@ async def _bracketed_exchange(story: Story, name: str) -> None:
     lab, gateway = story.lab, story.gateway
     with lab.step(f"{name}: wait for silence and read counters"):
         await _quiet(story)
-        before = await gateway.status() if gateway else None
+        before = await _read(gateway) if gateway else None
         wire_before = count_by_sa(_packets(story))
     with lab.step(name):
         await _exchange(lab, name)
@@ -220,9 +210,14 @@ async def _bracketed_exchange(story: Story, name: str) -> None:
     carried = count_by_sa(_packets(story)) - wire_before
     if gateway is not None and before is not None:
         with lab.step(f"{name}: read counters"):
-            after, sas = await asyncio.gather(gateway.status(), gateway.sas())
-        judge_counters(lab, name, gateway.engine, sas=sas, before=before, after=after, carried=carried)
+            after = await _read(gateway)
+        judge_counters(lab, name, before, after, carried)
     _resume(story)
+
+
+async def _read(gateway: GatewayUnderTest) -> Reading:
+    status, sas = await asyncio.gather(gateway.status(), gateway.sas())
+    return Reading(status, sas)
 
 
 async def _exchange(lab: Lab, name: str) -> None:

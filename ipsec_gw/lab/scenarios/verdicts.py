@@ -53,39 +53,69 @@ def judge_carriers(lab: Lab, engine: str, sas: Sequence[ShownSa]) -> None:
         lab.check(f"{engine} carries direction {direction}", ok, wanted, said or "no SA")
 
 
-def judge_counters(
-    lab: Lab,
-    name: str,
-    engine: str,
-    *,
-    sas: Sequence[ShownSa],
-    before: Status,
-    after: Status,
-    carried: Counter[str],
-) -> None:
-    """Hold XDP's and TC's counters against the wire, over a span that began and ended quiet."""
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What ipsec-gw said at a quiet moment."""
+
+    status: Status
+    sas: tuple[ShownSa, ...]
+
+    def packets(self, key: str) -> int:
+        """Packets of an SA by `show sas`, whoever carried them."""
+        return sum(sa.packets for sa in self.sas if sa.key == key)
+
+    def steered(self, key: str) -> SteerCount:
+        """What XDP did with an inbound SA; an SA without an entry was not steered."""
+        return self.status.steer.get(key, SteerCount(0, 0))
+
+    def guarded(self, key: str) -> GuardCount:
+        """What the guard did with an outbound SA; one without an entry was never sent by the kernel."""
+        return self.status.guard.get(key, GuardCount(0, 0))
+
+
+def judge_counters(lab: Lab, name: str, before: Reading, after: Reading, carried: Counter[str]) -> None:
+    """Hold the gateway's counters against the wire, over a span that began and ended quiet."""
+    engine = lab.options.engine
+    for sa in after.sas:
+        on_wire, shown = carried[sa.key], after.packets(sa.key) - before.packets(sa.key)
+        lab.check(
+            f"{name}: `show sas` counts what the wire carried, {sa.direction}",
+            on_wire > 0 and shown == on_wire,
+            f"{on_wire} packets of {sa.key}",
+            f"{shown}",
+        )
+        if engine != "kernel":
+            judge = _judge_steered if sa.direction == "in" else _judge_guarded
+            judge(lab, name, sa.key, before, after, on_wire)
     if engine == "kernel":
-        claimed = [*after.steer, *after.guard]
+        claimed = [*after.status.steer, *after.status.guard]
         lab.check(f"{name}: nothing is steered or guarded", not claimed, "none", few(claimed))
-        return
-    for sa in sas:
-        on_wire = carried[sa.key]
-        if sa.direction == "in":
-            was, now = before.steer.get(sa.key, SteerCount(0, 0)), after.steer.get(sa.key, SteerCount(0, 0))
-            got = (now.to_engine - was.to_engine, now.to_kernel - was.to_kernel)
-            measured = f"{got[0]} to {engine}, {got[1]} to the kernel, {on_wire} on the wire"
-            ok = on_wire > 0 and got == (on_wire, 0)
-            lab.check(
-                f"{name}: all ESP of {sa.key} is steered", ok, f"{on_wire} to {engine}, 0 to the kernel", measured
-            )
-            if now.to_kernel:
-                lab.note(f"{sa.key}: {now.to_kernel} packets went to the kernel before the hand-over")
-        else:
-            had, has = before.guard.get(sa.key, GuardCount(0, 0)), after.guard.get(sa.key, GuardCount(0, 0))
-            passed = has.passed - had.passed
-            measured = f"{passed} passed, {has.dropped - had.dropped} dropped, {on_wire} on the wire"
-            ok = sa.key in after.guard and passed == 0 and on_wire > 0
-            lab.check(f"{name}: the kernel sends no ESP of {sa.key}", ok, "guarded, 0 passed", measured)
+
+
+def _judge_steered(lab: Lab, name: str, key: str, before: Reading, after: Reading, on_wire: int) -> None:
+    was, now = before.steered(key), after.steered(key)
+    got = (now.to_engine - was.to_engine, now.to_kernel - was.to_kernel)
+    lab.check(
+        f"{name}: XDP gives all inbound ESP to the engine",
+        on_wire > 0 and got == (on_wire, 0),
+        f"{on_wire} packets of {key} to {lab.options.engine}, 0 to the kernel",
+        f"{got[0]} to {lab.options.engine}, {got[1]} to the kernel",
+    )
+    if was.to_kernel:
+        lab.note(f"{key}: {was.to_kernel} packets went to the kernel before the hand-over")
+
+
+def _judge_guarded(lab: Lab, name: str, key: str, before: Reading, after: Reading, on_wire: int) -> None:
+    was, now = before.guarded(key), after.guarded(key)
+    passed, dropped = now.passed - was.passed, now.dropped - was.dropped
+    lab.check(
+        f"{name}: the kernel sends no outbound ESP past the guard",
+        on_wire > 0 and passed == 0,
+        f"0 of {on_wire} packets of {key} passed",
+        f"{passed} passed, {dropped} dropped",
+    )
+    if was.passed or was.dropped:
+        lab.note(f"{key}: before the hand-over {was.passed} packets passed the guard and {was.dropped} were dropped")
 
 
 def judge_capture(lab: Lab, evidence: Evidence, wan: Captures, lans: Captures, diaries: Sequence[SaDiary]) -> None:

@@ -1,0 +1,86 @@
+"""The ESP oracle, held to packets that scapy encrypts."""
+
+import os
+
+import pytest
+
+from ipsec_gw.lab.capture import esp_of
+from ipsec_gw.lab.oracle import EspPacket, NotGenuine, Oracle, strip_trailer
+from tests.unit.lab_kit import esp_frame, inner, kernel_sa, scapy_sa
+
+CIPHERS = [("AES-GCM", 16), ("AES-GCM", 24), ("AES-GCM", 32), ("CHACHA20-POLY1305", 32)]
+
+
+@pytest.mark.parametrize(("cipher", "size"), CIPHERS)
+@pytest.mark.parametrize("length", [0, 1, 2, 3, 4, 1372])
+def test_opens_what_scapy_encrypts(cipher, size, length):
+    key = os.urandom(size)
+    packet = inner(os.urandom(length))
+    esp = esp_of(esp_frame(scapy_sa(key, cipher=cipher), packet, seq=7, iv=b"IVIVIVIV"))
+    opened = Oracle().open(esp, kernel_sa(key, cipher=cipher))
+    assert (opened.sequence, opened.iv, opened.inner) == (7, b"IVIVIVIV", bytes(packet))
+
+
+@pytest.mark.parametrize("position", [4, 7, 8, 15, 16, 30, -1])
+def test_one_changed_bit_is_refused(position):
+    esp = esp_of(esp_frame(scapy_sa(), inner()))
+    changed = bytearray(esp.payload)
+    changed[position] ^= 1
+    with pytest.raises(NotGenuine, match="does not verify"):
+        Oracle().open(EspPacket(esp.source, esp.destination, bytes(changed)), kernel_sa())
+
+
+def test_another_key_or_salt_is_refused():
+    esp = esp_of(esp_frame(scapy_sa(), inner()))
+    for wrong in (kernel_sa(bytes(16)), kernel_sa(salt=b"\xd4\xc3\xb2\xa1")):
+        with pytest.raises(NotGenuine, match="does not verify"):
+            Oracle().open(esp, wrong)
+
+
+def test_names_the_packet_without_its_key():
+    esp = esp_of(esp_frame(scapy_sa(), inner(), seq=9))
+    with pytest.raises(NotGenuine) as caught:
+        Oracle().open(esp, kernel_sa(bytes(16)))
+    assert "10.0.0.2/1000abcd seq 9" in str(caught.value)
+    assert bytes(range(16)).hex() not in str(caught.value)
+
+
+def test_too_short_for_esp():
+    esp = esp_of(esp_frame(scapy_sa(), inner()))
+    with pytest.raises(NotGenuine, match="too short"):
+        Oracle().open(EspPacket(esp.source, esp.destination, esp.payload[:33]), kernel_sa())
+
+
+def test_unknown_cipher_is_said():
+    esp = esp_of(esp_frame(scapy_sa(), inner()))
+    sa = kernel_sa()
+    strange = type(sa)(**{name: getattr(sa, name) for name in sa.__slots__} | {"aead": "rfc4309(ccm(aes))"})
+    with pytest.raises(NotGenuine, match=r"no oracle for rfc4309\(ccm\(aes\)\)"):
+        Oracle().open(esp, strange)
+
+
+def padded(packet, padding, following=4):
+    return packet + padding + bytes((len(padding), following))
+
+
+def test_padding_counts_from_one():
+    packet = bytes(inner())
+    assert strip_trailer(padded(packet, b"\1\2\3"), "x") == packet
+    with pytest.raises(NotGenuine, match="padding"):
+        strip_trailer(padded(packet, b"\0\0\0"), "x")
+
+
+def test_padding_longer_than_the_packet():
+    with pytest.raises(NotGenuine, match="padding"):
+        strip_trailer(b"\1\xff\4", "x")
+
+
+@pytest.mark.parametrize("following", [41, 6, 59])
+def test_only_ipv4_in_a_tunnel(following):
+    with pytest.raises(NotGenuine, match=f"next header {following}"):
+        strip_trailer(padded(bytes(inner()), b"\1\2", following), "x")
+
+
+def test_inner_length_must_be_its_own():
+    with pytest.raises(NotGenuine, match="of its own length"):
+        strip_trailer(padded(bytes(inner()) + b"x", b"\1"), "x")

@@ -1,0 +1,99 @@
+"""The lab's network as a value."""
+
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+
+from ipsec_gw.lab.topology import (
+    HOST,
+    LAN,
+    MAX_INTERFACE_NAME,
+    WAN,
+    Role,
+    batches,
+    site_to_site,
+)
+
+TAG = "igw-0a1b2c"
+
+
+def test_every_namespace_is_named_after_the_run():
+    assert site_to_site(TAG).namespaces == (
+        "igw-0a1b2c-client",
+        "igw-0a1b2c-gwa",
+        "igw-0a1b2c-wan",
+        "igw-0a1b2c-gwb",
+        "igw-0a1b2c-server",
+    )
+
+
+def test_two_runs_share_no_namespace():
+    assert not set(site_to_site(TAG).namespaces) & set(site_to_site("igw-ffffff").namespaces)
+
+
+def test_each_wire_that_carries_addresses_is_one_network():
+    topology = site_to_site(TAG)
+    for wire in topology.wires:
+        ends = [end.address for end in (wire.left, wire.right) if end.address is not None]
+        assert len({end.network for end in ends}) == 1
+        assert len({end.ip for end in ends}) == len(ends)
+
+
+def test_both_gateways_meet_on_the_bridges_network():
+    topology = site_to_site(TAG)
+    networks = {topology.network(role, WAN) for role in (Role.GATEWAY_A, Role.GATEWAY_B)}
+    assert networks == {topology.bridge.address.network}
+
+
+def test_sites_do_not_overlap():
+    topology = site_to_site(TAG)
+    assert not topology.network(Role.GATEWAY_A, LAN).overlaps(topology.network(Role.GATEWAY_B, LAN))
+
+
+def test_every_route_has_its_next_hop_on_a_connected_network():
+    topology = site_to_site(TAG)
+    for route in topology.routes:
+        networks = [port.address.network for port in topology.ports(route.role) if port.address]
+        assert any(route.via in network for network in networks), route
+
+
+def test_interface_names_fit_and_do_not_repeat():
+    topology = site_to_site(TAG)
+    for role in topology.roles:
+        names = [port.name for port in topology.ports(role)]
+        assert len(names) == len(set(names))
+        assert all(0 < len(name) <= MAX_INTERFACE_NAME for name in names)
+
+
+def test_what_faces_the_gateway_under_test_sends_complete_packets():
+    topology = site_to_site(TAG)
+    for wire in topology.wires:
+        for own, peer in ((wire.left, wire.right), (wire.right, wire.left)):
+            if own.role is Role.GATEWAY_A:
+                assert peer.wire_checksums
+
+
+def test_wires_are_made_first_and_only_between_namespaces():
+    topology = site_to_site(TAG)
+    first, *rest = batches(topology)
+    assert first.namespace is None
+    assert len(first.lines) == len(topology.wires)
+    assert all(line.count(" netns igw-0a1b2c-") == 2 for line in first.lines)
+    assert {batch.namespace for batch in rest} == set(topology.namespaces)
+
+
+def test_routes_come_after_the_links_are_up():
+    for batch in batches(site_to_site(TAG))[1:]:
+        routes = [number for number, line in enumerate(batch.lines) if line.startswith("route")]
+        ups = [number for number, line in enumerate(batch.lines) if line.endswith(" up")]
+        assert all(route > up for route in routes for up in ups)
+
+
+def test_addresses_are_found_by_role_and_interface():
+    topology = site_to_site(TAG)
+    assert topology.address(Role.CLIENT, HOST) == IPv4Address("10.1.0.10")
+    assert topology.network(Role.SERVER, HOST) == IPv4Network("10.2.0.0/24")
+    with pytest.raises(KeyError, match="server has no interface wan0"):
+        topology.port(Role.SERVER, WAN)
+    with pytest.raises(KeyError, match="wan has no address on to-a"):
+        topology.address(Role.WAN, "to-a")
