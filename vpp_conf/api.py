@@ -20,6 +20,7 @@ from vpp_conf.process import identify
 CLIENT_NAME = "ipsec-gw"
 REPLY_SECONDS = 10.0
 PID_BITS = 32
+KEY_MESSAGES = "ipsec_sad_entry_add"
 
 # vpp_papi writes every message it sends into its debug log, keys included: it gets a logger that is off.
 _SILENT = logging.Logger("ipsec-gw-papi", level=logging.CRITICAL + 1)
@@ -112,7 +113,9 @@ class VppApi:
                 await self._drop(gone=True)
                 raise EngineUnavailable(f"VPP did not answer {message} ({error}) - it died or hangs") from None
             except (ValueError, struct.error, AttributeError) as error:
-                raise EngineError(f"VPP's API does not take {message} as sent ({error})") from None
+                # The text may quote what could not be packed: not for a message with keys.
+                reason = type(error).__name__ if message.startswith(KEY_MESSAGES) else str(error)
+                raise EngineError(f"VPP's API does not take {message} as sent ({reason})") from None
 
     def _open(self) -> Any:
         from vpp_papi import VPPApiClient  # noqa: PLC0415 - slow to import, and only VPP users need it

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ipsec_gw.model.ids import Direction, IpAddress, SaKey, TunnelId
+from ipsec_gw.model.ids import Direction, IpAddress, IpNetwork, SaKey, TunnelId
 from ipsec_gw.model.objects import EngineSa, NextHop, Tunnel
 from vpp_conf.api import VppApi, VppApiError
 from vpp_conf.descriptors.base import NO_INDEX, host
@@ -47,13 +47,30 @@ class HeldTunnel:
 
 @dataclass(slots=True)
 class Inventory:
-    """All objects of the gateway in one VPP. ``locals`` are the addresses ESP is received for, by interface."""
+    """All objects of the gateway in one VPP. ``locals`` are the addresses ESP is received for, by interface.
+
+    ``destinations`` tells which tunnel a remote network leads to.
+    """
 
     sas: dict[SaKey, HeldSa] = field(default_factory=dict)
     hops: dict[IpAddress, NextHop] = field(default_factory=dict)
     tunnels: dict[TunnelId, HeldTunnel] = field(default_factory=dict)
     locals: dict[IpAddress, int] = field(default_factory=dict)
     highest_sad_id: int = FIRST_SAD_ID
+
+    destinations: dict[IpNetwork, TunnelId] = field(default_factory=dict)
+
+    def hold(self, held: HeldTunnel) -> None:
+        """Add a tunnel, or put it in the place of the one with its key."""
+        self.drop(held.tunnel.key)
+        self.tunnels[held.tunnel.key] = held
+        self.destinations.update((selector.destination, held.tunnel.key) for selector in held.tunnel.selectors)
+
+    def drop(self, key: TunnelId) -> None:
+        """Forget a tunnel; an unknown one is fine."""
+        former = self.tunnels.pop(key, None)
+        for selector in former.tunnel.selectors if former else ():
+            self.destinations.pop(selector.destination, None)
 
     def users(self, key: SaKey | IpAddress) -> list[TunnelId]:
         """Tunnels that need this SA or next hop."""
@@ -72,10 +89,10 @@ async def take_inventory(
     ``known`` is the inventory before this one: VPP is not asked again for the classifier tables of its tunnels.
     """
     inventory = Inventory()
-    await _take_sas(api, journal, inventory)
+    own = await _take_sas(api, journal, inventory)
     await _take_hops(api, journal, links, inventory)
     await _take_tunnels(api, journal, builder, inventory, known)
-    await _sweep_sas(api, inventory)
+    await _sweep_sas(api, inventory, own)
     return inventory
 
 
@@ -111,10 +128,11 @@ def sad_entry(sa: EngineSa, sad_id: int) -> SadEntry:
     )
 
 
-async def _take_sas(api: VppApi, journal: Journal, inventory: Inventory) -> None:
-    entries = {entry.sad_id: entry for entry in await SaDescriptor(api).retrieve()}
-    own = [sad_id for sad_id in entries if FIRST_SAD_ID <= sad_id <= LAST_SAD_ID]
-    inventory.highest_sad_id = max((FIRST_SAD_ID, *own, *(row["highest"] for row in journal.rows("sad-ids"))))
+async def _take_sas(api: VppApi, journal: Journal, inventory: Inventory) -> list[SadEntry]:
+    """Fill in the SAs. Returns all entries with a number of ours."""
+    own = [entry for entry in await SaDescriptor(api).retrieve() if FIRST_SAD_ID <= entry.sad_id <= LAST_SAD_ID]
+    entries = {entry.sad_id: entry for entry in own}
+    inventory.highest_sad_id = max((FIRST_SAD_ID, *entries, *(row["highest"] for row in journal.rows("sad-ids"))))
     for row in journal.rows("sa"):
         record: SaRecord = read_sa(row)
         entry = entries.get(record.sad_id)
@@ -126,6 +144,7 @@ async def _take_sas(api: VppApi, journal: Journal, inventory: Inventory) -> None
             journal.remove("sa", str(record.key))
             continue
         inventory.sas[record.key] = HeldSa(engine_sa(entry, record.window), entry)
+    return own
 
 
 async def _take_hops(api: VppApi, journal: Journal, links: Links, inventory: Inventory) -> None:
@@ -182,15 +201,15 @@ async def _take_tunnels(
             journal.remove("tunnel", str(tunnel.key))
             continue
         leftovers.discard(record.sw_if_index)
-        inventory.tunnels[tunnel.key] = HeldTunnel(tunnel, parts)
+        inventory.hold(HeldTunnel(tunnel, parts))
     for sw_if_index in leftovers:
         await builder.sweep(sw_if_index)
 
 
-async def _sweep_sas(api: VppApi, inventory: Inventory) -> None:
+async def _sweep_sas(api: VppApi, inventory: Inventory, own: list[SadEntry]) -> None:
     known = {held.entry.sad_id for held in inventory.sas.values()}
-    for entry in await SaDescriptor(api).retrieve():
-        if FIRST_SAD_ID <= entry.sad_id <= LAST_SAD_ID and entry.sad_id not in known:
+    for entry in own:
+        if entry.sad_id not in known:
             try:
                 await SaDescriptor(api).delete(entry)
             except VppApiError:

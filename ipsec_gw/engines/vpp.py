@@ -304,11 +304,11 @@ class VppEngine:
             raise EngineError(f"tunnel {key} is unknown to VPP")
         _, builder = self._opened()
         await builder.demolish(held.parts)
-        del self._inventory.tunnels[key]
+        self._inventory.drop(key)
         self._journal.remove("tunnel", str(key))
 
     def _hold_tunnel(self, held: HeldTunnel) -> None:
-        self._inventory.tunnels[held.tunnel.key] = held
+        self._inventory.hold(held)
         record = TunnelRecord(held.tunnel, held.parts.interface.sw_if_index)
         self._journal.put("tunnel", str(held.tunnel.key), tunnel_row(record))
 
@@ -321,10 +321,11 @@ class VppEngine:
         for selector in tunnel.selectors:
             if selector.destination.version != 4 or selector.source.version != 4:
                 raise EngineError(f"tunnel {tunnel.key}: {selector} is IPv6 - leave it to the kernel")
-            for other in self._inventory.tunnels.values():
-                taken = {held.destination for held in other.tunnel.selectors}
-                if other.tunnel.key != tunnel.key and selector.destination in taken:
-                    raise EngineError(f"tunnel {tunnel.key}: {selector.destination} belongs to {other.tunnel.key}")
+            owner = self._inventory.destinations.get(selector.destination, tunnel.key)
+            if owner != tunnel.key:
+                raise EngineError(
+                    f"tunnel {tunnel.key}: {selector.destination} leads to tunnel {owner} - leave it to the kernel"
+                )
         inbound = frozenset(self._sad_id_of(tunnel, key, Direction.IN) for key in tunnel.inbound)
         return self._sad_id_of(tunnel, tunnel.outbound, Direction.OUT), inbound
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -236,7 +238,8 @@ async def test_a_hung_vpp_does_not_hang_the_caller(world: World) -> None:
     await api.close()
 
 
-async def test_no_key_is_written_anywhere(world: World) -> None:
+async def test_no_key_is_written_anywhere(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
     engine = await opened(world)
     site = await make_site(engine)
     await engine.retrieve()
@@ -247,6 +250,17 @@ async def test_no_key_is_written_anywhere(world: World) -> None:
             for secret in (site.inbound.secret, site.outbound.secret):
                 assert secret.reveal() not in text
                 assert secret.reveal().hex().encode() not in text
+    for secret in (site.inbound.secret, site.outbound.secret):
+        assert repr(secret.reveal())[2:-1] not in caplog.text
+
+
+async def test_a_message_with_a_key_that_cannot_be_packed_does_not_show_it(world: World) -> None:
+    api = await api_of(world)
+    key = bytes(range(65, 97))
+    with pytest.raises(EngineError) as caught:
+        await api.call("ipsec_sad_entry_add_v2", entry={"crypto_key": {"length": "x", "data": key}, "sad_id": key})
+    assert key.decode() not in "".join(traceback.format_exception(caught.value))
+    await api.close()
 
 
 async def test_rekeys_under_load_lose_nothing(world: World) -> None:
