@@ -9,6 +9,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
+from pyroute2 import IPRoute
 from xdp_kit import MARKER, Wire, await_frames, esp, ip
 
 from ipsec_gw.errors import EnvironmentMissing, SteeringError
@@ -28,10 +29,21 @@ def qdiscs(interface: str) -> str:
     return subprocess.run(["tc", "qdisc", "show", "dev", interface], check=True, capture_output=True, text=True).stdout
 
 
-def add_filter(interface: str, place: str, program: Path) -> None:
+def add_filter(interface: str, preference: int, program: int) -> None:
     """A filter of somebody else: only its name tells it from the guard."""
-    command = f"tc filter add dev {interface} egress {place} bpf direct-action object-pinned {program}"
-    subprocess.run(command.split(), check=True, capture_output=True)
+    with IPRoute() as ipr:
+        ipr.tc(
+            "add-filter",
+            "bpf",
+            ifindex(interface),
+            handle=guard.HANDLE,
+            parent=0xFFFFFFF3,
+            prio=preference,
+            protocol=0x0003,
+            fd=program,
+            name="somebody",
+            direct_action=True,
+        )
 
 
 def ifindex(interface: str) -> int:
@@ -215,7 +227,7 @@ def test_a_foreign_program_is_refused_by_name(steering: Steering, wire: Wire, pi
 
 def test_a_foreign_filter_in_the_guards_place_undoes_the_dock(steering: Steering, wire: Wire, pins: Path) -> None:
     subprocess.run(["tc", "qdisc", "add", "dev", wire.near, "clsact"], check=True)
-    add_filter(wire.near, "pref 1 handle 1", next(pins.glob("programs/*/guard")))
+    add_filter(wire.near, guard.PREFERENCE, steering._programs.guard)
     with pytest.raises(SteeringError, match="wan9 has another TC egress filter"):
         steering.dock(wire.near, Role.WAN)
     assert libbpf.xdp_program(ifindex(wire.near)) == 0
@@ -404,8 +416,8 @@ class TestGuard:
         assert steering.guard_counters() == {}
         assert self.sent(wire, KNOWN.spi)
 
-    def test_other_filters_still_see_what_passes(self, steering: Steering, wire: Wire, pins: Path) -> None:
-        add_filter(wire.near, "pref 50", next(pins.glob("programs/*/guard")))
+    def test_other_filters_still_see_what_passes(self, steering: Steering, wire: Wire) -> None:
+        add_filter(wire.near, 50, steering._programs.guard)
         assert self.sent(wire, KNOWN.spi)
         assert steering.guard_counters() == {KNOWN: GuardCount(2, 0)}  # the same program once more
 
