@@ -148,6 +148,11 @@ class Steering:
         docks.remove_dock(dock.directory)
         dock.close()
 
+    @property
+    def pipeline_fd(self) -> int:
+        """The pipeline program, for test runs."""
+        return self._programs.pipeline
+
     def docked(self) -> frozenset[str]:
         """Interfaces with a dock."""
         return frozenset(self._docks)
