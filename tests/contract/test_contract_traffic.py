@@ -139,10 +139,15 @@ async def test_counters_count_packets_and_inner_bytes(engine: Engine, world: Wor
     for ident in (4, 5):
         world.to_engine_up(outbound_packet(ident))
         world.ciphertext(site.outbound.key.spi)
+    forged = bytearray(bytes(peer.encrypt(inbound_packet(6))))
+    forged[-1] ^= 1
+    world.to_engine_wan(IP(bytes(forged)))
+    world.to_engine_wan(peer.encrypt(inbound_packet(7)))
+    world.plaintext(lambda ip: ip.id == 7)
     counted = await engine.counters()
     into, out = counted[site.inbound.key], counted[site.outbound.key]
-    assert (into.packets, out.packets) == (3, 2)
-    assert 3 * length <= into.octets <= 3 * (length + 3)
+    assert (into.packets, out.packets) == (4, 2)
+    assert 4 * length <= into.octets <= 4 * (length + 3)
     assert 2 * len(bytes(outbound_packet(1))) <= out.octets <= 2 * (len(bytes(outbound_packet(1))) + 3)
 
 

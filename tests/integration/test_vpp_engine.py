@@ -256,10 +256,10 @@ async def test_no_key_is_written_anywhere(world: World, caplog: pytest.LogCaptur
 
 async def test_a_message_with_a_key_that_cannot_be_packed_does_not_show_it(world: World) -> None:
     api = await api_of(world)
-    key = bytes(range(65, 97))
+    key = "not bytes, but very secret"
     with pytest.raises(EngineError) as caught:
-        await api.call("ipsec_sad_entry_add_v2", entry={"crypto_key": {"length": "x", "data": key}, "sad_id": key})
-    assert key.decode() not in "".join(traceback.format_exception(caught.value))
+        await api.call("ipsec_sad_entry_add_v2", entry={"crypto_key": {"length": 16, "data": key}})
+    assert key not in "".join(traceback.format_exception(caught.value))
     await api.close()
 
 
