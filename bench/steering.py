@@ -1,8 +1,8 @@
 """What steering costs per packet: `python -m bench.steering [--json]` (root).
 
 The average of BPF_PROG_TEST_RUN, the cases in turn in one run, medians over the rounds. The baseline is a packet that
-takes the pipeline's shortest way (ARP): quote ratios, absolute figures belong to this machine alone. There is no dock on
-the loopback, where test runs happen, so a steered packet ends where its tail call would begin.
+takes the shortest way through the pipeline (ARP): quote ratios, absolute figures belong to this machine alone. There is
+no dock on the loopback, where test runs happen, so a steered packet ends where its tail call would begin.
 """
 
 from __future__ import annotations
