@@ -24,6 +24,7 @@ from ipsec_gw.ike.xfrm import XfrmMonitor, XfrmSocket
 from ipsec_gw.mirror.kernel import KernelView
 from ipsec_gw.model.ids import EngineName
 from ipsec_gw.model.objects import ManagedObject, ObjectKey
+from ipsec_gw.model.snapshot import Snapshot
 from ipsec_gw.ownership.engine_link import EngineLink
 from ipsec_gw.ownership.guard import GuardDriver
 from ipsec_gw.ownership.lead import LeadDriver
@@ -196,6 +197,7 @@ async def _join(config: Config, senses: Senses, engine: Engine, plumbing: Plumbi
     await link.open()
     tracker: DeltaTracker[ObjectKey, ManagedObject] = DeltaTracker()
     drivers = Drivers(engine=link, guard=link, steer=link, lead=link)
+    follow: Callable[[Snapshot], None] = lambda _snapshot: None
     readers: list[Callable[[], Awaitable[Mapping[Any, ManagedObject]]]] = []
     pacer = RekeyPacer()
     refusals = Refusals(pacer)
@@ -203,6 +205,7 @@ async def _join(config: Config, senses: Senses, engine: Engine, plumbing: Plumbi
         steer = SteerDriver(plumbing.steering)
         guard = GuardDriver(plumbing.steering, senses.kernel, sent=link.sent, refuse=refusals.add)
         drivers = Drivers(engine=link, guard=guard, steer=steer, lead=plumbing.lead)
+        follow = guard.follow
         readers = [link.retrieve, guard.retrieve, steer.retrieve, plumbing.lead.retrieve]
 
     async def retrieve() -> Mapping[ObjectKey, ManagedObject]:
@@ -216,6 +219,7 @@ async def _join(config: Config, senses: Senses, engine: Engine, plumbing: Plumbi
         executor=Executor(drivers, tracker),
         retrieve=retrieve,
         refusals=refusals,
+        follow=follow,
     )
     return Gateway(senses, link, reconciler, plumbing)
 

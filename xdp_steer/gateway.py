@@ -12,7 +12,7 @@ from pathlib import Path
 import structlog
 
 from ipsec_gw.errors import EnvironmentMissing, SteeringError
-from ipsec_gw.model.ids import SaKey
+from ipsec_gw.model.ids import IpAddress, SaKey
 from xdp_steer import dock as docks
 from xdp_steer import guard, pipeline, tables
 from xdp_steer.dock import Dock, Role
@@ -22,6 +22,7 @@ from xdp_steer.layout import (
     EXITS,
     GUARD_OWNER,
     GUARD_SEEN,
+    LOCAL_ADDRESSES,
     STEER,
     STEER_COUNTS,
     VERDICTS,
@@ -30,7 +31,7 @@ from xdp_steer.layout import (
 )
 from xdp_steer.pipeline import Programs
 from xdp_steer.reasons import Reason
-from xdp_steer.tables import Count, ExitTable, GuardCount, GuardTable, SteerCount, SteerTable
+from xdp_steer.tables import AddressTable, Count, ExitTable, GuardCount, GuardTable, SteerCount, SteerTable
 
 __all__ = ["Count", "DockCount", "GuardCount", "Reason", "Role", "SteerCount", "Steering"]
 
@@ -62,6 +63,7 @@ class Steering:
         self._control = maps[CONTROL.name]
         self._steer = SteerTable(maps[STEER.name], maps[STEER_COUNTS.name])
         self._guard = GuardTable(maps[GUARD_OWNER.name], maps[GUARD_SEEN.name])
+        self._addresses = AddressTable(maps[LOCAL_ADDRESSES.name])
         self._exits = ExitTable(maps[EXIT_SLOTS.name], maps[EXITS.name])
         self._docks: dict[str, Dock] = {}
 
@@ -214,6 +216,14 @@ class Steering:
     def guard_counters(self) -> Mapping[SaKey, GuardCount]:
         """Per outbound SA that the guard ever saw the kernel send, decided or not, until it is forgotten."""
         return self._guard.counters()
+
+    def guarded(self) -> frozenset[SaKey]:
+        """Outbound SAs of which anything is kept: a decision, or counters."""
+        return self._guard.known()
+
+    def set_local(self, addresses: frozenset[IpAddress]) -> None:
+        """Which source addresses are ours: ESP from others is forwarded, and not looked at by the guard."""
+        self._addresses.replace(addresses)
 
     def heartbeat(self) -> None:
         """Sign of life: newborn SPIs are held back only within 2 s of the last one."""

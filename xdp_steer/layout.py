@@ -21,6 +21,7 @@ from xdp_steer.reasons import MAX_REASONS
 MAX_SAS = 32768
 """Steered or guarded SAs. The per-CPU counters take 32 bytes for each and every CPU."""
 MAX_DOCKS = 64
+MAX_ADDRESSES = 4096
 
 _V4_MAPPED = bytes(10) + b"\xff\xff"
 
@@ -46,6 +47,23 @@ class Control(IntEnum):
 MAX_CONTROL = 8
 
 
+class AddressLeaf(ctypes.Structure):
+    """``struct address``."""
+
+    _fields_ = (("addr", ctypes.c_uint32 * 4),)
+
+    @classmethod
+    def of(cls, address: IpAddress) -> AddressLeaf:
+        """The map key of an address."""
+        packed = address.packed if address.version == 6 else _V4_MAPPED + address.packed
+        return cls((ctypes.c_uint32 * 4).from_buffer_copy(packed))
+
+    def address(self) -> IpAddress:
+        """The address of a map key."""
+        packed = bytes(self.addr)
+        return IPv4Address(packed[12:]) if packed.startswith(_V4_MAPPED) else IPv6Address(packed)
+
+
 class SaKeyLeaf(ctypes.Structure):
     """``struct sa_key``: everything in network order, IPv4 as v4-mapped."""
 
@@ -54,15 +72,11 @@ class SaKeyLeaf(ctypes.Structure):
     @classmethod
     def of(cls, key: SaKey) -> SaKeyLeaf:
         """The map key of an SA."""
-        packed = key.destination.packed
-        address = packed if len(packed) == 16 else _V4_MAPPED + packed
-        return cls((ctypes.c_uint32 * 4).from_buffer_copy(address), socket.htonl(key.spi))
+        return cls(AddressLeaf.of(key.destination).addr, socket.htonl(key.spi))
 
     def key(self) -> SaKey:
         """The SA of a map key."""
-        packed = bytes(self.addr)
-        destination: IpAddress = IPv4Address(packed[12:]) if packed.startswith(_V4_MAPPED) else IPv6Address(packed)
-        return SaKey(destination, socket.ntohl(self.spi))
+        return SaKey(AddressLeaf(self.addr).address(), socket.ntohl(self.spi))
 
 
 class SteerEntryLeaf(ctypes.Structure):
@@ -118,10 +132,11 @@ STEER = MapSpec("steer", libbpf.MAP_HASH, SaKeyLeaf, SteerEntryLeaf, MAX_SAS)
 STEER_COUNTS = MapSpec("steer_counts", libbpf.MAP_PERCPU_ARRAY, ctypes.c_uint32, SteerCountLeaf, MAX_SAS)
 GUARD_OWNER = MapSpec("guard_owner", libbpf.MAP_HASH, SaKeyLeaf, ctypes.c_uint32, MAX_SAS)
 GUARD_SEEN = MapSpec("guard_seen", libbpf.MAP_HASH, SaKeyLeaf, GuardRecordLeaf, MAX_SAS)
+LOCAL_ADDRESSES = MapSpec("local_addresses", libbpf.MAP_HASH, AddressLeaf, ctypes.c_uint32, MAX_ADDRESSES)
 EXIT_SLOTS = MapSpec("exit_slots", libbpf.MAP_HASH, ctypes.c_uint32, ctypes.c_uint32, MAX_DOCKS)
 EXITS = MapSpec("exits", libbpf.MAP_PROG_ARRAY, ctypes.c_uint32, ctypes.c_uint32, MAX_DOCKS)
 
-MAPS = (CONTROL, VERDICTS, STEER, STEER_COUNTS, GUARD_OWNER, GUARD_SEEN, EXIT_SLOTS, EXITS)
+MAPS = (CONTROL, VERDICTS, STEER, STEER_COUNTS, GUARD_OWNER, GUARD_SEEN, LOCAL_ADDRESSES, EXIT_SLOTS, EXITS)
 
 
 def c_defines() -> str:
@@ -129,6 +144,7 @@ def c_defines() -> str:
     lines = [f"#define OWNER_{owner.name} {owner.value}" for owner in Owner]
     lines += [f"#define CONTROL_{slot.name} {slot.value}" for slot in Control]
     lines += [f"#define MAX_CONTROL {MAX_CONTROL}", f"#define MAX_SAS {MAX_SAS}", f"#define MAX_DOCKS {MAX_DOCKS}"]
+    lines += [f"#define MAX_ADDRESSES {MAX_ADDRESSES}"]
     return "\n".join([*lines, ""])
 
 

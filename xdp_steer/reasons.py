@@ -57,6 +57,8 @@ class Reason(IntEnum):
     """The same after the hold, or with no daemon alive: passed."""
     GUARD_FULL = 36
     """The same with no room to remember it: passed. Expect 0."""
+    GUARD_TRANSIT = 37
+    """ESP between others that this machine only forwards: passed, and nothing is remembered of it."""
 
     @property
     def label(self) -> str:

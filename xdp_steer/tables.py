@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ipsec_gw.errors import EnvironmentMissing, SteeringError
-from ipsec_gw.model.ids import SaKey
+from ipsec_gw.model.ids import IpAddress, SaKey
 from xdp_steer import layout, libbpf
 from xdp_steer.layout import Control, Owner
 from xdp_steer.reasons import Reason
@@ -183,6 +183,11 @@ class GuardTable:
             except FileNotFoundError:
                 continue
 
+    def known(self) -> frozenset[SaKey]:
+        """SAs with a decision or a record."""
+        keys = {leaf.key() for fd in (self._owner, self._seen) for leaf in libbpf.map_keys(fd, layout.SaKeyLeaf)}
+        return frozenset(keys)
+
     def owned_by(self, owner: Owner) -> frozenset[SaKey]:
         """SAs decided that way."""
         found = set()
@@ -198,6 +203,23 @@ class GuardTable:
             record = libbpf.map_lookup(self._seen, leaf, layout.GuardRecordLeaf())
             found[leaf.key()] = GuardCount(record.passed, record.dropped)
         return found
+
+
+class AddressTable:
+    """The addresses of this machine: what the kernel sends from others is none of the guard's business."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def replace(self, wanted: frozenset[IpAddress]) -> None:
+        """Write the new ones, then remove the old ones."""
+        present = {leaf.address() for leaf in libbpf.map_keys(self._fd, layout.AddressLeaf)}
+        for address in wanted - present:
+            with refused(f"local address {address}"):
+                libbpf.map_update(self._fd, layout.AddressLeaf.of(address), ctypes.c_uint32(1))
+        for address in present - wanted:
+            with suppress(FileNotFoundError):
+                libbpf.map_delete(self._fd, layout.AddressLeaf.of(address))
 
 
 def set_control(fd: int, slot: Control, value: int) -> None:

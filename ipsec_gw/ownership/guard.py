@@ -12,9 +12,9 @@ from typing import Protocol
 
 from ipsec_gw.engines.port import Counters
 from ipsec_gw.errors import IpsecGwError, UsedKeyError
-from ipsec_gw.model.ids import SaKey
+from ipsec_gw.model.ids import IpAddress, SaKey
 from ipsec_gw.model.objects import Guard, GuardKey, ManagedObject
-from ipsec_gw.model.snapshot import XfrmSa
+from ipsec_gw.model.snapshot import Snapshot, XfrmSa
 
 HAND_BACK_MARGIN = 1 << 22
 """Numbers that the kernel skips when it takes an SA over: more than an engine sends between two looks at it."""
@@ -53,6 +53,12 @@ class GuardMaps(Protocol):
     def guard_counters(self) -> Mapping[SaKey, GuardCount]:
         """What was seen."""
 
+    def guarded(self) -> frozenset[SaKey]:
+        """SAs of which anything is kept."""
+
+    def set_local(self, addresses: frozenset[IpAddress]) -> None:
+        """Whose ESP is looked at: by source address."""
+
 
 class KernelSas(Protocol):
     """The part of the kernel's SA interface that ownership needs."""
@@ -83,6 +89,18 @@ class GuardDriver:
         self._kernel = kernel
         self._sent = sent
         self._refuse = refuse
+        self._missed: frozenset[SaKey] = frozenset()
+
+    def follow(self, snapshot: Snapshot) -> None:
+        """Keep up with the machine's addresses, and forget SAs that the kernel does not have any more.
+
+        Only after two looks: an SA may be seen by the guard just before it is seen by a snapshot.
+        """
+        self._maps.set_local(snapshot.local_addresses)
+        dead = self._maps.guarded() - self._maps.claimed() - {sa.key for sa in snapshot.sas}
+        for key in dead & self._missed:
+            self._maps.forget(key)
+        self._missed = dead
 
     async def retrieve(self) -> Mapping[GuardKey, Guard]:
         """The SAs that are claimed now."""

@@ -34,7 +34,10 @@ class SnapshotSource(Protocol):
 
 
 class Reconciler:
-    """One pass: snapshot, desired, plan, execute, record. ``retrieve`` reads all that is in place, engine included."""
+    """One pass: snapshot, desired, plan, execute, record. ``retrieve`` reads all that is in place, engine included.
+
+    ``follow`` is shown every snapshot before anything is decided from it.
+    """
 
     def __init__(
         self,
@@ -46,6 +49,7 @@ class Reconciler:
         executor: Executor,
         retrieve: Retrieve,
         refusals: Refusals,
+        follow: Callable[[Snapshot], None] = lambda _snapshot: None,
     ) -> None:
         self._source = source
         self._link = link
@@ -54,6 +58,7 @@ class Reconciler:
         self._executor = executor
         self._retrieve = retrieve
         self.refusals = refusals
+        self._follow = follow
         self.history = History()
         self.snapshot = Snapshot()
         self.decision = Desired()
@@ -88,6 +93,7 @@ class Reconciler:
         if self._stale:
             await self._resync()
         self.snapshot = await self._source.snapshot()
+        self._follow(self.snapshot)
         self._forget_the_dead()
         return await self._converge()
 

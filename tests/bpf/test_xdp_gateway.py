@@ -366,6 +366,16 @@ class TestGuard:
     @pytest.fixture(autouse=True)
     def _docked(self, steering: Steering, wire: Wire) -> None:
         steering.dock(wire.near, Role.WAN)
+        steering.set_local(frozenset({IPv4Address(esp(KNOWN.spi)["IP"].src)}))
+
+    def test_forwarded_esp_of_others_goes_by(self, steering: Steering, wire: Wire, pins: Path) -> None:
+        Steering.open(pins, hold_ms=HOUR_MS).close()
+        steering.heartbeat()
+        steering.set_local(frozenset({IPv4Address("192.0.2.99")}))
+        assert self.sent(wire, KNOWN.spi)
+        assert steering.guarded() == frozenset()
+        steering.claim(KNOWN)
+        assert not self.sent(wire, KNOWN.spi), "a claimed SA is dropped whatever its source"
 
     def sent(self, wire: Wire, spi: int) -> bool:
         """Whether ESP with this SPI arrives at the peer."""

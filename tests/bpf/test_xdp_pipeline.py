@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 import pytest
@@ -304,6 +304,7 @@ def test_the_guard_holds_a_newborn_until_the_daemon_is_silent_for_two_seconds(st
     tables.set_control(steering._control, Control.HOLD_NS, 3_600_000_000_000)
     now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
     packet = bytes(OUT4 / esp())
+    steering.set_local(frozenset({ip_address(Ether(packet)[IP].src)}))
     tables.set_control(steering._control, Control.HEARTBEAT_NS, now - 2_000_000_001)
     assert prog_run(steering._programs.guard, packet).retval == TcAction.UNSPEC
     tables.set_control(steering._control, Control.HEARTBEAT_NS, now + 60_000_000_000)

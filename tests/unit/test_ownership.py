@@ -14,7 +14,7 @@ from ipsec_gw.model.objects import Guard, GuardKey
 from ipsec_gw.model.snapshot import Replay, XfrmSa
 from ipsec_gw.ownership.guard import HAND_BACK_MARGIN, GuardDriver
 from ipsec_gw.ownership.rekey import RekeyPacer
-from tests.support.world import REMOTE, sa
+from tests.support.world import REMOTE, sa, snapshot
 
 KEY = SaKey(REMOTE, 0x22)
 GUARD = Guard(GuardKey(KEY))
@@ -45,6 +45,12 @@ class Maps:
 
     def claimed(self) -> frozenset[SaKey]:
         return frozenset(key for key, owner in self.owner.items() if owner == "engine")
+
+    def guarded(self) -> frozenset[SaKey]:
+        return frozenset({*self.owner, *self.seen})
+
+    def set_local(self, addresses: frozenset[object]) -> None:
+        self.local = addresses
 
     def guard_counters(self) -> dict[SaKey, Seen]:
         return self.seen
@@ -178,6 +184,22 @@ async def test_the_guard_of_a_deleted_sa_leaves_nothing() -> None:
     maps.seen[KEY] = Seen(dropped=1)
     await driver(maps, Kernel())[0].delete(GUARD)
     assert (maps.owner, maps.seen) == ({}, {})
+
+
+def test_the_guard_follows_the_snapshot() -> None:
+    """Addresses at once; an SA that is gone only at the second look, and never one that is claimed."""
+    maps = Maps()
+    claimed, gone, alive = SaKey(REMOTE, 1), SaKey(REMOTE, 2), SaKey(REMOTE, 0x22)
+    maps.claim(claimed)
+    maps.release(gone)
+    maps.seen[alive] = Seen(dropped=1)
+    guard, _ = driver(maps, Kernel())
+    look = snapshot(sa(0x22))
+    guard.follow(look)
+    assert maps.local == look.local_addresses
+    assert maps.guarded() == {claimed, gone, alive}
+    guard.follow(look)
+    assert maps.guarded() == {claimed, alive}
 
 
 def test_rekeys_are_spaced_and_each_sa_is_asked_for_once() -> None:

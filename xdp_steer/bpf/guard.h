@@ -3,7 +3,7 @@
  * The guard on TC egress of the WAN: one owner for an outbound SA's sequence numbers at any moment.
  *
  * AF_XDP transmit does not pass here, so every ESP packet seen comes from the kernel. If the engine owns
- * the SA it is dropped. An SA that nobody decided on yet is held back (dropped and counted) for a moment, as
+ * the SA it is dropped. ESP of others that is only forwarded (its source is no address of ours) goes by. An SA that nobody decided on yet is held back (dropped and counted) for a moment, as
  * long as the daemon lives: user space then compares the kernel's sequence number with what was dropped, and
  * knows whether any number of that key has left. It fails open: with the daemon dead, the kernel sends.
  *
@@ -49,14 +49,21 @@ static __always_inline u32 guard_verdict(struct guard_record *record, u32 *owner
 	return held_back(record) ? REASON_GUARD_HELD : REASON_GUARD_NEWBORN;
 }
 
-static __always_inline int guard_esp(struct __sk_buff *skb, struct sa_key *key)
+static __always_inline int guard_esp(struct __sk_buff *skb, struct packet *pkt)
 {
-	struct guard_record *record = guard_record_of(key);
-	u32 reason = guard_verdict(record, guard_owner.lookup(key));
-	bool dropped = reason == REASON_GUARD_ENGINE || reason == REASON_GUARD_HELD;
 	/* A GSO packet becomes that many packets, each with its own sequence number. */
 	u64 packets = skb->gso_segs ? skb->gso_segs : 1;
+	u32 *owner = guard_owner.lookup(&pkt->key), reason;
+	struct guard_record *record;
+	bool dropped;
 
+	if (!owner && !local_addresses.lookup(&pkt->source)) {
+		count_verdict(REASON_GUARD_TRANSIT, skb->len, 1);
+		return TC_ACT_UNSPEC;
+	}
+	record = guard_record_of(&pkt->key);
+	reason = guard_verdict(record, owner);
+	dropped = reason == REASON_GUARD_ENGINE || reason == REASON_GUARD_HELD;
 	count_verdict(reason, skb->len, 1);
 	if (record)
 		__sync_fetch_and_add(dropped ? &record->dropped : &record->passed, packets);

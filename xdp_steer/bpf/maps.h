@@ -11,6 +11,11 @@ struct sa_key {
 	__be32 spi;
 };
 
+/* An address alone, in the same form. */
+struct address {
+	__be32 addr[4];
+};
+
 struct steer_entry {
 	u32 owner;	/* OWNER_ENGINE or OWNER_KERNEL */
 	u32 generation;	/* grows with every entry that user space writes */
@@ -42,6 +47,7 @@ BPF_TABLE_PINNED("hash", struct sa_key, struct steer_entry, steer, MAX_SAS, PIN_
 BPF_TABLE_PINNED("percpu_array", u32, struct steer_count, steer_counts, MAX_SAS, PIN_ROOT "/steer_counts");
 BPF_TABLE_PINNED("hash", struct sa_key, u32, guard_owner, MAX_SAS, PIN_ROOT "/guard_owner");
 BPF_TABLE_PINNED("hash", struct sa_key, struct guard_record, guard_seen, MAX_SAS, PIN_ROOT "/guard_seen");
+BPF_TABLE_PINNED("hash", struct address, u32, local_addresses, MAX_ADDRESSES, PIN_ROOT "/local_addresses");
 
 /* The ways out of the pipeline, one per docked interface: every dock has its own XSKMAP, and a packet may
  * only enter a socket of the interface that it came in by. One pipeline serves all interfaces, so it looks

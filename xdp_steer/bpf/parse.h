@@ -45,6 +45,7 @@ struct packet {
 	void *cursor;		/* next byte to parse */
 	void *end;
 	struct sa_key key;
+	struct address source;
 	u32 shape;
 	u8 protocol;		/* of what the cursor is at after parse_ip() */
 };
@@ -69,6 +70,10 @@ static __always_inline u32 parse_ipv4(struct packet *pkt)
 	pkt->key.addr[1] = 0;
 	pkt->key.addr[2] = htonl(V4_MAPPED);
 	pkt->key.addr[3] = ip->daddr;
+	pkt->source.addr[0] = 0;
+	pkt->source.addr[1] = 0;
+	pkt->source.addr[2] = htonl(V4_MAPPED);
+	pkt->source.addr[3] = ip->saddr;
 	pkt->protocol = ip->protocol;
 	pkt->cursor += length;
 	return NEXT;
@@ -84,6 +89,7 @@ static __always_inline u32 parse_ipv6(struct packet *pkt)
 	if ((void *)(ip + 1) > pkt->end || ip->version != 6)
 		return REASON_TRUNCATED;
 	__builtin_memcpy(pkt->key.addr, &ip->daddr, sizeof(pkt->key.addr));
+	__builtin_memcpy(pkt->source.addr, &ip->saddr, sizeof(pkt->source.addr));
 	pkt->protocol = ip->nexthdr;
 	pkt->cursor = ip + 1;
 #pragma unroll
@@ -119,7 +125,7 @@ static __always_inline u32 parse_ipv6(struct packet *pkt)
 	return NEXT;
 }
 
-/* Leaves the cursor behind the IP headers; key.addr is the destination. A fragment that is not the first
+/* Leaves the cursor behind the IP headers; key.addr is the destination, source.addr the source. A fragment that is not the first
  * ends here: it carries no SPI. */
 static __always_inline u32 parse_ip(struct packet *pkt)
 {

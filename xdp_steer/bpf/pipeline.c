@@ -47,5 +47,5 @@ int tc_guard(struct __sk_buff *skb)
 	pkt.end = (void *)(long)skb->data_end;
 	if (parse_ip(&pkt) != NEXT || parse_esp(&pkt, true) != NEXT)
 		return TC_ACT_UNSPEC;
-	return guard_esp(skb, &pkt.key);
+	return guard_esp(skb, &pkt);
 }
