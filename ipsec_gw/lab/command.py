@@ -53,7 +53,12 @@ def list_scenarios() -> None:
 @click.argument("scenario")
 @click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True, help="Who does the ESP work.")
 @click.option("--proposal", type=click.Choice(PROPOSALS), default=PROPOSALS[0], show_default=True, help="ESP cipher.")
-@click.option("--environment", type=click.Choice(["auto", *Environment]), default="auto", help="Where to run.")
+@click.option(
+    "--environment",
+    type=click.Choice(["auto", *(place.value for place in Environment)]),
+    default="auto",
+    help="Where to run.",
+)
 @click.option("--baseline", is_flag=True, help="Leave ipsec-gw out: what strongSwan and the kernel do alone.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of a table.")
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write the JSON report to a file.")

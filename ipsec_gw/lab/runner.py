@@ -15,7 +15,7 @@ from ipsec_gw.lab import netns, session
 from ipsec_gw.lab.context import Lab, Options
 from ipsec_gw.lab.kernel import TOOLS, Environment, need_root, release
 from ipsec_gw.lab.process import need_tools, stay_on_one_processor
-from ipsec_gw.lab.progress import Listener, Note, parse
+from ipsec_gw.lab.progress import Listener, Note, StepDone, StepStarted, parse
 from ipsec_gw.lab.report import Check, Report, Versions, from_json
 from ipsec_gw.lab.scenarios import Scenario
 
@@ -33,8 +33,7 @@ async def run_native(scenario: Scenario, options: Options, listener: Listener) -
     """Run in this kernel. Raises EnvironmentMissing; what fails later becomes a failed check of the report."""
     need_root()
     need_tools(TOOLS)
-    for tag in await session.sweep():
-        listener.tell(Note(f"removed what the dead run {tag} had left"))
+    await _sweep(listener)
     stay_on_one_processor()
     started = time.monotonic()
     tag = session.new_tag()
@@ -55,6 +54,11 @@ async def run_native(scenario: Scenario, options: Options, listener: Listener) -
         notes=tuple(lab.notes),
         seconds=round(time.monotonic() - started, 1),
     )
+
+
+async def _sweep(listener: Listener) -> None:
+    for name in await session.sweep():
+        listener.tell(Note(f"removed what a dead run left: {name}"))
 
 
 async def _play(scenario: Scenario, lab: Lab) -> None:
@@ -90,22 +94,39 @@ def _check_leftovers(lab: Lab) -> None:
         lab.check(name, not found, "none", ", ".join(found) or "none")
 
 
+class Relay:
+    """Passes the guest's lines on as events; the first one tells that it has booted."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._started: float | None = time.monotonic()
+
+    def __call__(self, line: str) -> None:
+        """Take a line."""
+        if self._started is not None:
+            self._listener.tell(StepDone("boot the virtual machine", time.monotonic() - self._started))
+            self._started = None
+        self._listener.tell(parse(line))
+
+
 async def run_vm(scenario: Scenario, options: Options, listener: Listener) -> Report:
     """Run in the virtual machine. Raises EnvironmentMissing and GuestFailed."""
     # The guest never comes here, so it need not import this.
-    from ipsec_gw.lab.vm import exchange_directory, run_in_vm  # noqa: PLC0415
+    from ipsec_gw.lab.vm import run_in_vm  # noqa: PLC0415
 
     need_root()
+    await _sweep(listener)
     started = time.monotonic()
-    with exchange_directory() as name:
+    with session.exchange_directory() as name:
         exchange = Path(name)
         report, artifacts = exchange / "report.json", exchange / "artifacts"
         argv = [sys.executable, "-m", "ipsec_gw.lab.guest", scenario.name, str(report)]
         argv += [options.engine, options.proposal, str(artifacts) if options.artifacts else ""]
         argv += ["baseline"] if options.baseline else []
         artifacts.mkdir()
-        listener.tell(Note("this kernel has no ESP: starting the virtual machine"))
-        guest = await run_in_vm(argv, exchange, lambda line: listener.tell(parse(line)), timeout=VM_SECONDS)
+        listener.tell(Note("this kernel has no ESP: the scenario runs in a virtual machine"))
+        listener.tell(StepStarted("boot the virtual machine"))
+        guest = await run_in_vm(argv, exchange, Relay(listener), timeout=VM_SECONDS)
         if options.artifacts is not None:
             for file in artifacts.iterdir():
                 (options.artifacts / file.name).write_bytes(file.read_bytes())

@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 import signal
+import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -161,20 +162,39 @@ def unpin(directory: Path) -> None:
         shutil.rmtree(directory, ignore_errors=True)
 
 
+EXCHANGE_PREFIX = "ipsec-gw-lab-"
+
+
+def exchange_directory() -> tempfile.TemporaryDirectory[str]:
+    """A directory on disk for what goes to and from the virtual machine (whose /run is its own), named after us."""
+    owner = os.getpid()
+    return tempfile.TemporaryDirectory(prefix=f"{EXCHANGE_PREFIX}{owner}-{start_time(owner)}-")
+
+
+def _remove_dead_exchanges() -> list[str]:
+    removed = []
+    for path in Path(tempfile.gettempdir()).glob(f"{EXCHANGE_PREFIX}*-*-*"):
+        pid, started, _ = path.name.removeprefix(EXCHANGE_PREFIX).split("-", 2)
+        if pid.isdigit() and started.isdigit() and start_time(int(pid)) != int(started):
+            shutil.rmtree(path, ignore_errors=True)
+            removed.append(path.name)
+    return removed
+
+
 async def sweep() -> list[str]:
-    """Remove what dead runs left behind; returns their tags."""
-    dead = [session for session in sessions() if is_dead(session) and not session.kept]
-    for session in dead:
-        await end(session)
-    return [session.tag for session in dead]
+    """Remove what dead runs left behind; returns what that was called."""
+    return await _end_all([session for session in sessions() if is_dead(session) and not session.kept])
 
 
 async def down() -> list[str]:
-    """Remove what dead runs and `lab up` left; runs that are alive are not touched. Returns their tags."""
-    gone = [session for session in sessions() if session.kept or is_dead(session)]
+    """Remove what dead runs and `lab up` left; runs that are alive are not touched. Returns what that was called."""
+    return await _end_all([session for session in sessions() if session.kept or is_dead(session)])
+
+
+async def _end_all(gone: list[Session]) -> list[str]:
     for session in gone:
         await end(session)
-    return [session.tag for session in gone]
+    return [*(session.tag for session in gone), *_remove_dead_exchanges()]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ import re
 import shlex
 import signal
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import ipsec_gw
 from ipsec_gw.errors import EnvironmentMissing, IpsecGwError
 from ipsec_gw.lab.initramfs import Share, image
 from ipsec_gw.lab.process import dies_with_parent, need_tools
+from ipsec_gw.lab.session import exchange_directory
 
 MEMORY, PROCESSORS = "4G", 2
 COMMAND_LINE = "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable cryptomgr.notests=1"
@@ -192,8 +192,3 @@ async def _relay(process: asyncio.subprocess.Process, told: Callable[[str], None
 
 def _tail(console: Path) -> str:
     return console.read_text(errors="replace")[-600:].strip() if console.exists() else "no console output"
-
-
-def exchange_directory() -> tempfile.TemporaryDirectory[str]:
-    """A directory on disk (the guest's /run is its own) for reports and the job."""
-    return tempfile.TemporaryDirectory(prefix="ipsec-gw-lab-")

@@ -20,6 +20,7 @@ from ipsec_gw.lab.traffic import until
 def state_dir(tmp_path, monkeypatch):
     monkeypatch.setattr(session, "STATE_DIR", tmp_path / "state")
     monkeypatch.setattr(session, "PIN_DIR", tmp_path / "bpf")
+    monkeypatch.setattr(session.tempfile, "tempdir", str(tmp_path))
     return tmp_path / "state"
 
 
@@ -101,6 +102,23 @@ async def test_what_lab_up_made_stays_until_lab_down(state_dir):
     assert await session.sweep() == []
     assert await session.down() == ["igw-0dead0"]
     assert session.sessions() == []
+
+
+def _names_in(directory):
+    return [str(path) for path in directory.iterdir()]
+
+
+async def test_sweep_removes_exchange_directories_of_the_dead(state_dir, tmp_path):
+    pid, started = dead_process()
+    dead = tmp_path / f"ipsec-gw-lab-{pid}-{started}-abc_-d"
+    foreign = tmp_path / "ipsec-gw-lab-something-else-again"
+    for path in (dead, foreign):
+        path.mkdir()
+    with session.exchange_directory() as mine:
+        assert await session.sweep() == [dead.name]
+        assert mine in _names_in(tmp_path)
+    assert not dead.exists()
+    assert foreign.exists()
 
 
 async def test_down_spares_the_living(state_dir):

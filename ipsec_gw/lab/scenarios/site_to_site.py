@@ -143,7 +143,7 @@ async def _bring_up(story: Story, evidence: Evidence) -> tuple[int, int]:
     marks = (flows[0].next, flows[1].next)
     lab.strongswan = await story.a.version()
     if lab.options.engine == "vpp":
-        lab.vpp = locate_vpp().version
+        lab.vpp = locate_vpp().version.removeprefix("vpp ").split()[0]
     for swan in (story.a, story.b):
         said = await swan.list_sas()
         lab.check(f"IKE is up at {swan.site.identity}", said.ike and said.child, "IKE_SA and CHILD_SA", said)
@@ -291,8 +291,10 @@ async def _terminate(story: Story, evidence: Evidence) -> None:
         await until(lambda: not any(dump(name) for name in namespaces), 30.0, "kernels without SAs")
     if gateway is None:
         return
-    sas = await gateway.sas_when(lambda sas: not sas, 30.0, "no SA shown")
+    sas, status = await asyncio.gather(
+        gateway.sas_when(lambda sas: not sas, 30.0, "no SA shown"),
+        gateway.status_when(lambda now: not now.steer and not now.guard, 30.0, "empty maps"),
+    )
     lab.check("the engine holds no SA after termination", not sas, "0", len(sas))
-    status = await gateway.status_when(lambda now: not now.steer and not now.guard, 30.0, "empty maps")
     left = [*status.steer, *status.guard]
     lab.check("the steering and guard maps are empty after termination", not left, "none", ", ".join(left) or "none")
