@@ -197,7 +197,7 @@ async def _join(config: Config, senses: Senses, engine: Engine, plumbing: Plumbi
     await link.open()
     tracker: DeltaTracker[ObjectKey, ManagedObject] = DeltaTracker()
     drivers = Drivers(engine=link, guard=link, steer=link, lead=link)
-    follow: Callable[[Snapshot], None] = lambda _snapshot: None
+    follow: Callable[[Snapshot], None] | None = None
     readers: list[Callable[[], Awaitable[Mapping[Any, ManagedObject]]]] = []
     pacer = RekeyPacer()
     refusals = Refusals(pacer)

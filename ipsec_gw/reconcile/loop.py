@@ -49,7 +49,7 @@ class Reconciler:
         executor: Executor,
         retrieve: Retrieve,
         refusals: Refusals,
-        follow: Callable[[Snapshot], None] = lambda _snapshot: None,
+        follow: Callable[[Snapshot], None] | None = None,
     ) -> None:
         self._source = source
         self._link = link
@@ -93,7 +93,8 @@ class Reconciler:
         if self._stale:
             await self._resync()
         self.snapshot = await self._source.snapshot()
-        self._follow(self.snapshot)
+        if self._follow is not None:
+            self._follow(self.snapshot)
         self._forget_the_dead()
         return await self._converge()
 
