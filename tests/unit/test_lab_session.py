@@ -110,15 +110,18 @@ def _names_in(directory):
 
 async def test_sweep_removes_exchange_directories_of_the_dead(state_dir, tmp_path):
     pid, started = dead_process()
-    dead = tmp_path / f"ipsec-gw-lab-{pid}-{started}-abc_-d"
+    boot = session.BOOT_ID.read_text()[:8]
+    dead = tmp_path / f"ipsec-gw-lab-{boot}-{pid}-{started}-abc_-d"
     foreign = tmp_path / "ipsec-gw-lab-something-else-again"
-    for path in (dead, foreign):
+    of_the_host = tmp_path / f"ipsec-gw-lab-00000000-{pid}-{started}-abcd"
+    for path in (dead, foreign, of_the_host):
         path.mkdir()
     with session.exchange_directory() as mine:
         assert await session.sweep() == [dead.name]
         assert mine in _names_in(tmp_path)
     assert not dead.exists()
     assert foreign.exists()
+    assert of_the_host.exists(), "the virtual machine must not remove its host's"
 
 
 async def test_down_spares_the_living(state_dir):

@@ -245,3 +245,20 @@ async def test_leftovers_of_a_crash_are_swept(world: World) -> None:
     assert stray not in world.maps.owner, "its SA is gone: nothing to hand back"
     assert world.maps.owner[OUT] == "kernel", "claimed in an earlier life and not in the engine: its key may be used"
     assert Guard(GuardKey(OUT)) not in world.reconciler.decision.objects.values()
+
+
+async def test_a_rekey_that_the_engine_refuses_gives_the_tunnel_back(world: World) -> None:
+    """The leads are in place already: only the failed swap of the tunnel's SAs tells that something is wrong."""
+    await world.show(established())
+    world.engine.sent[OUT] = Counters(3, 1)
+    world.engine.refuses.add(TUNNEL)
+    await world.show(
+        snapshot(
+            sa(0x11, inbound=True), sa(0x22), sa(0x33, inbound=True, age=1), sa(0x44, age=1), policies=(policy(0x44),)
+        )
+    )
+    await world.reconciler.run_pass()
+    assert world.maps.owner[SaKey(REMOTE, 0x44)] == "kernel", "the SA in use"
+    assert world.lead.objects == {}
+    assert world.steer.objects == {}
+    assert world.reasons()[0x44][0] is Owner.KERNEL
