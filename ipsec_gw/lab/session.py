@@ -163,18 +163,25 @@ def unpin(directory: Path) -> None:
 
 
 EXCHANGE_PREFIX = "ipsec-gw-lab-"
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def exchange_directory() -> tempfile.TemporaryDirectory[str]:
     """A directory on disk for what goes to and from the virtual machine (whose /run is its own), named after us."""
     owner = os.getpid()
-    return tempfile.TemporaryDirectory(prefix=f"{EXCHANGE_PREFIX}{owner}-{start_time(owner)}-")
+    return tempfile.TemporaryDirectory(prefix=f"{_exchange_prefix()}{owner}-{start_time(owner)}-")
+
+
+def _exchange_prefix() -> str:
+    # With the boot: the virtual machine sees the same directory, and must not take its host's runs for dead ones.
+    return f"{EXCHANGE_PREFIX}{BOOT_ID.read_text()[:8]}-"
 
 
 def _remove_dead_exchanges() -> list[str]:
     removed = []
-    for path in Path(tempfile.gettempdir()).glob(f"{EXCHANGE_PREFIX}*-*-*"):
-        pid, started, _ = path.name.removeprefix(EXCHANGE_PREFIX).split("-", 2)
+    prefix = _exchange_prefix()
+    for path in Path(tempfile.gettempdir()).glob(f"{prefix}*-*-*"):
+        pid, started, _ = path.name.removeprefix(prefix).split("-", 2)
         if pid.isdigit() and started.isdigit() and start_time(int(pid)) != int(started):
             shutil.rmtree(path, ignore_errors=True)
             removed.append(path.name)

@@ -31,8 +31,13 @@ class Numbers:
 
     @property
     def unique(self) -> bool:
-        """No number and no nonce was used twice, and none is missing between the first and the last."""
-        return (self.missing, self.repeated, self.repeated_ivs) == (0, 0, 0)
+        """No number and no nonce was used twice."""
+        return (self.repeated, self.repeated_ivs) == (0, 0)
+
+    @property
+    def gapless(self) -> bool:
+        """1, 2, 3, ... up to the last number: nothing that was numbered got lost before the wire."""
+        return (self.first, self.missing) == (1, 0)
 
     @property
     def increasing(self) -> bool:

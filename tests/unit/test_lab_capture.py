@@ -90,16 +90,23 @@ def test_numbers_in_order():
     (found,) = numbers(esp_packets(esp(1, 2, 3)))
     assert (found.packets, found.first, found.last) == (3, 1, 3)
     assert found.unique
+    assert found.gapless
     assert found.increasing
 
 
 @pytest.mark.parametrize(
-    ("sequence", "unique", "increasing"),
-    [((1, 3), False, True), ((1, 2, 2), False, False), ((2, 1, 3), True, False), ((1,), True, True)],
+    ("sequence", "unique", "gapless", "increasing"),
+    [
+        ((1, 3), True, False, True),
+        ((2, 3), True, False, True),
+        ((1, 2, 2), False, True, False),
+        ((2, 1, 3), True, True, False),
+        ((1,), True, True, True),
+    ],
 )
-def test_numbers_missing_repeated_or_late(sequence, unique, increasing):
+def test_numbers_missing_repeated_or_late(sequence, unique, gapless, increasing):
     (found,) = numbers(esp_packets(esp(*sequence)))
-    assert (found.unique, found.increasing) == (unique, increasing)
+    assert (found.unique, found.gapless, found.increasing) == (unique, gapless, increasing)
 
 
 def test_a_repeated_iv_is_found():

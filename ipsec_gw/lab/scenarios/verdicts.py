@@ -167,22 +167,36 @@ def _judge_inner(lab: Lab, opening: Opening, lans: Captures) -> None:
 
 
 def _judge_numbers(lab: Lab, wan: Captures, engine_sas: frozenset[str]) -> None:
-    # A kernel with several processors takes numbers in order but may send packets out of order: noted, not judged.
-    # An engine has one thread for an SA, and nothing may overtake there.
+    """Numbers and nonces of every SA on the WAN, by sender.
+
+    Not judged: a kernel with several processors takes numbers in order but may send packets out of order (an engine has
+    one thread for an SA, and nothing may overtake there); and where an engine is wanted, the guard drops numbered
+    packets of SAs that stay in the kernel.
+    """
     for capture, gateway in zip(wan.captures, ("A", "B"), strict=True):
         found = numbers(esp_packets(capture.frames))
-        wrong = [sa for sa in found if not (sa.unique and sa.first == 1)]
         for sa in found:
             lab.note(f"sent by {gateway}: {sa}")
+        guarded = gateway == "A" and bool(engine_sas)
+        whole = [sa for sa in found if not guarded or sa.name in engine_sas]
+        reused, gaps = [sa for sa in found if not sa.unique], [sa for sa in whole if not sa.gapless]
+        measured = f"{len(found)} SAs, {sum(sa.packets for sa in found)} packets"
         lab.check(
-            f"{gateway} uses every sequence number and nonce once",
-            bool(found) and not wrong,
-            "1, 2, 3, ... in every SA, no IV twice",
-            few(wrong) if wrong else f"{len(found)} SAs, {sum(sa.packets for sa in found)} packets",
+            f"{gateway} uses no sequence number and no nonce twice",
+            bool(found) and not reused,
+            "every one once",
+            few(reused) if reused else measured,
         )
-        unordered = [sa for sa in found if not sa.increasing and sa.name in engine_sas]
-        if engine_sas and gateway == "A":
-            lab.check("sequence numbers from the engine strictly increase", not unordered, "in order", few(unordered))
+        lab.check(
+            f"{gateway} leaves no sequence number out",
+            bool(whole) and not gaps,
+            "1, 2, 3, ... in every SA" + (" of the engine" if guarded else ""),
+            few(gaps) if gaps else f"{len(whole)} of {len(found)} SAs judged",
+        )
+        if guarded:
+            unordered = [sa for sa in whole if not sa.increasing]
+            name = "sequence numbers from the engine strictly increase"
+            lab.check(name, bool(whole) and not unordered, "in order", few(unordered))
 
 
 def _judge_clear(lab: Lab, evidence: Evidence, wan: Captures) -> None:
