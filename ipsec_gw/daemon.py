@@ -142,7 +142,7 @@ class Daemon:
                     self._gateway.reconciler.distrust()
                     self._gateway.senses.dirty.set()
             elif await self._gateway.link.look():
-                self._gateway.reconciler.engine_lost()
+                self._gateway.reconciler.distrust()
                 self._gateway.senses.dirty.set()
             await asyncio.sleep(_LOOK_SECONDS)
 

@@ -79,15 +79,6 @@ class Reconciler:
         """Read everything that is in place again at the next pass."""
         self._stale = True
 
-    def engine_lost(self) -> None:
-        """The engine lost its objects: every outbound key that it had is used."""
-        for obj in list(self._tracker.in_place.values()):
-            if isinstance(obj, EngineSa) and obj.direction is Direction.OUT:
-                self.refusals.add(
-                    obj.key, "its key was used by the engine before it went away: a rekey brings a fresh one"
-                )
-        self.distrust()
-
     async def run_pass(self) -> Record:
         """One pass. Errors of single objects are in the record; it raises only if nothing could be read."""
         if self._stale:

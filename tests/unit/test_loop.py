@@ -180,7 +180,7 @@ async def test_a_dead_engine_gives_everything_to_the_kernel_behind_its_numbers(w
     assert await world.link.look() is False
     world.engine.broken = True
     assert await world.link.look() is True
-    world.reconciler.engine_lost()
+    world.reconciler.distrust()
     await world.reconciler.run_pass()
     assert world.kernel.sas[OUT].replay.oseq == 500 + HAND_BACK_MARGIN
     assert world.maps.owner == {OUT: "kernel"}
@@ -194,7 +194,7 @@ async def test_a_restarted_engine_never_gets_a_used_key_again(world: World) -> N
     await world.show(established())
     world.engine.restart()
     assert await world.link.look() is True
-    world.reconciler.engine_lost()
+    world.reconciler.distrust()
     await world.link.open()
     await world.reconciler.run_pass()
     assert OUT not in world.engine.objects
