@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from enum import Enum
 from typing import Any
 
 import structlog
 
 from ipsec_gw import __version__
-from ipsec_gw.config.model import Config
+from ipsec_gw.config.model import Config, EngineChoice
 from ipsec_gw.errors import EngineError, IpsecGwError, XfrmError
-from ipsec_gw.gateway import Gateway, Paths, build, check_machine, remove_everything
+from ipsec_gw.gateway import Gateway, Paths, build, check_machine, remove_everything, vpp_runs
 from ipsec_gw.ike.watcher import CharonWatcher
+from ipsec_gw.model.ids import EngineName
 from ipsec_gw.observe import control, lock
 from ipsec_gw.observe.sdnotify import notify
 from ipsec_gw.observe.views import DockView, EngineView, GuardView, StatusView, SteerView, record_view, sa_view
@@ -32,18 +35,30 @@ _LOOK_SECONDS = 1.0
 _CANCEL_SECONDS = 0.5
 
 
-class Daemon:
-    """One run of the daemon: its tasks, and its answers to `show` and `off`."""
+class Ending(Enum):
+    """Why a run of the daemon ended: told to stop, told to go out of the way, or to be put together anew."""
 
-    def __init__(self, gateway: Gateway, charon: CharonWatcher) -> None:
+    STOP = "stop"
+    OFF = "off"
+    REBUILD = "rebuild"
+
+
+class Daemon:
+    """One run of the daemon: its tasks, and its answers to `show` and `off`.
+
+    ``better`` tells that another engine has become available, so that the gateway should be built anew.
+    """
+
+    def __init__(self, gateway: Gateway, charon: CharonWatcher, better: Callable[[], bool]) -> None:
         self._gateway = gateway
         self._charon = charon
+        self._better = better
         self._stop = asyncio.Event()
-        self._off = False
+        self._ending = Ending.STOP
         self._passes = 0
 
-    async def run(self) -> bool:
-        """Run until a signal or `off`. True if everything is to be taken away."""
+    async def run(self) -> Ending:
+        """Run until there is a reason to end."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop.set)
@@ -65,8 +80,7 @@ class Daemon:
                 await _end(running)
         finally:
             loop.remove_reader(self._gateway.senses.monitor.fileno())
-        notify("STOPPING=1")
-        return self._off
+        return self._ending
 
     async def answer(self, question: str) -> Any:
         """Answer the control socket: ``sas``, ``status``, ``history`` or ``off``."""
@@ -78,8 +92,7 @@ class Daemon:
             case "history":
                 return {"passes": [record_view(record) for record in self._gateway.reconciler.history]}
             case "off":
-                self._off = True
-                self._stop.set()
+                self._end(Ending.OFF)
                 return {}
             case _:
                 raise IpsecGwError(f"the daemon does not know '{question}' - it is older than this command")
@@ -134,8 +147,16 @@ class Daemon:
             self._gateway.plumbing.steering.heartbeat()
             await asyncio.sleep(_HEARTBEAT_SECONDS)
 
+    def _end(self, ending: Ending) -> None:
+        self._ending = ending
+        self._stop.set()
+
     async def _look_at_engine(self) -> None:
         while True:
+            if self._better():
+                log.info("another engine has become available")
+                self._end(Ending.REBUILD)
+                return
             if not self._gateway.link.up:
                 with contextlib.suppress(EngineError):
                     await self._gateway.link.open()
@@ -169,14 +190,21 @@ async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
 async def run(config: Config, paths: Paths) -> None:
     """Run the gateway in this process until it is told to stop. Raises IpsecGwError if it cannot start."""
     check_machine(paths)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # keys are going to be in our memory: no core dumps
+    with lock.hold(paths.run_dir):
+        while await _run_once(config, paths) is Ending.REBUILD:
+            pass
+    notify("STOPPING=1")
+
+
+async def _run_once(config: Config, paths: Paths) -> Ending:
     charon = CharonWatcher(config.gateway.vici, seconds=config.gateway.vici_timeout)
     async with AsyncExitStack() as stack:
-        stack.enter_context(lock.hold(paths.run_dir))
         await charon.connect()
         stack.push_async_callback(charon.close)
         gateway = await build(config, paths, charon, stack)
-        daemon = Daemon(gateway, charon)
-        paths.run_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
+        waits_for_vpp = config.gateway.engine is EngineChoice.AUTO and gateway.plumbing is None
+        daemon = Daemon(gateway, charon, lambda: waits_for_vpp and vpp_runs(paths))
         server = await control.serve(paths.run_dir, daemon.answer)
         stack.callback(lambda: control.socket_path(paths.run_dir).unlink(missing_ok=True))
         stack.callback(server.close)
@@ -185,7 +213,11 @@ async def run(config: Config, paths: Paths) -> None:
             engine=str(gateway.link.engine.name),
             wan=[link.name for link in gateway.plumbing.wan] if gateway.plumbing else [],
         )
-        if await daemon.run():
+        ending = await daemon.run()
+        if ending is Ending.OFF or gateway.link.engine.name is EngineName.SOFT:
+            # The soft engine ends with this process: what it carries is the kernel's before it goes.
             await gateway.reconciler.withdraw()
+        if ending is Ending.OFF:
             await remove_everything(paths)
             log.info("off: everything is the kernel's again")
+        return ending

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
@@ -17,7 +18,7 @@ from ipsec_gw.config.model import Config, EngineChoice
 from ipsec_gw.desired import Settings
 from ipsec_gw.engines.kernel import KernelEngine
 from ipsec_gw.engines.port import Engine, EngineContext, Link
-from ipsec_gw.errors import EnvironmentMissing
+from ipsec_gw.errors import EngineUnavailable, EnvironmentMissing, XfrmError
 from ipsec_gw.ike.observer import Observer
 from ipsec_gw.ike.watcher import CharonWatcher
 from ipsec_gw.ike.xfrm import XfrmMonitor, XfrmSocket
@@ -124,18 +125,21 @@ async def build(config: Config, paths: Paths, charon: CharonWatcher, stack: Asyn
     if choice is EngineName.KERNEL:
         nowhere = Link("none", "00:00:00:00:00:00", 0)
         context = EngineContext(paths.run_dir, (), nowhere, nowhere, lambda _name: -1)
-        return await _join(config, senses, KernelEngine(context), None)
+        link = EngineLink(KernelEngine(context))
+        await link.open()
+        return _join(config, senses, link, None)
     wan = await find_wan(config, KernelView(route), charon)
     async with AsyncExitStack() as undo:
         plumbing, context = await _plumb(paths, wan, route, undo)
         undo.callback(plumbing.steering.close)
         engine = _engine(choice, context)
         undo.push_async_callback(engine.close)
-        gateway = await _join(config, senses, engine, plumbing)
+        link = EngineLink(engine)
+        await link.open()
         undo.pop_all()
     stack.callback(plumbing.steering.close)
     stack.push_async_callback(engine.close)
-    return gateway
+    return _join(config, senses, link, plumbing)
 
 
 def _senses(route: AsyncIPRoute, charon: CharonWatcher, stack: AsyncExitStack) -> Senses:
@@ -147,10 +151,15 @@ def _senses(route: AsyncIPRoute, charon: CharonWatcher, stack: AsyncExitStack) -
     return Senses(kernel, monitor, Observer(kernel, monitor, KernelView(route), charon), dirty)
 
 
+def vpp_runs(paths: Paths) -> bool:
+    """True if a VPP was started for this runtime directory."""
+    return (paths.run_dir / "vpp" / "api.sock").exists()
+
+
 def _choose(choice: EngineChoice, paths: Paths) -> EngineName:
     if choice is not EngineChoice.AUTO:
         return EngineName(choice.value)
-    if (paths.run_dir / "vpp" / "api.sock").exists():
+    if vpp_runs(paths):
         return EngineName.VPP
     log.info("no VPP runs here: the kernel keeps all SAs", way_out="start one with `ipsec-gw vpp up`")
     return EngineName.KERNEL
@@ -191,10 +200,8 @@ async def _plumb(
     return Plumbing(steering, lead, wan), EngineContext(paths.run_dir, wan, up_kernel, up_engine, steering.xsks_map)
 
 
-async def _join(config: Config, senses: Senses, engine: Engine, plumbing: Plumbing | None) -> Gateway:
-    """Open the engine and tie the parts together. Raises EngineUnavailable."""
-    link = EngineLink(engine)
-    await link.open()
+def _join(config: Config, senses: Senses, link: EngineLink, plumbing: Plumbing | None) -> Gateway:
+    """Tie the parts together."""
     tracker: DeltaTracker[ObjectKey, ManagedObject] = DeltaTracker()
     drivers = Drivers(engine=link, guard=link, steer=link, lead=link)
     follow: Callable[[Snapshot], None] | None = None
@@ -222,6 +229,36 @@ async def _join(config: Config, senses: Senses, engine: Engine, plumbing: Plumbi
         follow=follow,
     )
     return Gateway(senses, link, reconciler, plumbing)
+
+
+async def hand_back(paths: Paths) -> None:
+    """Without a daemon: give all SAs back to the kernel, behind the numbers of the engine that still holds them.
+
+    Where the engine is gone its last numbers are not known: the kernel skips a margin, and a rekey is asked for.
+    """
+    async with AsyncExitStack() as stack:
+        route = await stack.enter_async_context(AsyncIPRoute())
+        if not paths.pins.exists() or not await route.link_lookup(ifname=KERNEL_END):
+            return
+        senses = _senses(route, CharonWatcher(""), stack)  # withdrawal asks charon nothing
+        steering = await asyncio.to_thread(Steering.open, paths.pins)
+        stack.callback(steering.close)
+        view = KernelView(route)
+        up_kernel, up_engine = await raise_uplink(route)
+        wan = tuple([(await view.interface(name)).link for name in sorted(steering.docked() - {ENGINE_END})])
+        index = (await view.interface(KERNEL_END)).index
+        lead = LeadDriver(route, kernel_index=index, engine_name=ENGINE_END, engine_mac=up_engine.mac)
+        context = EngineContext(paths.run_dir, wan, up_kernel, up_engine, steering.xsks_map)
+        link = EngineLink(_engine(EngineName.VPP, context) if vpp_runs(paths) else KernelEngine(context))
+        stack.push_async_callback(link.engine.close)
+        with contextlib.suppress(EngineUnavailable):
+            await link.open()
+            await link.look()
+        gateway = _join(Config(), senses, link, Plumbing(steering, lead, wan))
+        await gateway.reconciler.withdraw()
+        for key in gateway.reconciler.refusals.reasons():
+            with contextlib.suppress(XfrmError):  # it is gone already
+                senses.kernel.expire_soft(key)
 
 
 async def remove_everything(paths: Paths) -> None:

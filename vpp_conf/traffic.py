@@ -28,6 +28,8 @@ class Traffic(NamedTuple):
 
 def read_traffic(socket: Path, entries: Mapping[SaKey, SadEntry]) -> Mapping[SaKey, Traffic]:
     """Without asking VPP's API. Raises EngineUnavailable if the stats socket is not served."""
+    if not entries:
+        return {}  # VPP makes the counters with its first SA
     segment = StatsSegment(socket)
     try:
         totals = segment.combined(TRAFFIC)

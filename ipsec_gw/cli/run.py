@@ -37,7 +37,7 @@ def run(options: Options, engine: str | None, vici: str | None, wan: tuple[str, 
 @click.pass_obj
 def off(options: Options) -> None:
     """Give everything back to strongSwan and the kernel and remove every trace, at once."""
-    from ipsec_gw.gateway import Paths, check_machine, remove_everything  # noqa: PLC0415
+    from ipsec_gw.gateway import Paths, check_machine, hand_back, remove_everything  # noqa: PLC0415
     from ipsec_gw.observe import control, lock  # noqa: PLC0415
 
     paths = Paths(options.run_dir, options.pins)
@@ -50,5 +50,7 @@ def off(options: Options) -> None:
         if time.monotonic() > deadline:
             raise IpsecGwError(f"the daemon did not hand over within {_OFF_SECONDS:g} s - stop it and repeat")
         time.sleep(_POLL_SECONDS)
-    run_async(remove_everything(paths))
+    with lock.hold(options.run_dir):
+        run_async(hand_back(paths))
+        run_async(remove_everything(paths))
     lock.remove(options.run_dir)

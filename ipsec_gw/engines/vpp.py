@@ -150,11 +150,12 @@ class VppEngine:
                     await self._delete_hop(key)
 
     async def counters(self) -> Mapping[SaKey, Counters]:
-        """From the stats segment, without asking VPP.
+        """From the stats segment, after a ping: its mapping would outlive VPP. Raises EngineUnavailable.
 
         ``packets`` is exact. ``octets`` are up to three bytes per packet too high, since VPP counts ESP padding
         (:func:`vpp_conf.traffic.inner_traffic`).
         """
+        await self._api.call("control_ping")
         entries = {key: held.entry for key, held in self._inventory.sas.items()}
         traffic = await asyncio.to_thread(read_traffic, self._paths.stats_socket, entries)
         return {key: Counters(*value) for key, value in traffic.items()}

@@ -62,9 +62,11 @@ class EngineLink:
             return False
         try:
             self._counters |= await self.engine.counters()
-        except EngineError as error:
+        except EngineUnavailable as error:
             self._lose(str(error))
             return True
+        except EngineError as error:
+            log.warning("the engine's counters cannot be read", reason=str(error))
         if self.engine.epoch != self._epoch:
             self._lose("it restarted")
             return True

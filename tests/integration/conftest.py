@@ -100,6 +100,11 @@ class Box:
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
+    def status_or_none(self) -> Any:
+        """The status, None while no daemon listens."""
+        done = self.gw("show", "status", "--json")
+        return json.loads(done.stdout) if done.returncode == 0 else None
+
     def stop(self, child: subprocess.Popen[str], number: int = signal.SIGTERM) -> int:
         child.send_signal(number)
         return child.wait(DEADLINE)

@@ -8,6 +8,7 @@ import pytest
 
 from ipsec_gw.desired import Owner
 from ipsec_gw.engines.port import Counters
+from ipsec_gw.errors import EngineError
 from ipsec_gw.model.ids import SaKey, TunnelId
 from ipsec_gw.model.objects import Guard, GuardKey, ManagedObject, ObjectKey, Selector, SteerKey
 from ipsec_gw.model.snapshot import Snapshot
@@ -262,3 +263,14 @@ async def test_a_rekey_that_the_engine_refuses_gives_the_tunnel_back(world: Worl
     assert world.lead.objects == {}
     assert world.steer.objects == {}
     assert world.reasons()[0x44][0] is Owner.KERNEL
+
+
+async def test_counters_that_cannot_be_read_are_no_loss(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    await world.show(established())
+
+    async def refuse() -> dict[SaKey, Counters]:
+        raise EngineError("no such counter")
+
+    monkeypatch.setattr(world.engine, "counters", refuse)
+    assert await world.link.look() is False
+    assert world.link.up
