@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from enum import Enum
 from typing import Any
 
@@ -86,7 +87,7 @@ class Daemon:
         """Answer the control socket: ``sas``, ``status``, ``history`` or ``off``."""
         match question:
             case "sas":
-                return {"sas": self._sas()}
+                return {"sas": await self._sas()}
             case "status":
                 return (await self._status()).to_json()
             case "history":
@@ -97,10 +98,18 @@ class Daemon:
             case _:
                 raise IpsecGwError(f"the daemon does not know '{question}' - it is older than this command")
 
-    def _sas(self) -> list[dict[str, Any]]:
+    async def _sas(self) -> list[dict[str, Any]]:
+        """The last decisions with counters of this moment: a decision may be seconds old."""
         reconciler, link = self._gateway.reconciler, self._gateway.link
+        now = {sa.key: sa for sa in await asyncio.to_thread(self._gateway.senses.kernel.sas)}
+        await link.read_counters()
         rows = [
-            sa_view(verdict, reconciler.snapshot.names, link.engine.name, link.counters())
+            sa_view(
+                replace(verdict, sa=now.get(verdict.sa.key, verdict.sa)),
+                reconciler.snapshot.names,
+                link.engine.name,
+                link.counters(),
+            )
             for verdict in reconciler.decision.verdicts
         ]
         return [{slot: getattr(row, slot) for slot in row.__slots__} for row in rows]
@@ -152,20 +161,23 @@ class Daemon:
         self._stop.set()
 
     async def _look_at_engine(self) -> None:
-        while True:
-            if self._better():
-                log.info("another engine has become available")
-                self._end(Ending.REBUILD)
-                return
-            if not self._gateway.link.up:
+        link, losses = self._gateway.link, 0
+        while not self._better():
+            await link.look()
+            if link.losses != losses:
+                losses = link.losses
+                self._look_again()
+            elif not link.up:
                 with contextlib.suppress(EngineError):
-                    await self._gateway.link.open()
-                    self._gateway.reconciler.distrust()
-                    self._gateway.senses.dirty.set()
-            elif await self._gateway.link.look():
-                self._gateway.reconciler.distrust()
-                self._gateway.senses.dirty.set()
+                    await link.open()
+                    self._look_again()
             await asyncio.sleep(_LOOK_SECONDS)
+        log.info("another engine has become available")
+        self._end(Ending.REBUILD)
+
+    def _look_again(self) -> None:
+        self._gateway.reconciler.distrust()
+        self._gateway.senses.dirty.set()
 
     async def _pace_rekeys(self) -> None:
         while True:

@@ -126,6 +126,11 @@ def desired(
         if reason:
             verdicts += [_verdict(sa, lineage, Owner.KERNEL, reason) for sa in lineage.sas]
             continue
+        if lineage.key.remote not in snapshot.next_hops:
+            # Not a reason to give it to the kernel: once used there, its key would be lost for the engine.
+            wait = f"the kernel has no resolved next hop towards {lineage.key.remote} yet"
+            verdicts += [_verdict(sa, lineage, Owner.PENDING, wait) for sa in lineage.sas]
+            continue
         built = _build(lineage, snapshot, refused)
         objects |= built
         verdicts += [_verdict(sa, lineage, *_owner(sa, lineage, built, refused)) for sa in lineage.sas]
@@ -226,9 +231,7 @@ def _why_not_path(lineage: _Lineage, settings: Settings, snapshot: Snapshot) -> 
     if lineage.local not in snapshot.local_addresses:
         return f"{lineage.local} is not an address of this machine"
     hop = snapshot.next_hops.get(lineage.key.remote)
-    if hop is None:
-        return f"the kernel has no resolved next hop towards {lineage.key.remote} yet"
-    if hop.interface not in settings.wan:
+    if hop is not None and hop.interface not in settings.wan:
         return f"packets to {lineage.key.remote} leave by {hop.interface}, which is not a docked WAN interface"
     return ""
 

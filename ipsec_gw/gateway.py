@@ -23,7 +23,7 @@ from ipsec_gw.ike.observer import Observer
 from ipsec_gw.ike.watcher import CharonWatcher
 from ipsec_gw.ike.xfrm import XfrmMonitor, XfrmSocket
 from ipsec_gw.mirror.kernel import KernelView
-from ipsec_gw.model.ids import EngineName
+from ipsec_gw.model.ids import EngineName, SaKey
 from ipsec_gw.model.objects import ManagedObject, ObjectKey
 from ipsec_gw.model.snapshot import Snapshot
 from ipsec_gw.ownership.engine_link import EngineLink
@@ -120,7 +120,7 @@ async def find_wan(config: Config, view: KernelView, charon: CharonWatcher) -> t
 async def build(config: Config, paths: Paths, charon: CharonWatcher, stack: AsyncExitStack) -> Gateway:
     """Put a gateway together. What this call itself made is undone if it fails; what was in place before stays."""
     route = await stack.enter_async_context(AsyncIPRoute())
-    senses = _senses(route, charon, stack)
+    senses = _senses(config, route, charon, stack)
     choice = _choose(config.gateway.engine, paths)
     if choice is EngineName.KERNEL:
         nowhere = Link("none", "00:00:00:00:00:00", 0)
@@ -142,13 +142,14 @@ async def build(config: Config, paths: Paths, charon: CharonWatcher, stack: Asyn
     return _join(config, senses, link, plumbing)
 
 
-def _senses(route: AsyncIPRoute, charon: CharonWatcher, stack: AsyncExitStack) -> Senses:
+def _senses(config: Config, route: AsyncIPRoute, charon: CharonWatcher, stack: AsyncExitStack) -> Senses:
     dirty = asyncio.Event()
     charon.on_change(dirty.set)
     kernel = stack.enter_context(XfrmSocket())
     monitor = XfrmMonitor(dirty.set)
     stack.callback(monitor.close)
-    return Senses(kernel, monitor, Observer(kernel, monitor, KernelView(route), charon), dirty)
+    observer = Observer(kernel, monitor, KernelView(route), charon, names_decide=bool(config.kept), named=dirty.set)
+    return Senses(kernel, monitor, observer, dirty)
 
 
 def vpp_runs(paths: Paths) -> bool:
@@ -204,7 +205,7 @@ def _join(config: Config, senses: Senses, link: EngineLink, plumbing: Plumbing |
     """Tie the parts together."""
     tracker: DeltaTracker[ObjectKey, ManagedObject] = DeltaTracker()
     drivers = Drivers(engine=link, guard=link, steer=link, lead=link)
-    follow: Callable[[Snapshot], None] | None = None
+    follow: Callable[[Snapshot, frozenset[SaKey]], None] | None = None
     readers: list[Callable[[], Awaitable[Mapping[Any, ManagedObject]]]] = []
     pacer = RekeyPacer()
     refusals = Refusals(pacer)
@@ -240,7 +241,7 @@ async def hand_back(paths: Paths) -> None:
         route = await stack.enter_async_context(AsyncIPRoute())
         if not paths.pins.exists() or not await route.link_lookup(ifname=KERNEL_END):
             return
-        senses = _senses(route, CharonWatcher(""), stack)  # withdrawal asks charon nothing
+        senses = _senses(Config(), route, CharonWatcher(""), stack)  # withdrawal asks charon nothing
         steering = await asyncio.to_thread(Steering.open, paths.pins)
         stack.callback(steering.close)
         view = KernelView(route)

@@ -38,6 +38,9 @@ __all__ = ["Count", "DockCount", "GuardCount", "Reason", "Role", "SteerCount", "
 _CLSACT_NOTE = "clsact"
 """A directory in a dock's pins: the guard brought clsact, so it goes with it."""
 
+DEFAULT_HOLD_MS = 2000
+"""Longer than a busy daemon needs to decide on a newborn SPI, and no longer than a silent one counts as alive."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -68,7 +71,7 @@ class Steering:
         self._docks: dict[str, Dock] = {}
 
     @classmethod
-    def open(cls, pins: Path, hold_ms: int = 500) -> Steering:
+    def open(cls, pins: Path, hold_ms: int = DEFAULT_HOLD_MS) -> Steering:
         """Create or adopt everything below ``pins`` (a directory on a bpffs, made when missing).
 
         ``hold_ms`` is how long the guard holds back an outbound SPI that nobody decided on. Docks and guards found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol
 
 from ipsec_gw.errors import IkeError
@@ -21,9 +22,26 @@ class NameSource(Protocol):
 
 
 class Observer:
-    """Takes snapshots. Names are a convenience: without vici the last known ones are used and decisions go on."""
+    """Takes snapshots. Without vici the last known names are used and decisions go on.
 
-    def __init__(self, kernel: XfrmSocket, monitor: XfrmMonitor, view: KernelView, names: NameSource) -> None:
+    ``names_decide`` tells that decisions depend on names (some connections are kept in the kernel): then charon is
+    asked first. Otherwise it is asked beside, and ``named`` is called when new names are known: an SA is decided
+    on while charon is still busy with the exchange that made it.
+    """
+
+    def __init__(
+        self,
+        kernel: XfrmSocket,
+        monitor: XfrmMonitor,
+        view: KernelView,
+        names: NameSource,
+        *,
+        names_decide: bool,
+        named: Callable[[], None],
+    ) -> None:
+        self._names_decide = names_decide
+        self._named = named
+        self._asking: asyncio.Task[None] | None = None
         self._kernel = kernel
         self._monitor = monitor
         self._view = view
@@ -38,7 +56,7 @@ class Observer:
             self._monitor.drain()
             if self._monitor.changes == before:
                 break
-        await self._learn_names(sas)
+        await self._see_to_names(sas)
         addresses = await self._view.addresses()
         peers = {sa.key.destination for sa in sas if sa.key.destination not in addresses}
         return Snapshot(
@@ -54,14 +72,22 @@ class Observer:
         policies = self._kernel.policies()  # policies first: the SAs that they point to exist already
         return self._kernel.sas(), policies
 
-    async def _learn_names(self, sas: list[XfrmSa]) -> None:
+    async def _see_to_names(self, sas: list[XfrmSa]) -> None:
         """Ask charon only when there is an SA without a name: its list is the slowest part of a snapshot."""
         spis = {sa.key.spi for sa in sas}
         if spis <= self._names.keys():
             self._names = {spi: name for spi, name in self._names.items() if spi in spis}
-            return
+        elif self._names_decide:
+            await self._learn_names()
+        elif self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._learn_names(), name="names from charon")
+
+    async def _learn_names(self) -> None:
         try:
             names = await self._source.child_names()
         except IkeError:
             return  # the vici watcher reports and reconnects
+        if names.items() <= self._names.items():
+            return
         self._names |= names
+        self._named()

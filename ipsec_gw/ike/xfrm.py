@@ -10,6 +10,7 @@ import errno
 import os
 import socket
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from typing import Self, TypeVar
 
@@ -53,6 +54,7 @@ class XfrmSocket:
             ) from None
         self._socket.settimeout(_ANSWER_SECONDS)
         self._sequence = 0
+        self._turn = threading.Lock()  # dumps run in threads, beside single requests of the event loop's
 
     def __enter__(self) -> Self:
         return self
@@ -127,6 +129,10 @@ class XfrmSocket:
 
     def _request(self, kind: type[M], message_type: int, flags: int, body: bytes) -> list[M]:
         """Send one request and decode its answers until the kernel says that they are complete."""
+        with self._turn:
+            return self._exchange(kind, message_type, flags, body)
+
+    def _exchange(self, kind: type[M], message_type: int, flags: int, body: bytes) -> list[M]:
         self._sequence += 1
         header = _HEADER.pack(_HEADER.size + len(body), message_type, _NLM_F_REQUEST | flags, self._sequence, 0)
         self._socket.send(header + body)

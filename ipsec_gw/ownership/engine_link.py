@@ -18,7 +18,8 @@ log = structlog.get_logger()
 class EngineLink:
     """Opens an engine, notices its loss or restart, and keeps the last counters of every SA it had.
 
-    As a driver it passes objects on. While the engine is away, what is deleted is gone already.
+    ``losses`` counts how often the engine went away with its objects. As a driver it passes objects on. While the
+    engine is away, what is deleted is gone already.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -27,6 +28,7 @@ class EngineLink:
         self._absent = "not opened yet"
         self._epoch = 0
         self._counters: dict[SaKey, Counters] = {}
+        self.losses = 0
 
     @property
     def up(self) -> bool:
@@ -56,21 +58,21 @@ class EngineLink:
         self._absent = ""
         log.info("engine is up", engine=str(self.engine.name), note=self.capabilities.note)
 
-    async def look(self) -> bool:
-        """Read the counters. True if the engine lost its objects since the last look (it died or restarted)."""
-        if not self.up:
-            return False
+    async def read_counters(self) -> None:
+        """Read the counters now; the last known ones stay if the engine does not tell."""
         try:
-            self._counters |= await self.engine.counters()
+            if self.up:
+                self._counters |= await self.engine.counters()
         except EngineUnavailable as error:
             self._lose(str(error))
-            return True
         except EngineError as error:
             log.warning("the engine's counters cannot be read", reason=str(error))
-        if self.engine.epoch != self._epoch:
+
+    async def look(self) -> None:
+        """Read the counters, and notice whether the engine lost its objects since the last look: ``losses`` grows."""
+        await self.read_counters()
+        if self.up and self.engine.epoch != self._epoch:
             self._lose("it restarted")
-            return True
-        return False
 
     def sent(self, key: SaKey) -> Counters | None:
         """The last known counters of an SA, None if it was never seen in the engine."""
@@ -99,7 +101,11 @@ class EngineLink:
 
     async def update(self, obj: ManagedObject) -> None:
         """Update an object in the engine."""
-        await self.engine.update(_engine_object(obj))
+        try:
+            await self.engine.update(_engine_object(obj))
+        except EngineUnavailable as error:
+            self._lose(str(error))
+            raise
 
     async def delete(self, obj: ManagedObject) -> None:
         """Delete an object; of an outbound SA the final counters are read first, the kernel continues behind them."""
@@ -111,6 +117,7 @@ class EngineLink:
 
     def _lose(self, why: str) -> None:
         if self.up:
+            self.losses += 1
             self._absent = f"engine {self.engine.name} is away: {why}"
             log.error("engine lost", engine=str(self.engine.name), reason=why)
 

@@ -90,14 +90,21 @@ class GuardDriver:
         self._sent = sent
         self._refuse = refuse
         self._missed: frozenset[SaKey] = frozenset()
+        self._released: frozenset[SaKey] = frozenset()
 
-    def follow(self, snapshot: Snapshot) -> None:
-        """Keep up with the machine's addresses, and forget SAs that the kernel does not have any more.
+    def follow(self, snapshot: Snapshot, kept: frozenset[SaKey]) -> None:
+        """Keep up with the machine's addresses, let the kernel send with what it keeps, forget SAs that are gone.
 
-        Only after two looks: an SA may be seen by the guard just before it is seen by a snapshot.
+        ``kept`` are outbound SAs that stay in the kernel: nobody waits for the hold of newborn SPIs to end. What is
+        claimed is not among the released, it is handed back by :meth:`delete`. Forgotten is only after two
+        looks: an SA may be seen by the guard just before it is seen by a snapshot.
         """
         self._maps.set_local(snapshot.local_addresses)
-        dead = self._maps.guarded() - self._maps.claimed() - {sa.key for sa in snapshot.sas}
+        claimed = self._maps.claimed()
+        for key in kept - claimed - self._released:
+            self._maps.release(key)
+        self._released = kept - claimed
+        dead = self._maps.guarded() - claimed - {sa.key for sa in snapshot.sas}
         for key in dead & self._missed:
             self._maps.forget(key)
         self._missed = dead

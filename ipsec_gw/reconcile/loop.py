@@ -9,7 +9,7 @@ from typing import Protocol
 
 import structlog
 
-from ipsec_gw.desired import Desired, Settings, desired
+from ipsec_gw.desired import Desired, Owner, Settings, desired
 from ipsec_gw.errors import IpsecGwError
 from ipsec_gw.model.ids import Direction, SaKey
 from ipsec_gw.model.objects import EngineSa, Guard, Lead, ManagedObject, ObjectKey, Tunnel
@@ -36,7 +36,7 @@ class SnapshotSource(Protocol):
 class Reconciler:
     """One pass: snapshot, desired, plan, execute, record. ``retrieve`` reads all that is in place, engine included.
 
-    ``follow`` is shown every snapshot before anything is decided from it.
+    ``follow`` is shown every snapshot and the outbound SAs that stay in the kernel, before anything is done.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Reconciler:
         executor: Executor,
         retrieve: Retrieve,
         refusals: Refusals,
-        follow: Callable[[Snapshot], None] | None = None,
+        follow: Callable[[Snapshot, frozenset[SaKey]], None] | None = None,
     ) -> None:
         self._source = source
         self._link = link
@@ -84,8 +84,6 @@ class Reconciler:
         if self._stale:
             await self._resync()
         self.snapshot = await self._source.snapshot()
-        if self._follow is not None:
-            self._follow(self.snapshot)
         self._forget_the_dead()
         return await self._converge()
 
@@ -120,6 +118,11 @@ class Reconciler:
     async def _decide_and_act(self) -> Record:
         self.decision = desired(self._link.offer, self._settings, self.snapshot, self.refusals.reasons())
         self._tracker.want(self.decision.objects)
+        if self._follow is not None:
+            kept = {
+                v.sa.key for v in self.decision.verdicts if v.owner is Owner.KERNEL and v.direction is Direction.OUT
+            }
+            self._follow(self.snapshot, frozenset(kept))
         return await self._carry_out(plan(self._tracker.desired, self._tracker.in_place))
 
     async def _carry_out(self, operations: tuple[Op, ...]) -> Record:

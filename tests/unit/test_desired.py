@@ -142,7 +142,6 @@ def test_engine_operator_and_path_have_their_say() -> None:
     cases = {
         "kernel engine": desired(replace(OFFER, absent="kernel engine"), SETTINGS, established()),
         "accelerate = false": desired(OFFER, replace(SETTINGS, kept=frozenset({"site"})), established()),
-        "next hop": desired(OFFER, SETTINGS, established(next_hops={})),
         "not a docked WAN": desired(
             OFFER, SETTINGS, established(next_hops={REMOTE: ResolvedHop("eth9", REMOTE, "02::", 1500)})
         ),
@@ -195,3 +194,11 @@ def test_a_trap_policy_alone_asks_for_nothing() -> None:
 def test_inbound_policies_do_not_lead() -> None:
     result = desired(OFFER, SETTINGS, established(policies=(policy(0x22, direction=PolicyDirection.FWD),)))
     assert TUNNEL not in result.objects
+
+
+def test_an_unresolved_next_hop_is_waited_for() -> None:
+    """The kernel must not get an SA only because an ARP answer is on its way."""
+    result = desired(OFFER, SETTINGS, established(next_hops={}))
+    assert result.objects == {}
+    assert {v.owner for v in result.verdicts} == {Owner.PENDING}
+    assert all("next hop" in v.reason for v in result.verdicts)

@@ -195,11 +195,20 @@ def test_the_guard_follows_the_snapshot() -> None:
     maps.seen[alive] = Seen(dropped=1)
     guard, _ = driver(maps, Kernel())
     look = snapshot(sa(0x22))
-    guard.follow(look)
+    guard.follow(look, frozenset())
     assert maps.local == look.local_addresses
     assert maps.guarded() == {claimed, gone, alive}
-    guard.follow(look)
+    guard.follow(look, frozenset())
     assert maps.guarded() == {claimed, alive}
+
+
+def test_what_the_kernel_keeps_is_released_once_and_never_what_is_claimed() -> None:
+    maps = Maps()
+    claimed, kept = SaKey(REMOTE, 1), SaKey(REMOTE, 2)
+    maps.claim(claimed)
+    guard, _ = driver(maps, Kernel())
+    guard.follow(snapshot(), frozenset({claimed, kept}))
+    assert maps.owner == {claimed: "engine", kept: "kernel"}
 
 
 def test_rekeys_are_spaced_and_each_sa_is_asked_for_once() -> None:
