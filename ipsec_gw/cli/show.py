@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from ipsec_gw.cli.main import Options
 from ipsec_gw.observe import control
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _json = click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 _STATE_STYLE = {"vpp": "green", "soft": "green", "kernel": "yellow", "pending": "cyan"}
@@ -30,6 +31,9 @@ def sas(options: Options, as_json: bool) -> None:
     if as_json:
         _print_json(answer)
         return
+    from rich.console import Console  # noqa: PLC0415 - scripts that ask for JSON do not wait for rich
+    from rich.table import Table  # noqa: PLC0415
+
     table = Table("connection", "dir", "SPI", "from", "to", "algorithm", "state", "packets", "bytes", "reason")
     for sa in answer["sas"]:
         name = "/".join(part for part in (sa["connection"], sa["child"]) if part)
@@ -58,6 +62,9 @@ def status(options: Options, as_json: bool) -> None:
     if as_json:
         _print_json(answer)
         return
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
     console = Console()
     engine = answer["engine"]
     facts = Table.grid(padding=(0, 2))
@@ -87,6 +94,9 @@ def history(options: Options, as_json: bool) -> None:
     if as_json:
         _print_json(answer)
         return
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
     table = Table("pass", "operation", "outcome", "detail")
     for number, record in enumerate(answer["passes"], 1):
         for step in record["steps"]:
@@ -95,6 +105,8 @@ def history(options: Options, as_json: bool) -> None:
 
 
 def _counters(console: Console, title: str, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
+    from rich.table import Table  # noqa: PLC0415
+
     if rows:
         table = Table(*columns, title=title, title_justify="left")
         for row in rows:
