@@ -82,9 +82,14 @@ class LeadDriver:
             raise IpsecGwError(f"policy route for {lead.key} refused: {error} - see `ip rule` and `dmesg`") from None
 
     async def update(self, obj: ManagedObject) -> None:
-        """Another MTU or source hint: the route is replaced in one step."""
+        """Another MTU or source hint: the route is replaced in one step, then the rule for unbound packets follows."""
+        lead = _lead(obj)
+        unbound = {**_rule(lead, f"{_UNSPECIFIED}/32"), "iifname": "lo"}
         try:
-            await self._put_route(_lead(obj))
+            await self._put_route(lead)
+            await self._forgiving(self._route.rule("del", **unbound))
+            if unbound in _rules_of(lead):
+                await self._route.rule("add", **unbound)
         except NetlinkError as error:
             raise IpsecGwError(f"policy route for {obj.key} refused: {error} - see `ip rule` and `dmesg`") from None
 
@@ -160,11 +165,14 @@ def _lead(obj: ManagedObject) -> Lead:
 
 
 def _rules_of(lead: Lead) -> list[dict[str, Any]]:
-    base = {"priority": _LEAD_RULE, "dst": str(lead.key.destination), "table": TABLE}
-    rules: list[dict[str, Any]] = [{**base, "src": str(lead.key.source)}]
+    rules = [_rule(lead, str(lead.key.source))]
     if lead.source_hint is not None and lead.source_hint in lead.key.source:
-        rules.append({**base, "src": f"{_UNSPECIFIED}/32", "iifname": "lo"})
+        rules.append({**_rule(lead, f"{_UNSPECIFIED}/32"), "iifname": "lo"})
     return rules
+
+
+def _rule(lead: Lead, source: str) -> dict[str, Any]:
+    return {"priority": _LEAD_RULE, "src": source, "dst": str(lead.key.destination), "table": TABLE}
 
 
 def _network(message: Any, side: str) -> IpNetwork:

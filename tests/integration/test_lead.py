@@ -1,0 +1,122 @@
+"""The veth pair and the policy routes against the kernel: who is led to the engine, and who is not."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import subprocess
+from collections.abc import Iterator
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyroute2 import AsyncIPRoute
+
+from ipsec_gw.mirror.kernel import KernelView
+from ipsec_gw.model.objects import Lead, Selector
+from ipsec_gw.ownership.lead import LeadDriver
+from ipsec_gw.ownership.uplink import ENGINE_END, KERNEL_END, raise_uplink, remove_uplink
+from tests.support.netns import ip, namespace
+
+pytestmark = pytest.mark.root
+
+SELECTOR = Selector(ip_network("192.168.1.0/24"), ip_network("192.168.2.0/24"))
+LEAD = Lead(SELECTOR, ip_address("192.168.1.1"), 1446)
+
+
+@pytest.fixture(autouse=True)
+def net() -> Iterator[None]:
+    if os.geteuid() != 0:
+        pytest.skip("needs root for network namespaces")
+    with namespace(f"igwl-{secrets.token_hex(3)}"):
+        ip("link set lo up")
+        for name, address in (("wan0", "10.0.0.1/24"), ("lan0", "192.168.1.1/24")):
+            ip(f"link add {name} type veth peer name {name}p")
+            ip(f"link set {name}p up")
+            ip(f"link set {name} up")
+            ip(f"addr add {address} dev {name}")
+        ip("route add default via 10.0.0.2 dev wan0")
+        Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+        yield
+
+
+async def driver(route: AsyncIPRoute) -> LeadDriver:
+    _, engine = await raise_uplink(route)
+    index = (await KernelView(route).interface(KERNEL_END)).index
+    made = LeadDriver(route, kernel_index=index, engine_name=ENGINE_END, engine_mac=engine.mac)
+    await made.prepare()
+    return made
+
+
+def way(*words: str) -> Any:
+    """What `ip route get` says: the device, and the source address if it chose one."""
+    done = subprocess.run(["ip", "-j", "route", "get", *words], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)[0]
+
+
+def leads_by(device: str, *words: str) -> bool:
+    return bool(way(*words)["dev"] == device)
+
+
+async def test_plaintext_of_the_selector_is_led_and_nothing_else() -> None:
+    async with AsyncIPRoute() as route:
+        made = await driver(route)
+        assert leads_by("wan0", "192.168.2.9", "from", "192.168.1.9", "iif", "lan0")
+        await made.create(LEAD)
+        assert leads_by(KERNEL_END, "192.168.2.9", "from", "192.168.1.9", "iif", "lan0"), "forwarded"
+        assert leads_by(KERNEL_END, "192.168.2.9", "from", "192.168.1.1"), "local, bound to an address"
+        unbound = way("192.168.2.9")
+        assert (unbound["dev"], unbound["prefsrc"]) == (KERNEL_END, "192.168.1.1"), "local, charon's source address"
+        assert leads_by("wan0", "192.168.2.9", "from", "10.0.0.1"), "a source outside the selector"
+        assert leads_by("wan0", "192.168.3.9", "from", "192.168.1.1"), "a destination outside the selector"
+
+
+async def test_what_the_engine_did_not_take_goes_the_kernels_way() -> None:
+    async with AsyncIPRoute() as route:
+        await (await driver(route)).create(LEAD)
+        assert leads_by("wan0", "192.168.2.9", "from", "192.168.1.9", "iif", ENGINE_END)
+
+
+async def test_without_carrier_the_route_is_no_black_hole() -> None:
+    async with AsyncIPRoute() as route:
+        await (await driver(route)).create(LEAD)
+        ip(f"link set {ENGINE_END} down")
+        deadline = asyncio.get_running_loop().time() + 10
+        while not leads_by("wan0", "192.168.2.9", "from", "192.168.1.9", "iif", "lan0"):
+            assert asyncio.get_running_loop().time() < deadline
+            await asyncio.sleep(0)
+
+
+async def test_retrieve_update_delete() -> None:
+    other = Lead(Selector(ip_network("192.168.5.0/24"), SELECTOR.destination), LEAD.source_hint, 1446)
+    async with AsyncIPRoute() as route:
+        made = await driver(route)
+        await made.create(LEAD)
+        await made.create(other)
+        assert await made.retrieve() == {LEAD.key: LEAD, other.key: other}
+        smaller = Lead(SELECTOR, None, 1400)
+        await made.update(smaller)
+        assert (await made.retrieve())[SELECTOR] == smaller
+        assert leads_by("wan0", "192.168.2.9"), "without charon's source an unbound packet is left to the kernel"
+        await made.update(LEAD)
+        assert leads_by(KERNEL_END, "192.168.2.9")
+        await made.delete(smaller)
+        assert set(await made.retrieve()) == {other.key}, "the shared route stays for the other selector"
+        await made.delete(other)
+        await made.delete(other)
+        assert await made.retrieve() == {}
+
+
+async def test_a_second_life_adopts_and_removal_leaves_nothing() -> None:
+    async with AsyncIPRoute() as route:
+        await (await driver(route)).create(LEAD)
+        reborn = await driver(route)
+        assert await reborn.retrieve() == {SELECTOR: LEAD}
+        await reborn.remove()
+        await remove_uplink(route)
+        await remove_uplink(route)
+        assert [rule.get("priority") async for rule in await route.get_rules(family=2)] == [None, 32766, 32767]
+        assert KERNEL_END not in await KernelView(route).interfaces()
