@@ -18,7 +18,7 @@ from ipsec_gw.errors import EngineError, EngineUnavailable, EnvironmentMissing
 from vpp_conf.locate import VppInstallation, locate_vpp
 from vpp_conf.paths import VppPaths
 from vpp_conf.process import ProcessId, identify
-from vpp_conf.startup.plan import plan_startup
+from vpp_conf.startup.plan import StartupPlan, plan_startup
 from vpp_conf.startup.probe import probe_machine
 from vpp_conf.startup.render import render_startup
 
@@ -42,7 +42,7 @@ FRAME = struct.Struct(">QII")
 class VppStatus:
     """``running``: the process lives; ``answering``: its API socket answered a moment ago.
 
-    ``seconds`` is how long the start took, 0 if this call did not start anything.
+    ``seconds`` is how long the start took, 0 if this call did not start anything. ``notes`` tell what could be better.
     """
 
     running: bool
@@ -51,6 +51,7 @@ class VppStatus:
     version: str | None
     run_dir: Path
     seconds: float = 0.0
+    notes: tuple[str, ...] = ()
 
 
 def up(run_dir: Path, deadline: float = START_SECONDS) -> VppStatus:
@@ -71,14 +72,16 @@ def up(run_dir: Path, deadline: float = START_SECONDS) -> VppStatus:
             return VppStatus(True, True, running.pid, installation.version, run_dir)
         _clean(paths)
         started = time.monotonic()
-        process = _spawn(installation, paths)
+        plan = plan_startup(probe_machine(installation))
+        process = _spawn(installation, paths, plan)
         try:
             _await_api(paths, process, deadline)
         except EngineUnavailable:
             process.stop(TERM_SECONDS, KILL_SECONDS)
             _clean(paths)
             raise
-        return VppStatus(True, True, process.pid, installation.version, run_dir, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        return VppStatus(True, True, process.pid, installation.version, run_dir, seconds, plan.notes)
 
 
 def down(run_dir: Path) -> VppStatus:
@@ -123,8 +126,7 @@ def api_answers(path: Path, timeout: float = 2.0) -> bool:
     return answer[FRAME.size :] == SOCKCLNT_CREATE_REPLY.to_bytes(2, "big")
 
 
-def _spawn(installation: VppInstallation, paths: VppPaths) -> ProcessId:
-    plan = plan_startup(probe_machine(installation))
+def _spawn(installation: VppInstallation, paths: VppPaths, plan: StartupPlan) -> ProcessId:
     paths.startup.write_text(render_startup(plan, paths, installation))
     if paths.log.exists():
         paths.log.replace(paths.old_log)

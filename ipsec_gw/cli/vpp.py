@@ -25,6 +25,8 @@ def up(options: Options) -> None:
     with console.status("starting VPP"):
         state = lifecycle.up(options.run_dir)
     _print(state)
+    for note in state.notes:
+        console.print(f"note: {note}", highlight=False)
 
 
 @vpp.command()

@@ -213,3 +213,16 @@ def test_a_foreign_xdp_program_is_left_alone(box: Box) -> None:
     assert "XDP program" in done.stderr
     assert box.sh("ip", "-d", "link", "show", "wan0") == before
     assert {**box.traces(), "xdp": ""} == NOTHING
+
+
+@pytest.mark.vpp
+def test_without_hugepages_vpp_runs_and_says_what_would_help(box: Box) -> None:
+    if not vpp_installed():
+        pytest.skip("VPP is not installed")
+    free = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("HugePages_Free"))
+    up = box.gw("vpp", "up")
+    try:
+        assert up.returncode == 0, up.stderr
+        assert ("vm.nr_hugepages=" in up.stderr) is (int(free.split()[1]) == 0)
+    finally:
+        assert box.gw("vpp", "down").returncode == 0

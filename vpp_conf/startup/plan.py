@@ -58,6 +58,11 @@ class StartupPlan:
     crypto_section: bool
     reasons: tuple[tuple[str, str], ...]
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The reasons that an operator could do something about."""
+        return tuple(reason for name, reason in self.reasons if name == "buffers" and self.buffer_page == "4K")
+
 
 def plan_startup(probe: Probe) -> StartupPlan:
     """Plan a small VPP for this machine. Raises EnvironmentMissing if a needed plugin is not installed."""
