@@ -121,7 +121,11 @@ class Daemon:
         return StatusView(
             version=__version__,
             strongswan=self._charon.version,
-            engine=EngineView(str(offer.name), capabilities.note if capabilities else "", offer.absent),
+            engine=EngineView(
+                name=str(offer.name),
+                note=capabilities.note if capabilities else "",
+                absent=": ".join(part for part in (offer.absent, gateway.link.trouble) if part),
+            ),
             inSync=gateway.reconciler.in_sync,
             wan=tuple(link.name for link in gateway.plumbing.wan) if gateway.plumbing else (),
             tunnels=len({v.sa.reqid for v in gateway.reconciler.decision.verdicts}),

@@ -32,25 +32,31 @@ def sas(options: Options, as_json: bool) -> None:
         _print_json(answer)
         return
     from rich.console import Console  # noqa: PLC0415 - scripts that ask for JSON do not wait for rich
+    from rich.filesize import decimal  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
-    table = Table("connection", "dir", "SPI", "from", "to", "algorithm", "state", "packets", "bytes", "reason")
+    console = Console()
+    if not answer["sas"]:
+        console.print("no ESP SAs in the kernel")
+        return
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("connection", overflow="fold")  # the only one that may wrap: 80 columns hold the rest
+    for column in ("dir", "SPI", "peer", "algorithm", "state"):
+        table.add_column(column, no_wrap=True)
+    for column in ("packets", "bytes"):
+        table.add_column(column, justify="right", no_wrap=True)
+    reasons: dict[str, list[str]] = {}
     for sa in answer["sas"]:
         name = "/".join(part for part in (sa["connection"], sa["child"]) if part)
+        peer = sa["source"] if sa["direction"] == "in" else sa["destination"]
         state = f"[{_STATE_STYLE.get(sa['state'], '')}]{sa['state']}[/]"
-        table.add_row(
-            name,
-            sa["direction"],
-            sa["spi"],
-            sa["source"],
-            sa["destination"],
-            sa["algorithm"],
-            state,
-            f"{sa['packets']:,}",
-            f"{sa['bytes']:,}",
-            sa["reason"],
-        )
-    Console().print(table if answer["sas"] else "no ESP SAs in the kernel")
+        counted = (f"{sa['packets']:,}", decimal(sa["bytes"]))
+        table.add_row(name, sa["direction"], sa["spi"], peer, sa["algorithm"], state, *counted)
+        if sa["reason"]:
+            reasons.setdefault(sa["reason"], []).append(sa["spi"])
+    console.print(table)
+    for reason, spis in reasons.items():
+        console.print(f"[bold]{', '.join(spis)}[/]: {reason}", highlight=False)
 
 
 @show.command()

@@ -18,8 +18,8 @@ log = structlog.get_logger()
 class EngineLink:
     """Opens an engine, notices its loss or restart, and keeps the last counters of every SA it had.
 
-    ``losses`` counts how often the engine went away with its objects. As a driver it passes objects on. While the
-    engine is away, what is deleted is gone already.
+    ``losses`` counts how often the engine went away with its objects, ``trouble`` tells why it is away now. As a
+    driver it passes objects on. While the engine is away, what is deleted is gone already.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -29,6 +29,7 @@ class EngineLink:
         self._epoch = 0
         self._counters: dict[SaKey, Counters] = {}
         self.losses = 0
+        self.trouble = ""
 
     @property
     def up(self) -> bool:
@@ -55,7 +56,7 @@ class EngineLink:
         """Open the engine. Raises EngineUnavailable; it may be tried again."""
         self.capabilities = await self.engine.open()
         self._epoch = self.engine.epoch
-        self._absent = ""
+        self._absent = self.trouble = ""
         log.info("engine is up", engine=str(self.engine.name), note=self.capabilities.note)
 
     async def read_counters(self) -> None:
@@ -118,7 +119,8 @@ class EngineLink:
     def _lose(self, why: str) -> None:
         if self.up:
             self.losses += 1
-            self._absent = f"engine {self.engine.name} is away: {why}"
+            self._absent = f"engine {self.engine.name} is away"
+            self.trouble = why
             log.error("engine lost", engine=str(self.engine.name), reason=why)
 
 

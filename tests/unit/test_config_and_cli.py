@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from ipsec_gw.cli.main import cli
 from ipsec_gw.config.load import load
 from ipsec_gw.config.model import EngineChoice
 from ipsec_gw.errors import ConfigError
 from ipsec_gw.model.sizes import inner_mtu
+from ipsec_gw.observe import control
 
 GOOD = """
 [gateway]
@@ -105,3 +109,32 @@ def test_the_inner_mtu_is_exact(link: int, version: int, encapsulated: bool, exp
         return {4: 20, 6: 40}[version] + (8 if encapsulated else 0) + 8 + 8 + payload + 16
 
     assert outer(expected) <= link < outer(expected + 1)
+
+
+SA_ROW = {
+    "connection": "branch-7",
+    "child": "net",
+    "direction": "out",
+    "spi": "c5882868",
+    "source": "198.51.100.1",
+    "destination": "203.0.113.17",
+    "algorithm": "CHACHA20_POLY1305",
+    "engine": "kernel",
+    "state": "kernel",
+    "reason": "the SA has a mark or if_id (route-based IPsec)",
+    "packets": 1234567,
+    "bytes": 1234567890,
+}
+
+
+def test_show_sas_fits_80_columns_and_json_is_the_same_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "ask", lambda _run_dir, question: {question: [SA_ROW]})
+    monkeypatch.setenv("COLUMNS", "80")
+    table = CliRunner().invoke(cli, ["show", "sas"])
+    assert table.exit_code == 0, table.output
+    for shown in ("branch-7/net", "out", "c5882868", "203.0.113.17", "CHACHA20_POLY1305", "1,234,567", "1.2 GB"):
+        assert shown in table.output
+    assert f"c5882868: {SA_ROW['reason']}" in table.output
+    assert max(map(len, table.output.splitlines())) <= 80
+    as_json = CliRunner().invoke(cli, ["show", "sas", "--json"])
+    assert json.loads(as_json.output) == {"sas": [SA_ROW]}
