@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from enum import Enum
 from typing import Any
 
@@ -78,7 +78,7 @@ class Daemon:
                     tasks.create_task(self._pace_rekeys()),
                 ]
                 await self._stop.wait()
-                await _end(running)
+                await _cancel(running)
         finally:
             loop.remove_reader(self._gateway.senses.monitor.fileno())
         return self._ending
@@ -112,7 +112,7 @@ class Daemon:
             )
             for verdict in reconciler.decision.verdicts
         ]
-        return [{slot: getattr(row, slot) for slot in row.__slots__} for row in rows]
+        return [asdict(row) for row in rows]
 
     async def _status(self) -> StatusView:
         gateway = self._gateway
@@ -195,7 +195,7 @@ class Daemon:
             await asyncio.sleep(_PACER_SECONDS)
 
 
-async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
+async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
     """Cancel until all have ended: a library below may swallow one cancellation."""
     while pending := [task for task in tasks if not task.done()]:
         for task in pending:

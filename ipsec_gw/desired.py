@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import combinations
 
-from ipsec_gw.model.algorithms import SALT_BYTES, EspAlgorithm, find_aead
+from ipsec_gw.model.algorithms import SALT_BYTES, EspAlgorithm
 from ipsec_gw.model.ids import Direction, EngineName, IpAddress, IpNetwork, SaKey, TunnelId
 from ipsec_gw.model.objects import (
     MAX_INBOUND,
@@ -242,7 +242,7 @@ def _why_not_sas(lineage: _Lineage, offer: EngineOffer) -> str:
 
 def _why_not_sa(sa: XfrmSa, offer: EngineOffer) -> str:
     """The table of what the engine cannot do right, in the order that helps the reader most."""
-    algorithm = _algorithm(sa)
+    algorithm = sa.aead.known if sa.aead else None
     checks = (
         (sa.mode is not Mode.TUNNEL, f"{sa.mode} mode is left to the kernel"),
         (sa.key.destination.version != 4, "IPv6 tunnel end points are left to the kernel"),
@@ -256,12 +256,6 @@ def _why_not_sa(sa: XfrmSa, offer: EngineOffer) -> str:
         (bool(sa.extras), f"the SA has {', '.join(sorted(sa.extras))}, which no engine honours"),
     )
     return next((reason for failed, reason in checks if failed), "")
-
-
-def _algorithm(sa: XfrmSa) -> EspAlgorithm | None:
-    if sa.aead is None:
-        return None
-    return find_aead(sa.aead.name, len(sa.aead.secret) - SALT_BYTES, sa.aead.icv_bits)
 
 
 def _build(lineage: _Lineage, snapshot: Snapshot, refused: Mapping[SaKey, str]) -> dict[ObjectKey, ManagedObject]:
@@ -290,7 +284,7 @@ def _build(lineage: _Lineage, snapshot: Snapshot, refused: Mapping[SaKey, str]) 
 
 
 def _engine_sa(sa: XfrmSa, direction: Direction) -> EngineSa:
-    algorithm = _algorithm(sa)
+    algorithm = sa.aead.known if sa.aead else None
     if sa.aead is None or algorithm is None:
         raise ValueError(f"SA {sa.key} was found eligible without an AEAD")
     material = sa.aead.secret.reveal()

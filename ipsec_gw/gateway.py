@@ -18,11 +18,11 @@ from ipsec_gw.config.model import Config, EngineChoice
 from ipsec_gw.desired import Settings
 from ipsec_gw.engines.kernel import KernelEngine
 from ipsec_gw.engines.port import Engine, EngineContext, Link
-from ipsec_gw.errors import EngineUnavailable, EnvironmentMissing, XfrmError
+from ipsec_gw.errors import EngineError, EnvironmentMissing, XfrmError
 from ipsec_gw.ike.observer import Observer
 from ipsec_gw.ike.watcher import CharonWatcher
 from ipsec_gw.ike.xfrm import XfrmMonitor, XfrmSocket
-from ipsec_gw.mirror.kernel import KernelView
+from ipsec_gw.mirror.kernel import Interface, KernelView
 from ipsec_gw.model.ids import EngineName, SaKey
 from ipsec_gw.model.objects import ManagedObject, ObjectKey
 from ipsec_gw.model.snapshot import Snapshot
@@ -36,6 +36,7 @@ from ipsec_gw.ownership.uplink import ENGINE_END, KERNEL_END, raise_uplink, remo
 from ipsec_gw.reconcile.delta import DeltaTracker
 from ipsec_gw.reconcile.execute import Drivers, Executor
 from ipsec_gw.reconcile.loop import Reconciler
+from vpp_conf.paths import VppPaths
 from xdp_steer.gateway import Role, Steering
 
 log = structlog.get_logger()
@@ -154,7 +155,7 @@ def _senses(config: Config, route: AsyncIPRoute, charon: CharonWatcher, stack: A
 
 def vpp_runs(paths: Paths) -> bool:
     """True if a VPP was started for this runtime directory."""
-    return (paths.run_dir / "vpp" / "api.sock").exists()
+    return VppPaths(paths.run_dir).api_socket.exists()
 
 
 def _choose(choice: EngineChoice, paths: Paths) -> EngineName:
@@ -191,14 +192,23 @@ async def _plumb(
     steering = await asyncio.to_thread(Steering.open, paths.pins)
     for link in wan:
         steering.dock(link.name, Role.WAN)
-    steering.dock(up_engine.name, Role.TO_ENGINE)
+    steering.dock(ENGINE_END, Role.TO_ENGINE)
     steering.set_engine(True)
-    index = (await KernelView(route).interface(up_kernel.name)).index
-    lead = LeadDriver(route, kernel_index=index, engine_name=up_engine.name, engine_mac=up_engine.mac)
+    plumbing, context = _pipes(paths, route, steering, wan, (up_kernel, up_engine))
     if fresh:
-        undo.push_async_callback(lead.remove)
-    await lead.prepare()
-    return Plumbing(steering, lead, wan), EngineContext(paths.run_dir, wan, up_kernel, up_engine, steering.xsks_map)
+        undo.push_async_callback(plumbing.lead.remove)
+    await plumbing.lead.prepare()
+    return plumbing, context
+
+
+def _pipes(
+    paths: Paths, route: AsyncIPRoute, steering: Steering, wan: tuple[Link, ...], uplink: tuple[Interface, Interface]
+) -> tuple[Plumbing, EngineContext]:
+    """The same parts as the control loop sees them and as an engine does. Touches nothing."""
+    kernel_end, engine_end = uplink
+    lead = LeadDriver(route, kernel_index=kernel_end.index, engine_name=ENGINE_END, engine_mac=engine_end.link.mac)
+    context = EngineContext(paths.run_dir, wan, kernel_end.link, engine_end.link, steering.xsks_map)
+    return Plumbing(steering, lead, wan), context
 
 
 def _join(config: Config, senses: Senses, link: EngineLink, plumbing: Plumbing | None) -> Gateway:
@@ -222,7 +232,7 @@ def _join(config: Config, senses: Senses, link: EngineLink, plumbing: Plumbing |
     reconciler = Reconciler(
         source=senses.observer,
         link=link,
-        settings=Settings(frozenset(link.name for link in plumbing.wan) if plumbing else frozenset(), config.kept),
+        settings=Settings(frozenset(wan.name for wan in plumbing.wan) if plumbing else frozenset(), config.kept),
         tracker=tracker,
         executor=Executor(drivers, tracker),
         retrieve=retrieve,
@@ -245,17 +255,14 @@ async def hand_back(paths: Paths) -> None:
         steering = await asyncio.to_thread(Steering.open, paths.pins)
         stack.callback(steering.close)
         view = KernelView(route)
-        up_kernel, up_engine = await raise_uplink(route)
         wan = tuple([(await view.interface(name)).link for name in sorted(steering.docked() - {ENGINE_END})])
-        index = (await view.interface(KERNEL_END)).index
-        lead = LeadDriver(route, kernel_index=index, engine_name=ENGINE_END, engine_mac=up_engine.mac)
-        context = EngineContext(paths.run_dir, wan, up_kernel, up_engine, steering.xsks_map)
+        plumbing, context = _pipes(paths, route, steering, wan, await raise_uplink(route))
         link = EngineLink(_engine(EngineName.VPP, context) if vpp_runs(paths) else KernelEngine(context))
         stack.push_async_callback(link.engine.close)
-        with contextlib.suppress(EngineUnavailable):
+        with contextlib.suppress(EngineError):  # off must not depend on an engine that is gone or refuses
             await link.open()
             await link.look()
-        gateway = _join(Config(), senses, link, Plumbing(steering, lead, wan))
+        gateway = _join(Config(), senses, link, plumbing)
         await gateway.reconciler.withdraw()
         for key in gateway.reconciler.refusals.reasons():
             with contextlib.suppress(XfrmError):  # it is gone already

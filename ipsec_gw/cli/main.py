@@ -32,8 +32,6 @@ class Options:
 class LazyGroup(click.Group):
     """Commands whose modules are imported when they are called: `show` must not wait for the lab's imports."""
 
-    lazy: dict[str, str]
-
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All commands."""
         return sorted({*super().list_commands(ctx), *_LAZY})

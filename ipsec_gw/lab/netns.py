@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import array
 import asyncio
 import ctypes
-import fcntl
 import os
-import socket
-import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,18 +12,13 @@ from pathlib import Path
 from ipsec_gw.errors import EnvironmentMissing
 from ipsec_gw.lab.process import run
 from ipsec_gw.lab.topology import Batch, Topology, batches
+from ipsec_gw.mirror.ethtool import SGSO, STSO, STXCSUM, turn_off
 
 NETNS_DIR = Path("/run/netns")
 """Where iproute2 keeps named namespaces."""
 
 CLONE_NEWNET = 0x40000000
 """``linux/sched.h``."""
-
-SIOCETHTOOL = 0x8946
-"""``linux/sockios.h``."""
-
-ETHTOOL_STXCSUM, ETHTOOL_STSO, ETHTOOL_SGSO = 0x17, 0x1F, 0x24
-"""``linux/ethtool.h``: transmit checksum, TCP segmentation, generic segmentation."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -57,11 +48,8 @@ def set_sysctl(namespace: str, name: str, value: str) -> None:
 
 def wire_checksums(namespace: str, interface: str) -> None:
     """Complete packets leave ``interface``: transmit checksum and segmentation offloads off."""
-    with inside(namespace), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-        for command in (ETHTOOL_STSO, ETHTOOL_SGSO, ETHTOOL_STXCSUM):
-            value = array.array("B", struct.pack("=II", command, 0))
-            address, _ = value.buffer_info()
-            fcntl.ioctl(control, SIOCETHTOOL, struct.pack("=16sQ8x", interface.encode(), address))
+    with inside(namespace):
+        turn_off(interface, STSO, SGSO, STXCSUM)
 
 
 async def _apply(batch: Batch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from ipsec_gw.model.algorithms import SALT_BYTES, EspAlgorithm, find_aead
 from ipsec_gw.model.ids import IpAddress, IpNetwork, SaKey
 from ipsec_gw.model.objects import UdpEncap
 from ipsec_gw.model.secret import Secret
@@ -34,6 +35,11 @@ class AeadKey:
     name: str
     secret: Secret
     icv_bits: int
+
+    @property
+    def known(self) -> EspAlgorithm | None:
+        """The row of the algorithm table, None if it is none of ours."""
+        return find_aead(self.name, len(self.secret) - SALT_BYTES, self.icv_bits)
 
 
 @dataclass(frozen=True, slots=True)

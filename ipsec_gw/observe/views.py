@@ -8,9 +8,8 @@ from typing import Any
 
 from ipsec_gw.desired import Owner, SaVerdict
 from ipsec_gw.engines.port import Counters
-from ipsec_gw.model.algorithms import SALT_BYTES, find_aead
 from ipsec_gw.model.ids import EngineName, SaKey
-from ipsec_gw.model.snapshot import ChildName, XfrmSa
+from ipsec_gw.model.snapshot import ChildName
 from ipsec_gw.reconcile.record import Record
 
 
@@ -94,6 +93,7 @@ def sa_view(
 ) -> SaView:
     """One row of `show sas`."""
     sa = verdict.sa
+    known = sa.aead.known if sa.aead else None
     name = names.get(sa.key.spi)
     extra = carried.get(sa.key, Counters(0, 0))
     owner = {Owner.ENGINE: str(engine), Owner.KERNEL: "kernel", Owner.PENDING: "pending"}[verdict.owner]
@@ -104,7 +104,7 @@ def sa_view(
         spi=f"{sa.key.spi:08x}",
         source=str(sa.source),
         destination=str(sa.key.destination),
-        algorithm=_algorithm(sa),
+        algorithm=known.name if known else sa.algorithm,
         engine=str(engine) if verdict.owner is Owner.ENGINE else "kernel",
         state=owner,
         reason=verdict.reason,
@@ -120,8 +120,3 @@ def record_view(record: Record) -> dict[str, Any]:
         "seconds": record.seconds,
         "steps": [{"op": str(s.op), "outcome": str(s.outcome), "detail": s.detail} for s in record.steps],
     }
-
-
-def _algorithm(sa: XfrmSa) -> str:
-    known = sa.aead and find_aead(sa.aead.name, len(sa.aead.secret) - SALT_BYTES, sa.aead.icv_bits)
-    return known.name if known else sa.algorithm

@@ -7,18 +7,14 @@ passes packets on, they come back into the kernel by ``ipsecgw-vp`` and take XFR
 
 from __future__ import annotations
 
-import ctypes
-import fcntl
-import socket
-import struct
 from pathlib import Path
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from ipsec_gw.engines.port import Link
 from ipsec_gw.errors import EnvironmentMissing
-from ipsec_gw.mirror.kernel import KernelView
+from ipsec_gw.mirror.ethtool import STXCSUM, turn_off
+from ipsec_gw.mirror.kernel import Interface, KernelView
 
 KERNEL_END = "ipsecgw-up"
 ENGINE_END = "ipsecgw-vp"
@@ -35,12 +31,9 @@ _SYSCTLS = {
     },
     ENGINE_END: {"rp_filter": 0, "accept_local": 1, "forwarding": 1},
 }
-_SIOCETHTOOL = 0x8946
-_ETHTOOL_STXCSUM = 0x17
-"""``linux/ethtool.h``: with transmit checksum off, TSO goes too, so every packet that leaves is whole and summed."""
 
 
-async def raise_uplink(route: AsyncIPRoute) -> tuple[Link, Link]:
+async def raise_uplink(route: AsyncIPRoute) -> tuple[Interface, Interface]:
     """Create the pair if it is not there, set it up and return (kernel end, engine end). Idempotent."""
     view = KernelView(route)
     try:
@@ -48,12 +41,13 @@ async def raise_uplink(route: AsyncIPRoute) -> tuple[Link, Link]:
             await route.link("add", ifname=KERNEL_END, kind="veth", peer={"ifname": ENGINE_END})
         for name in (KERNEL_END, ENGINE_END):
             _apply_sysctls(name)
-            _transmit_checksum_off(name)
+            # veth leaves checksums to a NIC that does not exist; an engine must see them filled in. TSO goes with them.
+            turn_off(name, STXCSUM)
             interface = await view.interface(name)
             await route.link("set", index=interface.index, state="up", arp=False)
     except NetlinkError as error:
         raise EnvironmentMissing(f"the veth pair {KERNEL_END} cannot be made ({error}) - is veth loaded?") from None
-    return (await view.interface(KERNEL_END)).link, (await view.interface(ENGINE_END)).link
+    return await view.interface(KERNEL_END), await view.interface(ENGINE_END)
 
 
 async def remove_uplink(route: AsyncIPRoute) -> None:
@@ -68,10 +62,3 @@ def _apply_sysctls(name: str) -> None:
     quiet = Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6")
     if quiet.exists():
         quiet.write_text("1\n")
-
-
-def _transmit_checksum_off(name: str) -> None:
-    """Veth leaves checksums to a NIC that does not exist; an engine must see them filled in."""
-    value = ctypes.create_string_buffer(struct.pack("=II", _ETHTOOL_STXCSUM, 0))  # struct ethtool_value
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-        fcntl.ioctl(control, _SIOCETHTOOL, struct.pack("16sP", name.encode(), ctypes.addressof(value)))

@@ -71,9 +71,9 @@ class Reconciler:
 
     @property
     def unresolved(self) -> bool:
-        """True while a peer's MAC is not known: the kernel was asked and answers soon, without an event of ours."""
-        outbound = {v.sa.key.destination for v in self.decision.verdicts if v.direction is Direction.OUT}
-        return bool(outbound - self.snapshot.next_hops.keys())
+        """True while an SA waits for its peer's MAC: the kernel was asked and answers soon, without an event to us."""
+        waiting = (v.sa for v in self.decision.verdicts if v.owner is Owner.PENDING and v.direction is Direction.OUT)
+        return any(sa.key.destination not in self.snapshot.next_hops for sa in waiting)
 
     def distrust(self) -> None:
         """Read everything that is in place again at the next pass."""

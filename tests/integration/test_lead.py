@@ -44,9 +44,8 @@ def net() -> Iterator[None]:
 
 
 async def driver(route: AsyncIPRoute) -> LeadDriver:
-    _, engine = await raise_uplink(route)
-    index = (await KernelView(route).interface(KERNEL_END)).index
-    made = LeadDriver(route, kernel_index=index, engine_name=ENGINE_END, engine_mac=engine.mac)
+    kernel, engine = await raise_uplink(route)
+    made = LeadDriver(route, kernel_index=kernel.index, engine_name=ENGINE_END, engine_mac=engine.link.mac)
     await made.prepare()
     return made
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
-from scapy.layers.inet import IP
+from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.ipsec import ESP, SecurityAssociation
 from scapy.layers.l2 import Ether
@@ -35,6 +35,8 @@ SELECTOR = Selector(source=ip_network("10.1.0.0/16"), destination=ip_network("10
 SELECTOR6 = Selector(source=ip_network("fd01::/32"), destination=ip_network("fd02::/32"))
 TUNNEL_ID = TunnelId(reqid=1, remote=PEER)
 SCAPY_NAMES = {algorithm: "AES-GCM" for algorithm in ALGORITHMS} | {CHACHA20_POLY1305: "CHACHA20-POLY1305"}
+FROM_PEER = IP(src="10.2.0.1", dst="10.1.0.1") / UDP() / b"hello"
+TO_PEER = IP(src="10.1.0.1", dst="10.2.0.1") / UDP() / b"hello"
 
 _serial = itertools.count(1)
 

@@ -15,6 +15,8 @@ from ipsec_gw.engines.soft.store import Store
 from ipsec_gw.errors import SteeringError
 from ipsec_gw.model.ids import Direction
 from tests.unit.soft_kit import (
+    FROM_PEER,
+    TO_PEER,
     UP_ENGINE,
     WAN,
     WireSocket,
@@ -27,9 +29,6 @@ from tests.unit.soft_kit import (
     up_frame,
     wan_frame,
 )
-
-FROM_PEER = IP(src="10.2.0.1", dst="10.1.0.1") / UDP() / b"hello"
-TO_PEER = IP(src="10.1.0.1", dst="10.2.0.1") / UDP() / b"hello"
 
 
 class Bench:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import structlog
-from scapy.layers.inet import IP, UDP
+from scapy.layers.inet import IP
 from scapy.layers.ipsec import ESP
 from scapy.layers.l2 import Ether
 
@@ -21,6 +21,8 @@ from ipsec_gw.model.algorithms import ALGORITHMS
 from ipsec_gw.model.ids import Direction, EngineName
 from ipsec_gw.model.secret import Secret
 from tests.unit.soft_kit import (
+    FROM_PEER,
+    TO_PEER,
     UP_ENGINE,
     WAN,
     WireSocket,
@@ -33,9 +35,6 @@ from tests.unit.soft_kit import (
     up_frame,
     wan_frame,
 )
-
-FROM_PEER = IP(src="10.2.0.1", dst="10.1.0.1") / UDP() / b"hello"
-TO_PEER = IP(src="10.1.0.1", dst="10.2.0.1") / UDP() / b"hello"
 
 
 class Rack:
