@@ -42,6 +42,16 @@ class Control(IntEnum):
     """How long a newborn SPI is held back."""
     HEARTBEAT_NS = 2
     """CLOCK_MONOTONIC of the daemon's last sign of life, 0 for never."""
+    BANK = 3
+    """The bank of firewall rows that holds."""
+    FIREWALL = 4
+    """Not 0: the firewall decides."""
+    FIB_GENERATION = 5
+    """Routes that sessions remember from another generation are looked up anew; never 0."""
+    SEED = 6
+    """Of the hashes that choose NAT addresses and ports."""
+    ANSWER_RATE = 7
+    """RSTs and ICMP errors per second and CPU."""
 
 
 MAX_CONTROL = 8
@@ -116,7 +126,10 @@ class DockCountLeaf(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class MapSpec:
-    """A map: its name is also its pin and the name that the C source gives it."""
+    """A map: its name is also its pin and the name that the C source gives it.
+
+    ``entries`` of a ring buffer are bytes. ``resizable``: a pinned map with another number of entries is kept.
+    """
 
     name: str
     kind: int
@@ -124,6 +137,7 @@ class MapSpec:
     value: type[ctypes.c_uint32] | type[ctypes.c_uint64] | type[ctypes.Structure]
     entries: int
     flags: int = 0
+    resizable: bool = False
 
 
 CONTROL = MapSpec("control", libbpf.MAP_ARRAY, ctypes.c_uint32, ctypes.c_uint64, MAX_CONTROL)
@@ -150,11 +164,12 @@ def c_defines() -> str:
 
 def check_map(spec: MapSpec, info: libbpf.MapInfo) -> None:
     """Compare what the kernel says about a map with its spec. Raises SteeringError naming the map."""
-    found = (info.type, info.key_size, info.value_size)
-    wanted = (spec.kind, ctypes.sizeof(spec.key), ctypes.sizeof(spec.value))
+    entries = info.max_entries if spec.resizable else spec.entries
+    found = (info.type, info.key_size, info.value_size, info.max_entries)
+    wanted = (spec.kind, ctypes.sizeof(spec.key), ctypes.sizeof(spec.value), entries)
     if found != wanted:
         raise SteeringError(
-            f"pinned map {spec.name} has another layout (type, key and value bytes {found}, not {wanted}) - "
+            f"pinned map {spec.name} has another layout (type, key and value bytes, entries {found}, not {wanted}) - "
             "another version made it, run `ipsec-gw off` first"
         )
 

@@ -6,12 +6,12 @@ import ctypes
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ipsec_gw.errors import EnvironmentMissing, SteeringError
 from ipsec_gw.model.ids import IpAddress, SaKey
-from xdp_steer import layout, libbpf
+from xdp_steer import flow_layout, layout, libbpf
 from xdp_steer.layout import Control, Owner
 from xdp_steer.reasons import Reason
 
@@ -42,16 +42,18 @@ class GuardCount:
     dropped: int
 
 
-def open_maps(directory: Path) -> dict[str, int]:
+def open_maps(directory: Path, *, sessions: int = flow_layout.MAX_SESSIONS) -> dict[str, int]:
     """Descriptors of all maps by name, adopted from ``directory`` or created and pinned there.
 
+    ``sessions`` is the size of a new session table in entries, two for each session; a pinned one keeps its size.
     Raises EnvironmentMissing when it is not on a bpffs and SteeringError when a pinned map has another layout.
     """
     fds: dict[str, int] = {}
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for spec in layout.MAPS:
-            fds[spec.name] = _open_map(directory / spec.name, spec)
+        for spec in layout.MAPS + flow_layout.FLOW_MAPS:
+            sized = replace(spec, entries=sessions) if spec is flow_layout.SESSIONS else spec
+            fds[spec.name] = _open_map(directory / spec.name, sized)
     except OSError as error:
         close_maps(fds)
         raise EnvironmentMissing(

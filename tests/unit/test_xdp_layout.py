@@ -71,9 +71,9 @@ def test_the_same_structure_is_accepted() -> None:
     layout.check_type("steer values", layout.SteerEntryLeaf, layout.SteerEntryLeaf)
 
 
-@pytest.mark.parametrize("change", [{"type": 2}, {"key_size": 16}, {"value_size": 16}])
+@pytest.mark.parametrize("change", [{"type": 2}, {"key_size": 16}, {"value_size": 16}, {"max_entries": 9}])
 def test_a_pinned_map_that_differs_is_refused(change: dict[str, int]) -> None:
-    right = {"type": libbpf.MAP_HASH, "key_size": 20, "value_size": 12}
+    right = {"type": libbpf.MAP_HASH, "key_size": 20, "value_size": 12, "max_entries": layout.MAX_SAS}
     layout.check_map(layout.STEER, libbpf.MapInfo(**right))
     with pytest.raises(SteeringError, match="pinned map steer has another layout"):
         layout.check_map(layout.STEER, libbpf.MapInfo(**(right | change)))
