@@ -26,6 +26,7 @@ MAP_LPM_TRIE = 11
 MAP_ARRAY_OF_MAPS = 12
 MAP_XSKMAP = 17
 MAP_RINGBUF = 27
+MAP_RINGBUF = 27
 
 BPF_F_NO_PREALLOC = 1
 BPF_XDP = 37
@@ -122,6 +123,8 @@ def _load() -> ctypes.CDLL:
     for name in ("bpf_object__open_file", "bpf_object__find_program_by_name", "bpf_object__next_program"):
         getattr(library, name).restype = ctypes.c_void_p
     library.bpf_object__find_map_by_name.restype = ctypes.c_void_p
+    library.ring_buffer__new.restype = ctypes.c_void_p
+    library.ring_buffer__free.restype = None
     library.libbpf_set_print(None)  # what goes wrong is raised, not written to the operator's terminal
     return library
 
@@ -174,6 +177,53 @@ def map_keys(fd: int, key_type: Callable[[], CValue]) -> Iterator[CValue]:
             return
         yield key
         previous = key
+
+
+def map_take(fd: int, key: _CData, value: CValue) -> CValue:
+    """Read one entry of a hash map and remove it in the same step. FileNotFoundError when there is none."""
+    check(_lib.bpf_map_lookup_and_delete_elem(fd, _ref(key), _ref(value)))
+    return value
+
+
+def map_lookup_batch(
+    fd: int, token: ctypes.c_uint32, keys: ctypes.Array[Any], values: ctypes.Array[Any], *, first: bool
+) -> tuple[int, bool]:
+    """Read the next entries of a hash map, as many as the arrays hold: their number, and whether that was all.
+
+    ``token`` is the place in the map, left for the next call; with ``first`` it is not read. OSError with ENOSPC: a
+    hash bucket holds more entries than the arrays do, and ``token`` names it.
+    """
+    count = ctypes.c_uint32(min(len(keys), len(values)))
+    begin = None if first else ctypes.byref(token)
+    try:
+        check(_lib.bpf_map_lookup_batch(fd, begin, ctypes.byref(token), keys, values, ctypes.byref(count), None))
+    except FileNotFoundError:
+        return count.value, True
+    return count.value, False
+
+
+def map_update_batch(fd: int, keys: ctypes.Array[Any], values: ctypes.Array[Any], count: int) -> None:
+    """Write the first ``count`` entries of the arrays. On OSError those before the refused one are written."""
+    check(_lib.bpf_map_update_batch(fd, keys, values, ctypes.byref(ctypes.c_uint32(count)), None))
+
+
+def map_delete_batch(fd: int, keys: ctypes.Array[Any], count: int) -> int:
+    """Remove the entries of the first ``count`` keys; those that are gone already are passed over.
+
+    Returns how many it removed.
+    """
+    removed = start = 0
+    size = ctypes.sizeof(keys) // max(len(keys), 1)
+    while start < count:
+        done = ctypes.c_uint32(count - start)
+        rest = ctypes.c_void_p(ctypes.addressof(keys) + start * size)
+        try:
+            check(_lib.bpf_map_delete_batch(fd, rest, ctypes.byref(done), None))
+        except FileNotFoundError:
+            start += 1  # the kernel stops at a key that it does not find, and counts those before it
+        removed += done.value
+        start += done.value
+    return removed
 
 
 def _ref(data: _CData) -> object:
@@ -307,6 +357,45 @@ class BpfObject:
         """Close all its descriptors. What is pinned or attached stays."""
         _lib.bpf_object__close(self._object)
         self._object = ctypes.c_void_p(None)
+
+
+_SampleCallback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+_STOP = -1
+
+
+class RingBuffer:
+    """The consumer of a BPF ring buffer map; a map has one consumer at a time."""
+
+    def __init__(self, map_fd: int) -> None:
+        """``map_fd`` stays the caller's and must live as long as this. Raises OSError."""
+        self._records: list[bytes] = []
+        self._limit = 0
+        self._callback = _SampleCallback(self._take)  # libbpf keeps the pointer: so must we
+        self._ring = ctypes.c_void_p(_lib.ring_buffer__new(map_fd, self._callback, None, None))
+        if not self._ring:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+
+    def _take(self, _context: int | None, data: int, size: int) -> int:
+        self._records.append(ctypes.string_at(data, size))
+        return _STOP if len(self._records) >= self._limit else 0
+
+    def fileno(self) -> int:
+        """Readable while there are records."""
+        return check(_lib.ring_buffer__epoll_fd(self._ring))
+
+    def consume(self, limit: int) -> list[bytes]:
+        """Up to ``limit`` (at least 1) records, oldest first; never waits."""
+        self._records, self._limit = [], limit
+        result = _lib.ring_buffer__consume(self._ring)
+        if result < 0 and len(self._records) < limit:  # not our own stop, after which the record counts as read
+            check(result)
+        return self._records
+
+    def close(self) -> None:
+        """Let go of the memory of the ring; twice is no error."""
+        _lib.ring_buffer__free(self._ring)
+        self._ring = ctypes.c_void_p(None)
 
 
 class TestRunOpts(ctypes.Structure):
