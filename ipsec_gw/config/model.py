@@ -1,12 +1,14 @@
-"""The configuration file's shape (TOML). Everything is optional: without a file the defaults hold."""
+"""The configuration: the gateway's options, and the firewall if there is one. Everything is optional."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field, InstanceOf
 
+from ipsec_gw.config.section import Section
 from ipsec_gw.ike.vici import DEFAULT_SOCKET
+from ipsec_gw.model.firewall import Ruleset
 
 
 class EngineChoice(StrEnum):
@@ -18,11 +20,13 @@ class EngineChoice(StrEnum):
     KERNEL = "kernel"
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class _Converted(Section):
+    """Strings become members of enumerations, lists become tuples."""
+
+    model_config = ConfigDict(strict=False)
 
 
-class GatewayConfig(_Section):
+class GatewayConfig(_Converted):
     """``[gateway]``. An empty ``wan`` means: the interfaces that hold the local tunnel addresses."""
 
     engine: EngineChoice = EngineChoice.AUTO
@@ -31,17 +35,18 @@ class GatewayConfig(_Section):
     vici_timeout: float = Field(default=10.0, gt=0, le=600)
 
 
-class ConnectionConfig(_Section):
+class ConnectionConfig(_Converted):
     """``[connections.NAME]``, by the name that swanctl.conf gives the connection."""
 
     accelerate: bool = True
 
 
-class Config(_Section):
-    """The whole file."""
+class Config(_Converted):
+    """The whole file. ``firewall`` is None when it defines no zones: then nothing is filtered or translated."""
 
     gateway: GatewayConfig = GatewayConfig()
     connections: dict[str, ConnectionConfig] = Field(default_factory=dict)
+    firewall: InstanceOf[Ruleset] | None = None
 
     @property
     def kept(self) -> frozenset[str]:
