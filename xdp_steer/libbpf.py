@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -143,9 +144,11 @@ def possible_cpus() -> int:
     return check(_lib.libbpf_num_possible_cpus())
 
 
-def map_create(kind: int, name: str, key_size: int, value_size: int, max_entries: int, *, flags: int = 0) -> int:
-    """A new map's file descriptor."""
-    opts = _MapCreateOpts(sz=ctypes.sizeof(_MapCreateOpts), map_flags=flags)
+def map_create(
+    kind: int, name: str, key_size: int, value_size: int, max_entries: int, *, flags: int = 0, inner: int = 0
+) -> int:
+    """A new map's file descriptor. ``inner`` is a descriptor of the kind of map that a map of maps holds."""
+    opts = _MapCreateOpts(sz=ctypes.sizeof(_MapCreateOpts), map_flags=flags, inner_map_fd=inner)
     return check(_lib.bpf_map_create(kind, name.encode(), key_size, value_size, max_entries, ctypes.byref(opts)))
 
 
@@ -223,6 +226,36 @@ def map_delete_batch(fd: int, keys: ctypes.Array[Any], count: int) -> int:
         removed += done.value
         start += done.value
     return removed
+
+
+def map_entries(fd: int, key_size: int, value_size: int, entries: int) -> list[tuple[bytes, bytes]]:
+    """Keys and values of a map that has room for ``entries``. Values of per-CPU maps are those of all CPUs."""
+    keys, values = ctypes.create_string_buffer(key_size * entries), ctypes.create_string_buffer(value_size * entries)
+    place = ctypes.create_string_buffer(max(key_size, 4))
+    count = ctypes.c_uint32(entries)
+    with suppress(FileNotFoundError):  # the end of the map: count says how many there were
+        check(_lib.bpf_map_lookup_batch(fd, None, place, keys, values, ctypes.byref(count), None))
+    raw_keys, raw_values = keys.raw, values.raw
+    return [
+        (raw_keys[n * key_size : (n + 1) * key_size], raw_values[n * value_size : (n + 1) * value_size])
+        for n in range(count.value)
+    ]
+
+
+def wait_for_programs() -> None:
+    """Return when every program run that has begun is over.
+
+    The kernel waits for that at each write into a map of maps, also where membarrier(2) cannot (nohz_full).
+    """
+    inner = map_create(MAP_ARRAY, "wait_inner", 4, 4, 1)
+    try:
+        outer = map_create(MAP_ARRAY_OF_MAPS, "wait_outer", 4, 4, 1, inner=inner)
+        try:
+            map_update(outer, ctypes.c_uint32(0), ctypes.c_uint32(inner))
+        finally:
+            os.close(outer)
+    finally:
+        os.close(inner)
 
 
 def _ref(data: _CData) -> object:

@@ -1,0 +1,107 @@
+"""What the maps of one bank hold, as plain values; :mod:`xdp_steer.compile.pack` makes bytes of them.
+
+A set of rule rows is an int whose bit ``n`` stands for row ``n`` of the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ipsec_gw.model.ids import IpAddress, IpNetwork
+from xdp_steer.flow_layout import Dimension, PolicyAction, PortFlag, ServiceKind, Table, TableAny
+
+Segments = tuple[tuple[int, int], ...]
+"""Classes of 0 to 65535 as (first index, class), ascending from index 0: each holds until the next one."""
+
+
+@dataclass(frozen=True, slots=True)
+class PortInfo:
+    """What the machine says about an interface of a zone.
+
+    ``ifindex`` and ``vid`` are what a frame carries: for a VLAN device its parent and tag, else its own and 0.
+    ``l3_ifindex`` is the device itself. ``redirect``: it takes frames redirected by XDP. ``partial``: packets may come
+    in with an unfinished L4 checksum. ``vlan``: it is a VLAN device.
+    """
+
+    ifindex: int
+    l3_ifindex: int
+    vid: int = 0
+    address4: IpAddress | None = None
+    address6: IpAddress | None = None
+    redirect: bool = False
+    partial: bool = False
+    vlan: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PortRow:
+    """Of ``ports``."""
+
+    info: PortInfo
+    zone: int
+    flags: PortFlag
+    mss: int
+
+
+@dataclass(frozen=True, slots=True)
+class RuleRow:
+    """Of ``rule_rows``; the fields are those of ``struct rule_row``, ports in host order, ``flags`` of RowFlag."""
+
+    rule: int
+    action: int
+    flags: int = 0
+    timeout: int = 0
+    pool: int = 0
+    prefixlen: int = 0
+    to: IpAddress | None = None
+    port: int = 0
+    first_port: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixRow:
+    """Of ``prefixes``: addresses whose longest prefix it is belong to the class."""
+
+    network: IpNetwork
+    class_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class PoolRow:
+    """Of ``pools``; ``overflow`` is an index + 1, 0 for none."""
+
+    first: IpAddress
+    addresses: int
+    low: int
+    high: int
+    persistent: bool
+    overflow: int
+
+
+@dataclass(frozen=True, slots=True)
+class TableRows:
+    """A rule table: ``bits`` has the set of rows of every class, class 0 first."""
+
+    rules: tuple[RuleRow, ...]
+    bits: Mapping[Dimension, tuple[int, ...]]
+    sources: tuple[PrefixRow, ...]
+    destinations: tuple[PrefixRow, ...]
+    services: Mapping[ServiceKind, Segments]
+    unasked: TableAny
+
+    @property
+    def words(self) -> int:
+        """64-bit words that hold the rules."""
+        return -(-len(self.rules) // 64)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Everything that one bank holds. ``timeouts`` are seconds, indexed by :class:`xdp_steer.flow_layout.Timeout`."""
+
+    ports: tuple[PortRow, ...]
+    tables: Mapping[Table, TableRows]
+    pools: tuple[PoolRow, ...]
+    timeouts: tuple[int, ...]
+    default: PolicyAction

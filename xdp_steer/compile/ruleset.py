@@ -1,0 +1,127 @@
+"""From a ruleset to the rows of one bank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+
+from ipsec_gw.model.firewall import Pool, Ruleset, Zone
+from xdp_steer.compile.classify import prefix_rows, service_rows, source_port_rows, zone_bits
+from xdp_steer.compile.errors import CompileError
+from xdp_steer.compile.ids import Ids
+from xdp_steer.compile.rows import PoolRow, PortInfo, PortRow, Rows, TableRows
+from xdp_steer.compile.terms import ACTIONS, Term, Terms
+from xdp_steer.flow_layout import (
+    MAX_POOLS,
+    MAX_PORTS,
+    MAX_PREFIXES,
+    MAX_ROWS,
+    Dimension,
+    PortFlag,
+    Table,
+    TableAny,
+    Timeout,
+)
+
+
+def compile_ruleset(ruleset: Ruleset, ids: Ids, interfaces: Mapping[str, PortInfo], *, now: datetime) -> Rows:
+    """What the maps hold for a ruleset at a moment of local time; policies whose schedule does not hold are left out.
+
+    ``ids`` come from :func:`xdp_steer.compile.ids.assign` for this ruleset. An interface that ``interfaces`` does not
+    have is left out: nothing arrives by it. Raises CompileError, naming the rule, when a reference leads nowhere, when
+    a rule asks for what the pipeline does not look at, or when a table is too small.
+    """
+    terms = Terms(ruleset, ids, now)
+    tables = {
+        Table.POLICY: _table(Table.POLICY, terms.policy()),
+        Table.SNAT: _table(Table.SNAT, terms.snat()),
+        Table.DNAT: _table(Table.DNAT, terms.dnat()),
+    }
+    _check_prefixes(tables)
+    timeouts = tuple(int(getattr(ruleset.sessions.timeouts, timeout.name.lower())) for timeout in Timeout)
+    return Rows(
+        ports=tuple(_ports(ruleset.zones, ids, interfaces)),
+        tables=tables,
+        pools=tuple(_pools(ruleset.pools)),
+        timeouts=timeouts,
+        default=ACTIONS[ruleset.default],
+    )
+
+
+def _table(table: Table, rules: Iterable[Term]) -> TableRows:
+    terms = tuple(rules)
+    if len(terms) > MAX_ROWS:
+        raise CompileError(
+            f"{terms[MAX_ROWS].label}: the {table.name.lower()} table has {len(terms)} rows up to the last rule, "
+            f"{MAX_ROWS} are possible (one for each rule and application term) - merge or remove rules"
+        )
+    source_bits, sources = prefix_rows(terms, Dimension.SOURCE)
+    destination_bits, destinations = prefix_rows(terms, Dimension.DESTINATION)
+    service_bits, services = service_rows(terms)
+    source_port_bits, source_ports = source_port_rows(terms)
+    unasked = TableAny(0)
+    unasked |= TableAny(0) if sources else TableAny.SOURCE
+    unasked |= TableAny(0) if destinations else TableAny.DESTINATION
+    unasked |= TableAny(0) if len(source_port_bits) > 1 else TableAny.SOURCE_PORT
+    bits = {
+        Dimension.ZONES: zone_bits(terms),
+        Dimension.SOURCE: source_bits,
+        Dimension.DESTINATION: destination_bits,
+        Dimension.SERVICE: service_bits,
+        Dimension.SOURCE_PORT: source_port_bits,
+    }
+    return TableRows(tuple(term.row for term in terms), bits, sources, destinations, services | source_ports, unasked)
+
+
+def _check_prefixes(tables: Mapping[Table, TableRows]) -> None:
+    count = sum(len(rows.sources) + len(rows.destinations) for rows in tables.values())
+    if count > MAX_PREFIXES:
+        raise CompileError(f"the rules use {count} prefixes, {MAX_PREFIXES} are possible - merge address sets")
+
+
+def _ports(zones: Iterable[Zone], ids: Ids, interfaces: Mapping[str, PortInfo]) -> Iterator[PortRow]:
+    taken: dict[tuple[int, int], str] = {}
+    for zone in zones:
+        for name in zone.interfaces:
+            if name not in interfaces:
+                continue
+            info = interfaces[name]
+            place = (info.ifindex, info.vid)
+            if place in taken:
+                raise CompileError(f"zone {zone.name}: {name} is {taken[place]} again - name it once, in one zone")
+            if len(taken) == MAX_PORTS:
+                raise CompileError(f"zone {zone.name}: {name} is one interface too many, {MAX_PORTS} are possible")
+            taken[place] = f"{name} of zone {zone.name}"
+            yield PortRow(info, ids.zones[zone.name], _port_flags(zone, info), zone.tcp_mss or 0)
+
+
+def _port_flags(zone: Zone, info: PortInfo) -> PortFlag:
+    flags = {
+        PortFlag.SYN_CHECK: zone.syn_check,
+        PortFlag.TCP_RESET: zone.tcp_reset,
+        PortFlag.PARTIAL: info.partial,
+        PortFlag.REDIRECT: info.redirect,
+    }
+    return PortFlag(sum(flag for flag, wanted in flags.items() if wanted))
+
+
+def _pools(pools: tuple[Pool, ...]) -> Iterator[PoolRow]:
+    if len(pools) > MAX_POOLS:
+        raise CompileError(f"pool {pools[MAX_POOLS].name}: {len(pools)} pools, {MAX_POOLS} are possible - merge some")
+    numbers = {pool.name: index + 1 for index, pool in enumerate(pools)}
+    families = {pool.name: pool.first.version for pool in pools}
+    for pool in pools:
+        if pool.overflow is not None and families.get(pool.overflow) != pool.first.version:
+            raise CompileError(f"pool {pool.name}: there is no pool {pool.overflow} of its family to overflow into")
+        overflow = numbers[pool.overflow] if pool.overflow is not None else 0
+        yield PoolRow(pool.first, _addresses(pool), *pool.ports, pool.persistent, overflow)
+
+
+def _addresses(pool: Pool) -> int:
+    count = int(pool.last) - int(pool.first) + 1
+    if pool.first.version != pool.last.version or not 1 <= count < 1 << 32:
+        raise CompileError(
+            f"pool {pool.name}: {pool.first} to {pool.last} are not 1 to {(1 << 32) - 1} addresses of one family - "
+            "give the lowest one first"
+        )
+    return count
