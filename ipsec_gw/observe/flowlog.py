@@ -46,8 +46,8 @@ class FlowRecord:
     """One line of the log, names in place of numbers.
 
     ``translated`` is None when nothing was translated (and for what was denied). ``policy`` is ``default`` if no rule
-    decided. ``reason`` is empty for CREATE. Counters and ``seconds`` are None but for sessions that the collector ended:
-    the datapath tells none.
+    decided. ``reason`` is empty for CREATE. Only sessions that the collector ended have counters and ``seconds``: the
+    datapath tells none.
     """
 
     kind: Kind
@@ -83,9 +83,9 @@ class Decoder:
             session=event.session,
             flow=event.flow,
             translated=None if kind is Kind.DENY else _if_translated(event.flow, event.translated),
-            from_zone=self._zone(event.flow.zone),
-            to_zone=self._zone(event.translated.zone),
-            policy=self._rule(event.rule) or _DEFAULT,
+            from_zone=self.zone(event.flow.zone),
+            to_zone=self.zone(event.translated.zone),
+            policy=self.policy(event.rule),
             reason="" if kind is Kind.CREATE else _reason(event),
         )
 
@@ -98,9 +98,9 @@ class Decoder:
             session=session.id,
             flow=session.flow,
             translated=_if_translated(session.flow, session.translated),
-            from_zone=self._zone(session.flow.zone),
-            to_zone=self._zone(session.translated.zone),
-            policy=self._rule(session.rule) or _DEFAULT,
+            from_zone=self.zone(session.flow.zone),
+            to_zone=self.zone(session.translated.zone),
+            policy=self.policy(session.rule),
             source_rule=self._rule(session.snat_rule),
             destination_rule=self._rule(session.dnat_rule),
             reason=close.reason,
@@ -112,8 +112,13 @@ class Decoder:
     def _time(self, monotonic_ns: int) -> datetime:
         return datetime.fromtimestamp((monotonic_ns + self.offset_ns) / SECOND, UTC)
 
-    def _zone(self, number: int) -> str:
+    def zone(self, number: int) -> str:
+        """The name of a zone."""
         return SELF if number == 0 else name_of(self.zones, number)
+
+    def policy(self, number: int) -> str:
+        """The name of a policy, ``default`` for 0."""
+        return self._rule(number) or _DEFAULT
 
     def _rule(self, number: int) -> str | None:
         return name_of(self.rules, number) if number else None
