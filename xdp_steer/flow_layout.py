@@ -306,7 +306,7 @@ class SessionLeaf(ctypes.Structure):
         ("mtu", ctypes.c_uint16),
         ("dmac", ctypes.c_uint8 * 6),
         ("smac", ctypes.c_uint8 * 6),
-        ("reserved2", ctypes.c_uint32),
+        ("reserved2", ctypes.c_uint64),
         ("fib_ns", ctypes.c_uint64),
         ("saddr", _ADDRESS),
         ("daddr", _ADDRESS),
@@ -338,7 +338,7 @@ class FragmentKeyLeaf(ctypes.Structure):
 class FragmentLeaf(ctypes.Structure):
     """``struct fragment``."""
 
-    _fields_ = (("key", FlowKeyLeaf), ("reserved", ctypes.c_uint32), ("seen_ns", ctypes.c_uint64))
+    _fields_ = (("key", FlowKeyLeaf), ("seen_ns", ctypes.c_uint64))
 
 
 class EventLeaf(ctypes.Structure):
@@ -531,4 +531,5 @@ def c_defines() -> str:
     lines += [f"#define {name} {value}" for name, value in globals().items() if name.startswith("MAX_")]
     lines += [f"#define {name} {globals()[name]}" for name in ("SERVICE_CHUNK", "NAT_TRIES", "NAT_STEP")]
     lines += [f"#define {name} {globals()[name]}" for name in ("FRAGMENT_SECONDS", "EVENT_RING_BYTES")]
+    lines += [f"#define MAX_SERVICE_ROWS {SERVICES.entries}", f"#define MAX_BIT_ROWS {RULE_BITS.entries}"]
     return "\n".join([*lines, ""])

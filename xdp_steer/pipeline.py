@@ -1,4 +1,4 @@
-"""The BCC programs (XDP pipeline and TC guard): compiled once, pinned, adopted from their pins afterwards.
+"""The BCC programs (XDP pipeline with its stages, TC guard): compiled once, pinned, adopted from their pins afterwards.
 
 Pins below ``PINS/programs/DIGEST``: the digest covers the whole source with every shared number, so an unchanged
 product never compiles twice between two boots (a compile costs seconds), and a changed one always does.
@@ -19,13 +19,29 @@ from typing import Any, cast
 import structlog
 
 from ipsec_gw.errors import EnvironmentMissing, SteeringError
-from xdp_steer import layout, libbpf, reasons
+from xdp_steer import flow_layout, layout, libbpf, reasons
+from xdp_steer.flow_layout import Stage
 from xdp_steer.headers import Headers, find_headers
 
 BPF_DIR = Path(__file__).parent / "bpf"
 _SOURCE = BPF_DIR / "pipeline.c"
 _INCLUDE = re.compile(r'^#include "(?P<file>\w+\.h)"$')
 _DIGEST_CHARS = 16
+_STAGES = (
+    Stage.FLOW,
+    Stage.NEW,
+    Stage.POLICY,
+    Stage.CREATE,
+    Stage.FORWARD,
+    Stage.ICMP_ERROR,
+    Stage.ANSWER,
+    Stage.FRAGMENT,
+)
+_USER_SPACE_ONLY = ("names", "events")
+"""Maps that no program reads, and the ring buffer, which has neither keys nor values."""
+_PRIVATE = ("metas", "stages")
+"""Maps of one version of the programs. Their pins keep the program array filled: the kernel empties one that user space
+has let go of."""
 
 log = structlog.get_logger(__name__)
 
@@ -46,7 +62,7 @@ class Programs:
 
 def source() -> str:
     """The text that BCC compiles: shared numbers first, then pipeline.c with its own headers in place."""
-    return "\n".join([reasons.c_defines(), layout.c_defines(), *_expand(_SOURCE)])
+    return "\n".join([reasons.c_defines(), layout.c_defines(), flow_layout.c_defines(), *_expand(_SOURCE)])
 
 
 def _expand(path: Path) -> Iterator[str]:
@@ -73,8 +89,7 @@ def load(pins: Path, maps: Mapping[str, int]) -> Programs:
     directory = pins / "programs" / digest(text)
     programs = _adopt(directory, maps)
     if programs is None:
-        programs = _compile(text, pins / "maps")
-        _pin(directory, programs)
+        programs = _compile(text, pins / "maps", directory)
         log.info("pipeline compiled", digest=directory.name)
     _sweep(directory)
     return programs
@@ -89,7 +104,7 @@ def _adopt(directory: Path, maps: Mapping[str, int]) -> Programs | None:
         for fd in fds:
             os.close(fd)
         return None
-    ours = {libbpf.map_info(fd).id for fd in maps.values()}
+    ours = {libbpf.map_info(fd).id for fd in maps.values()} | _private_maps(directory)
     if all(libbpf.program_maps(fd) <= ours for fd in fds):
         return Programs(fds[0], fds[1], compiled=False)
     for fd in fds:  # programs that outlived their maps count into nowhere
@@ -97,7 +112,19 @@ def _adopt(directory: Path, maps: Mapping[str, int]) -> Programs | None:
     return None
 
 
-def _compile(text: str, map_pins: Path) -> Programs:
+def _private_maps(directory: Path) -> frozenset[int]:
+    found = set()
+    for name in _PRIVATE:
+        try:
+            fd = libbpf.open_pin(directory / name)
+        except OSError:
+            continue
+        found.add(libbpf.map_info(fd).id)
+        os.close(fd)
+    return frozenset(found)
+
+
+def _compile(text: str, map_pins: Path, directory: Path) -> Programs:
     try:
         from bcc import BPF  # noqa: PLC0415 - loads LLVM, which an adopted pipeline never needs
     except ImportError as error:
@@ -111,11 +138,17 @@ def _compile(text: str, map_pins: Path) -> Programs:
             bpf = BPF(text=text.encode(), cflags=cflags)
         try:
             check_tables(bpf)
-            return Programs(
+            stages = bpf[b"stages"]
+            for stage in _STAGES:
+                function = bpf.load_func(f"stage_{stage.name.lower()}".encode(), BPF.XDP)
+                stages[ctypes.c_int(stage)] = ctypes.c_int(function.fd)
+            programs = Programs(
                 os.dup(bpf.load_func(b"xdp_pipeline", BPF.XDP).fd),
                 os.dup(bpf.load_func(b"tc_guard", BPF.SCHED_CLS).fd),
                 compiled=True,
             )
+            _pin(directory, programs, {name: bpf[name.encode()].map_fd for name in _PRIVATE})
+            return programs
         finally:
             bpf.cleanup()  # LLVM's memory, and BCC's own descriptors
     except SteeringError:
@@ -141,7 +174,9 @@ def _kernel_source(headers: Headers) -> Iterator[None]:
 
 def check_tables(bpf: Mapping[bytes, object]) -> None:
     """Hold every table of a compiled program against :data:`xdp_steer.layout.MAPS`. Raises SteeringError."""
-    for spec in layout.MAPS:
+    for spec in (*layout.MAPS, *flow_layout.FLOW_MAPS):
+        if spec.name in _USER_SPACE_ONLY:
+            continue
         table = bpf[spec.name.encode()]
         if spec.kind == libbpf.MAP_PROG_ARRAY:
             continue  # four-byte indices and descriptors, by definition of the kind
@@ -157,10 +192,10 @@ def _one_value(leaf: type[Any]) -> type[Any]:
     return cast("type[Any]", element)
 
 
-def _pin(directory: Path, programs: Programs) -> None:
+def _pin(directory: Path, programs: Programs, private: Mapping[str, int]) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for name, fd in (("guard", programs.guard), ("pipeline", programs.pipeline)):
+        for name, fd in (*private.items(), ("guard", programs.guard), ("pipeline", programs.pipeline)):
             (directory / name).unlink(missing_ok=True)
             libbpf.pin(fd, directory / name)
     except OSError as error:

@@ -1,7 +1,7 @@
 """BPF_PROG_TEST_RUN: give a loaded program one packet and see what it does with it.
 
-The programs run with the interface and queue of a fresh context: the loopback of the caller's network namespace
-(ifindex 1) and queue 0.
+Without an interface the programs run with a fresh context: the loopback of the caller's network namespace (ifindex 1)
+and queue 0.
 """
 
 from __future__ import annotations
@@ -45,10 +45,24 @@ class RunResult:
     repeat: int
 
 
-def prog_run(program_fd: int, packet: bytes, repeat: int = 1) -> RunResult:
+class _XdpContext(ctypes.Structure):
+    """``struct xdp_md``; data and data_end are offsets here."""
+
+    _fields_ = (
+        ("data", ctypes.c_uint32),
+        ("data_end", ctypes.c_uint32),
+        ("data_meta", ctypes.c_uint32),
+        ("ingress_ifindex", ctypes.c_uint32),
+        ("rx_queue_index", ctypes.c_uint32),
+        ("egress_ifindex", ctypes.c_uint32),
+    )
+
+
+def prog_run(program_fd: int, packet: bytes, repeat: int = 1, ifindex: int | None = None) -> RunResult:
     """Run a program on a packet of at least 14 bytes, for TC a whole IP header.
 
-    Raises SteeringError when the kernel refuses to.
+    ``ifindex`` is the interface that an XDP program sees the packet come in by (queue 0). Raises SteeringError when the
+    kernel refuses to.
     """
     out = ctypes.create_string_buffer(len(packet) + _HEADROOM)
     given = ctypes.create_string_buffer(packet, len(packet))
@@ -59,6 +73,10 @@ def prog_run(program_fd: int, packet: bytes, repeat: int = 1) -> RunResult:
         data_size_out=len(out),
         repeat=repeat,
     )
+    if ifindex is not None:
+        context = _XdpContext(data_end=len(packet), ingress_ifindex=ifindex)
+        opts.ctx_in = ctypes.addressof(context)
+        opts.ctx_size_in = ctypes.sizeof(context)
     try:
         libbpf.prog_test_run(program_fd, opts)
     except OSError as error:

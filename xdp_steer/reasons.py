@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from enum import IntEnum, unique
 
-MAX_REASONS = 64
+MAX_REASONS = 128
 """Entries of the counter map: room to grow without another map layout."""
 
 
 @unique
 class Reason(IntEnum):
-    """A verdict of XDP (below 32, none of them drops) or of the guard on TC egress (32 and above)."""
+    """A verdict of XDP on ESP (1 to 31, none of them drops), of the guard on TC egress (32 to 39), or of the firewall
+    in XDP (40 and above).
+    """
 
     STEERED = 1
     """ESP of a steered SA, handed to its interface's dock."""
@@ -59,6 +61,62 @@ class Reason(IntEnum):
     """The same with no room to remember it: passed. Expect 0."""
     GUARD_TRANSIT = 37
     """ESP between others that this machine only forwards: passed, and nothing is remembered of it."""
+
+    FORWARDED = 40
+    """Redirected to another interface."""
+    TO_KERNEL = 41
+    """Permitted and translated, the kernel forwards it: no neighbour yet, fragmentation, an interface that cannot be
+    redirected to, or a checksum that is left to hardware."""
+    HOST = 42
+    """To this machine, permitted."""
+    HOST_IKE = 43
+    """IKE, ESP or AH to this machine: never stopped."""
+    NDP = 44
+    """IPv6 neighbour or router discovery with hop limit 255: kernel."""
+    LOCAL_FRAGMENT = 45
+    """A later fragment to this machine: the kernel puts it together with a first one that was let in, or not at all."""
+    NO_ZONE = 46
+    """Came in by an interface or VLAN without a zone: dropped."""
+    MALFORMED = 47
+    """Headers that contradict themselves or end early: dropped."""
+    FRAGMENT_UNKNOWN = 48
+    """A later fragment whose first one was not let through: dropped."""
+    TCP_NOT_SYN = 49
+    """TCP without a session that is no SYN: dropped or reset."""
+    ICMP_UNSOLICITED = 50
+    """ICMP that answers nothing: dropped."""
+    ICMP_NO_SESSION = 51
+    """An ICMP error about a packet of no session: dropped."""
+    ROUTE_BLACKHOLE = 52
+    """A blackhole route: dropped."""
+    ROUTE_UNREACHABLE = 53
+    """An unreachable or prohibit route: dropped and answered."""
+    ROUTE_UNSUPPORTED = 54
+    """Forwarding is off on the interface, or a kind of route that XDP cannot follow: dropped."""
+    NO_EGRESS_ZONE = 55
+    """The route leads to an interface without a zone: dropped."""
+    POLICY_DENY = 56
+    """Denied by a rule."""
+    POLICY_REJECT = 57
+    """Rejected by a rule: dropped and answered."""
+    DEFAULT_DENY = 58
+    """No rule matched and the default is not to permit: dropped (answered if the default is to reject)."""
+    NAT_EXHAUSTED = 59
+    """No free port, or the translated flow exists already: dropped."""
+    NAT_NO_ADDRESS = 60
+    """Interface NAT, and the interface has no address of that family: dropped."""
+    SESSIONS_FULL = 61
+    """The session table is full: dropped."""
+    SESSION_CLOSED = 62
+    """TCP after a RST: dropped."""
+    TTL_EXPIRED = 63
+    """Dropped and answered with time exceeded."""
+    TOO_BIG = 64
+    """Longer than the next hop's MTU and not to be fragmented: dropped and answered."""
+    ZONE_CHANGED = 65
+    """A session whose route now leads into another zone: dropped."""
+    NO_STAGE = 66
+    """A stage of the pipeline is missing: dropped. Expect 0."""
 
     @property
     def label(self) -> str:

@@ -10,6 +10,7 @@
 #define EXTENSION_UNIT		8	/* bytes that an extension header's length counts (RFC 8200 4.3) */
 #define ESP_MINIMUM		8	/* SPI and sequence number: less is no ESP */
 #define IP_MORE_FRAGMENTS	0x2000
+#define IP_DONT_FRAGMENT	0x4000
 #define IP_FRAGMENT_OFFSET	0x1fff
 #define IP6_MORE_FRAGMENTS	0x0001
 #define IP6_FRAGMENT_OFFSET	0xfff8
@@ -23,6 +24,9 @@
 #define SHAPE_OPTIONS		0x2	/* IPv4 options */
 #define SHAPE_EXTENSIONS	0x4	/* IPv6 extension headers */
 #define SHAPE_FRAGMENT		0x8	/* first fragment */
+#define SHAPE_LATER		0x10	/* a fragment that is not the first */
+#define SHAPE_DF		0x20	/* IPv4, must not be fragmented */
+#define SHAPE_IPV6		0x40
 
 struct vlan_tag {
 	__be16 tci;
@@ -46,7 +50,12 @@ struct packet {
 	void *end;
 	struct sa_key key;
 	struct address source;
+	void *l3;		/* IP header, NULL before there is one */
 	u32 shape;
+	u32 length;		/* what the IP header says, header included */
+	__be32 fragment_id;
+	__be16 tci;
+	u8 ttl;
 	u8 protocol;		/* of what the cursor is at after parse_ip() */
 };
 
@@ -62,10 +71,13 @@ static __always_inline u32 parse_ipv4(struct packet *pkt)
 		return REASON_TRUNCATED;
 	if (length > sizeof(*ip))
 		pkt->shape |= SHAPE_OPTIONS;
-	if (ip->frag_off & htons(IP_FRAGMENT_OFFSET))
-		return REASON_FRAGMENT;
 	if (ip->frag_off & htons(IP_MORE_FRAGMENTS))
 		pkt->shape |= SHAPE_FRAGMENT;
+	if (ip->frag_off & htons(IP_DONT_FRAGMENT))
+		pkt->shape |= SHAPE_DF;
+	pkt->fragment_id = ip->id;
+	pkt->length = ntohs(ip->tot_len);
+	pkt->ttl = ip->ttl;
 	pkt->key.addr[0] = 0;
 	pkt->key.addr[1] = 0;
 	pkt->key.addr[2] = htonl(V4_MAPPED);
@@ -76,6 +88,10 @@ static __always_inline u32 parse_ipv4(struct packet *pkt)
 	pkt->source.addr[3] = ip->saddr;
 	pkt->protocol = ip->protocol;
 	pkt->cursor += length;
+	if (ip->frag_off & htons(IP_FRAGMENT_OFFSET)) {
+		pkt->shape = (pkt->shape & ~SHAPE_FRAGMENT) | SHAPE_LATER;
+		return REASON_FRAGMENT;
+	}
 	return NEXT;
 }
 
@@ -90,6 +106,9 @@ static __always_inline u32 parse_ipv6(struct packet *pkt)
 		return REASON_TRUNCATED;
 	__builtin_memcpy(pkt->key.addr, &ip->daddr, sizeof(pkt->key.addr));
 	__builtin_memcpy(pkt->source.addr, &ip->saddr, sizeof(pkt->source.addr));
+	pkt->shape |= SHAPE_IPV6;
+	pkt->length = sizeof(*ip) + ntohs(ip->payload_len);
+	pkt->ttl = ip->hop_limit;
 	pkt->protocol = ip->nexthdr;
 	pkt->cursor = ip + 1;
 #pragma unroll
@@ -109,13 +128,16 @@ static __always_inline u32 parse_ipv6(struct packet *pkt)
 			fragment = pkt->cursor;
 			if ((void *)(fragment + 1) > pkt->end)
 				return REASON_TRUNCATED;
-			if (fragment->offset & htons(IP6_FRAGMENT_OFFSET))
-				return REASON_FRAGMENT;
 			pkt->shape |= SHAPE_EXTENSIONS;
-			if (fragment->offset & htons(IP6_MORE_FRAGMENTS))
-				pkt->shape |= SHAPE_FRAGMENT;
+			pkt->fragment_id = fragment->id;
 			pkt->protocol = fragment->next;
 			pkt->cursor = fragment + 1;
+			if (fragment->offset & htons(IP6_FRAGMENT_OFFSET)) {
+				pkt->shape |= SHAPE_LATER;
+				return REASON_FRAGMENT;
+			}
+			if (fragment->offset & htons(IP6_MORE_FRAGMENTS))
+				pkt->shape |= SHAPE_FRAGMENT;
 			break;
 		default:
 			return NEXT;
@@ -141,9 +163,11 @@ static __always_inline u32 parse_ip(struct packet *pkt)
 		if ((void *)(tag + 1) > pkt->end)
 			return REASON_TRUNCATED;
 		protocol = tag->protocol;
+		pkt->tci = tag->tci;
 		pkt->cursor = tag + 1;
 		pkt->shape |= SHAPE_TAGGED;
 	}
+	pkt->l3 = pkt->cursor;
 	if (protocol == htons(ETH_P_IP))
 		return parse_ipv4(pkt);
 	if (protocol == htons(ETH_P_IPV6))

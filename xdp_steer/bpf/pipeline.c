@@ -14,10 +14,24 @@
 #include <uapi/linux/udp.h>
 
 #include "maps.h"
+#include "flow_maps.h"
 #include "parse.h"
 #include "steer.h"
 #include "exit.h"
 #include "guard.h"
+#include "flow.h"
+#include "checksum.h"
+#include "enter.h"
+#include "route.h"
+#include "rewrite.h"
+#include "session.h"
+#include "classify.h"
+#include "forward.h"
+#include "new.h"
+#include "policy.h"
+#include "create.h"
+#include "icmp_error.h"
+#include "answer.h"
 
 int xdp_pipeline(struct xdp_md *ctx)
 {
@@ -26,14 +40,21 @@ int xdp_pipeline(struct xdp_md *ctx)
 		.end = (void *)(long)ctx->data_end,
 	};
 	struct steer_count *counters = NULL;
-	u32 reason;
+	u32 reason, parsed;
+	void *l4;
 
-	reason = parse_ip(&pkt);
+	parsed = parse_ip(&pkt);
+	l4 = pkt.cursor;
+	reason = parsed;
 	if (reason == NEXT)
 		reason = parse_esp(&pkt, false);
 	if (reason == NEXT)
 		reason = steer_esp(&pkt, &counters);
-	return leave(ctx, reason, counters);
+	if (reason == REASON_STEERED || parsed == REASON_NOT_IP || !control_value(CONTROL_FIREWALL))
+		return leave(ctx, reason, counters);
+	count_kernel(counters, (void *)(long)ctx->data_end - (void *)(long)ctx->data);
+	pkt.cursor = l4;
+	return enter(ctx, &pkt, parsed != REASON_TRUNCATED);
 }
 
 int tc_guard(struct __sk_buff *skb)

@@ -1,0 +1,200 @@
+"""The firewall as the operator wants it: zones, policies and NAT with every reference resolved.
+
+Values only. ``config`` makes a :class:`Ruleset` out of the file, ``xdp_steer.compile`` turns it into map rows, and the
+reference model of the tests decides packets by it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum, unique
+
+from ipsec_gw.model.ids import IpAddress, IpNetwork
+
+SELF = "self"
+"""The zone that is this machine: what is delivered to it and what it sends."""
+
+ANY_PORT = (0, 65535)
+
+Range = tuple[int, int]
+"""First and last, both included."""
+
+
+@unique
+class Action(StrEnum):
+    """What a policy does with a new flow. ``reject`` answers with a TCP RST or an ICMP unreachable."""
+
+    PERMIT = "permit"
+    DENY = "deny"
+    REJECT = "reject"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Service:
+    """One term of an application.
+
+    ``protocol`` is an IP protocol number, None for all of them. ``destination`` are destination ports of TCP, UDP and
+    SCTP; of ICMP and ICMPv6 it is the range of ``type << 8 | code``. ``source`` are source ports. ``timeout`` in seconds
+    replaces the idle timeout of established flows.
+    """
+
+    protocol: int | None = None
+    destination: Range = ANY_PORT
+    source: Range = ANY_PORT
+    timeout: int | None = None
+
+
+ANY_SERVICE = (Service(),)
+
+
+@dataclass(frozen=True, slots=True)
+class Zone:
+    """Interfaces that are trusted alike. ``interfaces`` are kernel names (``eth0``, ``eth0.100`` for a VLAN).
+
+    ``host_inbound`` is what may reach this machine from the zone without a policy. ``syn_check``: a TCP flow starts with
+    a SYN. ``tcp_reset``: a TCP packet (but a SYN) that belongs to no flow is answered with RST. ``tcp_mss`` caps
+    the MSS of flows from and to the zone, in bytes.
+    """
+
+    name: str
+    interfaces: tuple[str, ...] = ()
+    host_inbound: tuple[Service, ...] = ()
+    syn_check: bool = True
+    tcp_reset: bool = False
+    tcp_mss: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """When a policy holds: week days (0 is Monday, none means every day) and a daily span in minutes, local time."""
+
+    name: str
+    days: frozenset[int] = frozenset()
+    start: int = 0
+    end: int = 24 * 60
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """One rule. Empty ``sources`` or ``destinations`` mean any; ``from_zone`` and ``to_zone`` None make it global.
+
+    Destinations are matched after destination NAT, sources before source NAT.
+    """
+
+    name: str
+    action: Action
+    from_zone: str | None = None
+    to_zone: str | None = None
+    sources: tuple[IpNetwork, ...] = ()
+    destinations: tuple[IpNetwork, ...] = ()
+    services: tuple[Service, ...] = ANY_SERVICE
+    log_open: bool = False
+    log_close: bool = False
+    schedule: Schedule | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Addresses to translate to, first and last included; with ``ports`` also the ports (and ICMP identifiers).
+
+    ``persistent``: a source keeps its address. ``overflow`` names the pool that is asked when this one has no free port.
+    """
+
+    name: str
+    first: IpAddress
+    last: IpAddress
+    ports: Range = (1024, 65535)
+    persistent: bool = False
+    overflow: str | None = None
+
+
+@unique
+class Translation(StrEnum):
+    """How a source NAT rule translates."""
+
+    OFF = "off"
+    INTERFACE = "interface"
+    POOL = "pool"
+
+
+@dataclass(frozen=True, slots=True)
+class SourceNat:
+    """Source NAT of new flows; the first rule that matches decides. Zones None mean any."""
+
+    name: str
+    translation: Translation
+    from_zone: str | None = None
+    to_zone: str | None = None
+    sources: tuple[IpNetwork, ...] = ()
+    destinations: tuple[IpNetwork, ...] = ()
+    services: tuple[Service, ...] = ANY_SERVICE
+    pool: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DestinationNat:
+    """Destination NAT of new flows: ``destination`` (as it arrives) becomes the address at the same place of ``to``.
+
+    Both prefixes have the same length. With ``to_port`` the first port of the service becomes that port and the others
+    follow in step.
+    """
+
+    name: str
+    destination: IpNetwork
+    to: IpNetwork
+    from_zone: str | None = None
+    sources: tuple[IpNetwork, ...] = ()
+    services: tuple[Service, ...] = ANY_SERVICE
+    to_port: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StaticNat:
+    """One to one, both ways, ports kept: ``external`` towards ``zone``, ``internal`` everywhere else."""
+
+    name: str
+    zone: str
+    external: IpNetwork
+    internal: IpNetwork
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Idle seconds after which a session ends."""
+
+    tcp_established: int = 1800
+    tcp_opening: int = 30
+    tcp_closing: int = 30
+    tcp_time_wait: int = 120
+    tcp_closed: int = 10
+    udp: int = 60
+    icmp: int = 30
+    other: int = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Sessions:
+    """The session table: ``maximum`` sessions; between the water marks (percent) idle ones end after ``early_ageout``."""
+
+    maximum: int = 262_144
+    timeouts: Timeouts = Timeouts()
+    high_water: int = 90
+    low_water: int = 75
+    early_ageout: int = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Ruleset:
+    """The whole firewall. Rules are in the order in which they are tried.
+
+    Policies of the zone pair come first, then global ones, then ``default``.
+    """
+
+    zones: tuple[Zone, ...] = ()
+    policies: tuple[Policy, ...] = ()
+    default: Action = Action.DENY
+    pools: tuple[Pool, ...] = ()
+    source_nat: tuple[SourceNat, ...] = ()
+    destination_nat: tuple[DestinationNat, ...] = ()
+    static_nat: tuple[StaticNat, ...] = ()
+    sessions: Sessions = field(default_factory=Sessions)

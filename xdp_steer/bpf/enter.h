@@ -1,0 +1,153 @@
+/* SPDX-License-Identifier: GPL-2.0
+ *
+ * The way into the firewall: which port, are the headers sound, and what kind of packet is it? Fills the record.
+ */
+#define L4_TCP		20	/* bytes that a header has at least */
+#define L4_UDP		8
+#define L4_ICMP		8
+#define NDP_FIRST	133	/* router solicitation */
+#define NDP_LAST	137	/* redirect */
+#define NDP_HOP_LIMIT	255
+#define VID_MASK	0x0fff
+
+struct tcp_header {
+	__be16 source;
+	__be16 dest;
+	__be32 seq;
+	__be32 ack;
+	u8 offset;	/* header length in words, shifted left by 4 */
+	u8 flags;
+	__be16 window;
+	__be16 checksum;
+	__be16 urgent;
+};
+
+struct icmp_header {
+	u8 type;
+	u8 code;
+	__be16 checksum;
+	__be16 id;
+	__be16 sequence;
+};
+
+static __always_inline bool is_icmp_error(u8 v6, u8 type)
+{
+	if (v6)
+		return type >= 1 && type <= 4;
+	return type == 3 || type == 4 || type == 5 || type == 11 || type == 12;
+}
+
+/* ICMP that has an identifier: echo and timestamp, requests and replies. */
+static __always_inline bool is_icmp_query(u8 v6, u8 type)
+{
+	if (v6)
+		return type == 128 || type == 129;
+	return type == 8 || type == 0 || type == 13 || type == 14;
+}
+
+static __always_inline bool is_extension(u8 protocol)
+{
+	return protocol == IPPROTO_HOPOPTS || protocol == IPPROTO_DSTOPTS || protocol == IPPROTO_ROUTING ||
+	       protocol == IPPROTO_FRAGMENT;
+}
+
+/* L4 header: ports (or identifier), TCP fields. False if it is not whole. `room` is what the IP length leaves. */
+static __always_inline bool parse_l4(struct packet *pkt, struct meta *m, u32 room)
+{
+	void *l4 = pkt->cursor;
+	struct tcp_header *tcp = l4;
+	struct udphdr *udp = l4;
+	struct icmp_header *icmp = l4;
+
+	if (pkt->protocol == IPPROTO_TCP) {
+		if ((void *)(tcp + 1) > pkt->end || room < L4_TCP)
+			return false;
+		m->key.sport = tcp->source;
+		m->key.dport = tcp->dest;
+		m->code = ntohs(tcp->dest);
+		m->tcp_flags = tcp->flags;
+		m->seq = ntohl(tcp->seq);
+		m->ack = ntohl(tcp->ack);
+	} else if (pkt->protocol == IPPROTO_UDP) {
+		if ((void *)(udp + 1) > pkt->end || room < L4_UDP)
+			return false;
+		m->key.sport = udp->source;
+		m->key.dport = udp->dest;
+		m->code = ntohs(udp->dest);
+	} else if (pkt->protocol == (m->v6 ? ICMP6_PROTOCOL : IPPROTO_ICMP)) {
+		if ((void *)(icmp + 1) > pkt->end || room < L4_ICMP)
+			return false;
+		m->code = icmp->type << 8 | icmp->code;
+		if (is_icmp_query(m->v6, icmp->type)) {
+			m->key.sport = icmp->id;
+			m->key.dport = icmp->id;
+		}
+	}
+	return true;
+}
+
+static __always_inline bool is_icmp(struct meta *m)
+{
+	return m->key.protocol == (m->v6 ? ICMP6_PROTOCOL : IPPROTO_ICMP);
+}
+
+/* From addresses to the next stage. `sound` is false if parse_ip() found the headers cut short. */
+static __always_inline int enter(struct xdp_md *ctx, struct packet *pkt, bool sound)
+{
+	void *data = (void *)(long)ctx->data;
+	u32 l3 = pkt->l3 - data, l4 = pkt->cursor - data, frame = pkt->end - data;
+	struct meta *m = meta_of(META_XDP);
+	struct port *port;
+
+	if (!m)
+		return drop(ctx, REASON_NO_STAGE);
+	m->bank = control_value(CONTROL_BANK) & 1;
+	m->vid = ntohs(pkt->tci) & VID_MASK;
+	port = port_of(ctx->ingress_ifindex, m->vid, m->bank);
+	if (!port)
+		return drop(ctx, REASON_NO_ZONE);
+	if (!sound || pkt->length < l4 - l3 || l3 + pkt->length > frame)
+		return drop(ctx, REASON_MALFORMED);
+	m->key.saddr = pkt->source;
+	m->key.daddr.addr[0] = pkt->key.addr[0];
+	m->key.daddr.addr[1] = pkt->key.addr[1];
+	m->key.daddr.addr[2] = pkt->key.addr[2];
+	m->key.daddr.addr[3] = pkt->key.addr[3];
+	m->key.sport = 0;
+	m->key.dport = 0;
+	m->key.zone = port->zone;
+	m->key.protocol = pkt->protocol;
+	m->key.reserved = 0;
+	m->v6 = !!(pkt->shape & SHAPE_IPV6);
+	m->code = 0;
+	m->length = pkt->length;
+	m->l3 = l3;
+	m->l4 = l4;
+	m->in_flags = port->flags;
+	m->in_mss = port->mss;
+	m->l3_ifindex = port->l3_ifindex;
+	m->shape = pkt->shape;
+	m->ttl = pkt->ttl;
+	m->tcp_flags = 0;
+	m->flags = META_SESSION;
+	m->mss = 0;
+	m->out_ifindex = 0;
+	m->fragment_id = pkt->fragment_id;
+	if (pkt->shape & SHAPE_LATER) {
+		m->flags |= META_LATER;
+		return go(ctx, STAGE_FRAGMENT);
+	}
+	if (is_extension(pkt->protocol) || !parse_l4(pkt, m, pkt->length - (l4 - l3)))
+		return drop(ctx, REASON_MALFORMED);
+	if (is_icmp(m)) {
+		u8 type = m->code >> 8;
+
+		if (m->v6 && type >= NDP_FIRST && type <= NDP_LAST && m->ttl == NDP_HOP_LIMIT)
+			return pass(ctx, REASON_NDP);
+		if (is_icmp_error(m->v6, type))
+			return go(ctx, STAGE_ICMP_ERROR);
+	}
+	if (is_group(&m->key.daddr))
+		return go(ctx, STAGE_POLICY);
+	return go(ctx, STAGE_FLOW);
+}

@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: GPL-2.0
+ *
+ * What all stages of the firewall share: the packet's record, counters, and how a packet ends.
+ */
+#define META_XDP	0	/* slots of `metas` */
+#define META_TC		1
+
+#define META_LATER	0x1	/* a fragment that is not the first: no L4 header */
+#define META_ROUTED	0x2	/* the route in the record is good */
+#define META_SESSION	0x4	/* of a session (not an ICMP error about one) */
+#define META_ERROR	0x8	/* an ICMP error */
+#define META_NAT	0x10	/* addresses or ports change */
+#define META_PARTIAL	0x20	/* its L4 checksum was left to hardware */
+#define META_LOOKED	0x40	/* the route was looked up by this packet */
+#define META_TO_SELF	0x80
+
+#define TCP_FIN		0x01
+#define TCP_SYN		0x02
+#define TCP_RST		0x04
+#define TCP_ACK		0x10
+
+#define ANSWER_RESET	0xff	/* in answer_type: a TCP RST instead of an ICMP error */
+
+#define NO_ROW		0xffffffff
+#define SECOND_NS	1000000000ULL
+#define ROUTE_NS	(5 * SECOND_NS)	/* a cached route is looked up anew after that, whatever happens */
+
+#define ROW_MATCHED	0x80000000	/* beside ROW_ flags in the record: a row decided, not the default */
+#define ICMP6_PROTOCOL			58
+#define ICMP_UNREACHABLE		3	/* types and codes: RFC 792, 1812, 4443 */
+#define ICMP_HOST_UNREACHABLE		1
+#define ICMP_FRAGMENTATION_NEEDED	4
+#define ICMP_PROHIBITED			13
+#define ICMP_TIME_EXCEEDED		11
+#define ICMP6_UNREACHABLE		1
+#define ICMP6_NO_ROUTE			0
+#define ICMP6_PROHIBITED		1
+#define ICMP6_TOO_BIG			2
+#define ICMP6_TIME_EXCEEDED		3
+
+static __always_inline struct meta *meta_of(u32 slot)
+{
+	return metas.lookup(&slot);
+}
+
+static __always_inline int drop(struct xdp_md *ctx, u32 reason)
+{
+	count_verdict(reason, (void *)(long)ctx->data_end - (void *)(long)ctx->data, 1);
+	return XDP_DROP;
+}
+
+static __always_inline int pass(struct xdp_md *ctx, u32 reason)
+{
+	count_verdict(reason, (void *)(long)ctx->data_end - (void *)(long)ctx->data, 1);
+	return XDP_PASS;
+}
+
+/* A tail call that comes back found no program: the packet must not get by. */
+static __always_inline int go(struct xdp_md *ctx, u32 stage)
+{
+	stages.call(ctx, stage);
+	return drop(ctx, REASON_NO_STAGE);
+}
+
+/* Multicast, broadcast and unspecified addresses are nobody to answer. */
+static __always_inline bool is_v4_mapped(const struct address *a)
+{
+	return !a->addr[0] && !a->addr[1] && a->addr[2] == htonl(V4_MAPPED);
+}
+
+static __always_inline bool is_group(const struct address *a)
+{
+	if (is_v4_mapped(a))
+		return (a->addr[3] & htonl(0xf0000000)) == htonl(0xe0000000) || a->addr[3] == 0xffffffff;
+	return (a->addr[0] & htonl(0xff000000)) == htonl(0xff000000);
+}
+
+static __always_inline bool is_unspecified(const struct address *a)
+{
+	return !a->addr[0] && !a->addr[1] && !a->addr[3] && (!a->addr[2] || a->addr[2] == htonl(V4_MAPPED));
+}
+
+static __always_inline bool same_address(const struct address *a, const struct address *b)
+{
+	return a->addr[0] == b->addr[0] && a->addr[1] == b->addr[1] && a->addr[2] == b->addr[2] &&
+	       a->addr[3] == b->addr[3];
+}
+
+static __always_inline int answer_icmp(struct xdp_md *ctx, struct meta *m, u8 type, u8 code, u16 mtu, u32 reason)
+{
+	m->answer_type = type;
+	m->answer_code = code;
+	m->answer_mtu = mtu;
+	m->reason = reason;
+	return go(ctx, STAGE_ANSWER);
+}
+
+static __always_inline void count_rule(u32 rule, u64 octets)
+{
+	struct verdict_count *count;
+
+	if (!rule)
+		return;
+	count = rule_counts.lookup(&rule);
+	if (!count)
+		return;
+	count->packets++;
+	count->octets += octets;
+}
+
+static __always_inline struct port *port_of(u32 ifindex, u16 vid, u32 bank)
+{
+	struct port_key key = { .ifindex = ifindex, .vid = vid, .bank = bank };
+
+	return ports.lookup(&key);
+}
+
+/* The key of the other direction, from what the packet becomes. */
+static __always_inline void reply_key(struct flow_key *key, const struct session *s, u8 protocol)
+{
+	key->saddr = s->daddr;
+	key->daddr = s->saddr;
+	key->sport = s->dport;
+	key->dport = s->sport;
+	key->zone = s->out_zone;
+	key->protocol = protocol;
+	key->reserved = 0;
+}

@@ -1,0 +1,236 @@
+/* SPDX-License-Identifier: GPL-2.0
+ *
+ * The maps of the firewall. flow_layout.py mirrors every structure, creates and pins the maps (the MAX_, TABLE_,
+ * DIM_, SERVICE_, PORT_, SESSION_ and STATE_ numbers come from there).
+ *
+ * Configuration lives in two banks: user space fills the one that CONTROL_BANK does not name, then flips.
+ * A rule table is matched by bit vectors: every dimension (zone pair, source, destination, service, source port) gives a
+ * class, every class a row of bits with one bit per rule row; the first bit set in all of them is the rule. A class
+ * 0 is what nothing more specific was said about.
+ */
+
+/* A place where packets come in or go out: an interface, or one VLAN of it. */
+struct port_key {
+	u32 ifindex;
+	u16 vid;	/* 0: untagged */
+	u16 bank;
+};
+
+struct port {
+	u32 l3_ifindex;	/* the input interface of route lookups: the VLAN device for a VLAN */
+	u16 zone;
+	u16 flags;	/* PORT_ */
+	u16 mss;	/* of flows from and to the zone, 0: as it is */
+	u16 reserved;
+	struct address addr4;	/* own addresses, 0: none */
+	struct address addr6;
+};
+
+/* A VLAN device and what it is on the wire. */
+struct vlan_port {
+	u32 ifindex;
+	u16 vid;
+	u16 reserved;
+};
+
+struct rule_table {
+	u32 words;	/* of 64 bits, that hold rule rows */
+	u32 flags;	/* TABLE_ANY_: no row asks for that dimension */
+};
+
+struct ruleset {
+	struct rule_table tables[MAX_TABLES];
+	u32 timeouts[MAX_TIMEOUTS];	/* seconds, indexed by TIMEOUT_ */
+	u32 default_action;		/* ACTION_ */
+	u32 reserved;
+};
+
+struct prefix_key {
+	u32 prefixlen;	/* of what follows, 32 bits for the first word */
+	u16 bank;
+	u16 side;	/* table * 2, + 1 for destinations */
+	struct address addr;
+};
+
+struct service_row {
+	u16 classes[SERVICE_CHUNK];
+};
+
+struct bit_row {
+	u64 words[MAX_WORDS];
+};
+
+struct rule_row {
+	u32 rule;	/* index into rule_counts; 0 has none */
+	u32 action;	/* ACTION_ of a policy, NAT_ of a translation */
+	u32 flags;	/* ROW_ */
+	u32 timeout;	/* seconds of an application, 0: the default */
+	u32 pool;	/* NAT_POOL: index into pools */
+	u32 prefixlen;	/* NAT_PREFIX: bits that come from `to` (of 128), the rest stays */
+	struct address to;
+	__be16 port;	/* NAT_PREFIX: what first_port becomes, 0: ports stay */
+	__be16 first_port;
+	u32 reserved;
+};
+
+struct pool {
+	struct address first;
+	u32 addresses;	/* 0: no such pool */
+	u16 low;
+	u16 high;
+	u32 persistent;
+	u32 overflow;	/* index + 1 */
+};
+
+/* Zero-padded: the whole structure is hashed. */
+struct flow_key {
+	struct address saddr;
+	struct address daddr;
+	__be16 sport;
+	__be16 dport;
+	u16 zone;	/* that the packet comes from */
+	u8 protocol;
+	u8 reserved;
+};
+
+/* One direction of a session. What an established packet needs is in the first two cache lines. */
+struct session {
+	u64 last_seen_ns;	/* CLOCK_MONOTONIC_COARSE, of a packet in this direction */
+	u64 packets;
+	u64 octets;		/* IP lengths */
+	u32 timeout;		/* seconds; the same in both directions */
+	u32 ack;		/* last acknowledgement number, if SESSION_ACKED */
+	u16 flags;		/* SESSION_ */
+	u8 state;		/* STATE_, the same in both directions */
+	u8 reserved;
+	u16 out_zone;
+	u16 mss;		/* cap, 0: none */
+	u32 fib_generation;	/* of the route below, 0: none yet */
+	u32 out_ifindex;
+	u16 out_vid;
+	u16 mtu;		/* 0: unknown */
+	u8 dmac[6];
+	u8 smac[6];
+	u64 reserved2;
+	u64 fib_ns;		/* when the route was looked up */
+	struct address saddr;	/* what a packet of this direction becomes */
+	struct address daddr;
+	__be16 sport;
+	__be16 dport;
+	u32 app_timeout;	/* seconds, 0: the default */
+	u64 id;			/* the same in both directions */
+	u64 created_ns;
+	u32 rule;		/* that permitted it, as in rule_row */
+	u32 snat_rule;
+	u32 dnat_rule;
+	u32 reserved3;
+};
+
+struct fragment_key {
+	struct address saddr;
+	struct address daddr;
+	__be32 id;
+	u16 zone;
+	u8 protocol;
+	u8 reserved;
+};
+
+struct fragment {
+	struct flow_key key;
+	u64 seen_ns;
+};
+
+struct event {
+	u64 time_ns;
+	u64 session;
+	struct flow_key key;	/* of the forward direction, or of the packet */
+	struct address saddr;	/* translated */
+	struct address daddr;
+	__be16 sport;
+	__be16 dport;
+	u16 out_zone;
+	u16 kind;		/* EVENT_ */
+	u32 rule;
+	u32 reason;
+};
+
+/* What the stages know of the packet in hand, one per CPU. A program array cannot pass arguments. Everything
+ * from `key` to `answer_mtu` is written before it is read, per packet; the rest lives on. */
+struct meta {
+	struct flow_key key;	/* as it arrived; of a later fragment: its first one's */
+	struct address saddr;	/* what it becomes */
+	struct address daddr;
+	__be16 sport;
+	__be16 dport;
+	u16 code;		/* what a service is matched by: destination port, ICMP type << 8 | code */
+	u16 length;		/* IP length */
+	u16 l3;			/* offsets into the frame */
+	u16 l4;
+	u16 vid;		/* of the ingress port */
+	u16 in_flags;		/* PORT_ */
+	u16 in_mss;
+	u8 shape;		/* SHAPE_ */
+	u8 ttl;
+	u8 tcp_flags;
+	u8 v6;
+	u16 out_zone;
+	u32 seq;		/* TCP, host order */
+	u32 ack;
+	u32 l3_ifindex;
+	u32 bank;
+	__be32 fragment_id;
+	u16 out_flags;		/* PORT_ of the egress port */
+	u16 out_mss;
+	u32 out_ifindex;	/* 0: to this machine */
+	u16 out_vid;
+	u16 mtu;
+	u8 dmac[6];
+	u8 smac[6];
+	u32 flags;		/* META_ */
+	struct address out4;	/* own addresses of the egress port */
+	struct address out6;
+	u16 mss;		/* cap for this packet */
+	u16 answer_mtu;
+	u8 answer_type;		/* ICMP type, or ANSWER_RESET */
+	u8 answer_code;
+	u16 reserved;
+	u32 reason;		/* to count an answered drop under */
+	u32 rule;		/* of the policy, and how its row goes on */
+	u32 row_flags;
+	u32 app_timeout;
+	u32 dnat_rule;
+	u64 session_id;
+	u64 next_id;
+	u64 answer_ns;		/* token bucket of answers */
+	u64 answer_tokens;
+	struct session fresh;
+};
+
+BPF_TABLE_PINNED("hash", struct port_key, struct port, ports, MAX_PORTS * 2, PIN_ROOT "/ports");
+BPF_TABLE_PINNED("hash", u32, struct vlan_port, vlan_ports, MAX_PORTS, PIN_ROOT "/vlan_ports");
+BPF_TABLE_PINNED("array", u32, struct ruleset, rulesets, MAX_BANKS, PIN_ROOT "/rulesets");
+BPF_TABLE_PINNED("lpm_trie", struct prefix_key, u32, prefixes, MAX_PREFIXES * 2, PIN_ROOT "/prefixes", BPF_F_NO_PREALLOC);
+BPF_TABLE_PINNED("array", u32, struct service_row, services, MAX_SERVICE_ROWS, PIN_ROOT "/services");
+BPF_TABLE_PINNED("array", u32, struct bit_row, rule_bits, MAX_BIT_ROWS, PIN_ROOT "/rule_bits");
+BPF_TABLE_PINNED("array", u32, struct rule_row, rule_rows, MAX_BANKS * MAX_TABLES * MAX_ROWS, PIN_ROOT "/rule_rows");
+BPF_TABLE_PINNED("array", u32, struct pool, pools, MAX_BANKS * MAX_POOLS, PIN_ROOT "/pools");
+BPF_TABLE_PINNED("percpu_array", u32, struct verdict_count, rule_counts, MAX_RULES, PIN_ROOT "/rule_counts");
+BPF_TABLE_PINNED("hash", struct flow_key, struct session, sessions, 1, PIN_ROOT "/sessions", BPF_F_NO_PREALLOC);
+BPF_TABLE_PINNED("lru_hash", struct fragment_key, struct fragment, fragments, MAX_FRAGMENTS, PIN_ROOT "/fragments");
+
+/* BCC has no macro for a pinned ring buffer. */
+struct events_table_t {
+	int key;
+	u32 leaf;
+	int (*ringbuf_output)(void *, u64, u64);
+	void *(*ringbuf_reserve)(u64);
+	void (*ringbuf_discard)(void *, u64);
+	void (*ringbuf_submit)(void *, u64);
+	u32 max_entries;
+};
+__attribute__((section("maps/ringbuf:" PIN_ROOT "/events")))
+struct events_table_t events = { .max_entries = EVENT_RING_BYTES };
+
+/* These two belong to one version of the programs and are pinned with them. */
+BPF_PROG_ARRAY(stages, MAX_STAGES);
+BPF_PERCPU_ARRAY(metas, struct meta, 2);

@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: GPL-2.0
+ *
+ * The first packet of a flow: may it open one, where does destination NAT lead it, and by which route?
+ */
+#define PROTOCOL_AH	51
+
+static __always_inline bool is_icmp_request(u8 v6, u8 type)
+{
+	return v6 ? type == 128 : type == 8 || type == 13;
+}
+
+static __always_inline bool is_ipsec(u8 protocol, __be16 dport)
+{
+	return protocol == IPPROTO_ESP || protocol == PROTOCOL_AH ||
+	       (protocol == IPPROTO_UDP && (dport == htons(PORT_IKE) || dport == htons(PORT_NAT_T)));
+}
+
+/* The first `prefixlen` bits of `to`, the rest of `a`. */
+static __always_inline void put_prefix(struct address *a, const struct address *to, u32 prefixlen)
+{
+	u32 word;
+
+#pragma unroll
+	for (word = 0; word < 4; word++) {
+		u32 bits = prefixlen > word * 32 ? prefixlen - word * 32 : 0;
+		u32 mask = bits >= 32 ? 0xffffffff : ~(0xffffffffU >> bits);
+
+		a->addr[word] = (to->addr[word] & htonl(mask)) | (a->addr[word] & ~htonl(mask));
+	}
+}
+
+static __always_inline bool has_ports(u8 protocol)
+{
+	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP;
+}
+
+static __always_inline void translate_destination(struct meta *m)
+{
+	struct rule_row *row = row_of(m->bank, TABLE_DNAT, first_match(m, TABLE_DNAT, (u32)m->key.zone * MAX_ZONES, &m->key.daddr));
+
+	m->dnat_rule = 0;
+	if (!row || row->action != NAT_PREFIX)
+		return;
+	m->dnat_rule = row->rule;
+	put_prefix(&m->daddr, &row->to, row->prefixlen);
+	if (row->port && has_ports(m->key.protocol)) {
+		m->code = ntohs(m->key.dport) - ntohs(row->first_port) + ntohs(row->port);
+		m->dport = htons(m->code);
+	}
+}
+
+/* NEXT, or why such a packet opens nothing. */
+static __always_inline u32 may_open(struct meta *m)
+{
+	if (is_icmp(m) && !is_icmp_request(m->v6, m->code >> 8))
+		return REASON_ICMP_UNSOLICITED;
+	if (m->key.protocol == IPPROTO_TCP && m->in_flags & PORT_SYN_CHECK &&
+	    (m->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) != TCP_SYN)
+		return REASON_TCP_NOT_SYN;
+	return NEXT;
+}
+
+int stage_new(struct xdp_md *ctx)
+{
+	struct meta *m = meta_of(META_XDP);
+	u32 reason;
+
+	if (!m)
+		return drop(ctx, REASON_NO_STAGE);
+	if (m->flags & META_LATER)	/* its session ended meanwhile */
+		return drop(ctx, REASON_FRAGMENT_UNKNOWN);
+	m->saddr = m->key.saddr;
+	m->daddr = m->key.daddr;
+	m->sport = m->key.sport;
+	m->dport = m->key.dport;
+	reason = may_open(m);
+	if (reason == REASON_TCP_NOT_SYN && m->in_flags & PORT_TCP_RESET && !(m->tcp_flags & TCP_RST))
+		return answer_icmp(ctx, m, ANSWER_RESET, 0, 0, reason);
+	if (reason != NEXT)
+		return drop(ctx, reason);
+	translate_destination(m);
+	reason = route(ctx, m);
+	if (reason == ROUTE_LOCAL) {
+		if (is_ipsec(m->key.protocol, m->dport))
+			return pass(ctx, REASON_HOST_IKE);
+		m->flags |= META_TO_SELF;
+	} else if (reason != NEXT) {
+		return no_route(ctx, m, reason);
+	}
+	m->flags |= META_LOOKED;
+	return go(ctx, STAGE_POLICY);
+}
+
+/* A later fragment goes the way of its first one, or to this machine, whose kernel sorts it out. */
+int stage_fragment(struct xdp_md *ctx)
+{
+	struct meta *m = meta_of(META_XDP);
+	struct fragment_key key = {};
+	struct fragment *first;
+
+	if (!m)
+		return drop(ctx, REASON_NO_STAGE);
+	key.saddr = m->key.saddr;
+	key.daddr = m->key.daddr;
+	key.id = m->fragment_id;
+	key.zone = m->key.zone;
+	key.protocol = m->v6 ? 0 : m->key.protocol;
+	first = fragments.lookup(&key);
+	if (first && first->seen_ns + FRAGMENT_SECONDS * SECOND_NS >= bpf_ktime_get_coarse_ns()) {
+		m->key = first->key;
+		return go(ctx, STAGE_FLOW);
+	}
+	m->daddr = m->key.daddr;
+	if (route(ctx, m) == ROUTE_LOCAL)
+		return pass(ctx, REASON_LOCAL_FRAGMENT);
+	return drop(ctx, REASON_FRAGMENT_UNKNOWN);
+}

@@ -1,0 +1,177 @@
+/* SPDX-License-Identifier: GPL-2.0
+ *
+ * The flow stage: a packet of a known session. One lookup decides an established packet; the second direction is
+ * looked at only when TCP changes its state or the session may have ended.
+ */
+static __always_inline u32 state_timeout(struct meta *m, struct session *s, u8 state)
+{
+	u32 bank = m->bank, slot;
+	struct ruleset *rules = rulesets.lookup(&bank);
+
+	if (!rules)
+		return s->timeout;
+	if (state == STATE_ESTABLISHED)
+		return s->app_timeout ? s->app_timeout : rules->timeouts[TIMEOUT_TCP_ESTABLISHED];
+	slot = TIMEOUT_TCP_CLOSED;
+	if (state == STATE_OPENING || state == STATE_ANSWERED)
+		slot = TIMEOUT_TCP_OPENING;
+	else if (state == STATE_CLOSING)
+		slot = TIMEOUT_TCP_CLOSING;
+	else if (state == STATE_TIME_WAIT)
+		slot = TIMEOUT_TCP_TIME_WAIT;
+	return rules->timeouts[slot];
+}
+
+static __always_inline void enter_state(struct meta *m, struct session *s, struct session *peer, u8 state)
+{
+	u32 timeout = state_timeout(m, s, state);
+
+	s->state = state;
+	s->timeout = timeout;
+	if (peer) {
+		peer->state = state;
+		peer->timeout = timeout;
+	}
+}
+
+static __always_inline bool is_live(struct session *s, u64 now)
+{
+	return s->last_seen_ns + s->timeout * SECOND_NS >= now;
+}
+
+/* What a TCP packet with SYN, FIN or RST, or before or after the established state, does to its session. NEXT to
+ * go on, SESSION_CLOSED to drop it. RFC 9293 3.3.2 as far as a bystander needs it; a RST must hit the number that the
+ * other side expects (RFC 5961 3.2), or it passes without effect here. */
+static __always_inline u32 tcp_step(struct meta *m, struct session *s, struct session *peer)
+{
+	u8 flags = m->tcp_flags, state = s->state;
+
+	if (flags & TCP_RST) {
+		if (state == STATE_OPENING || state == STATE_ANSWERED ||
+		    (peer && peer->flags & SESSION_ACKED && peer->ack == m->seq))
+			if (state != STATE_CLOSED)
+				enter_state(m, s, peer, STATE_CLOSED);
+		return NEXT;
+	}
+	if (state == STATE_CLOSED)
+		return REASON_SESSION_CLOSED;
+	if (state == STATE_OPENING && s->flags & SESSION_REVERSE && flags & TCP_SYN && flags & TCP_ACK)
+		enter_state(m, s, peer, STATE_ANSWERED);
+	else if (state == STATE_ANSWERED && !(s->flags & SESSION_REVERSE) && flags & TCP_ACK && !(flags & TCP_SYN))
+		enter_state(m, s, peer, STATE_ESTABLISHED);
+	if (flags & TCP_FIN && s->state >= STATE_ANSWERED && s->state <= STATE_CLOSING) {
+		s->flags |= SESSION_FIN;
+		enter_state(m, s, peer, peer && peer->flags & SESSION_FIN ? STATE_TIME_WAIT : STATE_CLOSING);
+	}
+	return NEXT;
+}
+
+static __always_inline void remember_fragment(struct meta *m)
+{
+	struct fragment_key key = {
+		.saddr = m->key.saddr, .daddr = m->key.daddr, .id = m->fragment_id, .zone = m->key.zone,
+		.protocol = m->v6 ? 0 : m->key.protocol,
+	};
+	struct fragment fragment = { .key = m->key, .seen_ns = bpf_ktime_get_coarse_ns() };
+
+	fragments.update(&key, &fragment);
+}
+
+static __always_inline void become(struct meta *m, struct session *s)
+{
+	m->saddr = s->saddr;
+	m->daddr = s->daddr;
+	m->sport = s->sport;
+	m->dport = s->dport;
+	m->out_zone = s->out_zone;
+	m->mss = s->mss;
+	if (s->flags & SESSION_NAT)
+		m->flags |= META_NAT;
+	if (s->flags & SESSION_TO_SELF)
+		m->flags |= META_TO_SELF;
+}
+
+static __always_inline void end_session(struct meta *m, struct session *s)
+{
+	struct flow_key reply;
+
+	reply_key(&reply, s, m->key.protocol);
+	sessions.delete(&m->key);
+	sessions.delete(&reply);
+}
+
+/* NEXT: a packet of the session. A session that is over is removed, and the packet is as if it had none. */
+static __always_inline u32 flow_step(struct meta *m, struct session *s, u64 now, bool *over)
+{
+	bool tcp = m->key.protocol == IPPROTO_TCP && !(m->flags & META_LATER), live = is_live(s, now);
+	bool event = tcp && (s->state != STATE_ESTABLISHED || m->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST));
+	struct session *peer = NULL;
+	struct flow_key reply;
+	u32 reason;
+
+	if (!live || event) {
+		reply_key(&reply, s, m->key.protocol);
+		peer = sessions.lookup(&reply);
+		if (!live && !(peer && is_live(peer, now)))
+			*over = true;
+		else if (tcp && (m->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN &&
+			 (s->state == STATE_TIME_WAIT || s->state == STATE_CLOSED))
+			*over = true;
+		if (*over)
+			return NEXT;
+		if (event) {
+			u8 before = s->state;
+
+			reason = tcp_step(m, s, peer);
+			if (reason != NEXT)
+				return reason;
+			if (before == STATE_CLOSED)
+				return NEXT;	/* a RST goes by, and refreshes nothing */
+		}
+	}
+	if (tcp && m->tcp_flags & TCP_ACK) {
+		s->ack = m->ack;
+		s->flags |= SESSION_ACKED;
+	}
+	s->last_seen_ns = now;
+	__sync_fetch_and_add(&s->packets, 1);
+	__sync_fetch_and_add(&s->octets, m->length);
+	return NEXT;
+}
+
+int stage_flow(struct xdp_md *ctx)
+{
+	struct meta *m = meta_of(META_XDP);
+	struct session *s;
+	bool over = false;
+	u32 reason;
+	u64 now;
+
+	if (!m)
+		return drop(ctx, REASON_NO_STAGE);
+	s = sessions.lookup(&m->key);
+	if (!s)
+		return go(ctx, STAGE_NEW);
+	now = bpf_ktime_get_coarse_ns();
+	reason = flow_step(m, s, now, &over);
+	if (reason != NEXT)
+		return drop(ctx, reason);
+	if (over) {
+		end_session(m, s);
+		return go(ctx, STAGE_NEW);
+	}
+	if (m->shape & SHAPE_FRAGMENT)
+		remember_fragment(m);
+	become(m, s);
+	if (!s->out_ifindex || s->fib_generation != (u32)control_value(CONTROL_FIB_GENERATION) ||
+	    s->fib_ns + ROUTE_NS < now || (m->mss && m->tcp_flags & TCP_SYN))
+		return go(ctx, STAGE_FORWARD);
+	m->flags |= META_ROUTED;
+	m->out_flags = PORT_REDIRECT;
+	m->out_ifindex = s->out_ifindex;
+	m->out_vid = s->out_vid;
+	m->mtu = s->mtu;
+	__builtin_memcpy(m->dmac, s->dmac, sizeof(m->dmac));
+	__builtin_memcpy(m->smac, s->smac, sizeof(m->smac));
+	return leave_by(ctx, m);
+}
