@@ -1,0 +1,193 @@
+"""Flows of the traffic generator: who talks to whom, and the packets of both directions.
+
+The server's side is learnt from what came out, so replies go to what NAT made of the client.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+from tests.reference import build
+from tests.reference.build import Ip, Tcp
+from tests.reference.packets import (
+    ACK,
+    FIN,
+    ICMP,
+    ICMP6,
+    RST,
+    SYN,
+    TCP,
+    UDP,
+    Packet,
+    parse_ethernet,
+    parse_ip,
+    parse_l4,
+)
+
+Place = tuple[int, int]
+"""A port: physical interface and VLAN id."""
+
+OPTIONS = (
+    b"\x02\x04\x05\xb4",
+    b"\x02\x04\x05\xb4\x01\x03\x03\x07\x04\x02\x08\x0a" + bytes(8),
+    b"\x01\x02\x04\x05\xb4\x04\x02",
+    b"\x01\x01\x04\x02\x02\x04\x02\x18",
+    b"\x03\x00\x02\x04\x05\xb4",
+    b"\x00\x02\x04\x05\xb4",
+    b"\x08\x0a" + bytes(8) + b"\x01\x02\x04\x23\x28",
+    b"",
+)
+
+
+@dataclass(slots=True)
+class End:
+    """One side as the other addresses it: source and destination of what it sends, and where that comes in."""
+
+    place: Place
+    src: bytes
+    dst: bytes
+    sport: int
+    dport: int
+    seq: int = 0
+    ack: int = 0
+
+
+@dataclass(slots=True)
+class Flow:
+    """``server`` is None until a packet of the client came out. ``kind`` is an IP protocol; ICMP means echo."""
+
+    family: int
+    kind: int
+    client: End
+    server: End | None = None
+    stage: int = 0
+
+    @property
+    def protocol(self) -> int:
+        return ICMP6 if self.kind == ICMP and self.family == 6 else self.kind
+
+    def learn(self, frame: bytes, egress: Place, random: Random) -> None:
+        """The client's packet as it left: the server answers to that."""
+        packet = parse(frame)
+        if packet is None or packet.later_fragment or packet.protocol != self.protocol:
+            return
+        if self.server is None or (self.server.dst, self.server.dport) != (packet.src, packet.sport):
+            seq = random.getrandbits(32)
+            self.server = End(egress, packet.dst, packet.src, packet.dport, packet.sport, seq)
+
+
+def parse(frame: bytes) -> Packet | None:
+    """A frame that came out."""
+    ethernet = parse_ethernet(frame)
+    if ethernet is None:
+        return None
+    packet = parse_ip(frame, ethernet)
+    if not packet.later_fragment:
+        parse_l4(packet)
+    return packet
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How a packet is dressed. ``size`` is of the payload; ``flags`` None lets the flow's stage decide."""
+
+    ttl: int = 64
+    size: int = 10
+    dont_fragment: bool = False
+    flags: int | None = None
+    options: bytes = b""
+    extensions: bytes = b""
+    first_extension: int = 0
+    exact_seq: bool = True
+    zero_checksum: bool = False
+    partial: bool = False
+    priority: bool = False
+    identification: int = 0
+
+
+def dress(random: Random) -> Shape:
+    """A mostly plain shape."""
+    roll = random.random()
+    return Shape(
+        ttl=random.choice((64, 64, 64, 64, 255, 2, 1, 0)) if roll < 0.25 else 64,
+        size=random.choice((0, 1, 10, 33, 500))
+        if roll < 0.9
+        else random.choice((1225, 1233, 1300, 1380, 1450, 1473, 1700)),
+        dont_fragment=random.random() < 0.5,
+        options=random.choice(OPTIONS) if random.random() < 0.5 else b"",
+        zero_checksum=random.random() < 0.1,
+        partial=random.random() < 0.15,
+        priority=random.random() < 0.1,
+    )
+
+
+def l4_of(flow: Flow, end: End, ip: Ip, shape: Shape, random: Random, *, reverse: bool) -> bytes:
+    """L4 header and payload; moves the TCP numbers on."""
+    payload = random.randbytes(min(shape.size, 16)) + bytes(max(shape.size - 16, 0))
+    if flow.kind == TCP:
+        segment = _segment(flow, end, shape, payload, random, reverse=reverse)
+        l4 = build.tcp(ip, segment)
+        return build.with_partial(ip, TCP, l4) if shape.partial else l4
+    if flow.kind == UDP:
+        l4 = build.udp(ip, end.sport, end.dport, payload)
+        if shape.zero_checksum and ip.family == 4:
+            return l4[:6] + b"\0\0" + l4[8:]
+        return build.with_partial(ip, UDP, l4) if shape.partial else l4
+    if flow.kind == ICMP:
+        kind = (129 if reverse else 128) if flow.family == 6 else 0 if reverse else 8
+        return build.icmp(ip, kind, 0, end.sport << 16 | 1, payload)
+    return payload + bytes(8)
+
+
+def _segment(flow: Flow, end: End, shape: Shape, payload: bytes, random: Random, *, reverse: bool) -> Tcp:
+    flags = shape.flags
+    if flags is None:
+        flags = _expected_flags(flow, random, reverse=reverse)
+    other = flow.client if reverse else flow.server
+    ack = 0
+    if flags & ACK and other is not None:
+        ack = end.ack = other.seq
+    data = b"" if flags & (SYN | RST | FIN) else payload
+    seq = end.seq if shape.exact_seq else end.seq + random.randrange(1, 9999) & 0xFFFFFFFF
+    end.seq = (end.seq + len(data) + bool(flags & SYN) + bool(flags & FIN)) & 0xFFFFFFFF
+    options = shape.options if flags & SYN or random.random() < 0.1 else b""
+    return Tcp(end.sport, end.dport, flags, seq, ack, options, data)
+
+
+def _expected_flags(flow: Flow, random: Random, *, reverse: bool) -> int:
+    """A handshake first, then data, in the end FIN or RST."""
+    if flow.stage == 0 and not reverse:
+        return SYN
+    if flow.stage <= 1 and reverse:
+        flow.stage = 2
+        return SYN | ACK
+    if flow.stage == 2 and not reverse:
+        flow.stage = 3
+        return ACK
+    roll = random.random()
+    if roll < 0.25:
+        return FIN | ACK
+    if roll < 0.35:
+        return RST | (ACK if random.random() < 0.5 else 0)
+    return ACK
+
+
+def ip_of(flow: Flow, end: End, shape: Shape) -> Ip:
+    """The IP header of a packet of the flow."""
+    return Ip(
+        flow.family,
+        end.src,
+        end.dst,
+        shape.ttl,
+        shape.dont_fragment,
+        shape.identification,
+        shape.options if flow.kind == UDP and len(shape.options) < 8 else b"",
+        shape.extensions,
+        shape.first_extension,
+    )
+
+
+def tag_of(place: Place, shape: Shape) -> int | None:
+    """The VLAN id on the wire: a priority tag at times, where there is none."""
+    return place[1] or (0 if shape.priority else None)

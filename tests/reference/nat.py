@@ -1,0 +1,169 @@
+"""What a new flow becomes: destination NAT, static NAT, source NAT and its choice of addresses and ports."""
+
+from __future__ import annotations
+
+import ctypes
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ipsec_gw.model.firewall import Pool, Ruleset, SourceNat, Translation
+from tests.reference.fib import key_bytes
+from tests.reference.packets import TCP, UDP, Key
+from tests.reference.rules import Asked, Ids, Port, Prefix, matches_any, matching_service
+from xdp_steer.flow_layout import FlowKeyLeaf, flow_hash, source_hash
+from xdp_steer.layout import AddressLeaf
+
+TRIES = 16
+STEP = 40503
+WORD = 0xFFFFFFFF
+INTERFACE_PORTS = (1024, 65535)
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where a flow really goes. ``rule`` 0: nobody translated it."""
+
+    address: bytes
+    port: int
+    rule: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One candidate for what a flow's source becomes."""
+
+    address: bytes
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class SourceChoice:
+    """What source NAT does: ``candidates`` in the order of trial. ``translates``: a rule, and not one that says off."""
+
+    candidates: tuple[Source, ...]
+    rule: int = 0
+    translates: bool = False
+
+
+class NoAddress(Exception):
+    """Interface NAT, and the interface has no address of the family."""
+
+
+def destination_nat(ruleset: Ruleset, ids: Ids, from_zone: str, asked: Asked, dport: int) -> Destination:
+    """The first rule that matches, then static NAT."""
+    for rule in ruleset.destination_nat:
+        prefix = Prefix.of(rule.destination)
+        if rule.from_zone not in (None, from_zone) or not prefix.holds(asked.family, asked.dst):
+            continue
+        service = matching_service(rule.services, asked)
+        if service is None or not matches_any(rule.sources, asked.family, asked.src):
+            continue
+        port = dport
+        if rule.to_port is not None and asked.protocol in (TCP, UDP):
+            port = (rule.to_port + dport - service.destination[0]) & 0xFFFF
+        address = prefix.translate(asked.dst, Prefix.of(rule.to))
+        return Destination(address, port, ids.rule("destination-nat", rule.name))
+    for static in ruleset.static_nat:
+        external = Prefix.of(static.external)
+        if static.zone == from_zone and external.holds(asked.family, asked.dst):
+            address = external.translate(asked.dst, Prefix.of(static.internal))
+            return Destination(address, dport, ids.rule("static-nat", static.name))
+    return Destination(asked.dst, dport)
+
+
+def source_nat(
+    ruleset: Ruleset,
+    ids: Ids,
+    zones: tuple[str, str],
+    asked: Asked,
+    original: Key,
+    has_ports: bool,
+    egress: Port,
+    seed: int,
+) -> SourceChoice:
+    """``asked`` has the original source and the translated destination. Raises NoAddress."""
+    from_zone, to_zone = zones
+    for static in ruleset.static_nat:
+        internal = Prefix.of(static.internal)
+        if static.zone == to_zone and internal.holds(asked.family, asked.src):
+            address = internal.translate(asked.src, Prefix.of(static.external))
+            return SourceChoice((Source(address, original.sport),), ids.rule("static-nat", static.name), True)
+    for rule in ruleset.source_nat:
+        if not _applies(ruleset, rule, from_zone, to_zone, asked):
+            continue
+        number = ids.rule("source-nat", rule.name)
+        if rule.translation is Translation.OFF:
+            return SourceChoice((Source(original.src, original.sport),), number)
+        if rule.translation is Translation.INTERFACE:
+            address = egress.addr4 if asked.family == 4 else egress.addr6
+            if address == bytes(16):
+                raise NoAddress
+            candidates = (Source(address, port) for port in ports(original, INTERFACE_PORTS, has_ports, seed))
+            return SourceChoice(tuple(candidates), number, True)
+        return SourceChoice(tuple(_from_pools(ruleset, rule.pool, original, has_ports, seed)), number, True)
+    return SourceChoice((Source(original.src, original.sport),))
+
+
+def _applies(ruleset: Ruleset, rule: SourceNat, from_zone: str, to_zone: str, asked: Asked) -> bool:
+    if rule.from_zone not in (None, from_zone) or rule.to_zone not in (None, to_zone):
+        return False
+    if rule.translation is Translation.POOL and _pool(ruleset, rule.pool).first.version != asked.family:
+        return False
+    return (
+        matches_any(rule.sources, asked.family, asked.src)
+        and matches_any(rule.destinations, asked.family, asked.dst)
+        and matching_service(rule.services, asked) is not None
+    )
+
+
+def _pool(ruleset: Ruleset, name: str | None) -> Pool:
+    return next(pool for pool in ruleset.pools if pool.name == name)
+
+
+def _from_pools(ruleset: Ruleset, name: str | None, key: Key, has_ports: bool, seed: int) -> Iterator[Source]:
+    """Of the pool, then of the one that it overflows into (whose own overflow nobody asks)."""
+    pool = _pool(ruleset, name)
+    for each in (pool, *([_pool(ruleset, pool.overflow)] if pool.overflow else [])):
+        address = pool_address(each, key, seed)
+        for port in ports(key, each.ports, has_ports, seed):
+            yield Source(address, port)
+
+
+def pool_address(pool: Pool, key: Key, seed: int) -> bytes:
+    """Which address of a pool a flow gets."""
+    addresses = int(pool.last) - int(pool.first) + 1
+    index = (hash_of_source(key.src, seed) if pool.persistent else hash_of(key, seed)) % addresses
+    return key_bytes(pool.first + index)
+
+
+def ports(key: Key, span: tuple[int, int], has_ports: bool, seed: int) -> tuple[int, ...]:
+    """The ports to try, at most sixteen: the flow's own if it lies in the range, then those of the hash."""
+    if not has_ports:
+        return (0,)
+    low, high = span
+    first = hash_of(key, seed)
+    hashed = [low + ((first + i * STEP) & WORD) % (high - low + 1) for i in range(TRIES)]
+    if low <= key.sport <= high:
+        hashed = [key.sport, *hashed[: TRIES - 1]]
+    return tuple(hashed)
+
+
+def hash_of(key: Key, seed: int) -> int:
+    """flow_layout.flow_hash of a key."""
+    leaf = FlowKeyLeaf(
+        saddr=_leaf(key.src),
+        daddr=_leaf(key.dst),
+        sport=socket.htons(key.sport),
+        dport=socket.htons(key.dport),
+        protocol=key.protocol,
+    )
+    return flow_hash(leaf, seed)
+
+
+def hash_of_source(address: bytes, seed: int) -> int:
+    return source_hash(_leaf(address), seed)
+
+
+def _leaf(address: bytes) -> AddressLeaf:
+    return AddressLeaf((ctypes.c_uint32 * 4).from_buffer_copy(address))

@@ -1,0 +1,168 @@
+"""Packets that are no ordinary part of a flow: errors about others, damage, multicast, IKE, unknown VLANs."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from random import Random
+
+from tests.reference import build
+from tests.reference.build import Ip, Tcp
+from tests.reference.fib import key_bytes
+from tests.reference.flows import Place, parse
+from tests.reference.network import HOSTS, LINKS
+from tests.reference.packets import ERRORS, RST, SYN, TCP, UDP, Packet
+
+Made = tuple[str, int, bytes]
+"""What it is, the interface that it comes in by, the frame."""
+
+
+def error_about(random: Random, frame: bytes, place: Place) -> bytes | None:
+    """An ICMP error about a frame that left by a port, coming back there."""
+    packet = parse(frame)
+    if packet is None:
+        return None
+    sender = packet.dst
+    if random.random() < 0.4:  # a router on the way
+        sender = sender[:15] + bytes([random.choice((*HOSTS, 254))])
+    quoted = bytearray(frame[packet.l3 : packet.end])
+    room = packet.l4 - packet.l3 + random.choice((8, 8, 8, 20, 28, 200, 4, 0))
+    quoted = quoted[:room] if random.random() < 0.95 else quoted[: random.choice((0, 12, 19))]
+    if random.random() < 0.1 and len(quoted) > packet.l4 - packet.l3 + 1:
+        quoted[packet.l4 - packet.l3] ^= 1  # of another port
+    kind = random.choice(ERRORS[packet.family])
+    rest = random.choice((0, 1280))
+    ip = Ip(packet.family, sender, packet.src, random.choice((64, 64, 64, 1)))
+    l4 = build.icmp(ip, kind, random.choice((0, 1, 4)), rest, bytes(quoted))
+    return build.frame(packet.family, build.packet(ip, 1 if packet.family == 4 else 58, l4), place[1] or None)
+
+
+def oddity(random: Random, place: Place, base: bytes | None) -> Made:
+    """Any of the kinds below. ``base`` is a frame of a flow to damage or to dress."""
+    kinds = [_multicast, _ndp, _ike, _other_icmp, _not_ip, _noise, _own, _unknown_port]
+    if base is not None:
+        kinds += [_damaged(base), _damaged(base), _cut(base), _tagged(base)]
+    return random.choice(kinds)(random, place)
+
+
+def _ip(random: Random, place: Place, dst4: str, dst6: str) -> Ip:
+    link = random.choice(LINKS)
+    host = random.choice(HOSTS)
+    if random.random() < 0.5:
+        return Ip(4, key_bytes(link.host4(host)), key_bytes(dst4), random.choice((1, 64)))
+    return Ip(6, key_bytes(link.host6(host)), key_bytes(dst6), random.choice((1, 64)))
+
+
+def _framed(ip: Ip, protocol: int, l4: bytes, place: Place) -> bytes:
+    return build.frame(ip.family, build.packet(ip, protocol, l4), place[1] or None)
+
+
+def _multicast(random: Random, place: Place) -> Made:
+    ip = _ip(
+        random,
+        place,
+        random.choice(("224.0.0.5", "239.1.2.3", "255.255.255.255")),
+        random.choice(("ff02::1", "ff05::2")),
+    )
+    if random.random() < 0.15:
+        nobody = key_bytes("0.0.0.0" if ip.family == 4 else "::")
+        ip = Ip(ip.family, nobody, ip.dst, ip.ttl)
+    l4, protocol = build.udp(ip, 5353, random.choice((53, 5353))), UDP
+    if random.random() < 0.3:
+        l4, protocol = build.tcp(ip, Tcp(1024, 80, SYN)), TCP
+    elif random.random() < 0.3:
+        l4, protocol = bytes(16), 89
+    return "multicast", place[0], _framed(ip, protocol, l4, place)
+
+
+def _ndp(random: Random, place: Place) -> Made:
+    ip = _ip(random, place, "10.0.0.1", "ff02::1:ff00:1")
+    ip = Ip(6, key_bytes("2001:db8:a::a"), key_bytes(random.choice(("ff02::1:ff00:1", "2001:db8:a::1"))))
+    ip = Ip(6, ip.src, ip.dst, random.choice((255, 255, 64)))
+    l4 = build.icmp(ip, random.choice((132, 133, 135, 136, 137, 138)), 0, 0, bytes(16))
+    return "neighbour discovery", place[0], _framed(ip, 58, l4, place)
+
+
+def _ike(random: Random, place: Place) -> Made:
+    ip = _ip(
+        random,
+        place,
+        random.choice(("198.51.100.1", "10.0.0.1", "10.0.1.10")),
+        random.choice(("2001:db8:d::1", "2001:db8:b::a")),
+    )
+    if random.random() < 0.5:
+        protocol = random.choice((50, 51))
+        return "IPsec", place[0], _framed(ip, protocol, struct.pack("!II", 0x99, 1) + bytes(24), place)
+    l4 = build.udp(ip, random.choice((500, 4500, 1024)), random.choice((500, 4500)), bytes(4) + b"ike")
+    return "IKE", place[0], _framed(ip, UDP, l4, place)
+
+
+def _other_icmp(random: Random, place: Place) -> Made:
+    ip = _ip(random, place, random.choice(("10.0.1.10", "10.0.0.1")), random.choice(("2001:db8:b::a", "2001:db8:a::1")))
+    kinds = (0, 8, 9, 10, 13, 14, 17, 3, 11) if ip.family == 4 else (128, 129, 130, 143, 160, 1, 3, 100)
+    l4 = build.icmp(
+        ip, random.choice(kinds), random.choice((0, 1)), random.getrandbits(32), bytes(random.choice((0, 12, 40)))
+    )
+    return "other ICMP", place[0], _framed(ip, 1 if ip.family == 4 else 58, l4, place)
+
+
+def _own(random: Random, place: Place) -> Made:
+    """From or to addresses that nobody should use."""
+    link = random.choice(LINKS)
+    addresses = (link.host4(1), link.host4(255), link.host4(10))
+    src, dst = (key_bytes(random.choice(addresses)) for _ in range(2))
+    if random.random() < 0.2:
+        src = key_bytes(random.choice(("0.0.0.0", "224.0.0.1", "127.0.0.1")))
+    ip = Ip(4, src, dst)
+    if random.random() < 0.4:
+        return "strange addresses", place[0], _framed(ip, 1, build.icmp(ip, 8, 0, 7 << 16), place)
+    l4 = build.tcp(ip, Tcp(80, 80, random.choice((SYN, SYN, RST))))
+    return "strange addresses", place[0], _framed(ip, TCP, l4, place)
+
+
+def _not_ip(random: Random, place: Place) -> Made:
+    ethertype = random.choice((0x0806, 0x88CC, 0x8100, 0x88A8, 0x0600))
+    frame = build.MACS + struct.pack("!H", ethertype) + random.choice((b"", bytes(2), bytes(46)))
+    if random.random() < 0.5:
+        frame = build.MACS + struct.pack("!HHHHH", 0x88A8, place[1], 0x8100, 5, 0x0800) + bytes(40)
+    return "not IP", place[0], frame
+
+
+def _noise(random: Random, place: Place) -> Made:
+    family = random.choice((4, 6))
+    return "noise", place[0], build.frame(family, random.randbytes(random.randrange(60)), place[1] or None)
+
+
+def _unknown_port(random: Random, place: Place) -> Made:
+    ip = _ip(random, place, "10.0.1.10", "2001:db8:b::a")
+    frame = build.frame(ip.family, build.packet(ip, UDP, build.udp(ip, 1, 2)), random.choice((100, 101, 4095)))
+    return "perhaps unknown VLAN", place[0], frame
+
+
+def _damaged(base: bytes) -> Callable[[Random, Place], Made]:
+    def damage(random: Random, place: Place) -> Made:
+        frame = bytearray(base)
+        at = random.randrange(14, min(len(frame), 80))
+        frame[at] = random.choice((0, 255, frame[at] ^ 1 << random.randrange(8), random.randrange(256)))
+        return f"damaged at {at}", place[0], bytes(frame)
+
+    return damage
+
+
+def _cut(base: bytes) -> Callable[[Random, Place], Made]:
+    def cut(random: Random, place: Place) -> Made:
+        return "cut off", place[0], base[: random.randrange(14, len(base))]
+
+    return cut
+
+
+def _tagged(base: bytes) -> Callable[[Random, Place], Made]:
+    def tag(random: Random, place: Place) -> Made:
+        vid = random.choice((0, 0, 100))
+        tpid = random.choice((0x8100, 0x88A8))
+        return "another tag", place[0], base[:12] + struct.pack("!HH", tpid, vid | 0x6000) + base[12:]
+
+    return tag
+
+
+__all__ = ["Packet", "error_about", "oddity"]

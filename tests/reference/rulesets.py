@@ -1,0 +1,240 @@
+"""Random rulesets: small, valid, and so that most flows get somewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
+from random import Random
+
+from ipsec_gw.model.firewall import (
+    ANY_SERVICE,
+    SELF,
+    Action,
+    DestinationNat,
+    Policy,
+    Pool,
+    Ruleset,
+    Service,
+    Sessions,
+    SourceNat,
+    StaticNat,
+    Timeouts,
+    Translation,
+    Zone,
+)
+from ipsec_gw.model.ids import IpNetwork
+from tests.reference.network import LINKS
+
+PREFIXES = tuple(
+    ip_network(text)
+    for text in [
+        "10.0.0.0/16",
+        "10.0.0.0/24",
+        "10.0.0.8/29",
+        "10.0.0.10/32",
+        "10.0.1.0/24",
+        "10.0.1.10/31",
+        "10.0.2.0/24",
+        "10.0.100.0/24",
+        "0.0.0.0/0",
+        "198.51.100.0/24",
+        "203.0.113.0/24",
+        "192.0.2.0/24",
+        "10.0.0.1/32",
+        "::/0",
+        "2001:db8::/32",
+        "2001:db8:a::/64",
+        "2001:db8:a::a/127",
+        "2001:db8:b::/64",
+        "2001:db8:c::/64",
+        "2001:db8:d::/64",
+        "2001:db8:a::a/128",
+        "2001:db8:100::/64",
+        "2001:db8:a::1/128",
+    ]
+)
+SERVICES = (
+    (Service(6),),
+    (Service(17),),
+    (Service(1), Service(58)),
+    (Service(6, (80, 80)), Service(6, (443, 443), timeout=20)),
+    (Service(6, (20, 8200)),),
+    (Service(6, (0, 65535), (40000, 65535)),),
+    (Service(17, (53, 53), timeout=5), Service(6, (53, 53))),
+    (Service(17, (50, 60), (1024, 39999)),),
+    (Service(1, (0x0800, 0x08FF), timeout=7), Service(58, (0x8000, 0x8000))),
+    (Service(47), Service(50)),
+    (Service(None, timeout=40),),
+    (Service(132),),
+)
+PORTS = (22, 53, 80, 443, 8080, 500, 4500)
+"""Destination ports of flows, most of them named by a service."""
+CLIENT_PORTS = (1023, 1024, 5000, 40000, 40001, 40002, 65535)
+EXTERNAL4, EXTERNAL6 = ip_network("198.51.100.64/28"), ip_network("2001:db8:d:1::/80")
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What an interface of a configuration is like beside its zone."""
+
+    redirect: bool
+    partial: bool
+    address4: bool
+    address6: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """A ruleset and the machine's interfaces that it meets."""
+
+    ruleset: Ruleset
+    traits: dict[str, Traits]
+
+
+def configuration(random: Random) -> Configuration:
+    """Zones, policies, NAT; every kind of rule comes up, none is always there."""
+    zones = _zones(random)
+    names = [zone.name for zone in zones]
+    pools = _pools(random)
+    ruleset = Ruleset(
+        zones=zones,
+        policies=tuple(_policy(random, f"p{number}", names) for number in range(random.randrange(9))),
+        default=random.choice((*(5 * (Action.PERMIT,)), Action.DENY, Action.REJECT)),
+        pools=pools,
+        source_nat=tuple(_source_nat(random, f"s{n}", names, pools) for n in range(random.choice((0, 1, 2, 4)))),
+        destination_nat=tuple(_destination_nat(random, f"d{n}", names) for n in range(random.choice((0, 1, 2, 3)))),
+        static_nat=_static_nat(random, names),
+        sessions=Sessions(timeouts=Timeouts(*(random.choice((2, 5, 20, 120)) for _ in range(8)))),
+    )
+    traits = {
+        link.name: Traits(random.random() < 0.85, random.random() < 0.3, random.random() < 0.9, random.random() < 0.9)
+        for link in LINKS
+    }
+    return Configuration(ruleset, traits)
+
+
+def _zones(random: Random) -> tuple[Zone, ...]:
+    names = [f"z{number}" for number in range(random.randint(2, 4))]
+    homes: dict[str, list[str]] = {name: [] for name in names}
+    for link in LINKS:
+        if random.random() < (0.95 if link.forwarding else 0.4):
+            homes[random.choice(names)].append(link.name)
+    return tuple(
+        Zone(
+            name,
+            tuple(homes[name]),
+            host_inbound=random.choice(((), *SERVICES)),
+            syn_check=random.random() < 0.7,
+            tcp_reset=random.random() < 0.4,
+            tcp_mss=random.choice((None, None, 1200, 1361)),
+        )
+        for name in names
+    )
+
+
+def _some(random: Random, chance: float = 0.5) -> tuple[IpNetwork, ...]:
+    """Networks of a rule, none for any."""
+    return tuple(random.sample(PREFIXES, random.randint(1, 3))) if random.random() < chance else ()
+
+
+def _services(random: Random) -> tuple[Service, ...]:
+    return ANY_SERVICE if random.random() < 0.5 else sum(random.sample(SERVICES, random.randint(1, 2)), ())
+
+
+def _policy(random: Random, name: str, zones: list[str]) -> Policy:
+    pairs = (
+        (None, None),
+        (random.choice(zones), random.choice(zones)),
+        (random.choice(zones), random.choice(zones)),
+        (random.choice(zones), SELF),
+        (SELF, random.choice(zones)),
+    )
+    from_zone, to_zone = random.choice(pairs)
+    action = random.choice((*(4 * (Action.PERMIT,)), Action.DENY, Action.REJECT))
+    return Policy(
+        name,
+        action,
+        from_zone,
+        to_zone,
+        _some(random),
+        _some(random),
+        _services(random),
+        log_open=random.random() < 0.2,
+        log_close=random.random() < 0.2,
+    )
+
+
+def _pools(random: Random) -> tuple[Pool, ...]:
+    made = []
+    for number in range(random.choice((1, 2, 3, 4))):
+        first = ip_address("198.51.100.100") if random.random() < 0.6 else ip_address("2001:db8:d::100")
+        first += 16 * number
+        low = random.choice((1024, 40000, 50000))
+        high = random.choice((low, low + 1, low + 3, 65535))
+        others = [pool.name for pool in made if pool.first.version == first.version]
+        made.append(
+            Pool(
+                f"pool{number}",
+                first,
+                first + random.choice((0, 0, 1, 3)),
+                (low, high),
+                random.random() < 0.3,
+                random.choice(others) if others and random.random() < 0.6 else None,
+            )
+        )
+    return tuple(made)
+
+
+def _source_nat(random: Random, name: str, zones: list[str], pools: tuple[Pool, ...]) -> SourceNat:
+    kind = random.choice((Translation.OFF, Translation.INTERFACE, Translation.POOL, Translation.POOL, Translation.POOL))
+    return SourceNat(
+        name,
+        kind,
+        random.choice((None, *zones)),
+        random.choice((None, *zones)),
+        _some(random, 0.3),
+        _some(random, 0.3),
+        _services(random) if random.random() < 0.3 else ANY_SERVICE,
+        random.choice(pools).name if kind is Translation.POOL else None,
+    )
+
+
+def _destination_nat(random: Random, name: str, zones: list[str]) -> DestinationNat:
+    networks = random.choice(
+        (
+            ("198.51.100.50/32", "10.0.1.10/32"),
+            ("198.51.100.48/30", "10.0.0.8/30"),
+            ("198.51.100.51/32", "10.0.2.1/32"),
+            ("198.51.100.1/32", "10.0.0.10/32"),
+            ("10.0.0.0/24", "10.0.1.0/24"),
+            ("2001:db8:d::50/128", "2001:db8:a::a/128"),
+            ("2001:db8:d:50::/64", "2001:db8:b::/64"),
+            ("2001:db8:d::51/128", "2001:db8:c::1/128"),
+        )
+    )
+    services, to_port = random.choice(
+        (
+            (ANY_SERVICE, None),
+            (ANY_SERVICE, None),
+            ((Service(6, (80, 80)),), 8080),
+            ((Service(6, (20, 100)), Service(17, (50, 60))), 7000),
+            ((Service(1), Service(58), Service(17)), None),
+        )
+    )
+    return DestinationNat(
+        name,
+        ip_network(networks[0]),
+        ip_network(networks[1]),
+        random.choice((None, None, *zones)),
+        _some(random, 0.2),
+        services,
+        to_port,
+    )
+
+
+def _static_nat(random: Random, zones: list[str]) -> tuple[StaticNat, ...]:
+    every = (
+        StaticNat("n4", random.choice(zones), EXTERNAL4, ip_network("10.0.2.0/28")),
+        StaticNat("n6", random.choice(zones), EXTERNAL6, ip_network("2001:db8:c::/80")),
+    )
+    return tuple(static for static in every if random.random() < 0.35)

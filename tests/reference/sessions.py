@@ -1,0 +1,168 @@
+"""The session table, the TCP states and the fragment table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ipsec_gw.model.firewall import Timeouts
+from tests.reference.packets import ACK, FIN, ICMP, ICMP6, RST, SYN, TCP, UDP, Key, Packet
+from xdp_steer.flow_layout import SessionFlag, State
+
+SECOND = 1_000_000_000
+FRAGMENT_SECONDS = 30
+
+
+@dataclass(slots=True)
+class Entry:
+    """One direction of a session; ``struct session`` says what the fields mean."""
+
+    src: bytes
+    dst: bytes
+    sport: int
+    dport: int
+    state: int
+    timeout: int
+    flags: int
+    out_zone: int
+    mss: int = 0
+    app_timeout: int = 0
+    rule: int = 0
+    snat_rule: int = 0
+    dnat_rule: int = 0
+    last_seen_ns: int = 0
+    packets: int = 0
+    octets: int = 0
+    ack: int = 0
+    out_ifindex: int = 0
+    out_vid: int = 0
+    mtu: int = 0
+    dmac: bytes = bytes(6)
+    smac: bytes = bytes(6)
+
+    def peer_key(self, key: Key) -> Key:
+        """The key of the other direction."""
+        return Key(self.dst, self.src, self.dport, self.sport, key.protocol, self.out_zone)
+
+
+@dataclass
+class Sessions:
+    """Entries by key. ``touched`` collects the keys that the last packet read, wrote or removed."""
+
+    timeouts: Timeouts
+    entries: dict[Key, Entry] = field(default_factory=dict)
+    touched: set[Key] = field(default_factory=set)
+
+    def find(self, key: Key) -> Entry | None:
+        self.touched.add(key)
+        return self.entries.get(key)
+
+    def pair(self, key: Key, entry: Entry) -> tuple[Entry, Entry]:
+        """An entry and its peer."""
+        peer = self.find(entry.peer_key(key))
+        assert peer is not None, "both directions live and die together"
+        return entry, peer
+
+    def expired(self, key: Key, entry: Entry, now: int) -> bool:
+        last = max(side.last_seen_ns for side in self.pair(key, entry))
+        return now > last + entry.timeout * SECOND
+
+    def remove(self, key: Key, entry: Entry) -> None:
+        """Both directions."""
+        for each in (key, entry.peer_key(key)):
+            self.touched.add(each)
+            self.entries.pop(each, None)
+
+    def insert(self, key: Key, entry: Entry) -> bool:
+        """False: taken already."""
+        self.touched.add(key)
+        if key in self.entries:
+            return False
+        self.entries[key] = entry
+        return True
+
+    def seconds(self, state: int, protocol: int, application: int) -> int:
+        """The idle timeout of a state."""
+        times = self.timeouts
+        if protocol == TCP and state != State.ESTABLISHED:
+            return {
+                State.OPENING: times.tcp_opening,
+                State.ANSWERED: times.tcp_opening,
+                State.CLOSING: times.tcp_closing,
+                State.TIME_WAIT: times.tcp_time_wait,
+                State.CLOSED: times.tcp_closed,
+            }[State(state)]
+        if application:
+            return application
+        return {TCP: times.tcp_established, UDP: times.udp, ICMP: times.icmp, ICMP6: times.icmp}.get(
+            protocol, times.other
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a TCP packet did to its session."""
+
+    closed_before: bool
+    closed_now: bool
+
+
+def is_reopening(packet: Packet, entry: Entry) -> bool:
+    """A SYN for a session that is over: it begins another one."""
+    syn = packet.flags & (SYN | ACK) == SYN
+    return packet.is_tcp and syn and entry.state in (State.TIME_WAIT, State.CLOSED)
+
+
+def tcp_step(packet: Packet, own: Entry, peer: Entry) -> Step:
+    """Advance the state by a packet of the direction of ``own``. Timeouts are the caller's."""
+    before = own.state
+    state = before
+    if packet.flags & RST:
+        acked = peer.flags & SessionFlag.ACKED and packet.seq == peer.ack
+        if state in (State.OPENING, State.ANSWERED) or acked:
+            state = State.CLOSED
+    elif state == State.CLOSED:
+        return Step(True, False)
+    reverse = bool(own.flags & SessionFlag.REVERSE)
+    if state == State.OPENING and reverse and packet.flags & (SYN | ACK) == SYN | ACK:
+        state = State.ANSWERED
+    elif state == State.ANSWERED and not reverse and packet.flags & (SYN | ACK) == ACK:
+        state = State.ESTABLISHED
+    if packet.flags & FIN and state in (State.ANSWERED, State.ESTABLISHED, State.CLOSING):
+        own.flags |= SessionFlag.FIN
+        state = State.TIME_WAIT if peer.flags & SessionFlag.FIN else State.CLOSING
+    if packet.flags & ACK:
+        own.ack = packet.ack
+        own.flags |= SessionFlag.ACKED
+    own.state = peer.state = state
+    return Step(before == State.CLOSED, before != State.CLOSED == state)
+
+
+@dataclass(frozen=True, slots=True)
+class FragmentKey:
+    """Fragments of one datagram."""
+
+    src: bytes
+    dst: bytes
+    identification: int
+    protocol: int
+    zone: int
+
+
+@dataclass
+class Fragments:
+    """Which flow the fragments of a datagram belong to, for half a minute."""
+
+    entries: dict[FragmentKey, tuple[Key, int]] = field(default_factory=dict)
+
+    @staticmethod
+    def key(packet: Packet, zone: int) -> FragmentKey:
+        return FragmentKey(packet.src, packet.dst, packet.fragment_id, packet.fragment_protocol, zone)
+
+    def remember(self, packet: Packet, zone: int, flow: Key, now: int) -> None:
+        self.entries[self.key(packet, zone)] = (flow, now)
+
+    def flow(self, packet: Packet, zone: int, now: int) -> Key | None:
+        found = self.entries.get(self.key(packet, zone))
+        if found is None or now > found[1] + FRAGMENT_SECONDS * SECOND:
+            return None
+        return found[0]

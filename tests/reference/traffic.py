@@ -1,0 +1,273 @@
+"""Sequences of packets, biased to what is interesting, made while they run: replies answer what really came out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+
+from tests.reference import build, odd
+from tests.reference.fib import key_bytes
+from tests.reference.flows import End, Flow, Place, Shape, dress, ip_of, l4_of, tag_of
+from tests.reference.model import Outcome
+from tests.reference.network import HOSTS, LINKS, SILENT, Link
+from tests.reference.packets import ACK, FIN, FRAGMENT, ICMP, RST, SYN, TCP, UDP
+from tests.reference.rulesets import CLIENT_PORTS, PORTS
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """A frame that comes in by an interface."""
+
+    ingress: int
+    frame: bytes
+    note: str
+    flow: Flow | None = None
+    reverse: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Age:
+    """Time passes."""
+
+    seconds: float
+
+
+Step = Send | Age
+
+REMOTES = {
+    4: ("203.0.113.9", "8.8.8.8", "192.0.2.1", "192.0.2.17", "192.0.2.33", "192.0.2.50", "192.0.2.66"),
+    6: (
+        "2001:4860::8",
+        "2001:db8:f0::1",
+        "2001:db8:f1::1",
+        "2001:db8:f2::1",
+        "2001:db8:f3::1",
+        "2001:db8:f4::1",
+    ),
+}
+TRANSLATED = {
+    4: (
+        "198.51.100.50",
+        "198.51.100.49",
+        "198.51.100.51",
+        "198.51.100.74",
+        "198.51.100.100",
+        "198.51.100.116",
+        "10.0.0.10",
+    ),
+    6: (
+        "2001:db8:d::50",
+        "2001:db8:d::51",
+        "2001:db8:d:50::a",
+        "2001:db8:d:1::a",
+        "2001:db8:d::100",
+        "2001:db8:d::110",
+    ),
+}
+"""External addresses of rules, and of pools."""
+
+
+class Traffic:
+    """The steps of one sequence. Tell it with :meth:`saw` what became of each frame."""
+
+    def __init__(
+        self, random: Random, indexes: Mapping[str, int], zoned: Sequence[str], timeouts: tuple[int, ...]
+    ) -> None:
+        self.random = random
+        self._zoned = tuple(link for link in LINKS if link.name in zoned and link.forwarding) or LINKS
+        self._places = {link.name: (indexes[link.parent or link.name], link.vid) for link in LINKS}
+        self._timeouts = timeouts
+        self._flows: list[Flow] = []
+        self._pending: list[Step] = []
+        self._sent: list[tuple[bytes, Place]] = []
+        self._ages = 0
+        self._identification = random.getrandbits(16)
+
+    def next(self) -> Step:
+        """Another step."""
+        if self._pending:
+            return self._pending.pop(0)
+        if not self._flows or self.random.random() < 0.12:
+            return self._new_flow()
+        kinds: tuple[tuple[Callable[[], Step], int], ...] = (
+            (self._new_flow, 8),
+            (self._go_on, 60),
+            (self._odd_flags, 6),
+            (self._error, 10),
+            (self._fragments, 6),
+            (self._age, 4),
+            (self._oddity, 10),
+        )
+        return self.random.choices([kind for kind, _ in kinds], [weight for _, weight in kinds])[0]()
+
+    def saw(self, step: Send, outcome: Outcome) -> None:
+        """What became of a step's frame."""
+        if outcome.action not in ("PASS", "REDIRECT") or outcome.egress is None:
+            return
+        self._sent.append((outcome.frame, outcome.egress))
+        if step.flow is not None and not step.reverse:
+            step.flow.learn(outcome.frame, outcome.egress, self.random)
+
+    # Flows
+
+    def _new_flow(self) -> Step:
+        random = self.random
+        if self._flows and random.random() < 0.25:
+            flow = self._sibling(random.choice(self._flows))
+        else:
+            family = random.choice((4, 4, 6))
+            link = self._link()
+            kind = random.choice((TCP, TCP, TCP, UDP, UDP, ICMP, ICMP, 47, 132, 50, 1 if family == 6 else 58))
+            sport, dport = random.choice(CLIENT_PORTS), random.choice(PORTS)
+            if kind == ICMP:
+                dport = sport
+            client = End(self._places[link.name], self._source(link, family), self._target(link, family), sport, dport)
+            client.seq = random.getrandbits(32)
+            flow = Flow(family, kind, client)
+        self._flows.append(flow)
+        shape = dress(random)
+        if random.random() < 0.6:
+            shape = replace(shape, ttl=64, size=min(shape.size, 100))
+        return self._packet(flow, flow.client, shape, reverse=False)
+
+    def _sibling(self, flow: Flow) -> Flow:
+        """Another client port or address for the same service: what competes for a pool."""
+        random, end = self.random, flow.client
+        sport = random.choice(CLIENT_PORTS)
+        dport = sport if flow.kind == ICMP else end.dport
+        src = end.src if random.random() < 0.7 else end.src[:15] + bytes([random.choice(HOSTS)])
+        return Flow(flow.family, flow.kind, End(end.place, src, end.dst, sport, dport, random.getrandbits(32)))
+
+    def _source(self, link: Link, family: int) -> bytes:
+        random = self.random
+        if random.random() < 0.08:  # from elsewhere than it says
+            link = random.choice(LINKS)
+        if random.random() < 0.04:
+            return key_bytes(random.choice(REMOTES[family]))
+        return self._host(link, family, random.choice(HOSTS))
+
+    @staticmethod
+    def _host(link: Link, family: int, host: int) -> bytes:
+        return key_bytes(link.host4(host) if family == 4 else link.host6(host))
+
+    def _link(self) -> Link:
+        """Mostly one that has a zone."""
+        return self.random.choice(LINKS if self.random.random() < 0.04 else self._zoned)
+
+    def _target(self, client: Link, family: int) -> bytes:
+        random = self.random
+        roll = random.random()
+        link = self._link()
+        if link is client and random.random() < 0.8:
+            link = self._link()
+        if roll < 0.5:
+            return self._host(link, family, random.choice(HOSTS))
+        if roll < 0.7:
+            return key_bytes(random.choice(REMOTES[family]))
+        if roll < 0.85:
+            return key_bytes(random.choice(TRANSLATED[family]))
+        if roll < 0.95:
+            return self._host(link, family, 1)
+        return self._host(link, family, SILENT)
+
+    def _packet(self, flow: Flow, end: End, shape: Shape, *, reverse: bool) -> Send:
+        shape = self._extended(flow, shape)
+        ip = ip_of(flow, end, shape)
+        packet = build.packet(ip, flow.protocol, l4_of(flow, end, ip, shape, self.random, reverse=reverse))
+        frame = build.frame(flow.family, packet, tag_of(end.place, shape))
+        if len(frame) < 60 and self.random.random() < 0.2:
+            frame += bytes(60 - len(frame))
+        return Send(end.place[0], frame, "reverse" if reverse else "forward", flow, reverse)
+
+    def _extended(self, flow: Flow, shape: Shape) -> Shape:
+        """IPv6 extension headers at times."""
+        if flow.family == 4 or self.random.random() > 0.1:
+            return shape
+        kinds = [self.random.choice((0, 43, 60)) for _ in range(self.random.choice((1, 1, 2, 6, 7)))]
+        headers = b""
+        for following in (*kinds[1:], flow.protocol):
+            headers += build.extension(following, self.random.choice((0, 0, 1)))
+        return replace(shape, extensions=headers, first_extension=kinds[0])
+
+    def _go_on(self) -> Step:
+        flow = self._flows[-1] if self.random.random() < 0.7 else self.random.choice(self._flows)
+        shape = dress(self.random)
+        if flow.kind == TCP and self.random.random() < 0.1:
+            shape = replace(shape, exact_seq=False)
+        if flow.server is not None and (flow.stage in (0, 1) or self.random.random() < 0.5):
+            return self._packet(flow, flow.server, shape, reverse=True)
+        return self._packet(flow, flow.client, shape, reverse=False)
+
+    def _odd_flags(self) -> Step:
+        flow = self.random.choice(self._flows)
+        flags = self.random.choice(
+            (SYN, SYN, SYN, SYN | ACK, 0, FIN, RST, RST, RST | ACK, SYN | FIN, SYN | RST, FIN | RST, 63)
+        )
+        shape = replace(dress(self.random), flags=flags, exact_seq=self.random.random() < 0.6)
+        if flow.server is not None and self.random.random() < 0.5:
+            return self._packet(flow, flow.server, shape, reverse=True)
+        return self._packet(flow, flow.client, shape, reverse=False)
+
+    # Everything else
+
+    def _error(self) -> Step:
+        if not self._sent:
+            return self._oddity()
+        frame, place = self.random.choice(self._sent)
+        made = odd.error_about(self.random, frame, place)
+        return Send(place[0], made, "error") if made is not None else self._oddity()
+
+    def _fragments(self) -> Step:
+        """A datagram in pieces, mostly in order."""
+        random = self.random
+        flow = random.choice(self._flows)
+        reverse = flow.server is not None and random.random() < 0.5
+        end = flow.server if reverse else flow.client
+        assert end is not None
+        self._identification = (self._identification + 1) & 0xFFFF
+        shape = Shape(size=random.choice((40, 200, 900)), identification=self._identification)
+        ip = ip_of(flow, end, shape)
+        l4 = l4_of(flow, end, ip, shape, random, reverse=reverse)
+        frames = [self._fragment(flow, end, shape, l4, *cut) for cut in self._cuts(len(l4))]
+        steps: list[Step] = [Send(end.place[0], frame, "fragment", flow, reverse) for frame in frames]
+        if random.random() < 0.3:
+            random.shuffle(steps)
+        if random.random() < 0.1:
+            steps.insert(1, self._age())
+        self._pending += steps[1:]
+        return steps[0]
+
+    def _cuts(self, length: int) -> list[tuple[int, int]]:
+        first = self.random.choice((8, 24, 32, 64))
+        if first >= length:
+            return [(0, length)]
+        middle = first + 8 * self.random.randint(1, 4)
+        return [(0, first), (first, length)] if middle >= length else [(0, first), (first, middle), (middle, length)]
+
+    def _fragment(self, flow: Flow, end: End, shape: Shape, l4: bytes, start: int, stop: int) -> bytes:
+        more = stop < len(l4)
+        ip = ip_of(flow, end, shape)
+        if flow.family == 6:
+            header = build.fragment_header(flow.protocol, start, more, shape.identification)
+            ip = replace(ip, extensions=header, first_extension=FRAGMENT)
+        packet = build.packet(ip, flow.protocol, l4[start:stop], more=more, offset=start)
+        return build.frame(flow.family, packet, tag_of(end.place, shape))
+
+    def _age(self) -> Step:
+        """Never close to a whole number of seconds, so that the clock's own progress does not decide."""
+        if self._ages == 3:
+            return self._new_flow()
+        self._ages += 1
+        return Age(self.random.choice((*self._timeouts, 1, 28, 31)) + self.random.choice((-1, 0, 1)) + 0.25)
+
+    def _oddity(self) -> Step:
+        place = self._places[self._link().name]
+        template = self._flows[-1] if self._flows else None
+        base = None
+        if template is not None:
+            base = self._packet(template, template.client, Shape(), reverse=False).frame
+            if self.random.random() < 0.5:
+                place = template.client.place
+        note, ingress, frame = odd.oddity(self.random, place, base)
+        return Send(ingress, frame, note)
