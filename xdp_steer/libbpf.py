@@ -414,12 +414,17 @@ class RingBuffer:
 
     def fileno(self) -> int:
         """Readable while there are records."""
-        return check(_lib.ring_buffer__epoll_fd(self._ring))
+        return check(_lib.ring_buffer__epoll_fd(self._open()))
+
+    def _open(self) -> ctypes.c_void_p:
+        if not self._ring:
+            raise ValueError("the ring buffer is closed - libbpf would not survive it")
+        return self._ring
 
     def consume(self, limit: int) -> list[bytes]:
         """Up to ``limit`` (at least 1) records, oldest first; never waits."""
         self._records, self._limit = [], limit
-        result = _lib.ring_buffer__consume(self._ring)
+        result = _lib.ring_buffer__consume(self._open())
         if result < 0 and len(self._records) < limit:  # not our own stop, after which the record counts as read
             check(result)
         return self._records
