@@ -118,7 +118,7 @@ class Decoder:
 
     def policy(self, number: int) -> str:
         """The name of a policy, ``default`` for 0."""
-        return self._rule(number) or _DEFAULT
+        return name_of(self.rules, number) if number else _DEFAULT
 
     def _rule(self, number: int) -> str | None:
         return name_of(self.rules, number) if number else None

@@ -1,0 +1,316 @@
+"""The flow log and `show sessions`: what is said, and that nothing said breaks a line or a table."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import re
+from dataclasses import replace
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ipsec_gw.cli import sessions as cli
+from ipsec_gw.cli.main import Options
+from ipsec_gw.errors import ConfigError
+from ipsec_gw.firewall.ageing import SECOND, Close, CloseReason, Counts
+from ipsec_gw.observe import control
+from ipsec_gw.observe.flowlog import Decoder, Kind, name_of, structured, to_json
+from xdp_steer.events import Event
+from xdp_steer.flow_layout import EventKind, EventLeaf, SessionFlag, State
+from xdp_steer.reasons import Reason
+from xdp_steer.sessions import Flow, Session, Traffic
+
+BOOT = 1_700_000_000 * SECOND
+"""Of the wall clock when the monotonic one was 0: 2023-11-14T22:13:20Z."""
+FLOW = Flow(ip_address("10.0.0.1"), ip_address("192.0.2.80"), 40000, 443, 6, 1)
+BECAME = Flow(ip_address("198.51.100.1"), ip_address("192.0.2.80"), 2000, 443, 6, 2)
+DECODER = Decoder(zones={1: "trust", 2: "untrust"}, rules={7: "web", 8: "out"}.get, offset_ns=BOOT)
+SESSION = Session(
+    id=12,
+    flow=FLOW,
+    translated=BECAME,
+    state=State.TIME_WAIT,
+    timeout=120,
+    created_ns=10 * SECOND,
+    last_seen_ns=30 * SECOND,
+    forward=Traffic(5, 500),
+    reverse=Traffic(4, 4000),
+    rule=7,
+    snat_rule=8,
+    dnat_rule=0,
+    flags=SessionFlag.LOG_CLOSE | SessionFlag.NAT,
+)
+CLOSE = Close(SESSION, CloseReason.TCP_FIN, 152 * SECOND + SECOND // 2)
+OPEN = Event(EventKind.OPEN, 5 * SECOND, 12, FLOW, BECAME, 7, 0)
+
+
+def test_an_event_of_the_ring() -> None:
+    """Byte by byte as the datapath lays it out: ports in network order, IPv4 as v4-mapped."""
+    raw = b"".join(
+        [
+            (77).to_bytes(8, "little"),
+            (12).to_bytes(8, "little"),
+            bytes(10) + b"\xff\xff" + bytes([10, 0, 0, 1]),
+            bytes(10) + b"\xff\xff" + bytes([192, 0, 2, 80]),
+            (40000).to_bytes(2, "big"),
+            (443).to_bytes(2, "big"),
+            (1).to_bytes(2, "little"),
+            bytes([6, 0]),
+            bytes(10) + b"\xff\xff" + bytes([198, 51, 100, 1]),
+            bytes(10) + b"\xff\xff" + bytes([192, 0, 2, 80]),
+            (2000).to_bytes(2, "big"),
+            (443).to_bytes(2, "big"),
+            (2).to_bytes(2, "little"),
+            (EventKind.DENY).to_bytes(2, "little"),
+            (7).to_bytes(4, "little"),
+            (Reason.POLICY_DENY).to_bytes(4, "little"),
+        ]
+    )
+    assert Event.of(raw) == Event(EventKind.DENY, 77, 12, FLOW, BECAME, 7, Reason.POLICY_DENY)
+
+
+@given(st.binary(min_size=ctypes.sizeof(EventLeaf), max_size=ctypes.sizeof(EventLeaf)), st.integers(0, 5))
+def test_any_record_of_a_known_kind_is_an_event_that_can_be_told(raw: bytes, kind: int) -> None:
+    leaf = EventLeaf.from_buffer_copy(raw)
+    leaf.kind = kind
+    if kind not in set(EventKind):
+        with pytest.raises(ValueError, match="EventKind"):
+            Event.of(bytes(leaf))
+        return
+    event = Event.of(bytes(leaf))
+    assert bytes(event.flow.leaf())[:39] == bytes(leaf.key)[:39]  # all but the padding
+    assert json.dumps(to_json(DECODER.event(event)))
+    assert len(structured(DECODER.event(event)).splitlines()) == 1
+
+
+def test_a_created_session() -> None:
+    record = DECODER.event(OPEN)
+    assert (record.kind, record.from_zone, record.to_zone, record.policy) == (Kind.CREATE, "trust", "untrust", "web")
+    assert (record.translated, record.reason, record.client) == (BECAME, "", None)
+    assert structured(record) == (
+        "RT_FLOW_SESSION_CREATE [ipsec-gw@32473 "
+        'source-address="10.0.0.1" source-port="40000" destination-address="192.0.2.80" destination-port="443" '
+        'service-name="None" '
+        'nat-source-address="198.51.100.1" nat-source-port="2000" '
+        'nat-destination-address="192.0.2.80" nat-destination-port="443" '
+        'src-nat-rule-name="N/A" dst-nat-rule-name="N/A" protocol-id="6" policy-name="web" '
+        'source-zone-name="trust" destination-zone-name="untrust" session-id="12"]'
+    )
+
+
+def test_a_closed_session_has_its_counters() -> None:
+    record = DECODER.close(CLOSE)
+    line = structured(record)
+    assert line.startswith('RT_FLOW_SESSION_CLOSE [ipsec-gw@32473 reason="TCP FIN" source-address="10.0.0.1" ')
+    assert 'src-nat-rule-name="out" dst-nat-rule-name="N/A"' in line
+    assert line.endswith(
+        'session-id="12" packets-from-client="5" bytes-from-client="500" '
+        'packets-from-server="4" bytes-from-server="4000" elapsed-time="142"]'
+    )
+    assert to_json(record) == {
+        "time": "2023-11-14T22:15:52.500Z",
+        "event": "close",
+        "session": 12,
+        "reason": "tcp-fin",
+        "source": "10.0.0.1",
+        "sourcePort": 40000,
+        "destination": "192.0.2.80",
+        "destinationPort": 443,
+        "protocol": 6,
+        "nat": {"source": "198.51.100.1", "sourcePort": 2000, "destination": "192.0.2.80", "destinationPort": 443},
+        "fromZone": "trust",
+        "toZone": "untrust",
+        "policy": "web",
+        "sourceNatRule": "out",
+        "destinationNatRule": None,
+        "client": {"packets": 5, "bytes": 500},
+        "server": {"packets": 4, "bytes": 4000},
+        "seconds": 142,
+    }
+
+
+def test_a_session_that_the_datapath_replaced_has_no_counters() -> None:
+    record = DECODER.event(replace(OPEN, kind=EventKind.CLOSE))
+    assert (record.kind, record.reason, record.client, record.seconds) == (Kind.CLOSE, "replaced", None, None)
+    assert "elapsed-time" not in structured(record)
+    assert to_json(record)["client"] is None
+
+
+def test_a_denied_packet() -> None:
+    event = replace(OPEN, kind=EventKind.DENY, session=0, rule=0, reason=Reason.DEFAULT_DENY)
+    record = DECODER.event(event)
+    assert (record.policy, record.reason, record.translated) == ("default", "default-deny", None)
+    line = structured(record)
+    assert line.startswith('RT_FLOW_SESSION_DENY [ipsec-gw@32473 source-address="10.0.0.1"')
+    assert line.endswith('session-id="0" reason="default deny"]')
+
+
+def test_untranslated_flows_have_no_nat_in_json_and_themselves_in_the_line() -> None:
+    same = replace(FLOW, zone=2)
+    record = DECODER.event(replace(OPEN, translated=same))
+    assert record.translated is None
+    assert to_json(record)["nat"] is None
+    assert 'nat-source-address="10.0.0.1" nat-source-port="40000"' in structured(record)
+
+
+def test_names_of_what_has_none() -> None:
+    record = DECODER.event(replace(OPEN, flow=replace(FLOW, zone=9), translated=replace(BECAME, zone=0), rule=99))
+    assert (record.from_zone, record.to_zone, record.policy) == ("#9", "self", "#99")
+    assert name_of({1: "a"}, 1) == name_of({1: "a"}.get, 1) == "a"
+    assert name_of({}, 2) == name_of({}.get, 2) == "#2"
+
+
+def test_a_reason_of_another_version_keeps_its_number() -> None:
+    assert DECODER.event(replace(OPEN, kind=EventKind.DENY, reason=4000)).reason == "#4000"
+
+
+@pytest.mark.parametrize("reason", CloseReason)
+def test_every_reason_has_words(reason: CloseReason) -> None:
+    line = structured(DECODER.close(replace(CLOSE, reason=reason)))
+    found = re.search(r'reason="([A-Za-z ]+)"', line)
+    assert found is not None
+    assert to_json(DECODER.close(replace(CLOSE, reason=reason)))["reason"] == reason.value
+
+
+@given(st.text())
+def test_no_name_breaks_the_line(name: str) -> None:
+    """RFC 5424 §6.3.3: quotes, backslashes and brackets are escaped, so the value can be read back."""
+    line = structured(Decoder({}, {7: name}, BOOT).event(OPEN))
+    assert len(line.splitlines()) == 1
+    found = re.search(r'policy-name="((?:[^"\\\]]|\\["\\\]])*)" source-zone-name', line)
+    assert found is not None
+    back = re.sub(r"\\(.)", r"\1", found[1])
+    assert back == "".join(char if char.isprintable() else " " for char in name)
+
+
+def test_duration_and_flag_of_a_close() -> None:
+    assert CLOSE.duration_ns == 142 * SECOND + SECOND // 2
+    assert CLOSE.logged
+    assert not replace(CLOSE, session=replace(SESSION, flags=SessionFlag.NAT)).logged
+    assert replace(CLOSE, ended_ns=0).duration_ns == 0
+
+
+class Table:
+    """What the view needs of a session table."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.asked: object = None
+
+    def sessions(self, chosen: object):
+        self.asked = chosen
+        return iter([replace(SESSION, id=number) for number in range(self.count)])
+
+
+COUNTS = Counts(3, 10, {State.TIME_WAIT: 3}, {1: 2, 0: 1})
+ZONES = {"self": 0, "trust": 1, "untrust": 2}
+
+
+def view(query: cli.Query, count: int = 3, table: Table | None = None) -> dict:
+    return cli.sessions_view(table or Table(count), COUNTS, query, DECODER, ZONES, 40 * SECOND).to_json()
+
+
+def test_the_view() -> None:
+    answer = view(cli.Query())
+    assert (answer["total"], answer["maximum"], answer["utilisation"], answer["more"]) == (3, 10, 30.0, False)
+    assert (answer["byState"], answer["byZone"]) == ({"time-wait": 3}, {"trust": 2, "self": 1})
+    first = answer["sessions"][0]
+    assert first["natSource"] == {"address": "198.51.100.1", "port": 2000}
+    assert first["natDestination"] is None
+    assert (first["idle"], first["timeout"], first["age"], first["policy"]) == (10.0, 120, 30.0, "web")
+
+
+def test_the_view_stops_at_its_limit() -> None:
+    assert view(cli.Query(limit=2))["more"]
+    assert len(view(cli.Query(limit=2))["sessions"]) == 2
+    assert not view(cli.Query(limit=3))["more"]
+
+
+def test_limit_zero_reads_no_sessions() -> None:
+    table = Table(3)
+    answer = view(cli.Query(limit=0), table=table)
+    assert (answer["sessions"], answer["total"], table.asked) == ((), 3, None)
+
+
+def test_the_filter_of_a_question() -> None:
+    table = Table(0)
+    view(cli.Query(zone="untrust", prefix="192.0.2.7/24", port=443, protocol=6), table=table)
+    assert (table.asked.zone, str(table.asked.prefix), table.asked.port, table.asked.protocol) == (
+        2,
+        "192.0.2.0/24",
+        443,
+        6,
+    )
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        (cli.Query(zone="dmz"), "no zone 'dmz' - there are self, trust"),
+        (cli.Query(prefix="10.0.0.0/40"), "10.0.0.0/40"),
+    ],
+)
+def test_a_question_about_nothing(query: cli.Query, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        view(query)
+
+
+def test_questions_come_back_from_their_line() -> None:
+    query = cli.Query("trust", "10.0.0.0/8", 53, 17, 5)
+    assert cli.Query.parse(query.question()) == query
+    assert cli.Query.parse("sessions") == cli.Query()
+    for bad in ("sessions {", 'sessions {"zome": 1}', "sessions [1]"):
+        with pytest.raises(ConfigError, match="ask with this version"):
+            cli.Query.parse(bad)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[cli.Query]:
+    """The daemon's part, without its socket."""
+    questions: list[cli.Query] = []
+
+    def ask(_run_dir: Path, question: str):
+        questions.append(cli.Query.parse(question))
+        return json.loads(json.dumps(view(questions[-1])))
+
+    monkeypatch.setattr(control, "ask", ask)
+    return questions
+
+
+def run(*arguments: str):
+    options = Options(None, Path("/nowhere"), Path("/nowhere"))
+    return CliRunner().invoke(cli.sessions, list(arguments), obj=options, env={"COLUMNS": "120"})
+
+
+def test_the_table(asked: list[cli.Query]) -> None:
+    result = run("--zone", "trust", "--protocol", "TCP")
+    assert result.exit_code == 0, result.output
+    assert asked == [cli.Query(zone="trust", protocol=6)]
+    assert "3 of 10 sessions (30.0 %)" in result.output
+    joined = re.sub(r"\s+", " ", result.output)
+    assert "trust > untrust" in joined
+    assert "110 s 5/4 500 bytes/4.0 kB" in joined
+
+
+def test_json_is_the_answer(asked: list[cli.Query]) -> None:
+    result = run("--json", "--limit", "1")
+    assert json.loads(result.output)["more"] is True
+    assert len(json.loads(result.output)["sessions"]) == 1
+
+
+@pytest.mark.parametrize("protocol", ["256", "-1", "ipx", "6.0"])
+def test_a_protocol_that_is_none(protocol: str, asked: list[cli.Query]) -> None:
+    result = run("--protocol", protocol)
+    assert result.exit_code == 2
+    assert "is no protocol" in result.output
+    assert asked == []
+
+
+def test_ends_are_written_as_in_urls() -> None:
+    ends = [cli.EndView("2001:db8::1", 443), cli.EndView("10.0.0.1", 53), cli.EndView("2001:db8::1", 0)]
+    assert [str(end) for end in ends] == ["[2001:db8::1]:443", "10.0.0.1:53", "2001:db8::1"]
