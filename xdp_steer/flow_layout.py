@@ -167,8 +167,6 @@ class Stage(IntEnum):
     ICMP_ERROR = 5
     ANSWER = 6
     FRAGMENT = 7
-    EGRESS_POLICY = 16
-    EGRESS_CREATE = 17
 
 
 MAX_STAGES = 32

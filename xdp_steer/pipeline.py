@@ -39,7 +39,7 @@ _STAGES = (
 )
 _USER_SPACE_ONLY = ("names", "events")
 """Maps that no program reads, and the ring buffer, which has neither keys nor values."""
-_PRIVATE = ("metas", "stages")
+_PRIVATE = ("metas", "stages", "egress_stages")
 """Maps of one version of the programs. Their pins keep the program array filled: the kernel empties one that user space
 has let go of."""
 
@@ -142,6 +142,8 @@ def _compile(text: str, map_pins: Path, directory: Path) -> Programs:
             for stage in _STAGES:
                 function = bpf.load_func(f"stage_{stage.name.lower()}".encode(), BPF.XDP)
                 stages[ctypes.c_int(stage)] = ctypes.c_int(function.fd)
+            egress_new = bpf.load_func(b"stage_egress_new", BPF.SCHED_CLS)
+            bpf[b"egress_stages"][ctypes.c_int(0)] = ctypes.c_int(egress_new.fd)
             programs = Programs(
                 os.dup(bpf.load_func(b"xdp_pipeline", BPF.XDP).fd),
                 os.dup(bpf.load_func(b"tc_guard", BPF.SCHED_CLS).fd),

@@ -15,7 +15,7 @@ MAX_REASONS = 128
 @unique
 class Reason(IntEnum):
     """A verdict of XDP on ESP (1 to 31, none of them drops), of the guard on TC egress (32 to 39), or of the firewall
-    in XDP (40 and above).
+    in XDP (40 to 79) or on TC egress (80 and above).
     """
 
     STEERED = 1
@@ -117,6 +117,19 @@ class Reason(IntEnum):
     """A session whose route now leads into another zone: dropped."""
     NO_STAGE = 66
     """A stage of the pipeline is missing: dropped. Expect 0."""
+
+    EGRESS_SESSION = 80
+    """Sent by the kernel in a session: passed."""
+    EGRESS_NEW = 81
+    """The first packet of a session of this machine: passed."""
+    EGRESS_EXEMPT = 82
+    """IKE, ESP, neighbour discovery, multicast or ICMP of this machine: passed."""
+    EGRESS_UNPOLICED = 83
+    """Forwarded by the kernel without a session: dropped."""
+    EGRESS_DENY = 84
+    """From this machine and denied by a rule: dropped."""
+    EGRESS_FULL = 85
+    """From this machine with no room for its session: dropped."""
 
     @property
     def label(self) -> str:

@@ -161,7 +161,7 @@ static __always_inline u32 translate_source(struct meta *m)
 	struct source source = { .addresses = 1, .low = DYNAMIC_LOW, .high = DYNAMIC_HIGH };
 	int error;
 
-	if (m->out_zone != ZONE_SELF)
+	if (m->out_zone != ZONE_SELF && m->key.zone != ZONE_SELF)	/* TC egress cannot translate */
 		row = row_of(m->bank, TABLE_SNAT, first_match(m, TABLE_SNAT, (u32)m->key.zone * MAX_ZONES + m->out_zone, &m->daddr));
 	if (row)
 		m->fresh.snat_rule = row->rule;

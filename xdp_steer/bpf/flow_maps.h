@@ -231,6 +231,7 @@ struct events_table_t {
 __attribute__((section("maps/ringbuf:" PIN_ROOT "/events")))
 struct events_table_t events = { .max_entries = EVENT_RING_BYTES };
 
-/* These two belong to one version of the programs and are pinned with them. */
+/* These belong to one version of the programs and are pinned with them. */
 BPF_PROG_ARRAY(stages, MAX_STAGES);
+BPF_PROG_ARRAY(egress_stages, 1);
 BPF_PERCPU_ARRAY(metas, struct meta, 2);

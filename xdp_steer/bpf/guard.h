@@ -11,7 +11,7 @@
  * receiver can put it together. Passing means TC_ACT_UNSPEC: other filters on the hook have their say.
  */
 #define HEARTBEAT_LIMIT_NS	2000000000ULL	/* a daemon silent for longer counts as dead */
-#define HEADERS_PULLED		128		/* bytes: Ethernet, tag, IPv6 with extensions, UDP, ESP */
+#define HEADERS_PULLED		160		/* bytes: Ethernet, tag, IP with options or extensions, ICMP and what it quotes */
 
 static __always_inline u64 control_value(u32 slot)
 {

@@ -24,9 +24,9 @@ struct inner {
 };
 
 /* False if the embedded headers are not whole. */
-static __always_inline bool parse_inner(struct xdp_md *ctx, struct meta *m, struct inner *inner)
+static __always_inline bool parse_inner(void *data, void *end, struct meta *m, struct inner *inner)
 {
-	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end, *l3;
+	void *l3;
 	struct inner_ports *ports;
 	struct ipv6hdr *ip6;
 	struct iphdr *ip;
@@ -124,7 +124,7 @@ int stage_icmp_error(struct xdp_md *ctx)
 
 	if (!m)
 		return drop(ctx, REASON_NO_STAGE);
-	if (!parse_inner(ctx, m, &inner))
+	if (!parse_inner((void *)(long)ctx->data, (void *)(long)ctx->data_end, m, &inner))
 		return drop(ctx, REASON_MALFORMED);
 	key.saddr = inner.daddr;
 	key.daddr = inner.saddr;

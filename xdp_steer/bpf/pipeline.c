@@ -32,6 +32,7 @@
 #include "create.h"
 #include "icmp_error.h"
 #include "answer.h"
+#include "egress.h"
 
 int xdp_pipeline(struct xdp_md *ctx)
 {
@@ -61,12 +62,19 @@ int tc_guard(struct __sk_buff *skb)
 {
 	u32 wanted = skb->len < HEADERS_PULLED ? skb->len : HEADERS_PULLED;
 	struct packet pkt = {};
+	u32 parsed;
+	void *l4;
 
 	if ((void *)(long)skb->data + wanted > (void *)(long)skb->data_end)
 		bpf_skb_pull_data(skb, wanted);
 	pkt.cursor = (void *)(long)skb->data;
 	pkt.end = (void *)(long)skb->data_end;
-	if (parse_ip(&pkt) != NEXT || parse_esp(&pkt, true) != NEXT)
+	parsed = parse_ip(&pkt);
+	l4 = pkt.cursor;
+	if (parsed == NEXT && parse_esp(&pkt, true) == NEXT)
+		return guard_esp(skb, &pkt);
+	if (parsed == REASON_NOT_IP || !control_value(CONTROL_FIREWALL))
 		return TC_ACT_UNSPEC;
-	return guard_esp(skb, &pkt);
+	pkt.cursor = l4;
+	return egress(skb, &pkt, parsed != REASON_TRUNCATED);
 }

@@ -1,0 +1,207 @@
+/* SPDX-License-Identifier: GPL-2.0
+ *
+ * The firewall on TC egress: what the kernel sends. What XDP redirects does not come here.
+ *
+ * A packet of this machine opens a session (or belongs to one), so that its answers are let in. A packet that the kernel
+ * forwards was judged and translated by XDP before, so the session of its answers exists: without one it is dropped.
+ * The sockets of this machine are trusted to know their TCP: a session may start in the middle, which keeps
+ * connections alive that are older than the firewall.
+ */
+#define WHOLE_L4	0xffff	/* no IP length to hold the header against: a GSO packet may have none */
+#define EGRESS_ZONE	0x100	/* marks fragments that were let out, beside those that were let in */
+
+static __always_inline int tc_drop(struct __sk_buff *skb, u32 reason)
+{
+	count_verdict(reason, skb->len, 1);
+	return TC_ACT_SHOT;
+}
+
+static __always_inline int tc_pass(struct __sk_buff *skb, u32 reason)
+{
+	count_verdict(reason, skb->len, 1);
+	return TC_ACT_UNSPEC;
+}
+
+static __always_inline void fragment_let_out(struct fragment_key *key, struct meta *m)
+{
+	key->saddr = m->key.saddr;
+	key->daddr = m->key.daddr;
+	key->id = m->fragment_id;
+	key->zone = m->out_zone | EGRESS_ZONE;
+	key->protocol = m->v6 ? 0 : m->key.protocol;
+	key->reserved = 0;
+}
+
+static __always_inline bool has_live(struct flow_key *key, u8 protocol)
+{
+	struct session *s = sessions.lookup(key), *peer;
+	u64 now = bpf_ktime_get_coarse_ns();
+	struct flow_key reply;
+
+	if (!s)
+		return false;
+	if (is_live(s, now))
+		return true;
+	reply_key(&reply, s, protocol);
+	peer = sessions.lookup(&reply);
+	return peer && is_live(peer, now);
+}
+
+/* The kernel forwards it: is it the other side of a session that lets answers in from where it goes? */
+static __always_inline int egress_forwarded(struct __sk_buff *skb, struct meta *m)
+{
+	struct fragment_key piece;
+	struct fragment letting = {};
+	struct flow_key key;
+
+	fragment_let_out(&piece, m);
+	if (m->flags & META_LATER) {
+		struct fragment *first = fragments.lookup(&piece);
+
+		if (first && first->seen_ns + FRAGMENT_SECONDS * SECOND_NS >= bpf_ktime_get_coarse_ns())
+			return tc_pass(skb, REASON_EGRESS_SESSION);
+		return tc_drop(skb, REASON_EGRESS_UNPOLICED);
+	}
+	key.saddr = m->key.daddr;
+	key.daddr = m->key.saddr;
+	key.sport = m->key.dport;
+	key.dport = m->key.sport;
+	key.zone = m->out_zone;
+	key.protocol = m->key.protocol;
+	key.reserved = 0;
+	if (!has_live(&key, key.protocol))
+		return tc_drop(skb, REASON_EGRESS_UNPOLICED);
+	if (m->shape & SHAPE_FRAGMENT) {
+		letting.seen_ns = bpf_ktime_get_coarse_ns();
+		fragments.update(&piece, &letting);
+	}
+	return tc_pass(skb, REASON_EGRESS_SESSION);
+}
+
+/* An ICMP error that the kernel forwards: XDP has put into it what its receiver sent, which comes in from there. */
+static __always_inline int egress_error(struct __sk_buff *skb, struct meta *m)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	struct flow_key key = {};
+	struct inner inner = {};
+
+	if (!parse_inner(data, end, m, &inner))
+		return tc_drop(skb, REASON_EGRESS_UNPOLICED);
+	key.saddr = inner.saddr;
+	key.daddr = inner.daddr;
+	key.sport = inner.sport;
+	key.dport = inner.dport;
+	key.zone = m->out_zone;
+	key.protocol = inner.protocol;
+	return has_live(&key, inner.protocol) ? tc_pass(skb, REASON_EGRESS_SESSION)
+					      : tc_drop(skb, REASON_EGRESS_UNPOLICED);
+}
+
+static __always_inline bool is_exempt(struct meta *m)
+{
+	u8 type = m->code >> 8;
+
+	if (m->flags & META_LATER || is_group(&m->key.daddr) || is_ipsec(m->key.protocol, m->key.sport))
+		return true;
+	if (m->key.protocol == IPPROTO_TCP)
+		return m->tcp_flags & TCP_RST;
+	return is_icmp(m) && !is_icmp_request(m->v6, type);
+}
+
+static __always_inline int egress_local(struct __sk_buff *skb, struct meta *m)
+{
+	struct session *s;
+	bool over = false;
+	u32 reason;
+
+	m->key.zone = ZONE_SELF;
+	s = sessions.lookup(&m->key);
+	if (s) {
+		reason = flow_step(m, s, bpf_ktime_get_coarse_ns(), &over);
+		if (reason != NEXT)
+			return tc_drop(skb, reason);
+		if (!over)
+			return tc_pass(skb, REASON_EGRESS_SESSION);
+		end_session(m, s);
+	}
+	if (is_exempt(m))
+		return tc_pass(skb, REASON_EGRESS_EXEMPT);
+	m->saddr = m->key.saddr;
+	m->daddr = m->key.daddr;
+	m->sport = m->key.sport;
+	m->dport = m->key.dport;
+	egress_stages.call(skb, 0);
+	return tc_drop(skb, REASON_NO_STAGE);
+}
+
+static __always_inline int egress(struct __sk_buff *skb, struct packet *pkt, bool sound)
+{
+	u16 vid = ntohs(pkt->tci) & VID_MASK;
+	struct meta *m = meta_of(META_TC);
+	void *data = (void *)(long)skb->data;
+	bool local;
+	struct port *port;
+
+	if (!m)
+		return tc_drop(skb, REASON_NO_STAGE);
+	if (skb->vlan_present)
+		vid = skb->vlan_tci & VID_MASK;
+	m->bank = control_value(CONTROL_BANK) & 1;
+	port = port_of(skb->ifindex, vid, m->bank);
+	if (!port)
+		return TC_ACT_UNSPEC;
+	if (!sound)
+		return tc_drop(skb, REASON_EGRESS_UNPOLICED);
+	m->key.saddr = pkt->source;
+	m->key.daddr.addr[0] = pkt->key.addr[0];
+	m->key.daddr.addr[1] = pkt->key.addr[1];
+	m->key.daddr.addr[2] = pkt->key.addr[2];
+	m->key.daddr.addr[3] = pkt->key.addr[3];
+	m->key.sport = 0;
+	m->key.dport = 0;
+	m->key.protocol = pkt->protocol;
+	m->key.reserved = 0;
+	m->v6 = !!(pkt->shape & SHAPE_IPV6);
+	m->code = 0;
+	m->length = pkt->length;
+	m->l3 = pkt->l3 - data;
+	m->l4 = pkt->cursor - data;
+	m->in_flags = 0;
+	m->in_mss = 0;
+	m->shape = pkt->shape;
+	m->tcp_flags = 0;
+	m->flags = 0;
+	m->fragment_id = pkt->fragment_id;
+	m->out_zone = port->zone;
+	m->out_mss = port->mss;
+	m->dnat_rule = 0;
+	if (pkt->shape & SHAPE_LATER)
+		m->flags = META_LATER;
+	else if (is_extension(pkt->protocol) || !parse_l4(pkt, m, WHOLE_L4))
+		return tc_drop(skb, REASON_EGRESS_UNPOLICED);
+	local = !skb->ingress_ifindex || local_addresses.lookup(&m->key.saddr);
+	if (local)
+		return egress_local(skb, m);
+	if (is_icmp(m) && !(m->flags & META_LATER) && is_icmp_error(m->v6, m->code >> 8))
+		return egress_error(skb, m);
+	return egress_forwarded(skb, m);
+}
+
+/* A new flow of this machine. There is nobody to answer: the sender sees the drop. */
+int stage_egress_new(struct __sk_buff *skb)
+{
+	struct meta *m = meta_of(META_TC);
+
+	if (!m)
+		return tc_drop(skb, REASON_NO_STAGE);
+	m->session_id = 0;
+	if (judge(m) != ACTION_PERMIT) {
+		count_rule(m->rule, m->length);
+		if (m->row_flags & (ROW_LOG_OPEN | ROW_LOG_CLOSE))
+			report(m, EVENT_DENY, REASON_EGRESS_DENY);
+		return tc_drop(skb, REASON_EGRESS_DENY);
+	}
+	if (create(m) != NEXT)
+		return tc_drop(skb, REASON_EGRESS_FULL);
+	return tc_pass(skb, REASON_EGRESS_NEW);
+}
