@@ -46,6 +46,7 @@ class LazyGroup(click.Group):
 
 
 _LAZY = {
+    "check": "ipsec_gw.cli.check:check",
     "run": "ipsec_gw.cli.run:run",
     "off": "ipsec_gw.cli.run:off",
     "show": "ipsec_gw.cli.show:show",

@@ -10,7 +10,7 @@ from ipsec_gw.config.limits import MAX_TERM_SERVICES
 from ipsec_gw.config.names import check_application_name
 from ipsec_gw.config.ports import ICMP, ICMP6, TCP, UDP, merged
 from ipsec_gw.config.positions import Path
-from ipsec_gw.config.problems import Refused, Report
+from ipsec_gw.config.problems import Refused, Report, dotted
 from ipsec_gw.config.section import read
 from ipsec_gw.config.services import PREDEFINED
 from ipsec_gw.config.sets import resolution_order
@@ -45,7 +45,7 @@ class Applications:
         for index, name in enumerate(names):
             found = self._known.get(name)
             if found is None and name not in self._broken:
-                way_out = f"define it under [applications.{name}] or use a predefined one"
+                way_out = f"define it under [{dotted((APPLICATIONS, name))}] or use a predefined one"
                 self._report.add((*path, index), f"unknown application {name!r}", way_out)
             whole = whole and found is not None
             services |= dict.fromkeys(found or ())

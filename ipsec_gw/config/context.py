@@ -14,7 +14,7 @@ from ipsec_gw.config.applications import Applications
 from ipsec_gw.config.names import check_name
 from ipsec_gw.config.ports import ICMP, ICMP6, IGMP
 from ipsec_gw.config.positions import Path
-from ipsec_gw.config.problems import Refused, Report, one_of
+from ipsec_gw.config.problems import Refused, Report, dotted, one_of
 from ipsec_gw.config.section import read, wrong_type
 from ipsec_gw.model.firewall import SELF, DestinationNat, Policy, Schedule, Service, SourceNat, Zone
 from ipsec_gw.model.ids import IpNetwork
@@ -46,7 +46,7 @@ class Context:
                 path, "self is not translated", "name a zone: traffic of this machine has its own addresses"
             )
         else:
-            way_out = f"define [zones.{name}] or write one of: {one_of(sorted(self.zone_names))}"
+            way_out = f"define [{dotted(('zones', name))}] or write one of: {one_of(sorted(self.zone_names))}"
             self.report.add(path, f"unknown zone {name!r}", way_out)
         return False
 

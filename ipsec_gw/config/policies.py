@@ -5,6 +5,7 @@ from __future__ import annotations
 from ipsec_gw.config.context import Context, Names, Shadows, check_families, elements
 from ipsec_gw.config.firewall import PolicyShape
 from ipsec_gw.config.positions import Path
+from ipsec_gw.config.problems import dotted
 from ipsec_gw.model.firewall import SELF, Action, Policy, Schedule
 
 
@@ -76,5 +77,5 @@ def _schedule(path: Path, shape: PolicyShape, context: Context) -> tuple[bool, S
     if name is None or name in context.schedules:
         return True, context.schedules[name] if name else None
     if name not in context.schedule_names:
-        context.report.add((*path, "schedule"), f"unknown schedule {name!r}", f"define [schedules.{name}]")
+        context.report.add((*path, "schedule"), f"unknown schedule {name!r}", f"define [{dotted(('schedules', name))}]")
     return False, None

@@ -8,7 +8,7 @@ from ipsec_gw.config.limits import MAX_POOL_ADDRESSES, MAX_POOLS
 from ipsec_gw.config.literals import span_of_addresses
 from ipsec_gw.config.names import check_name
 from ipsec_gw.config.positions import Path
-from ipsec_gw.config.problems import Refused, Report, one_of
+from ipsec_gw.config.problems import Refused, Report, dotted, one_of
 from ipsec_gw.config.section import read
 from ipsec_gw.model.firewall import Pool
 
@@ -37,7 +37,7 @@ class Pools:
     def lookup(self, path: Path, name: str) -> Pool | None:
         """The pool of that name; None if the report has an error."""
         if name not in self._names:
-            way_out = f"define [nat.pools.{name}] or write one of: {one_of(sorted(self._names))}"
+            way_out = f"define [{dotted((*PREFIX, name))}] or write one of: {one_of(sorted(self._names))}"
             self._report.add(path, f"unknown pool {name!r}", way_out)
         return self.found.get(name)
 

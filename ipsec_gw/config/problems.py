@@ -59,7 +59,8 @@ class Report:
     def add(self, path: Path, message: str, way_out: str) -> None:
         """Remember a problem. ``path`` may lead deeper than the file goes: it is told as deep as it exists."""
         place = self._existing(path)
-        self._problems[Problem(self._file, self._lines.get(place, 1), dotted(place), message, way_out)] = None
+        texts = (_one_line(message), _one_line(way_out))
+        self._problems[Problem(self._file, self._lines.get(place, 1), dotted(place), *texts)] = None
 
     def refuse(self, path: Path, refused: Refused) -> None:
         """Remember that the value at ``path`` was refused."""
@@ -87,6 +88,11 @@ def dotted(path: Path) -> str:
 
 def _key(name: str) -> str:
     return name if _BARE.fullmatch(name) else json.dumps(name)
+
+
+def _one_line(text: str) -> str:
+    """What an operator wrote may hold line breaks and terminal controls: they are told, not done."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def one_of(names: Iterable[str]) -> str:

@@ -82,14 +82,11 @@ def _schedules(raw: Mapping[str, object], report: Report) -> dict[str, Schedule]
 
 
 def _some_time(shape: ScheduleShape, path: Path, report: Report) -> bool:
-    """Is there a minute of the day between start and end?"""
-    place = (*path, "end" if "end" in shape.model_fields_set else "start")
+    """Is there a minute between start and end? With the end before the start it runs into the day after."""
     if shape.start == shape.end:
-        report.add(place, "never holds: start and end are the same", "leave both out for the whole day")
-    elif shape.start > shape.end:
-        way_out = "make two schedules, one to 24:00 and one from 00:00, and a policy for each"
-        report.add(place, "never holds: end is before start", way_out)
-    return shape.start < shape.end
+        option = "end" if "end" in shape.model_fields_set else "start"
+        report.add((*path, option), "never holds: start and end are the same", "leave both out for the whole day")
+    return shape.start != shape.end
 
 
 def _sessions(raw: object, report: Report) -> Sessions:

@@ -27,11 +27,20 @@ _TYPES = {
     "bool_type": "true or false",
     "bool_parsing": "true or false",
     "float_type": "a number",
+    "float_parsing": "a number",
     "list_type": "a list",
     "tuple_type": "a list",
     "model_type": "a table",
-    "dict_type": "a table",
 }
+_FORMS = {
+    "a string": "put it in quotes",
+    "a whole number": "write digits without quotes",
+    "true or false": "write it without quotes",
+    "a number": "write digits without quotes",
+    "a list": "put it in brackets",
+    "a table": "give it options: [name] or name = { ... }",
+}
+_BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
 
 
 def read(kind: type[SectionT], raw: object, path: Path, report: Report) -> SectionT | None:
@@ -47,14 +56,14 @@ def read(kind: type[SectionT], raw: object, path: Path, report: Report) -> Secti
 
 def unknown(name: str, known: list[str], what: str = "option") -> Refused:
     """An option or table that does not exist here."""
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.65)
     hint = f"write {close[0]}" if close else f"remove it; known here: {one_of(known)}"
     return Refused(f"unknown {what}", hint)
 
 
 def wrong_type(kind: str) -> Refused:
     """Not what belongs here."""
-    return Refused(f"must be {kind}", f"write {kind}")
+    return Refused(f"must be {kind}", _FORMS[kind])
 
 
 def _refused(kind: type[BaseModel], error: ErrorDetails) -> Refused:
@@ -72,6 +81,9 @@ def _refused(kind: type[BaseModel], error: ErrorDetails) -> Refused:
         refused = Refused(f"{error['input']!r} is not known here", f"write {context['expected']}")
     elif sort == "too_short":
         refused = Refused("the list is empty", "name at least one, or leave the option out")
+    elif bound := context.keys() & _BOUNDS.keys():
+        limit = bound.pop()
+        refused = Refused(f"{error['input']} is out of range", f"write {_BOUNDS[limit]} {context[limit]}")
     elif sort in _TYPES:
         refused = wrong_type(_TYPES[sort])
     return refused

@@ -1,0 +1,148 @@
+"""A Ruleset in words: the model behind ``ipsec-gw check``, for tables and JSON alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ipsec_gw.config.firewall import DAYS
+from ipsec_gw.config.ports import ICMP, ICMP6, PROTOCOLS
+from ipsec_gw.model.firewall import (
+    ANY_PORT,
+    DestinationNat,
+    Policy,
+    Pool,
+    Range,
+    Ruleset,
+    Schedule,
+    Service,
+    SourceNat,
+    StaticNat,
+    Translation,
+    Zone,
+)
+from ipsec_gw.model.ids import IpNetwork
+
+_NAMES = {number: name for name, number in PROTOCOLS.items()}
+_ANY = "any"
+
+
+def describe(rules: Ruleset) -> dict[str, Any]:
+    """Zones, policies in the order in which they are tried, the default, NAT rules and pools."""
+    pairs = [rule for rule in rules.policies if rule.from_zone is not None]
+    everywhere = [rule for rule in rules.policies if rule.from_zone is None]
+    return {
+        "zones": [_zone(zone) for zone in rules.zones],
+        "policies": [_policy(rule) for rule in (*pairs, *everywhere)],
+        "default": rules.default.value,
+        "nat": [
+            *map(_destination, rules.destination_nat),
+            *map(_static, rules.static_nat),
+            *map(_source, rules.source_nat),
+        ],
+        "pools": [_pool(pool) for pool in rules.pools],
+        "sessions": {"maximum": rules.sessions.maximum},
+    }
+
+
+def service_text(service: Service) -> str:
+    """``tcp/80``, ``udp/1000-2000 from 53``, ``icmp type 8``, ``gre``, ``any``."""
+    if service.protocol is None:
+        return _ANY
+    name = _NAMES.get(service.protocol, str(service.protocol))
+    if service.protocol in (ICMP, ICMP6):
+        return name if service.destination == ANY_PORT else f"{name} type {_icmp(service.destination)}"
+    port = "" if service.destination == ANY_PORT else f"/{_span(service.destination)}"
+    source = "" if service.source == ANY_PORT else f" from {_span(service.source)}"
+    return name + port + source
+
+
+def _icmp(span: Range) -> str:
+    (first, code), (last, last_code) = divmod(span[0], 256), divmod(span[1], 256)
+    if first != last:
+        return f"{first}-{last}"
+    return str(first) if (code, last_code) == (0, 255) else f"{first} code {_span((code, last_code))}"
+
+
+def _span(span: Range) -> str:
+    return str(span[0]) if span[0] == span[1] else f"{span[0]}-{span[1]}"
+
+
+def _prefixes(prefixes: tuple[IpNetwork, ...]) -> list[str]:
+    return [_prefix(prefix) for prefix in prefixes] or [_ANY]
+
+
+def _prefix(prefix: IpNetwork) -> str:
+    return str(prefix.network_address) if prefix.prefixlen == prefix.max_prefixlen else str(prefix)
+
+
+def _services(services: tuple[Service, ...]) -> list[str]:
+    return [service_text(service) for service in services]
+
+
+def _zone(zone: Zone) -> dict[str, Any]:
+    options = [] if zone.syn_check else ["no syn check"]
+    options += ["tcp reset"] if zone.tcp_reset else []
+    options += [f"mss {zone.tcp_mss}"] if zone.tcp_mss is not None else []
+    return {
+        "name": zone.name,
+        "interfaces": list(zone.interfaces),
+        "hostInbound": _services(zone.host_inbound),
+        "options": options,
+    }
+
+
+def _policy(rule: Policy) -> dict[str, Any]:
+    return {
+        "name": rule.name,
+        "from": rule.from_zone or _ANY,
+        "to": rule.to_zone or _ANY,
+        "source": _prefixes(rule.sources),
+        "destination": _prefixes(rule.destinations),
+        "application": _services(rule.services),
+        "action": rule.action.value,
+        "log": [word for word, wanted in (("open", rule.log_open), ("close", rule.log_close)) if wanted],
+        "schedule": _schedule(rule.schedule) if rule.schedule else None,
+    }
+
+
+def _schedule(schedule: Schedule) -> str:
+    days = ", ".join(DAYS[day] for day in sorted(schedule.days)) or "daily"
+    start, end = (f"{minute // 60:02}:{minute % 60:02}" for minute in (schedule.start, schedule.end))
+    return f"{days} {start}-{end}"
+
+
+def _source(rule: SourceNat) -> dict[str, Any]:
+    becomes = f"pool {rule.pool}" if rule.translation is Translation.POOL else rule.translation.value
+    match = [
+        *(f"source {text}" for text in _prefixes(rule.sources)),
+        *(f"destination {_prefix(prefix)}" for prefix in rule.destinations),
+    ]
+    return _nat(rule.name, "source", rule.from_zone, rule.to_zone, [*match, *_named(rule.services)], becomes)
+
+
+def _destination(rule: DestinationNat) -> dict[str, Any]:
+    match = [_prefix(rule.destination), *(f"source {_prefix(prefix)}" for prefix in rule.sources)]
+    becomes = _prefix(rule.to) + ("" if rule.to_port is None else f" port {rule.to_port}")
+    return _nat(rule.name, "destination", rule.from_zone, None, [*match, *_named(rule.services)], becomes)
+
+
+def _static(rule: StaticNat) -> dict[str, Any]:
+    return _nat(rule.name, "static", rule.zone, None, [_prefix(rule.external)], _prefix(rule.internal))
+
+
+def _named(services: tuple[Service, ...]) -> list[str]:
+    return [text for text in _services(services) if text != _ANY]
+
+
+def _nat(
+    name: str, kind: str, from_zone: str | None, to_zone: str | None, match: list[str], becomes: str
+) -> dict[str, Any]:
+    zones = {"from": from_zone or _ANY, "to": to_zone or _ANY}
+    return {"name": name, "kind": kind, **zones, "match": match, "becomes": becomes}
+
+
+def _pool(pool: Pool) -> dict[str, Any]:
+    options = ["persistent"] if pool.persistent else []
+    options += [f"overflow {pool.overflow}"] if pool.overflow else []
+    addresses = str(pool.first) if pool.first == pool.last else f"{pool.first}-{pool.last}"
+    return {"name": pool.name, "addresses": addresses, "ports": _span(pool.ports), "options": options}
