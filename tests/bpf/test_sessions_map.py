@@ -279,6 +279,17 @@ def test_whoever_removes_the_forward_entry_reports(world: World, monkeypatch: py
     assert world.table.get(back) is None
 
 
+def test_sessions_of_the_same_number_are_told_apart_by_their_keys(world: World) -> None:
+    """Numbers start over with every version of the programs, sessions outlive it."""
+    add(world.table, 1, nth(1), seen=(START, START + 50 * SECOND))
+    add(world.table, 1, nth(2), seen=(START + 50 * SECOND, START))
+    add(world.table, 1, nth(3), seen=(START, START))
+    assert world.collector.sweep(START + 70 * SECOND).ended == {CloseReason.IDLE: 1}
+    assert [close.session.flow for close in world.reported] == [nth(3)]
+    assert world.collector.sweep(START + 113 * SECOND).ended == {CloseReason.IDLE: 2}
+    assert world.keys() == set()
+
+
 def test_an_orphan_ends_at_the_second_look(world: World) -> None:
     add(world.table, 1, nth(1), only="forward", timeout=1800)
     add(world.table, 2, nth(2), timeout=1800)
