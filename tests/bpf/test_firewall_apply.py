@@ -166,18 +166,20 @@ class World:
         """All that a bank has, as bytes."""
         found: dict[str, object] = {}
         for spec in (fl.RULESETS, fl.SERVICES, fl.RULE_BITS, fl.RULE_ROWS, fl.POOLS):
-            values = self.array(spec)
-            half = len(values) // fl.MAX_BANKS
-            found[spec.name] = values[bank * half : (bank + 1) * half]
+            found[spec.name] = self.half(spec, bank)
         for spec, leaf in ((fl.PORTS, fl.PortKeyLeaf), (fl.PREFIXES, fl.PrefixKeyLeaf)):
             found[spec.name] = sorted(
                 entry for entry in self.entries(spec) if leaf.from_buffer_copy(entry[0]).bank == bank
             )
         return found
 
-    def array(self, spec) -> bytes:
-        keys, values = (spec.key * spec.entries)(), (spec.value * spec.entries)()
-        libbpf.map_lookup_batch(self.maps[spec.name], ctypes.c_uint32(), keys, values, first=True)
+    def half(self, spec, bank: int) -> bytes:
+        """The values of an array that belong to a bank."""
+        size = spec.entries // fl.MAX_BANKS
+        keys, values = (spec.key * size)(), (spec.value * size)()
+        place = ctypes.c_uint32(bank * size - 1 if bank else 0)
+        libbpf.map_lookup_batch(self.maps[spec.name], place, keys, values, first=not bank)
+        assert (keys[0], keys[size - 1]) == (bank * size, (bank + 1) * size - 1)
         return bytes(values)
 
     def entries(self, spec) -> list[tuple[bytes, bytes]]:
