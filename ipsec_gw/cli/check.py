@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-_NAME_WIDTH = 24
-"""Names up to this length are not broken, however narrow the terminal is."""
+_WRAPPING = {"interfaces", "to this machine", "options", "matches"}
+_WHOLE_WIDTH = 31
+"""The other columns are not broken if no cell is longer, however narrow the terminal is."""
 
 
 @click.command()
@@ -64,25 +65,32 @@ def _print_firewall(firewall: dict[str, Any]) -> None:
     zones = [(zone["name"], zone["interfaces"], zone["hostInbound"], zone["options"]) for zone in firewall["zones"]]
     _table(console, "Zones", ("zone", "interfaces", "to this machine", "options"), zones)
     policies = [
-        (
-            rule["name"],
-            f"{rule['from']} > {rule['to']}",
-            rule["source"],
-            rule["destination"],
-            rule["application"],
-            [rule["action"], *([rule["schedule"]] if rule["schedule"] else [])],
-        )
+        (rule["name"], f"{rule['from']} > {rule['to']}", rule["action"], _matches(rule))
         for rule in firewall["policies"]
     ]
-    _table(console, "Policies", ("policy", "zones", "source", "destination", "application", "action"), policies)
+    _table(console, "Policies", ("policy", "zones", "action", "matches"), policies)
     console.print(f"flows without a policy: {firewall['default']}")
     nat = [
-        (rule["name"], rule["kind"], f"{rule['from']} > {rule['to']}", rule["match"], rule["becomes"])
+        (
+            rule["name"],
+            rule["kind"],
+            f"{rule['from']} > {rule['to']}",
+            f"{', '.join(rule['match'])}\nbecomes {rule['becomes']}",
+        )
         for rule in firewall["nat"]
     ]
-    _table(console, "NAT", ("rule", "kind", "zones", "matches", "becomes"), nat)
+    _table(console, "NAT", ("rule", "kind", "zones", "matches"), nat)
     pools = [(pool["name"], pool["addresses"], pool["ports"], pool["options"]) for pool in firewall["pools"]]
     _table(console, "Pools", ("pool", "addresses", "ports", "options"), pools)
+
+
+def _matches(rule: dict[str, Any]) -> str:
+    """What a policy asks for, a line for each kind; any of a kind is not worth one."""
+    lines = [
+        f"{kind} {', '.join(rule[kind])}" for kind in ("source", "destination", "application") if rule[kind] != ["any"]
+    ]
+    lines += [f"schedule {rule['schedule']}"] if rule["schedule"] else []
+    return "\n".join(lines) or "any"
 
 
 def _table(console: Console, title: str, columns: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> None:
@@ -95,9 +103,9 @@ def _table(console: Console, title: str, columns: tuple[str, ...], rows: Sequenc
     table = Table(
         title=title, title_justify="left", box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False
     )
-    for index, column in enumerate(columns):
-        longest = max(len(row[0]) for row in rows) if index == 0 else 0
-        table.add_column(column, overflow="fold", min_width=min(longest, _NAME_WIDTH))
+    for column, cells in zip(columns, zip(*rows, strict=True), strict=True):
+        whole = column not in _WRAPPING and max(map(len, cells)) <= _WHOLE_WIDTH
+        table.add_column(column, overflow="fold", no_wrap=whole)
     for row in rows:
         table.add_row(*(escape(", ".join(cell) if isinstance(cell, list) else cell) for cell in row))
     console.print(table)

@@ -6,6 +6,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import re
 import time
 import tomllib
 from collections.abc import Iterator
@@ -172,6 +173,16 @@ def test_every_example_is_tested() -> None:
         "remote-access.toml",
         "nat-gateway.toml",
     }
+
+
+def test_the_configurations_of_the_readme_hold(tmp_path: Path) -> None:
+    blocks = re.findall(r"```toml\n(.*?)```", (TESTS.parent / "README.md").read_text(), re.DOTALL)
+    loaded = []
+    for block in blocks:
+        path = tmp_path / "c.toml"
+        path.write_text(block)
+        loaded.append(load(path).firewall is not None)
+    assert loaded == [False, True]
 
 
 # Good files
@@ -534,6 +545,20 @@ def test_check_prints_tables(monkeypatch: pytest.MonkeyPatch) -> None:
         assert shown in done.output
     assert "flows without a policy: deny" in done.output
     assert "192.168.30.10 port 9080" in done.output
+
+
+def test_check_fits_80_columns_and_breaks_no_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for path in EXAMPLES.glob("*.toml"):
+        output = CliRunner().invoke(cli, ["--config", str(path), "check"]).output
+        tables = output.splitlines()[1:]
+        assert max(map(len, tables)) <= 80
+        words = set(" ".join(tables).replace(",", " ").split())
+        assert {part for pool in ruleset(path).pools for part in (pool.name, pool.overflow) if part} <= words
+        for rule in ruleset(path).policies:
+            zones = f"{rule.from_zone or 'any'} > {rule.to_zone or 'any'}".split()
+            (row,) = [line.split() for line in tables if line.split()[:4] == [rule.name, *zones]]
+            assert row[4] == rule.action
 
 
 def test_check_as_json() -> None:
