@@ -41,6 +41,8 @@ class Role(StrEnum):
 
     WAN = "wan"
     """The pipeline decides, and the guard watches TC egress."""
+    INSIDE = "inside"
+    """The same, on an interface of the firewall that no tunnel comes in by."""
     TO_ENGINE = "to-engine"
     """Every packet goes to the engine's socket (or, without one, to the kernel)."""
 
@@ -122,7 +124,7 @@ def open_dock(pins: Path, interface: str, role: Role, pipeline: int) -> Dock:
         if not _has_note(directory, _OBJECT_NOTE, object_digest()):
             _upgrade(directory, link)
         dock = _adopt(directory, interface, ifindex, link)
-        dock.install(role, pipeline if role is Role.WAN else dock.exit)
+        dock.install(role, dock.exit if role is Role.TO_ENGINE else pipeline)
         return dock
 
 
@@ -187,7 +189,7 @@ def _attach(directory: Path, interface: str, ifindex: int, role: Role, pipeline:
     link = None
     try:
         _check_counts(interface, obj.map("dock_counts"))
-        entry = pipeline if role is Role.WAN else obj.program(EXIT)
+        entry = obj.program(EXIT) if role is Role.TO_ENGINE else pipeline
         libbpf.map_update(obj.map("pipeline"), ctypes.c_uint32(0), ctypes.c_uint32(entry))
         directory.mkdir(parents=True)
         for name in _MAPS:

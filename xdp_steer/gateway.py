@@ -16,6 +16,8 @@ from ipsec_gw.model.ids import IpAddress, SaKey
 from xdp_steer import dock as docks
 from xdp_steer import guard, pipeline, tables
 from xdp_steer.dock import Dock, Role
+from xdp_steer.firewall import Firewall
+from xdp_steer.flow_layout import EVENTS, MAX_SESSIONS, SESSIONS
 from xdp_steer.layout import (
     CONTROL,
     EXIT_SLOTS,
@@ -71,13 +73,17 @@ class Steering:
         self._docks: dict[str, Dock] = {}
 
     @classmethod
-    def open(cls, pins: Path, hold_ms: int = DEFAULT_HOLD_MS) -> Steering:
+    def open(
+        cls, pins: Path, hold_ms: int = DEFAULT_HOLD_MS, *, firewall: bool = True, sessions: int = MAX_SESSIONS
+    ) -> Steering:
         """Create or adopt everything below ``pins`` (a directory on a bpffs, made when missing).
 
         ``hold_ms`` is how long the guard holds back an outbound SPI that nobody decided on. Docks and guards found
-        there are brought up to this version's programs. Raises EnvironmentMissing and SteeringError.
+        there are brought up to this version's programs. Without ``firewall`` they steer and guard alone, which
+        compiles in a fraction of the time; ``sessions`` is the size of a new session table, two entries for each.
+        Raises EnvironmentMissing and SteeringError.
         """
-        maps = tables.open_maps(pins / "maps")
+        maps = tables.open_maps(pins / "maps", firewall=firewall, sessions=sessions)
         try:
             programs = pipeline.load(pins, maps)
         except BaseException:
@@ -86,6 +92,8 @@ class Steering:
         steering = cls(pins, maps, programs)
         try:
             tables.set_control(steering._control, Control.HOLD_NS, hold_ms * 1_000_000)
+            if not firewall:
+                tables.set_control(steering._control, Control.FIREWALL, 0)
             steering._adopt()
         except BaseException:
             steering.close()
@@ -133,7 +141,7 @@ class Steering:
         self._docks[interface] = dock
 
     def _connect(self, dock: Dock, role: Role) -> None:
-        if role is not Role.WAN:
+        if role is Role.TO_ENGINE:
             self._disconnect(dock)
             return
         if guard.attach(dock.interface, dock.ifindex, self._programs.guard):
@@ -154,13 +162,31 @@ class Steering:
         dock.close()
 
     @property
+    def firewall(self) -> Firewall:
+        """The writer of the firewall's maps. Raises SteeringError when this was opened without the firewall."""
+        if SESSIONS.name not in self._maps:
+            raise SteeringError("the programs were loaded without the firewall - open them with it")
+        return Firewall(self._maps, self._control)
+
+    @property
+    def sessions_map(self) -> int:
+        """Descriptor of the session table, owned by this object."""
+        return self._maps[SESSIONS.name]
+
+    @property
+    def events_map(self) -> int:
+        """Descriptor of the ring buffer, owned by this object."""
+        return self._maps[EVENTS.name]
+
+    @property
     def pipeline_fd(self) -> int:
         """The pipeline program, for test runs."""
         return self._programs.pipeline
 
-    def docked(self) -> frozenset[str]:
-        """Interfaces with a dock."""
-        return frozenset(self._docks)
+    def docked(self, role: Role | None = None) -> frozenset[str]:
+        """Interfaces with a dock, or with one in that role."""
+        found = self._docks.items()
+        return frozenset(name for name, dock in found if role is None or docks.role_of(dock.directory) is role)
 
     def xsks_map(self, interface: str) -> int:
         """Descriptor of the interface's XSKMAP, owned by this object."""

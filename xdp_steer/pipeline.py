@@ -60,9 +60,11 @@ class Programs:
         os.close(self.guard)
 
 
-def source() -> str:
+def source(*, firewall: bool = True) -> str:
     """The text that BCC compiles: shared numbers first, then pipeline.c with its own headers in place."""
-    return "\n".join([reasons.c_defines(), layout.c_defines(), flow_layout.c_defines(), *_expand(_SOURCE)])
+    switch = f"#define FIREWALL {int(firewall)}"
+    numbers = [reasons.c_defines(), layout.c_defines(), flow_layout.c_defines()]
+    return "\n".join([switch, *numbers, *_expand(_SOURCE)])
 
 
 def _expand(path: Path) -> Iterator[str]:
@@ -83,13 +85,15 @@ def load(pins: Path, maps: Mapping[str, int]) -> Programs:
     """Adopt the pinned programs of this very source and these very maps, or compile, check and pin them.
 
     ``pins`` is the directory of all pins; ``maps`` gives the pinned maps' descriptors by name. Raises
-    EnvironmentMissing (no BCC, no kernel headers) and SteeringError (compiler, verifier, layout, pins).
+    EnvironmentMissing (no BCC, no kernel headers) and SteeringError (compiler, verifier, layout, pins). The firewall is
+    in them if its maps are there.
     """
-    text = source()
+    firewall = flow_layout.SESSIONS.name in maps
+    text = source(firewall=firewall)
     directory = pins / "programs" / digest(text)
     programs = _adopt(directory, maps)
     if programs is None:
-        programs = _compile(text, pins / "maps", directory)
+        programs = _compile(text, pins / "maps", directory, firewall=firewall)
         log.info("pipeline compiled", digest=directory.name)
     _sweep(directory)
     return programs
@@ -124,7 +128,7 @@ def _private_maps(directory: Path) -> frozenset[int]:
     return frozenset(found)
 
 
-def _compile(text: str, map_pins: Path, directory: Path) -> Programs:
+def _compile(text: str, map_pins: Path, directory: Path, *, firewall: bool) -> Programs:
     try:
         from bcc import BPF  # noqa: PLC0415 - loads LLVM, which an adopted pipeline never needs
     except ImportError as error:
@@ -137,19 +141,15 @@ def _compile(text: str, map_pins: Path, directory: Path) -> Programs:
         with _kernel_source(headers):
             bpf = BPF(text=text.encode(), cflags=cflags)
         try:
-            check_tables(bpf)
-            stages = bpf[b"stages"]
-            for stage in _STAGES:
-                function = bpf.load_func(f"stage_{stage.name.lower()}".encode(), BPF.XDP)
-                stages[ctypes.c_int(stage)] = ctypes.c_int(function.fd)
-            egress_new = bpf.load_func(b"stage_egress_new", BPF.SCHED_CLS)
-            bpf[b"egress_stages"][ctypes.c_int(0)] = ctypes.c_int(egress_new.fd)
+            check_tables(bpf, layout.MAPS + (flow_layout.FLOW_MAPS if firewall else ()))
+            if firewall:
+                _load_stages(bpf)
             programs = Programs(
                 os.dup(bpf.load_func(b"xdp_pipeline", BPF.XDP).fd),
                 os.dup(bpf.load_func(b"tc_guard", BPF.SCHED_CLS).fd),
                 compiled=True,
             )
-            _pin(directory, programs, {name: bpf[name.encode()].map_fd for name in _PRIVATE})
+            _pin(directory, programs, {name: bpf[name.encode()].map_fd for name in _PRIVATE if firewall})
             return programs
         finally:
             bpf.cleanup()  # LLVM's memory, and BCC's own descriptors
@@ -174,9 +174,18 @@ def _kernel_source(headers: Headers) -> Iterator[None]:
             os.environ["BCC_KERNEL_SOURCE"] = before
 
 
-def check_tables(bpf: Mapping[bytes, object]) -> None:
-    """Hold every table of a compiled program against :data:`xdp_steer.layout.MAPS`. Raises SteeringError."""
-    for spec in (*layout.MAPS, *flow_layout.FLOW_MAPS):
+def _load_stages(bpf: Any) -> None:
+    """Fill the program arrays before anything leads to them."""
+    for stage in _STAGES:
+        function = bpf.load_func(f"stage_{stage.name.lower()}".encode(), bpf.XDP)
+        bpf[b"stages"][ctypes.c_int(stage)] = ctypes.c_int(function.fd)
+    egress_new = bpf.load_func(b"stage_egress_new", bpf.SCHED_CLS)
+    bpf[b"egress_stages"][ctypes.c_int(0)] = ctypes.c_int(egress_new.fd)
+
+
+def check_tables(bpf: Mapping[bytes, object], specs: tuple[layout.MapSpec, ...]) -> None:
+    """Hold the tables of a compiled program against what user space makes of them. Raises SteeringError."""
+    for spec in specs:
         if spec.name in _USER_SPACE_ONLY:
             continue
         table = bpf[spec.name.encode()]

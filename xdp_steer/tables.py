@@ -42,16 +42,17 @@ class GuardCount:
     dropped: int
 
 
-def open_maps(directory: Path, *, sessions: int = flow_layout.MAX_SESSIONS) -> dict[str, int]:
+def open_maps(directory: Path, *, firewall: bool = True, sessions: int = flow_layout.MAX_SESSIONS) -> dict[str, int]:
     """Descriptors of all maps by name, adopted from ``directory`` or created and pinned there.
 
+    ``firewall`` is False for those of steering and guard alone.
     ``sessions`` is the size of a new session table in entries, two for each session; a pinned one keeps its size.
     Raises EnvironmentMissing when it is not on a bpffs and SteeringError when a pinned map has another layout.
     """
     fds: dict[str, int] = {}
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for spec in layout.MAPS + flow_layout.FLOW_MAPS:
+        for spec in layout.MAPS + (flow_layout.FLOW_MAPS if firewall else ()):
             sized = replace(spec, entries=sessions) if spec is flow_layout.SESSIONS else spec
             fds[spec.name] = _open_map(directory / spec.name, sized)
     except OSError as error:

@@ -9,7 +9,7 @@ import click
 
 from ipsec_gw.cli.main import Options, run_async
 from ipsec_gw.config.load import load
-from ipsec_gw.config.model import Config, EngineChoice
+from ipsec_gw.config.model import EngineChoice
 from ipsec_gw.errors import EnvironmentMissing, IpsecGwError
 
 _OFF_SECONDS = 60.0
@@ -29,7 +29,7 @@ def run(options: Options, engine: str | None, vici: str | None, wan: tuple[str, 
     config = load(options.config)
     given = {"engine": engine and EngineChoice(engine), "vici": vici, "wan": wan or None}
     chosen = config.gateway.model_copy(update={key: value for key, value in given.items() if value is not None})
-    config = Config(gateway=chosen, connections=config.connections)
+    config = config.model_copy(update={"gateway": chosen})
     run_async(daemon.run(config, Paths(options.run_dir, options.pins)))
 
 

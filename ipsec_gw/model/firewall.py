@@ -33,8 +33,8 @@ class Action(StrEnum):
 class Service:
     """One term of an application.
 
-    ``protocol`` is an IP protocol number, None for all of them. ``destination`` are destination ports of TCP, UDP and
-    SCTP; of ICMP and ICMPv6 it is the range of ``type << 8 | code``. ``source`` are source ports. ``timeout`` in seconds
+    ``protocol`` is an IP protocol number, None for all of them. ``destination`` are destination ports of TCP and
+    UDP; of ICMP and ICMPv6 it is the range of ``type << 8 | code``. ``source`` are source ports. ``timeout`` in seconds
     replaces the idle timeout of established flows.
     """
 
@@ -66,7 +66,8 @@ class Zone:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """When a policy holds: week days (0 is Monday, none means every day) and a daily span in minutes, local time."""
+    """When a policy holds: week days (0 is Monday, none means every day) and a daily span in minutes, local time; an
+    end before the start is on the next day."""
 
     name: str
     days: frozenset[int] = frozenset()

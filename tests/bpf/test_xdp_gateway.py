@@ -174,7 +174,7 @@ def test_a_changed_pipeline_goes_live_on_the_docks_that_are_there(
     old = libbpf.prog_info(steering._programs.pipeline).id
     steering.close()
     changed = pipeline.source().replace("return leave(ctx, reason, counters);", "return XDP_DROP;")
-    monkeypatch.setattr(pipeline, "source", lambda: changed)
+    monkeypatch.setattr(pipeline, "source", lambda **_: changed)
     again = Steering.open(pins, hold_ms=0)
     assert libbpf.prog_info(again._programs.pipeline).id != old
     assert [entry.name for entry in (pins / "programs").iterdir()] == [pipeline.digest(changed)]

@@ -207,7 +207,10 @@ static __always_inline void begin(struct meta *m, u64 now)
 		timeout = rules->timeouts[slot];
 	if (m->app_timeout && s->state == STATE_ESTABLISHED)
 		timeout = m->app_timeout;
-	m->session_id = (u64)bpf_get_smp_processor_id() << 48 | ++m->next_id;
+	/* Unique over CPUs, XDP and TC, and over versions of the programs: they begin at the microseconds since boot. */
+	if (!m->next_id)
+		m->next_id = bpf_ktime_get_ns() >> 10;
+	m->session_id = (u64)bpf_get_smp_processor_id() << 48 | (u64)m->on_egress << 47 | ++m->next_id;
 	s->last_seen_ns = now;
 	s->timeout = timeout;
 	s->app_timeout = m->app_timeout;

@@ -166,6 +166,7 @@ static __always_inline int egress(struct __sk_buff *skb, struct packet *pkt, boo
 	m->length = pkt->length;
 	m->l3 = pkt->l3 - data;
 	m->l4 = pkt->cursor - data;
+	m->on_egress = 1;
 	m->in_flags = 0;
 	m->in_mss = 0;
 	m->shape = pkt->shape;

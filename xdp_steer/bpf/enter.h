@@ -119,6 +119,9 @@ static __always_inline int enter(struct xdp_md *ctx, struct packet *pkt, bool so
 	m->key.protocol = pkt->protocol;
 	m->key.reserved = 0;
 	m->v6 = !!(pkt->shape & SHAPE_IPV6);
+	/* The maps could not tell them from IPv4, and no such packet belongs on a wire (RFC 4038 4.2). */
+	if (m->v6 && (is_v4_mapped(&m->key.saddr) || is_v4_mapped(&m->key.daddr)))
+		return drop(ctx, REASON_MALFORMED);
 	m->code = 0;
 	m->length = pkt->length;
 	m->l3 = l3;

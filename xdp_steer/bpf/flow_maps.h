@@ -193,7 +193,7 @@ struct meta {
 	u16 answer_mtu;
 	u8 answer_type;		/* ICMP type, or ANSWER_RESET */
 	u8 answer_code;
-	u16 reserved;
+	u16 on_egress;		/* 1: the record of TC */
 	u32 reason;		/* to count an answered drop under */
 	u32 rule;		/* of the policy, and how its row goes on */
 	u32 row_flags;
