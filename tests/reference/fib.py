@@ -84,11 +84,16 @@ class Fib:
         self._routes = sorted(self.routes, key=lambda route: -route.network.prefixlen)
         self._lookup = lru_cache(maxsize=4096)(self._find)
 
-    def lookup(self, destination: bytes, l3_ifindex: int) -> Found | None:
-        """For a packet that came in by an interface; None when that does not forward."""
+    def lookup(self, source: bytes, destination: bytes, l3_ifindex: int) -> Found | None:
+        """For a packet that came in by an interface; None when that does not forward.
+
+        IPv6 from or to addresses of a link is never forwarded, which the kernel says as it does for its own ones.
+        """
         device = self._by_index.get(l3_ifindex)
         if device is None or not device.forwarding:
             return None
+        if _is_of_link(source) or _is_of_link(destination):
+            return NEITHER
         return self._lookup(destination)
 
     def _find(self, destination: bytes) -> Found:
@@ -106,6 +111,11 @@ class Fib:
         if mac is None:
             return Found(Kind.UNICAST, device.port)
         return Found(Kind.UNICAST, device.port, device.mac, mac, route.mtu or device.mtu)
+
+
+def _is_of_link(packed: bytes) -> bool:
+    """IPv6 multicast, link-local or loopback."""
+    return packed[0] == 0xFF or (packed[0] == 0xFE and packed[1] & 0xC0 == 0x80) or packed == bytes(15) + b"\1"
 
 
 def address_of(packed: bytes) -> IpAddress:

@@ -126,12 +126,12 @@ def is_unspecified(address: bytes) -> bool:
 
 
 def parse_ethernet(frame: bytes) -> Ethernet | None:
-    """None for what is not IP under at most one tag."""
+    """None for what is not IP under at most one tag. A tag that is cut off has no VLAN, and nothing sound behind it."""
     ethertype = struct.unpack_from("!H", frame, 12)[0]
     if ethertype not in ETH_TAGS:
         return Ethernet(14, 0, False, ethertype) if ethertype in (ETH_IP, ETH_IP6) else None
     if len(frame) < 18:
-        return None
+        return Ethernet(len(frame), 0, True, ETH_IP)
     tci, ethertype = struct.unpack_from("!HH", frame, 14)
     return Ethernet(18, tci & 0x0FFF, True, ethertype) if ethertype in (ETH_IP, ETH_IP6) else None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ipsec_gw.model.firewall import Timeouts
-from tests.reference.packets import ACK, FIN, ICMP, ICMP6, RST, SYN, TCP, UDP, Key, Packet
+from tests.reference.packets import ACK, FIN, RST, SYN, TCP, UDP, Key, Packet
 from xdp_steer.flow_layout import SessionFlag, State
 
 SECOND = 1_000_000_000
@@ -16,14 +16,14 @@ FRAGMENT_SECONDS = 30
 class Entry:
     """One direction of a session; ``struct session`` says what the fields mean."""
 
-    src: bytes
-    dst: bytes
-    sport: int
-    dport: int
     state: int
     timeout: int
     flags: int
-    out_zone: int
+    src: bytes = b""
+    dst: bytes = b""
+    sport: int = 0
+    dport: int = 0
+    out_zone: int = 0
     mss: int = 0
     app_timeout: int = 0
     rule: int = 0
@@ -46,9 +46,13 @@ class Entry:
 
 @dataclass
 class Sessions:
-    """Entries by key. ``touched`` collects the keys that the last packet read, wrote or removed."""
+    """Entries by key. ``touched`` collects the keys that the last packet read, wrote or removed.
+
+    ``maximum`` is the room of the table in entries.
+    """
 
     timeouts: Timeouts
+    maximum: int = 2 * 262_144
     entries: dict[Key, Entry] = field(default_factory=dict)
     touched: set[Key] = field(default_factory=set)
 
@@ -72,16 +76,26 @@ class Sessions:
             self.touched.add(each)
             self.entries.pop(each, None)
 
+    def advance(self, packet: Packet, own: Entry, peer: Entry) -> None:
+        """What a TCP packet changes in its session, counters and times apart."""
+        state = next_state(packet, own, peer)
+        if state != own.state:
+            own.state = peer.state = state
+            own.timeout = peer.timeout = self.seconds(state, TCP, own.app_timeout)
+        if packet.flags & ACK:
+            own.ack = packet.ack
+            own.flags |= SessionFlag.ACKED
+
     def insert(self, key: Key, entry: Entry) -> bool:
-        """False: taken already."""
+        """False: taken already, or no room."""
         self.touched.add(key)
-        if key in self.entries:
+        if key in self.entries or len(self.entries) >= self.maximum:
             return False
         self.entries[key] = entry
         return True
 
-    def seconds(self, state: int, protocol: int, application: int) -> int:
-        """The idle timeout of a state."""
+    def seconds(self, state: int, protocol: int, application: int, *, is_icmp: bool = False) -> int:
+        """The idle timeout of a state. ``is_icmp``: of the packet's own family."""
         times = self.timeouts
         if protocol == TCP and state != State.ESTABLISHED:
             return {
@@ -93,17 +107,9 @@ class Sessions:
             }[State(state)]
         if application:
             return application
-        return {TCP: times.tcp_established, UDP: times.udp, ICMP: times.icmp, ICMP6: times.icmp}.get(
-            protocol, times.other
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What a TCP packet did to its session."""
-
-    closed_before: bool
-    closed_now: bool
+        if is_icmp:
+            return times.icmp
+        return {TCP: times.tcp_established, UDP: times.udp}.get(protocol, times.other)
 
 
 def is_reopening(packet: Packet, entry: Entry) -> bool:
@@ -112,16 +118,12 @@ def is_reopening(packet: Packet, entry: Entry) -> bool:
     return packet.is_tcp and syn and entry.state in (State.TIME_WAIT, State.CLOSED)
 
 
-def tcp_step(packet: Packet, own: Entry, peer: Entry) -> Step:
-    """Advance the state by a packet of the direction of ``own``. Timeouts are the caller's."""
-    before = own.state
-    state = before
-    if packet.flags & RST:
-        acked = peer.flags & SessionFlag.ACKED and packet.seq == peer.ack
-        if state in (State.OPENING, State.ANSWERED) or acked:
-            state = State.CLOSED
-    elif state == State.CLOSED:
-        return Step(True, False)
+def next_state(packet: Packet, own: Entry, peer: Entry) -> int:
+    """Where a TCP packet of the direction of ``own`` takes a session that is not over. Notes who sent a FIN."""
+    state = own.state
+    if packet.flags & RST:  # closes, or changes nothing at all
+        expected = peer.flags & SessionFlag.ACKED and packet.seq == peer.ack
+        return State.CLOSED if expected or state in (State.OPENING, State.ANSWERED) else state
     reverse = bool(own.flags & SessionFlag.REVERSE)
     if state == State.OPENING and reverse and packet.flags & (SYN | ACK) == SYN | ACK:
         state = State.ANSWERED
@@ -130,11 +132,7 @@ def tcp_step(packet: Packet, own: Entry, peer: Entry) -> Step:
     if packet.flags & FIN and state in (State.ANSWERED, State.ESTABLISHED, State.CLOSING):
         own.flags |= SessionFlag.FIN
         state = State.TIME_WAIT if peer.flags & SessionFlag.FIN else State.CLOSING
-    if packet.flags & ACK:
-        own.ack = packet.ack
-        own.flags |= SessionFlag.ACKED
-    own.state = peer.state = state
-    return Step(before == State.CLOSED, before != State.CLOSED == state)
+    return state
 
 
 @dataclass(frozen=True, slots=True)

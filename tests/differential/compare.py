@@ -1,0 +1,195 @@
+"""One sequence through both, the reference and the real thing, compared after every packet."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from random import Random
+
+from tests.differential.datapath import SESSION_ENTRIES, Datapath, coarse_now_ns
+from tests.reference.fib import Fib
+from tests.reference.model import Outcome, Pipeline
+from tests.reference.network import LINKS, SEED, make_port
+from tests.reference.packets import Key
+from tests.reference.rules import Ids, Port
+from tests.reference.rulesets import Configuration, Traits, configuration
+from tests.reference.sessions import SECOND, Entry
+from tests.reference.traffic import Age, Send, Step, Traffic
+from xdp_steer.flow_layout import SessionLeaf
+
+STEPS = 20
+PER_CONFIGURATION = 100
+"""Sequences with seeds of the same hundred share a configuration."""
+STALL_NS = SECOND // 5
+"""A sequence that took longer says nothing about time."""
+
+_PLAIN = ("packets", "octets", "timeout", "ack", "flags", "state", "out_zone", "mss", "app_timeout")
+_PLAIN += ("rule", "snat_rule", "dnat_rule", "out_ifindex")
+_ROUTE = ("out_vid", "mtu")
+
+
+@dataclass(eq=False)
+class Difference(Exception):
+    """What differs at which step."""
+
+    step: int
+    what: str
+    steps: list[Step]
+    outcome: Outcome | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A configuration that holds in the real thing, and what a reference of it is made from."""
+
+    configuration: Configuration
+    ids: Ids
+    ports: tuple[Port, ...]
+    zoned: tuple[str, ...]
+
+    def reference(self, fib: Fib) -> Pipeline:
+        made = Pipeline(self.configuration.ruleset, self.ids, self.ports, fib, SEED)
+        made.sessions.maximum = SESSION_ENTRIES
+        return made
+
+
+def set_up(datapath: Datapath, indexes: dict[str, int], seed: int) -> Setting:
+    """Apply the configuration of a sequence's seed."""
+    made = configuration(Random(seed // PER_CONFIGURATION))
+    ids = datapath.apply(made)
+    zoned = {name: zone.name for zone in made.ruleset.zones for name in zone.interfaces}
+    ports = [_port(name, zone, indexes, made.traits[name]) for name, zone in zoned.items()]
+    return Setting(made, ids, tuple(ports), tuple(zoned))
+
+
+def _port(name: str, zone: str, indexes: dict[str, int], traits: Traits) -> Port:
+    port = make_port(name, zone, indexes, redirect=traits.redirect, partial=traits.partial)
+    addresses = {"addr4": port.addr4 if traits.address4 else bytes(16)}
+    addresses["addr6"] = port.addr6 if traits.address6 else bytes(16)
+    return dataclasses.replace(port, **addresses)
+
+
+class Sequence:
+    """A run of one seed. ``thorough`` compares the whole session table after every step."""
+
+    def __init__(
+        self, datapath: Datapath, setting: Setting, fib: Fib, indexes: dict[str, int], seed: int, *, thorough: bool
+    ) -> None:
+        self._datapath = datapath
+        self._reference = setting.reference(fib)
+        timeouts = dataclasses.astuple(setting.configuration.ruleset.sessions.timeouts)
+        self._traffic = Traffic(Random(seed), indexes, setting.zoned, timeouts)
+        self._rules = set(setting.ids.rules.values())
+        self._thorough = thorough
+        self._steps: list[Step] = []
+        self._seen: set[Key] = set()
+        self._shift = 0
+        self.packets = 0
+
+    def run(self) -> None:
+        """Raises Difference."""
+        rules = {rule: self._datapath.rule_count(rule) for rule in self._rules}
+        try:
+            for _ in range(STEPS):
+                self._step(self._traffic.next())
+            self._check(self._table(self._reference.sessions.entries))
+            self._check(self._rule_counters(rules))
+        finally:
+            left = self._datapath.forget(self._seen, fragments=bool(self._reference.fragments.entries))
+        self._check(f"session {key.hex()} is only in the datapath" for key in left)
+
+    def _check(self, differences: Iterator[str]) -> None:
+        what = "\n".join(differences)
+        if what:
+            raise Difference(len(self._steps) - 1, what, self._steps)
+
+    def _now(self) -> int:
+        return coarse_now_ns() + self._shift
+
+    def _step(self, step: Step) -> None:
+        self._steps.append(step)
+        sessions = self._reference.sessions
+        if isinstance(step, Age):
+            self._shift += int(step.seconds * SECOND)
+            self._datapath.age(sessions.entries, step.seconds)
+            return
+        outcome = self._reference.packet(step.ingress, step.frame, self._now())
+        action, frame = self._datapath.run(step.ingress, step.frame)
+        self.packets += 1
+        self._seen |= sessions.touched
+        what = list(self._verdict(outcome, action, frame))
+        what += self._table(sessions.entries if self._thorough else sessions.touched)
+        if what:
+            raise Difference(len(self._steps) - 1, "\n".join(what), self._steps, outcome)
+        self._traffic.saw(step, outcome)
+
+    def _verdict(self, outcome: Outcome, action: str, frame: bytes) -> Iterator[str]:
+        reasons = self._datapath.counted(outcome.reason)
+        if action != outcome.action or reasons != [outcome.reason]:
+            found = ", ".join(reason.name for reason in reasons)
+            yield f"datapath: {action} {found}; reference: {outcome.action} {outcome.reason.name}"
+        elif action != "DROP" and frame != outcome.frame:
+            yield f"frames differ\ndatapath:  {frame.hex()}\nreference: {outcome.frame.hex()}"
+
+    def _table(self, keys: set[Key] | dict[Key, Entry]) -> Iterator[str]:
+        for key in keys:
+            ours, real = self._reference.sessions.entries.get(key), self._datapath.entry(key)
+            if ours is None or real is None:
+                if ours is not real:
+                    yield f"session {key} is only in the {'datapath' if ours is None else 'reference'}"
+                continue
+            fields = [
+                f"{name} {there}, reference {here}" for name, there, here in self._fields(ours, real) if there != here
+            ]
+            if fields:
+                yield f"session {key}: " + "; ".join(fields)
+
+    def _fields(self, ours: Entry, real: SessionLeaf) -> Iterator[tuple[str, object, object]]:
+        for name in _PLAIN:
+            yield name, getattr(real, name), int(getattr(ours, name))
+        for there, here in (("saddr", ours.src), ("daddr", ours.dst)):
+            yield there, bytes(getattr(real, there)).hex(), here.hex()
+        yield "sport", socket.ntohs(real.sport), ours.sport
+        yield "dport", socket.ntohs(real.dport), ours.dport
+        if ours.out_ifindex:
+            for name in _ROUTE:
+                yield name, getattr(real, name), getattr(ours, name)
+            yield "dmac", bytes(real.dmac).hex(), ours.dmac.hex()
+            yield "smac", bytes(real.smac).hex(), ours.smac.hex()
+        idle = self._now() - ours.last_seen_ns, coarse_now_ns() - real.last_seen_ns
+        if abs(idle[0] - idle[1]) > STALL_NS:
+            yield "idle ns", idle[1], idle[0]
+
+    def _rule_counters(self, before: dict[int, tuple[int, int]]) -> Iterator[str]:
+        for rule, (packets, octets) in before.items():
+            now = self._datapath.rule_count(rule)
+            real = (now[0] - packets, now[1] - octets)
+            ours = self._reference.counters.get(rule, (0, 0))
+            if real != ours:
+                yield f"rule {rule} counted {real} packets and octets, reference {ours}"
+
+
+def run_sequence(
+    datapath: Datapath, setting: Setting, fib: Fib, indexes: dict[str, int], seed: int
+) -> tuple[int, Difference | None]:
+    """Packets run, and the first difference, found once more with the whole table compared after every step."""
+    found: Difference | None = None
+    for _ in range(4):
+        sequence = Sequence(datapath, setting, fib, indexes, seed, thorough=found is not None)
+        begun = time.monotonic_ns()
+        try:
+            sequence.run()
+        except Difference as difference:
+            stalled = time.monotonic_ns() - begun > STALL_NS
+            if not stalled and found is not None:
+                return sequence.packets, difference
+            found = found or difference
+            continue
+        return sequence.packets, None
+    return 0, found
+
+
+__all__ = ["LINKS", "Difference", "Send", "Setting", "run_sequence", "set_up"]

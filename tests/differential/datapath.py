@@ -1,0 +1,155 @@
+"""The real firewall: compiled rulesets in real maps, packets through BPF_PROG_TEST_RUN."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+import time
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from pathlib import Path
+
+from tests.reference.network import LINKS, SEED
+from tests.reference.packets import Key
+from tests.reference.rules import Ids
+from tests.reference.rulesets import Configuration
+from xdp_steer import compile as compiler
+from xdp_steer import flow_layout, libbpf, tables
+from xdp_steer.firewall import Firewall
+from xdp_steer.flow_layout import FragmentLeaf, SessionLeaf
+from xdp_steer.gateway import Steering
+from xdp_steer.layout import Control, VerdictCountLeaf
+from xdp_steer.prog_run import XdpAction, prog_run
+from xdp_steer.reasons import Reason
+
+CLOCK_MONOTONIC_COARSE = 6
+SESSION_ENTRIES = 20
+"""Few, so that the table gets full at times."""
+
+
+class Datapath:
+    """Opened in a namespace with the network in it."""
+
+    def __init__(self, pins: Path, indexes: Mapping[str, int]) -> None:
+        self._pins = pins
+        self._indexes = indexes
+        tables.close_maps(tables.open_maps(pins / "maps", sessions=SESSION_ENTRIES))
+        self._steering = Steering.open(pins)
+        self._maps = tables.open_maps(pins / "maps")
+        self.firewall = Firewall(self._maps, self._maps["control"])
+        tables.set_control(self._maps["control"], Control.SEED, SEED)
+        tables.set_control(self._maps["control"], Control.ANSWER_RATE, 0)
+        self._counts = (VerdictCountLeaf * libbpf.possible_cpus())()
+        self._verdicts = self.verdicts()
+        self._names: compiler.Ids = compiler.Ids()
+
+    def apply(self, configuration: Configuration) -> Ids:
+        """Make a configuration hold. The numbers that its names got."""
+        ruleset = configuration.ruleset
+        self._names = compiler.assign(compiler.Ids(), ruleset)
+        ports = {link.name: self._port(configuration, link.name) for link in LINKS}
+        rows = compiler.compile_ruleset(ruleset, self._names, ports, now=datetime(2026, 1, 1))
+        self.firewall.apply(rows, self._names)
+        rules = {(kind.name.lower().replace("_", "-"), name): n for (kind, name), n in self._names.rules.items()}
+        return Ids(dict(self._names.zones), rules)
+
+    def _port(self, configuration: Configuration, name: str) -> compiler.PortInfo:
+        link = next(link for link in LINKS if link.name == name)
+        traits = configuration.traits[name]
+        return compiler.PortInfo(
+            self._indexes[link.parent or name],
+            self._indexes[name],
+            link.vid,
+            link.address4.ip if traits.address4 else None,
+            link.address6.ip if traits.address6 else None,
+            traits.redirect,
+            traits.partial,
+            bool(link.parent),
+        )
+
+    def run(self, ingress: int, frame: bytes) -> tuple[str, bytes]:
+        """What the pipeline does with a frame, and the frame afterwards."""
+        result = prog_run(self._steering.pipeline_fd, frame, ifindex=ingress)
+        return XdpAction(result.retval).name, result.packet
+
+    def counted(self, expected: Reason) -> list[Reason]:
+        """The reasons counted since the last call: one, if all is well. Only ``expected`` is looked at if it is one."""
+        packets = self._packets(expected)
+        if packets == self._verdicts[expected] + 1:
+            self._verdicts[expected] = packets
+            return [expected]
+        now = self.verdicts()
+        found = [reason for reason in Reason for _ in range(now[reason] - self._verdicts[reason])]
+        self._verdicts = now
+        return found
+
+    def verdicts(self) -> dict[Reason, int]:
+        return {reason: self._packets(reason) for reason in Reason}
+
+    def _packets(self, reason: Reason) -> int:
+        libbpf.map_lookup(self._maps["verdicts"], ctypes.c_uint32(reason), self._counts)
+        return sum(count.packets for count in self._counts)
+
+    def rule_count(self, rule: int) -> tuple[int, int]:
+        """Packets and octets of a rule."""
+        libbpf.map_lookup(self._maps["rule_counts"], ctypes.c_uint32(rule), self._counts)
+        return sum(count.packets for count in self._counts), sum(count.octets for count in self._counts)
+
+    def entry(self, key: Key) -> SessionLeaf | None:
+        """One direction of a session."""
+        try:
+            return libbpf.map_lookup(self._maps["sessions"], _key(key), SessionLeaf())
+        except FileNotFoundError:
+            return None
+
+    def age(self, keys: Iterable[Key], seconds: float) -> None:
+        """As if time had passed for sessions and fragments."""
+        step = int(seconds * 1e9)
+        sessions = self._maps["sessions"]
+        for key in keys:
+            entry = self.entry(key)
+            if entry is not None:
+                entry.last_seen_ns -= step
+                libbpf.map_update(sessions, _key(key), entry)
+        fragments = self._maps["fragments"]
+        for fragment_key in list(libbpf.map_keys(fragments, flow_layout.FragmentKeyLeaf)):
+            fragment = libbpf.map_lookup(fragments, fragment_key, FragmentLeaf())
+            fragment.seen_ns -= step
+            libbpf.map_update(fragments, fragment_key, fragment)
+
+    def forget(self, keys: Iterable[Key], *, fragments: bool) -> list[bytes]:
+        """Remove the sessions of these keys, and fragments. The keys of sessions that are left."""
+        for key in keys:
+            try:
+                libbpf.map_delete(self._maps["sessions"], _key(key))
+            except FileNotFoundError:
+                continue
+        if fragments:
+            for fragment_key in list(libbpf.map_keys(self._maps["fragments"], flow_layout.FragmentKeyLeaf)):
+                libbpf.map_delete(self._maps["fragments"], fragment_key)
+        left = []
+        for leaf in list(libbpf.map_keys(self._maps["sessions"], flow_layout.FlowKeyLeaf)):
+            left.append(bytes(leaf))
+            libbpf.map_delete(self._maps["sessions"], leaf)
+        return left
+
+    def close(self) -> None:
+        tables.close_maps(self._maps)
+        self._steering.remove()
+
+
+def _key(key: Key) -> ctypes.Array[ctypes.c_char]:
+    ports = struct.pack("!HH", key.sport, key.dport)
+    return (ctypes.c_char * 40).from_buffer_copy(
+        key.src + key.dst + ports + struct.pack("=HBB", key.zone, key.protocol, 0)
+    )
+
+
+def coarse_now_ns() -> int:
+    """The clock of ``last_seen_ns``."""
+    return time.clock_gettime_ns(CLOCK_MONOTONIC_COARSE)
+
+
+def pins_of_this_run() -> Path:
+    return Path(f"/sys/fs/bpf/ipsec-gw-differential-{os.getpid()}")

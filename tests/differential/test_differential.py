@@ -1,0 +1,80 @@
+"""The firewall's BPF programs against the reference model, on random rulesets and packet sequences.
+
+``SEED=`` and ``N=`` choose the sequences, their seeds are SEED to SEED + N - 1. A difference names the one that replays
+it: ``SEED=that N=1``.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pprint import pformat
+
+import pytest
+from scapy.layers.l2 import Ether
+from scapy.utils import hexdump
+
+from tests.differential import world
+from tests.differential.compare import PER_CONFIGURATION, Difference, Setting, run_sequence, set_up
+from tests.differential.datapath import Datapath, pins_of_this_run
+from tests.reference.network import make_fib
+from tests.reference.traffic import Send, Step
+from tests.support.netns import namespace
+
+SEED = int(os.environ.get("SEED", "1"))
+COUNT = int(os.environ.get("N", "20000"))
+UPTIME = 400
+"""Seconds since boot that ageing needs: entries cannot be older than the machine."""
+
+
+@pytest.fixture(scope="module")
+def indexes() -> Iterator[dict[str, int]]:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    if time.monotonic() < UPTIME:
+        pytest.skip(f"the machine is up for less than {UPTIME} s: sessions cannot be made that old")
+    with namespace(f"diff{os.getpid()}"):
+        yield world.build()
+
+
+@pytest.fixture(scope="module")
+def datapath(indexes: dict[str, int]) -> Iterator[Datapath]:
+    opened = Datapath(pins_of_this_run(), indexes)
+    yield opened
+    opened.close()
+
+
+@pytest.mark.timeout(900)
+def test_datapath_does_what_the_reference_does(datapath: Datapath, indexes: dict[str, int]) -> None:
+    print(f"seeds {SEED} to {SEED + COUNT - 1}")
+    fib = make_fib(indexes)
+    setting: Setting | None = None
+    packets = 0
+    for seed in range(SEED, SEED + COUNT):
+        if setting is None or seed % PER_CONFIGURATION == 0:
+            setting = set_up(datapath, indexes, seed)
+        run, difference = run_sequence(datapath, setting, fib, indexes, seed)
+        packets += run
+        if difference is not None:
+            pytest.fail(explain(seed, setting, difference), pytrace=False)
+    print(f"{packets} packets")
+    assert packets >= COUNT
+
+
+def explain(seed: int, setting: Setting, difference: Difference) -> str:
+    """All that it takes to think about a difference."""
+    packets = "\n".join(f"--- step {number}\n{show(step)}" for number, step in enumerate(difference.steps))
+    ports = "\n".join(str(port) for port in setting.ports)
+    return (
+        f"{pformat(setting.configuration, width=118)}\n{setting.ids}\n{ports}\n{packets}\n"
+        f"--- step {difference.step} differs; replay with SEED={seed} N=1\n{difference.what}"
+    )
+
+
+def show(step: Step) -> str:
+    """A step for people."""
+    if not isinstance(step, Send):
+        return str(step)
+    packet = Ether(step.frame)
+    return f"{step.note}, in by {step.ingress}\n{hexdump(step.frame, dump=True)}\n{packet.show(dump=True)}"

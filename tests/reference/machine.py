@@ -1,0 +1,127 @@
+"""The state of a firewall, a packet's record, and the ways out: routes, answers, counters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ipsec_gw.model.firewall import SELF, Ruleset
+from tests.reference import rewrite
+from tests.reference.checksums import is_partial
+from tests.reference.fib import Fib, Found, Kind
+from tests.reference.packets import (
+    AH,
+    ESP,
+    UDP,
+    Ethernet,
+    Packet,
+    Verdict,
+    drop,
+    is_multicast,
+    is_unspecified,
+)
+from tests.reference.rules import Ids, Port
+from tests.reference.sessions import Fragments, Sessions
+from xdp_steer.reasons import Reason
+
+IKE_PORTS = (500, 4500)
+
+
+@dataclass(slots=True)
+class Way:
+    """A packet on its way through: where it came in, and what is known of where it goes."""
+
+    packet: Packet
+    ethernet: Ethernet
+    port: Port
+    now: int
+    egress: Port | None = None
+
+    @property
+    def partial(self) -> bool:
+        """Its L4 checksum was left to hardware."""
+        return self.port.partial and is_partial(self.packet)
+
+
+class Machine:
+    """A firewall and what it remembers: ``counters`` are packets and octets by rule number."""
+
+    def __init__(self, ruleset: Ruleset, ids: Ids, ports: Iterable[Port], fib: Fib, seed: int) -> None:
+        self.ruleset = ruleset
+        self.ids = ids
+        self.ports = {(port.ifindex, port.vid): port for port in ports}
+        self.fib = fib
+        self.seed = seed
+        self.sessions = Sessions(ruleset.sessions.timeouts)
+        self.fragments = Fragments()
+        self.counters: dict[int, tuple[int, int]] = {}
+        self.zones = {zone.name: zone for zone in ruleset.zones}
+
+    def number(self, zone: str) -> int:
+        """The number of a zone; this machine's is 0."""
+        return 0 if zone == SELF else self.ids.zones[zone]
+
+    def count(self, rule: int, packet: Packet) -> None:
+        """A packet decided by a rule; 0 is none."""
+        if rule:
+            packets, octets = self.counters.get(rule, (0, 0))
+            self.counters[rule] = (packets + 1, octets + packet.length)
+
+    def is_local(self, way: Way, destination: bytes) -> bool:
+        found = self.fib.lookup(way.packet.src, destination, way.port.l3_ifindex)
+        return found is not None and found.kind is Kind.LOCAL
+
+    def route(self, way: Way, destination: bytes) -> Found:
+        """Sets the egress port, None for this machine. Raises Verdict for what cannot go on."""
+        found = self.fib.lookup(way.packet.src, destination, way.port.l3_ifindex)
+        way.egress = None
+        if found is None:
+            raise drop(Reason.ROUTE_UNSUPPORTED)
+        if found.kind is Kind.BLACKHOLE:
+            raise drop(Reason.ROUTE_BLACKHOLE)
+        if found.kind in (Kind.UNREACHABLE, Kind.PROHIBIT):
+            prohibited = found.kind is Kind.PROHIBIT
+            kind, code = (3, 13 if prohibited else 1) if way.packet.family == 4 else (1, int(prohibited))
+            raise answer_icmp(way, Reason.ROUTE_UNREACHABLE, kind, code)
+        if found.kind is Kind.UNICAST:
+            way.egress = self.ports.get(found.port)
+            if way.egress is None:
+                raise drop(Reason.NO_EGRESS_ZONE)
+        return found
+
+
+def leave(way: Way, found: Found, frame: bytes) -> Verdict:
+    """The end of a packet that is not for this machine; ``frame`` is the translated one."""
+    packet, egress = way.packet, way.egress
+    assert egress is not None
+    if packet.ttl <= 1:
+        return answer_icmp(way, Reason.TTL_EXPIRED, *((11, 0) if packet.family == 4 else (3, 0)))
+    oversize = found.reachable and packet.length > found.mtu
+    if oversize and (packet.dont_fragment or packet.family == 6):
+        return answer_icmp(way, Reason.TOO_BIG, *((3, 4) if packet.family == 4 else (2, 0)), found.mtu)
+    if oversize or not found.reachable or not egress.redirect or way.partial:
+        return Verdict("PASS", Reason.TO_KERNEL, frame)
+    sent = rewrite.send(frame, way.ethernet, egress.vid, found.smac, found.dmac)
+    return Verdict("REDIRECT", Reason.FORWARDED, sent)
+
+
+def answer_icmp(way: Way, reason: Reason, kind: int, code: int, mtu: int = 0) -> Verdict:
+    """An ICMP error that this machine sends in its own name."""
+    own = way.port.addr4 if way.packet.family == 4 else way.port.addr6
+    source = way.packet.dst if is_unspecified(own) else own
+    return answer(way, reason, rewrite.icmp_error(way.packet, source, kind, code, mtu))
+
+
+def answer(way: Way, reason: Reason, frame: bytes) -> Verdict:
+    """The frame goes back, unless it would answer what nobody may answer."""
+    packet = way.packet
+    nobody = is_multicast(packet.dst) or is_multicast(packet.src) or is_unspecified(packet.src)
+    way.egress = None
+    if packet.is_error or packet.later_fragment or nobody:
+        return drop(reason)
+    return Verdict("TX", reason, frame)
+
+
+def is_ipsec(protocol: int, port: int) -> bool:
+    """IKE, ESP or AH; ``port`` is the one on this machine."""
+    return protocol in (ESP, AH) or (protocol == UDP and port in IKE_PORTS)

@@ -1,0 +1,141 @@
+"""New flows: may such a packet open one, where does it lead, who permits it, and the pair of entries of its session."""
+
+from __future__ import annotations
+
+from ipsec_gw.model.firewall import SELF, Action
+from tests.reference import nat, rewrite
+from tests.reference.fib import Kind
+from tests.reference.machine import Machine, Way, answer, is_ipsec
+from tests.reference.packets import ACK, FIN, REQUESTS, RST, SYN, TCP, Key, Packet, Verdict, drop
+from tests.reference.rules import Asked, Decision, decide
+from tests.reference.sessions import Entry
+from xdp_steer.flow_layout import SessionFlag, State
+from xdp_steer.reasons import Reason
+
+
+def open_session(machine: Machine, way: Way, key: Key) -> Entry:
+    """The forward entry of a new session. Raises Verdict when there is none."""
+    packet = way.packet
+    _check_beginning(machine, way)
+    asked = asked_of(packet, packet.dst, packet.dport)
+    destination = nat.destination_nat(machine.ruleset, machine.ids, way.port.zone, asked, packet.dport)
+    found = machine.route(way, destination.address)
+    if found.kind is Kind.LOCAL and is_ipsec(packet.protocol, destination.port):
+        raise Verdict("PASS", Reason.HOST_IKE)
+    to_zone = way.egress.zone if way.egress else SELF
+    decision = permit(machine, way, to_zone, destination.address, destination.port)
+    choice = _source(machine, way, key, to_zone, destination)
+    return _insert(machine, way, key, to_zone, destination, decision, choice)
+
+
+def asked_of(packet: Packet, dst: bytes, dport: int) -> Asked:
+    code = packet.code16 if packet.is_icmp else dport
+    return Asked(packet.family, packet.src, dst, packet.protocol, packet.sport, code)
+
+
+def _check_beginning(machine: Machine, way: Way) -> None:
+    packet, zone = way.packet, machine.zones[way.port.zone]
+    if packet.is_icmp and packet.icmp_type not in REQUESTS[packet.family]:
+        raise drop(Reason.ICMP_UNSOLICITED)
+    if packet.protocol == TCP and zone.syn_check and packet.flags & (SYN | ACK | RST | FIN) != SYN:
+        if zone.tcp_reset and not packet.flags & RST:
+            raise answer(way, Reason.TCP_NOT_SYN, rewrite.reset(packet))
+        raise drop(Reason.TCP_NOT_SYN)
+
+
+def permit(machine: Machine, way: Way, to_zone: str, dst: bytes, dport: int) -> Decision:
+    """The policy that permits. Raises Verdict when none does."""
+    packet = way.packet
+    decision = decide(machine.ruleset, machine.ids, way.port.zone, to_zone, asked_of(packet, dst, dport))
+    if decision.action is Action.PERMIT:
+        return decision
+    machine.count(decision.rule, packet)
+    reason = Reason.DEFAULT_DENY
+    if decision.by_rule:
+        reason = Reason.POLICY_DENY if decision.action is Action.DENY else Reason.POLICY_REJECT
+    if decision.action is Action.DENY or (packet.protocol == TCP and packet.flags & RST):
+        raise drop(reason)
+    if packet.protocol == TCP:
+        raise answer(way, reason, rewrite.reset(packet))
+    kind, code = (3, 13) if packet.family == 4 else (1, 1)
+    raise answer(way, reason, rewrite.icmp_error(packet, packet.dst, kind, code))
+
+
+def _source(machine: Machine, way: Way, key: Key, to_zone: str, destination: nat.Destination) -> nat.SourceChoice:
+    packet = way.packet
+    if way.egress is None:
+        return nat.SourceChoice((nat.Source(packet.src, packet.sport),))
+    asked = asked_of(packet, destination.address, destination.port)
+    zones = (way.port.zone, to_zone)
+    try:
+        return nat.source_nat(
+            machine.ruleset, machine.ids, zones, asked, key, packet.has_ports, way.egress, machine.seed
+        )
+    except nat.NoAddress:
+        raise drop(Reason.NAT_NO_ADDRESS) from None
+
+
+def _insert(
+    machine: Machine,
+    way: Way,
+    key: Key,
+    to_zone: str,
+    destination: nat.Destination,
+    decision: Decision,
+    choice: nat.SourceChoice,
+) -> Entry:
+    packet, sessions = way.packet, machine.sessions
+    zone = machine.number(to_zone)
+    for source in choice.candidates:
+        dport = source.port if packet.is_query else destination.port
+        reply = Key(destination.address, source.address, dport, source.port, key.protocol, zone)
+        if reply not in sessions.entries:
+            break
+    else:
+        raise drop(Reason.NAT_EXHAUSTED)
+    reverse, forward = (
+        _entry(machine, way, to_zone, decision, choice.rule, destination.rule, translated=choice.translates)
+        for _ in range(2)
+    )
+    reverse.src, reverse.dst, reverse.sport, reverse.dport = key.dst, key.src, key.dport, key.sport
+    reverse.out_zone = key.zone
+    reverse.flags |= SessionFlag.REVERSE
+    forward.src, forward.dst, forward.sport, forward.dport = source.address, destination.address, source.port, dport
+    forward.out_zone = zone
+    forward.packets, forward.octets = 1, packet.length
+    forward.flags |= SessionFlag.TO_SELF if to_zone == SELF else 0
+    if packet.protocol == TCP and packet.flags & ACK:
+        forward.ack = packet.ack
+        forward.flags |= SessionFlag.ACKED
+    if not sessions.insert(reply, reverse):
+        raise drop(Reason.SESSIONS_FULL)
+    if not sessions.insert(key, forward):
+        del sessions.entries[reply]
+        raise drop(Reason.SESSIONS_FULL)
+    for rule in (decision.rule, destination.rule, choice.rule):
+        machine.count(rule, packet)
+    return forward
+
+
+def _entry(
+    machine: Machine, way: Way, to_zone: str, decision: Decision, snat_rule: int, dnat_rule: int, *, translated: bool
+) -> Entry:
+    """What both directions have in common."""
+    packet = way.packet
+    opening = packet.protocol == TCP and packet.flags & SYN
+    state = State.OPENING if opening else State.ESTABLISHED
+    flags = SessionFlag.LOG_CLOSE if decision.log_close else 0
+    if dnat_rule or translated:
+        flags |= SessionFlag.NAT
+    caps = [machine.zones[name].tcp_mss for name in (way.port.zone, to_zone) if name != SELF]
+    return Entry(
+        state=state,
+        timeout=machine.sessions.seconds(state, packet.protocol, decision.timeout, is_icmp=packet.is_icmp),
+        flags=flags,
+        mss=min((cap for cap in caps if cap), default=0),
+        app_timeout=decision.timeout,
+        rule=decision.rule,
+        snat_rule=snat_rule,
+        dnat_rule=dnat_rule,
+        last_seen_ns=way.now,
+    )
