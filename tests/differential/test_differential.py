@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pprint import pformat
 
 import pytest
+from scapy.layers import inet, inet6  # noqa: F401 - Ether dissects what is imported
 from scapy.layers.l2 import Ether
 from scapy.utils import hexdump
 
