@@ -58,12 +58,36 @@ class _XdpContext(ctypes.Structure):
     )
 
 
+class _SkbContext(ctypes.Structure):
+    """The head of ``struct __sk_buff``; the kernel takes zeros for the rest of it."""
+
+    _fields_ = (("_fixed", ctypes.c_uint32 * 9), ("ingress_ifindex", ctypes.c_uint32), ("ifindex", ctypes.c_uint32))
+
+
 def prog_run(program_fd: int, packet: bytes, repeat: int = 1, ifindex: int | None = None) -> RunResult:
     """Run a program on a packet of at least 14 bytes, for TC a whole IP header.
 
     ``ifindex`` is the interface that an XDP program sees the packet come in by (queue 0). Raises SteeringError when the
     kernel refuses to.
     """
+    if ifindex is None:
+        return _run(program_fd, packet, repeat, None)
+    return _run(program_fd, packet, repeat, _XdpContext(data_end=len(packet), ingress_ifindex=ifindex))
+
+
+def prog_run_egress(
+    program_fd: int, packet: bytes, ifindex: int, ingress_ifindex: int = 0, repeat: int = 1
+) -> RunResult:
+    """Run a TC program on a packet that is about to leave by the interface ``ifindex``.
+
+    ``ingress_ifindex`` is the interface that the kernel forwards it from, 0 for a packet of this machine. A VLAN tag is
+    part of the packet: an offloaded one cannot be given. ``retval`` is the unsigned form of a :class:`TcAction`. Raises
+    SteeringError when the kernel refuses to, also for an unknown ``ifindex``.
+    """
+    return _run(program_fd, packet, repeat, _SkbContext(ifindex=ifindex, ingress_ifindex=ingress_ifindex))
+
+
+def _run(program_fd: int, packet: bytes, repeat: int, context: _XdpContext | _SkbContext | None) -> RunResult:
     out = ctypes.create_string_buffer(len(packet) + _HEADROOM)
     given = ctypes.create_string_buffer(packet, len(packet))
     opts = libbpf.TestRunOpts(
@@ -73,8 +97,7 @@ def prog_run(program_fd: int, packet: bytes, repeat: int = 1, ifindex: int | Non
         data_size_out=len(out),
         repeat=repeat,
     )
-    if ifindex is not None:
-        context = _XdpContext(data_end=len(packet), ingress_ifindex=ifindex)
+    if context is not None:
         opts.ctx_in = ctypes.addressof(context)
         opts.ctx_size_in = ctypes.sizeof(context)
     try:
@@ -82,6 +105,6 @@ def prog_run(program_fd: int, packet: bytes, repeat: int = 1, ifindex: int | Non
     except OSError as error:
         raise SteeringError(
             f"test run of program {program_fd} with {len(packet)} bytes failed ({error.strerror}) - "
-            "the kernel takes 14 bytes (for TC a whole IP header) to one page"
+            "the kernel takes 14 bytes (for TC a whole IP header) to one page, and interfaces of this network namespace"
         ) from error
     return RunResult(opts.retval, out.raw[: opts.data_size_out], opts.duration, repeat)

@@ -1,0 +1,650 @@
+"""Every reason of the firewall: what becomes of the packet, which counters move, which sessions are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+from firewall_kit import (
+    BLACKHOLE,
+    DMZ,
+    LAN,
+    NARROW,
+    NARROW_MTU,
+    OFF,
+    PROHIBIT,
+    SESSION_ENTRIES,
+    SILENT,
+    UNREACHABLE,
+    VLAN,
+    WAN,
+    WILD,
+    Port,
+    World,
+    changed,
+    described,
+    firewall_world,
+    flow_of,
+    ip_layer,
+    partial,
+    zones,
+)
+from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet6 import (
+    ICMPv6DestUnreach,
+    ICMPv6EchoReply,
+    ICMPv6EchoRequest,
+    ICMPv6ND_NS,
+    ICMPv6ND_RA,
+    ICMPv6ND_RS,
+    ICMPv6PacketTooBig,
+    ICMPv6TimeExceeded,
+    IPv6,
+    IPv6ExtHdrDestOpt,
+    IPv6ExtHdrFragment,
+)
+from scapy.layers.ipsec import AH, ESP
+from scapy.layers.l2 import Dot1Q, Ether
+from scapy.packet import Packet, Raw
+
+from ipsec_gw.model.firewall import Action, Policy, Ruleset, Service, SourceNat, Translation
+from xdp_steer.flow_layout import NameKind, SessionFlag, SessionLeaf, Stage, State
+from xdp_steer.prog_run import TcAction, XdpAction
+from xdp_steer.reasons import Reason
+from xdp_steer.sessions import Flow
+from xdp_steer.tables import Count
+
+pytestmark = pytest.mark.root
+
+DROP, PASS, TX, REDIRECT = XdpAction.DROP, XdpAction.PASS, XdpAction.TX, XdpAction.REDIRECT
+OK, SHOT = TcAction.UNSPEC, TcAction.SHOT
+
+PING = (Service(1, (0x0800, 0x0800)), Service(58, (0x8000, 0x8000)))
+SERVICES = (Service(6, (22, 22)), Service(17, (5353, 5353)), *PING)
+ALL_ZONES = {name: {"host_inbound": SERVICES} for name in ("lan", "vlan", "wan", "dmz", "off")}
+BASE = Ruleset(
+    zones=zones(**ALL_ZONES),
+    policies=(
+        Policy("no telnet", Action.DENY, services=(Service(6, (23, 23)),)),
+        Policy("no ident", Action.REJECT, services=(Service(6, (113, 113)), Service(17, (113, 113)))),
+        Policy("permit", Action.PERMIT, services=(Service(6, (80, 80)), Service(17, (5000, 5000)), Service(47), *PING)),
+        Policy("no ntp", Action.DENY, "self", "wan", services=(Service(17, (123, 123)),)),
+    ),
+)
+RESET = replace(BASE, zones=zones(**{name: fields | {"tcp_reset": True} for name, fields in ALL_ZONES.items()}))
+REJECT = replace(BASE, default=Action.REJECT)
+NAT = replace(BASE, source_nat=(SourceNat("hide", Translation.INTERFACE, to_zone="wan"),))
+MOVED = replace(
+    BASE,
+    zones=tuple(
+        replace(zone, interfaces={"wan": (), "dmz": ("dmz0", "wan0")}.get(zone.name, zone.interfaces))
+        for zone in BASE.zones
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """``packet`` comes in by ``port``, or with ``egress`` leaves by it (forwarded from ``came_in_by`` if given).
+
+    ``after`` is the frame afterwards, None for the one that came; of a dropped one it means nothing. ``opens`` is the
+    zone that a new session leads to; ``counts`` are the rules that count it.
+    """
+
+    name: str
+    reason: Reason
+    port: Port
+    packet: Packet
+    action: XdpAction | TcAction
+    after: Packet | None = None
+    opens: str | None = None
+    counts: tuple[str, ...] = ()
+    rules: Ruleset = BASE
+    changes: dict[str, dict[str, object]] = field(default_factory=dict)
+    first: tuple[tuple[Port, Packet], ...] = ()
+    prepare: Callable[[World], None] | None = None
+    egress: bool = False
+    came_in_by: Port | None = None
+    without: tuple[str, int] | None = None
+
+    def __str__(self) -> str:
+        return f"{self.reason.label}: {self.name}"
+
+
+def tcp(source: str, destination: str, dport: int = 80, flags: str = "S", ttl: int = 64, **fields: object) -> Packet:
+    version = ip_address(source).version
+    layer = ip_layer(version, src=source, dst=destination, ttl=ttl)
+    return layer / TCP(sport=40000, dport=dport, flags=flags, seq=1000, **fields)
+
+
+def udp(source: str, destination: str, dport: int = 5000, octets: int = 20, ttl: int = 64) -> Packet:
+    version = ip_address(source).version
+    return ip_layer(version, src=source, dst=destination, ttl=ttl) / UDP(sport=40000, dport=dport) / Raw(b"u" * octets)
+
+
+def other(source: str, destination: str, protocol: int = 47) -> Packet:
+    return ip_layer(ip_address(source).version, src=source, dst=destination, proto=protocol) / Raw(bytes(range(20)))
+
+
+def echo(source: str, destination: str, *, reply: bool = False) -> Packet:
+    version = ip_address(source).version
+    layer = ip_layer(version, src=source, dst=destination)
+    if version == 4:
+        return layer / ICMP(type=0 if reply else 8, id=77, seq=3) / Raw(b"ping")
+    kind = ICMPv6EchoReply if reply else ICMPv6EchoRequest
+    return layer / kind(id=77, seq=3, data=b"ping")
+
+
+def later(source: str, destination: str) -> Packet:
+    """A fragment that is not the first."""
+    if ip_address(source).version == 4:
+        return IP(src=source, dst=destination, id=9, frag=3, proto=17) / Raw(b"\x11" * 24)
+    return IPv6(src=source, dst=destination) / IPv6ExtHdrFragment(id=9, offset=3, nh=17) / Raw(b"\x11" * 24)
+
+
+def answer(packet: Packet, port: Port, source: str, kind: str, mtu: int = 0) -> Packet:
+    """The frame with an ICMP error about a packet that came in by a port."""
+    if IP in packet:
+        header = IP(src=source, dst=packet.src, ttl=64, id=0, flags="DF")
+        error = {
+            "host": ICMP(type=3, code=1),
+            "prohibited": ICMP(type=3, code=13),
+            "ttl": ICMP(type=11, code=0),
+            "big": ICMP(type=3, code=4, nexthopmtu=mtu),
+        }[kind]
+        quoted = bytes(packet)[: packet.__class__(bytes(packet)).ihl * 4 + 8]
+    else:
+        header = IPv6(src=source, dst=packet.src, hlim=64)
+        error = {
+            "host": ICMPv6DestUnreach(code=0),
+            "prohibited": ICMPv6DestUnreach(code=1),
+            "ttl": ICMPv6TimeExceeded(code=0),
+            "big": ICMPv6PacketTooBig(mtu=mtu),
+        }[kind]
+        quoted = bytes(packet)[:48]
+    return port.sent(header / error / Raw(quoted))
+
+
+def reset(packet: Packet, port: Port) -> Packet:
+    """The frame with the RST for a TCP packet without payload."""
+    segment = packet[TCP]
+    header = ip_layer(4 if IP in packet else 6, src=packet.dst, dst=packet.src, ttl=64)
+    if IP in packet:
+        header.id, header.flags = 0, "DF"
+    counted = ("S" in segment.flags) + ("F" in segment.flags)
+    made = TCP(sport=segment.dport, dport=segment.sport, window=0, flags="R", seq=segment.ack)
+    if "A" not in segment.flags:
+        made.flags, made.seq, made.ack = "RA", 0, segment.seq + counted
+    return port.sent(header / made)
+
+
+def about(inner: Packet, source: str, destination: str) -> Packet:
+    """Fragmentation needed, packet too big: an ICMP error that somebody sends about a packet."""
+    if IP in inner:
+        return IP(src=source, dst=destination) / ICMP(type=3, code=4, nexthopmtu=1300) / Raw(bytes(inner)[:28])
+    return IPv6(src=source, dst=destination) / ICMPv6PacketTooBig(mtu=1300) / Raw(bytes(inner)[:48])
+
+
+def routed(packet: Packet, out: Port, **fields: object) -> Packet:
+    """The frame that XDP sends to the neighbour."""
+    return out.sent(changed(packet, lower_ttl=True, **fields))
+
+
+def fill(entries: int) -> Callable[[World], None]:
+    def work(world: World) -> None:
+        for number in range(entries):
+            flow = Flow(ip_address("10.99.0.1"), ip_address("10.99.0.2"), number, number, 6, 63)
+            assert world.table.insert(flow.leaf(), SessionLeaf(id=1, state=State.OPENING))
+
+    return work
+
+
+def forwarded() -> Iterator[Case]:
+    for port in (LAN, VLAN):
+        for v in (4, 6):
+            where, here, there = f"v{v} {port.name}", port.host(v), WAN.host(v)
+            for name, packet in (
+                ("tcp", tcp(here, there)),
+                ("udp", udp(here, there)),
+                ("udp without payload", udp(here, there, octets=0)),
+                ("echo", echo(here, there)),
+                ("gre", other(here, there)),
+            ):
+                after = routed(packet, WAN)
+                yield Case(f"{name} {where}", Reason.FORWARDED, port, packet, REDIRECT, after, "wan", ("permit",))
+            back = tcp(there, here)
+            zone = "lan" if port is LAN else "vlan"
+            yield Case(f"into {where}", Reason.FORWARDED, WAN, back, REDIRECT, routed(back, port), zone, ("permit",))
+            syn, reply = tcp(here, there), tcp(there, here, 40000, "SA")
+            reply[TCP].sport = 80
+            after = routed(reply, port)
+            yield Case(f"reply {where}", Reason.FORWARDED, WAN, reply, REDIRECT, after, first=((port, syn),))
+    tag = Ether(src=LAN.host_mac, dst=LAN.mac) / Dot1Q(vlan=0, prio=5)
+    for v in (4, 6):
+        packet = udp(LAN.host(v), DMZ.host(v))
+        yield Case(
+            f"priority tag v{v}", Reason.FORWARDED, LAN, tag / packet, REDIRECT, routed(packet, DMZ), "dmz", ("permit",)
+        )
+        inside = udp(LAN.host(v), VLAN.host(v))
+        yield Case(
+            f"untagged to tagged v{v}",
+            Reason.FORWARDED,
+            LAN,
+            inside,
+            REDIRECT,
+            routed(inside, VLAN),
+            "vlan",
+            ("permit",),
+        )
+
+
+def to_kernel() -> Iterator[Case]:
+    for port in (LAN, VLAN):
+        for v in (4, 6):
+            where, here, there = f"v{v} {port.name}", port.host(v), WAN.host(v)
+            packet = udp(here, SILENT[v])
+            yield Case(f"no neighbour {where}", Reason.TO_KERNEL, port, packet, PASS, None, "wan", ("permit",))
+            packet = tcp(here, there)
+            plain = {"wan": {"redirect": False}}
+            yield Case(
+                f"no redirect {where}", Reason.TO_KERNEL, port, packet, PASS, None, "wan", ("permit",), changes=plain
+            )
+            yield Case(
+                f"partial checksum {where}",
+                Reason.TO_KERNEL,
+                port,
+                partial(packet),
+                PASS,
+                None,
+                "wan",
+                ("permit",),
+                changes={"lan": {"partial": True}, "vlan": {"partial": True}},
+            )
+        packet = udp(port.host(4), NARROW[4], octets=1300)
+        yield Case(f"to be fragmented {port.name}", Reason.TO_KERNEL, port, packet, PASS, None, "wan", ("permit",))
+
+
+def to_self() -> Iterator[Case]:
+    for port, zone in ((LAN, "lan"), (VLAN, "vlan")):
+        for v in (4, 6):
+            where, here, own = f"v{v} {port.name}", port.host(v), port.own(v)
+            for name, packet in (("ssh", tcp(here, own, 22)), ("echo", echo(here, own))):
+                yield Case(f"{name} {where}", Reason.HOST, port, packet, PASS, None, "self", (zone,))
+            group = udp(here, {4: "224.0.0.251", 6: "ff02::fb"}[v], 5353, ttl=1)
+            yield Case(f"multicast {where}", Reason.HOST, port, group, PASS, None, None, (zone,))
+            layer = ip_layer(v, src=here, dst=own)
+            for name, packet in (
+                ("ike", layer / UDP(sport=500, dport=500) / Raw(bytes(28))),
+                ("nat-t", layer / UDP(sport=4500, dport=4500) / Raw(bytes(28))),
+                ("esp", layer / ESP(spi=77, seq=1, data=bytes(60))),
+                ("ah", layer / AH(spi=77, seq=1)),
+            ):
+                yield Case(f"{name} {where}", Reason.HOST_IKE, port, packet, PASS)
+            tunnel = ip_layer(v, src=own, dst=WAN.host(v)) / ESP(spi=5, seq=1, data=bytes(60))
+            yield Case(f"error about esp {where}", Reason.HOST_IKE, port, about(tunnel, WAN.host(v), own), PASS)
+            yield Case(f"later fragment {where}", Reason.LOCAL_FRAGMENT, port, later(here, own), PASS)
+        here, own = port.host6, port.own(6)
+        solicit = ICMPv6ND_NS(tgt=own)
+        ndp = (
+            ("unicast", own, solicit),
+            ("multicast", "ff02::1:ff00:1", solicit),
+            ("router", "ff02::2", ICMPv6ND_RS()),
+        )
+        for name, destination, message in ndp:
+            packet = IPv6(src=here, dst=destination, hlim=255) / message
+            yield Case(f"{name} {port.name}", Reason.NDP, port, packet, PASS)
+
+
+def refused_at_the_door() -> Iterator[Case]:
+    for v in (4, 6):
+        yield Case(f"no such port v{v}", Reason.NO_ZONE, WILD, tcp(WILD.host(v), WAN.host(v)), DROP)
+        tagged = Ether(src=LAN.host_mac, dst=LAN.mac) / Dot1Q(vlan=7) / tcp(LAN.host(v), WAN.host(v))
+        yield Case(f"no such vlan v{v}", Reason.NO_ZONE, LAN, tagged, DROP)
+    for port in (LAN, VLAN):
+        for name, packet in malformed(port):
+            yield Case(f"{name} {port.name}", Reason.MALFORMED, port, packet, DROP)
+
+
+def cut(frame: Packet, octets: int) -> Packet:
+    """A frame without its last octets."""
+    return Ether(bytes(frame)[:-octets])
+
+
+def malformed(port: Port) -> Iterator[tuple[str, Packet]]:
+    four = {"src": port.host4, "dst": WAN.host4}
+    six = {"src": port.host6, "dst": WAN.host6}
+    yield "version 5", IP(version=5, **four) / UDP()
+    yield "header of 16 bytes", IP(ihl=4, **four) / UDP()
+    yield "header beyond the frame", IP(ihl=15, **four) / UDP()
+    yield "length beyond the frame", IP(len=60, **four) / UDP()
+    yield "length less than the header", IP(len=19, **four) / UDP()
+    yield "half a header", cut(port.frame(IP(**four)), 8)
+    yield "fragment longer than the frame", IP(frag=2, len=60, proto=17, **four) / Raw(bytes(8))
+    yield "tcp of 19 bytes", IP(proto=6, **four) / Raw(bytes(TCP())[:19])
+    yield "udp of 7 bytes", IP(proto=17, **four) / Raw(bytes(7))
+    yield "icmp of 7 bytes", IP(proto=1, **four) / Raw(bytes(7))
+    yield "udp behind the ip length", IP(len=24, **four) / UDP() / Raw(bytes(30))
+    yield "error about nothing", IP(**four) / ICMP(type=3) / Raw(bytes(10))
+    yield "error about ports cut off", IP(**four) / ICMP(type=3) / Raw(bytes(IP() / UDP())[:27])
+    yield "error about version 6", IP(**four) / ICMP(type=3) / Raw(bytes(IPv6() / UDP()))
+    yield "v6 length beyond the frame", IPv6(plen=60, **six) / UDP()
+    yield "v6 half a header", cut(port.frame(IPv6(**six)), 10)
+    yield "v6 tcp of 19 bytes", IPv6(nh=6, **six) / Raw(bytes(TCP())[:19])
+    yield "v6 udp behind the ip length", IPv6(plen=7, **six) / UDP()
+    chain = IPv6(**six)
+    for _ in range(7):
+        chain = chain / IPv6ExtHdrDestOpt()
+    yield "seven extensions", chain / UDP()
+    yield "extension cut off", IPv6(nh=60, **six) / Raw(b"\x11")
+    yield "extension beyond the frame", IPv6(**six) / IPv6ExtHdrDestOpt(nh=17, len=255)
+    yield "v6 error about nothing", IPv6(**six) / ICMPv6DestUnreach() / Raw(bytes(20))
+    inner = bytes(IPv6(**six) / IPv6ExtHdrDestOpt() / UDP())
+    yield "v6 error about ports cut off", IPv6(**six) / ICMPv6DestUnreach() / Raw(inner[:47])
+    yield "mapped source", IPv6(src="::ffff:10.1.0.9", dst=WAN.host6) / UDP(dport=5000)
+    yield "mapped destination", IPv6(src=port.host6, dst="::ffff:192.0.2.9") / UDP(dport=5000)
+
+
+def without_a_session() -> Iterator[Case]:
+    for port in (LAN, VLAN):
+        for v in (4, 6):
+            where, here, there = f"v{v} {port.name}", port.host(v), WAN.host(v)
+            yield Case(f"any {where}", Reason.FRAGMENT_UNKNOWN, port, later(here, there), DROP)
+            for flags in ("A", "SA", "FA", "PA", "R", "RA", "", "SF", "SR"):
+                packet = tcp(here, there, flags=flags, ack=4000)
+                yield Case(f"flags {flags} {where}", Reason.TCP_NOT_SYN, port, packet, DROP)
+                reason, after = Reason.TCP_NOT_SYN, reset(packet, port)
+                action = DROP if "R" in flags else TX
+                yield Case(f"reset of {flags} {where}", reason, port, packet, action, after, rules=RESET)
+            unasked = echo(here, there, reply=True)
+            yield Case(f"echo reply {where}", Reason.ICMP_UNSOLICITED, port, unasked, DROP)
+            lost = about(tcp(there, here), WAN.host(v), here)
+            yield Case(f"any {where}", Reason.ICMP_NO_SESSION, port, lost, DROP)
+            own = about(tcp(port.own(v), there), there, port.own(v))
+            yield Case(f"to this machine {where}", Reason.ICMP_NO_SESSION, port, own, DROP)
+        stamp = IP(src=port.host4, dst=WAN.host4) / ICMP(type=14, id=1)
+        yield Case(f"timestamp reply {port.name}", Reason.ICMP_UNSOLICITED, port, stamp, DROP)
+        hop = IPv6(src=port.host6, dst=port.own(6), hlim=254)
+        yield Case(f"from afar {port.name}", Reason.ICMP_UNSOLICITED, port, hop / ICMPv6ND_NS(tgt=port.own(6)), DROP)
+        yield Case(f"router {port.name}", Reason.ICMP_UNSOLICITED, port, hop / ICMPv6ND_RA(), DROP)
+
+
+def routes() -> Iterator[Case]:
+    for port in (LAN, VLAN):
+        for v in (4, 6):
+            where, here = f"v{v} {port.name}", port.host(v)
+            yield Case(f"any {where}", Reason.ROUTE_BLACKHOLE, port, tcp(here, BLACKHOLE[v]), DROP)
+            for name, target, kind in (
+                ("unreachable", UNREACHABLE[v], "host"),
+                ("prohibit", PROHIBIT[v], "prohibited"),
+            ):
+                packet = tcp(here, target)
+                after = answer(packet, port, port.own(v), kind)
+                yield Case(f"{name} {where}", Reason.ROUTE_UNREACHABLE, port, packet, TX, after)
+            yield Case(f"any {where}", Reason.NO_EGRESS_ZONE, port, tcp(here, WILD.host(v)), DROP)
+            packet = tcp(here, WAN.host(v), ttl=1)
+            after = answer(packet, port, port.own(v), "ttl")
+            yield Case(f"new {where}", Reason.TTL_EXPIRED, port, packet, TX, after, "wan", ("permit",))
+            packet = udp(here, NARROW[v], octets=1300)
+            if v == 4:
+                packet.flags = "DF"
+            after = answer(packet, port, port.own(v), "big", NARROW_MTU)
+            yield Case(f"new {where}", Reason.TOO_BIG, port, packet, TX, after, "wan", ("permit",))
+            packet = tcp(here, WAN.host(v))
+            yield Case(
+                f"any {where}",
+                Reason.ZONE_CHANGED,
+                port,
+                packet,
+                DROP,
+                first=((port, packet),),
+                prepare=lambda world: world.apply(MOVED),
+            )
+    for v in (4, 6):
+        yield Case(f"v{v}", Reason.ROUTE_UNSUPPORTED, OFF, tcp(OFF.host(v), WAN.host(v)), DROP)
+
+
+def policies() -> Iterator[Case]:
+    for port in (LAN, VLAN):
+        for v in (4, 6):
+            where, here, there = f"v{v} {port.name}", port.host(v), WAN.host(v)
+            yield Case(f"any {where}", Reason.POLICY_DENY, port, tcp(here, there, 23), DROP, counts=("no telnet",))
+            ident, ask = tcp(here, there, 113), udp(here, there, 113)
+            refused = ("no ident",)
+            yield Case(f"tcp {where}", Reason.POLICY_REJECT, port, ident, TX, reset(ident, port), counts=refused)
+            after = answer(ask, port, there, "prohibited")
+            yield Case(f"udp {where}", Reason.POLICY_REJECT, port, ask, TX, after, counts=refused)
+            yield Case(f"any {where}", Reason.DEFAULT_DENY, port, tcp(here, there, 81), DROP)
+            yield Case(f"to this machine {where}", Reason.DEFAULT_DENY, port, tcp(here, port.own(v), 81), DROP)
+            unknown = udp(here, there, 81)
+            after = answer(unknown, port, there, "prohibited")
+            yield Case(f"reject {where}", Reason.DEFAULT_DENY, port, unknown, TX, after, rules=REJECT)
+            ssh = tcp(here, there, 81)
+            yield Case(f"reset {where}", Reason.DEFAULT_DENY, port, ssh, TX, reset(ssh, port), rules=REJECT)
+            group = udp(here, {4: "224.0.0.9", 6: "ff02::9"}[v], 520)
+            yield Case(f"multicast {where}", Reason.DEFAULT_DENY, port, group, DROP, rules=REJECT)
+
+
+def full_and_closed() -> Iterator[Case]:
+    for port in (LAN, VLAN):
+        for v in (4, 6):
+            where, here, there = f"v{v} {port.name}", port.host(v), WAN.host(v)
+            neighbour = str(ip_address(here) + 1)
+            taken = ((port, other(neighbour, there)),)
+            yield Case(f"gre {where}", Reason.NAT_EXHAUSTED, port, other(here, there), DROP, rules=NAT, first=taken)
+            bare: dict[str, dict[str, object]] = {"wan": {"address4": None, "address6": None}}
+            yield Case(f"any {where}", Reason.NAT_NO_ADDRESS, port, tcp(here, there), DROP, rules=NAT, changes=bare)
+            packet = tcp(here, there)
+            for left in (0, 1):
+                prepare = fill(SESSION_ENTRIES - left)
+                yield Case(f"{left} left {where}", Reason.SESSIONS_FULL, port, packet, DROP, prepare=prepare)
+            first = ((port, packet), (port, tcp(here, there, flags="R")))
+            ack = tcp(here, there, flags="A")
+            yield Case(f"any {where}", Reason.SESSION_CLOSED, port, ack, DROP, first=first)
+
+
+def no_stage() -> Iterator[Case]:
+    for v in (4, 6):
+        here, there = LAN.host(v), WAN.host(v)
+        packets = {
+            Stage.FLOW: tcp(here, there),
+            Stage.NEW: tcp(here, there),
+            Stage.POLICY: tcp(here, there),
+            Stage.CREATE: tcp(here, there),
+            Stage.FORWARD: tcp(here, there),
+            Stage.ICMP_ERROR: about(tcp(there, here), there, here),
+            Stage.ANSWER: tcp(here, there, 113),
+            Stage.FRAGMENT: later(here, there),
+        }
+        assert packets.keys() == set(Stage)
+        for stage, packet in packets.items():
+            name, without = f"{stage.name.lower()} v{v}", ("stages", stage)
+            opens, counts = ("wan", ("permit",)) if stage is Stage.FORWARD else (None, ())
+            if stage is Stage.ANSWER:
+                counts = ("no ident",)
+            yield Case(name, Reason.NO_STAGE, LAN, packet, DROP, None, opens, counts, without=without)
+        own = udp(WAN.own(v), there)
+        yield Case(f"egress v{v}", Reason.NO_STAGE, WAN, own, SHOT, egress=True, without=("egress_stages", 0))
+
+
+def egress() -> Iterator[Case]:
+    for port, zone in ((WAN, "wan"), (VLAN, "vlan")):
+        for v in (4, 6):
+            where, own, there = f"v{v} {port.name}", port.own(v), port.host(v)
+            name = Reason.EGRESS_SESSION
+            ask, reply = tcp(there, own, 22), tcp(own, there, 40000, "SA")
+            reply[TCP].sport = 22
+            yield Case(f"of this machine {where}", name, port, reply, OK, egress=True, first=((port, ask),))
+            packet = udp(DMZ.host(v), there)
+            passed = {zone: {"redirect": False}}
+            yield Case(
+                f"forwarded {where}",
+                name,
+                port,
+                changed(packet, lower_ttl=True),
+                OK,
+                egress=True,
+                came_in_by=DMZ,
+                first=((DMZ, packet),),
+                changes=passed,
+            )
+            yield Case(f"udp {where}", Reason.EGRESS_NEW, port, udp(own, there), OK, None, zone, egress=True)
+            yield Case(f"tcp {where}", Reason.EGRESS_NEW, port, tcp(own, there, 22), OK, None, zone, egress=True)
+            layer = ip_layer(v, src=own, dst=there)
+            lost = about(udp(there, own), own, there)
+            for what, exempt in (
+                ("ike", layer / UDP(sport=500, dport=500) / Raw(bytes(28))),
+                ("ah", layer / AH(spi=7, seq=1)),
+                ("multicast", udp(own, {4: "224.0.0.251", 6: "ff02::fb"}[v], 5353)),
+                ("reset", tcp(own, there, flags="RA")),
+                ("echo reply", echo(own, there, reply=True)),
+                ("icmp error", lost),
+            ):
+                yield Case(f"{what} {where}", Reason.EGRESS_EXEMPT, port, exempt, OK, egress=True)
+            stray = udp(DMZ.host(v), there)
+            name = Reason.EGRESS_UNPOLICED
+            for what, packet in (
+                ("udp", stray),
+                ("later fragment", later(DMZ.host(v), there)),
+                ("icmp error", about(udp(there, DMZ.host(v)), DMZ.host(v), there)),
+            ):
+                yield Case(f"{what} {where}", name, port, packet, SHOT, egress=True, came_in_by=DMZ)
+            yield Case(
+                f"any {where}",
+                Reason.EGRESS_FULL,
+                port,
+                udp(own, there),
+                SHOT,
+                egress=True,
+                prepare=fill(SESSION_ENTRIES - 1),
+            )
+    for v in (4, 6):
+        ntp = udp(WAN.own(v), WAN.host(v), 123)
+        yield Case(f"any v{v}", Reason.EGRESS_DENY, WAN, ntp, SHOT, counts=("no ntp",), egress=True)
+    packet = IPv6(src=WAN.own(6), dst=WAN.host6, hlim=255) / ICMPv6ND_NS(tgt=WAN.host6)
+    yield Case("ndp", Reason.EGRESS_EXEMPT, WAN, packet, OK, egress=True)
+
+
+CASES = (
+    *forwarded(),
+    *to_kernel(),
+    *to_self(),
+    *refused_at_the_door(),
+    *without_a_session(),
+    *routes(),
+    *policies(),
+    *full_and_closed(),
+    *no_stage(),
+    *egress(),
+)
+
+
+@pytest.fixture(scope="module")
+def arena(pins: Path) -> Iterator[World]:
+    with firewall_world(pins) as made:
+        yield made
+
+
+@pytest.fixture
+def world(arena: World) -> World:
+    arena.clear()
+    return arena
+
+
+def test_every_reason_of_the_firewall_has_a_case() -> None:
+    missing = {reason for reason in Reason if reason >= Reason.FORWARDED} - {case.reason for case in CASES}
+    assert not missing
+
+
+def test_no_case_twice() -> None:
+    names = [str(case) for case in CASES]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_whole_outcome(world: World, case: Case) -> None:
+    world.apply(case.rules, **case.changes)
+    for port, packet in case.first:
+        world.send(port, packet)
+    if case.prepare:
+        case.prepare(world)
+    frame = bytes(case.packet if isinstance(case.packet, Ether) else framed(case))
+    before, counts = rows(world), world.rule_counts()
+    if case.without:
+        with world.without(*case.without):
+            result = run(world, case)
+    else:
+        result = run(world, case)
+    assert (result.reason, result.action) == (case.reason, case.action)
+    if result.action not in {DROP, SHOT}:
+        assert described(result.frame) == described(case.after if case.after is not None else frame)
+    octets = len(ip_of(frame))
+    assert moved(world, counts) == {rule: Count(1, octets) for rule in case.counts}
+    made = {flow: row for flow, row in world.entries().items() if flow not in before}
+    if case.opens is None:
+        assert made == {}
+    else:
+        check_session(world, case, made, octets)
+    if result.reason is Reason.ZONE_CHANGED:
+        assert world.session().forward.packets == 2, "it belongs to the session all the same"
+    elif result.action in {DROP, SHOT}:
+        assert before.items() <= rows(world).items(), "a dropped packet leaves sessions alone"
+
+
+def framed(case: Case) -> Packet:
+    return case.port.sent(case.packet) if case.egress else case.port.frame(case.packet)
+
+
+def run(world: World, case: Case):
+    return world.emit(case.port, case.packet, case.came_in_by) if case.egress else world.send(case.port, case.packet)
+
+
+def ip_of(frame: bytes) -> bytes:
+    """From the IP header to the end: no frame here is padded."""
+    return frame[18 if frame[12:14] == b"\x81\x00" else 14 :]
+
+
+def rows(world: World) -> dict[Flow, bytes]:
+    return {flow: bytes(row) for flow, row in world.entries().items()}
+
+
+def moved(world: World, before: dict[tuple[NameKind, str], Count]) -> dict[str, Count]:
+    """What rules counted, by name."""
+    return {
+        rule[1]: Count(count.packets - before[rule].packets, count.octets - before[rule].octets)
+        for rule, count in world.rule_counts().items()
+        if count != before[rule]
+    }
+
+
+def check_session(world: World, case: Case, made: dict[Flow, SessionLeaf], octets: int) -> None:
+    """One session of two entries, the packet counted in the forward one."""
+    zone = next(zone.name for zone in BASE.zones if case.port.name in zone.interfaces)
+    here, there = ("self", zone) if case.egress else (zone, case.opens)
+    assert there is not None
+    frame = Ether(bytes(case.packet)) if isinstance(case.packet, Ether) else case.packet
+    forward = flow_of(frame, world.zone(here))
+    flipped = replace(
+        forward,
+        source=forward.destination,
+        destination=forward.source,
+        source_port=forward.destination_port,
+        destination_port=forward.source_port,
+    )
+    reverse = replace(flipped, zone=world.zone(there))
+    assert made.keys() == {forward, reverse}
+    ahead, back = made[forward], made[reverse]
+    state = State.OPENING if forward.protocol == 6 else State.ESTABLISHED
+    timeout = {6: 30, 17: 60, 1: 30, 58: 30}.get(forward.protocol, 60)
+    assert (ahead.state, back.state, ahead.timeout, back.timeout) == (state, state, timeout, timeout)
+    assert (ahead.packets, ahead.octets, back.packets, back.octets) == (1, octets, 0, 0)
+    assert SessionFlag(ahead.flags) == (SessionFlag.TO_SELF if there == "self" else SessionFlag(0))
+    assert SessionFlag(back.flags) == SessionFlag.REVERSE | (SessionFlag.TO_SELF if here == "self" else SessionFlag(0))
+    assert Flow.translated(ahead, forward.protocol) == replace(forward, zone=world.zone(there))
+    assert Flow.translated(back, forward.protocol) == replace(flipped, zone=world.zone(here))
+    assert ahead.id == back.id != 0
+    rules = {number for (_, name), number in world.ids.rules.items() if name in case.counts} or {0}
+    assert {ahead.rule} == {back.rule} == rules
+    assert world.session().flow == forward
