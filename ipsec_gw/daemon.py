@@ -16,8 +16,10 @@ from typing import Any
 import structlog
 
 from ipsec_gw import __version__
+from ipsec_gw.cli.sessions import QUESTION as SESSIONS_QUESTION
 from ipsec_gw.config.model import Config, EngineChoice
 from ipsec_gw.errors import EngineError, IpsecGwError, XfrmError
+from ipsec_gw.firewall.keeper import Keeper
 from ipsec_gw.gateway import Gateway, Paths, build, check_machine, remove_everything, vpp_runs
 from ipsec_gw.ike.watcher import CharonWatcher
 from ipsec_gw.model.ids import EngineName
@@ -47,13 +49,17 @@ class Ending(Enum):
 class Daemon:
     """One run of the daemon: its tasks, and its answers to `show` and `off`.
 
-    ``better`` tells that another engine has become available, so that the gateway should be built anew.
+    ``better`` tells that another engine has become available, so that the gateway should be built anew; ``read``
+    reads the configuration file again.
     """
 
-    def __init__(self, gateway: Gateway, charon: CharonWatcher, better: Callable[[], bool]) -> None:
+    def __init__(
+        self, gateway: Gateway, charon: CharonWatcher, better: Callable[[], bool], read: Callable[[], Config] = Config
+    ) -> None:
         self._gateway = gateway
         self._charon = charon
         self._better = better
+        self._read = read
         self._stop = asyncio.Event()
         self._ending = Ending.STOP
         self._passes = 0
@@ -77,6 +83,8 @@ class Daemon:
                     tasks.create_task(self._look_at_engine()),
                     tasks.create_task(self._pace_rekeys()),
                 ]
+                if self._gateway.keeper is not None:
+                    running.append(tasks.create_task(self._gateway.keeper.run()))
                 await self._stop.wait()
                 await _cancel(running)
         finally:
@@ -84,8 +92,14 @@ class Daemon:
         return self._ending
 
     async def answer(self, question: str) -> Any:
-        """Answer the control socket: ``sas``, ``status``, ``history`` or ``off``."""
+        """Answer the control socket: ``sas``, ``status``, ``history``, ``sessions``, ``firewall``, ``reload``, ``plan``
+        or ``off``.
+        """
         match question:
+            case "firewall" | "plan" | "reload":
+                return await self._firewall(question)
+            case str() if question.startswith(SESSIONS_QUESTION):
+                return await asyncio.to_thread(self._keeper().sessions, question)
             case "sas":
                 return {"sas": await self._sas()}
             case "status":
@@ -97,6 +111,29 @@ class Daemon:
                 return {}
             case _:
                 raise IpsecGwError(f"the daemon does not know '{question}' - it is older than this command")
+
+    async def _firewall(self, question: str) -> Any:
+        if question == "firewall":
+            return {"rules": self._keeper().counters(), "missing": sorted(self._keeper().missing)}
+        return await self._reload(apply=question == "reload")
+
+    def _keeper(self) -> Keeper:
+        if self._gateway.keeper is None:
+            raise IpsecGwError("no firewall runs - define zones in the configuration and restart the daemon")
+        return self._gateway.keeper
+
+    async def _reload(self, *, apply: bool) -> dict[str, Any]:
+        """What the file says by now against what holds. Only the firewall is followed without a restart."""
+        config = self._read()
+        if config.firewall is None or self._gateway.keeper is None:
+            if (config.firewall is None) is (self._gateway.keeper is None):
+                return {"changes": []}
+            what = "takes the firewall away" if config.firewall is None else "brings a firewall"
+            raise IpsecGwError(f"the configuration {what} - restart the daemon for that")
+        changes = [str(change) for change in self._gateway.keeper.changes(config.firewall)]
+        if apply:
+            await self._gateway.keeper.apply(config.firewall)
+        return {"changes": changes}
 
     async def _sas(self) -> list[dict[str, Any]]:
         """The last decisions with counters of this moment: a decision may be seconds old."""
@@ -116,7 +153,7 @@ class Daemon:
 
     async def _status(self) -> StatusView:
         gateway = self._gateway
-        steering = gateway.plumbing.steering if gateway.plumbing else None
+        steering = gateway.steering
         capabilities, offer = gateway.link.capabilities, gateway.link.offer
         return StatusView(
             version=__version__,
@@ -203,24 +240,27 @@ async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
         await asyncio.wait(pending, timeout=_CANCEL_SECONDS)
 
 
-async def run(config: Config, paths: Paths) -> None:
-    """Run the gateway in this process until it is told to stop. Raises IpsecGwError if it cannot start."""
+async def run(config: Config, paths: Paths, read: Callable[[], Config] = Config) -> None:
+    """Run the gateway in this process until it is told to stop. Raises IpsecGwError if it cannot start.
+
+    ``read`` reads the configuration again when a reload is asked for.
+    """
     check_machine(paths)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # keys are going to be in our memory: no core dumps
     with lock.hold(paths.run_dir):
-        while await _run_once(config, paths) is Ending.REBUILD:
-            pass
+        while await _run_once(config, paths, read) is Ending.REBUILD:
+            config = config.model_copy(update={"firewall": read().firewall}) if config.firewall else config
     notify("STOPPING=1")
 
 
-async def _run_once(config: Config, paths: Paths) -> Ending:
+async def _run_once(config: Config, paths: Paths, read: Callable[[], Config]) -> Ending:
     charon = CharonWatcher(config.gateway.vici, seconds=config.gateway.vici_timeout)
     async with AsyncExitStack() as stack:
         await charon.connect()
         stack.push_async_callback(charon.close)
         gateway = await build(config, paths, charon, stack)
         waits_for_vpp = config.gateway.engine is EngineChoice.AUTO and gateway.plumbing is None
-        daemon = Daemon(gateway, charon, lambda: waits_for_vpp and vpp_runs(paths))
+        daemon = Daemon(gateway, charon, lambda: waits_for_vpp and vpp_runs(paths), read)
         server = await control.serve(paths.run_dir, daemon.answer)
         stack.callback(lambda: control.socket_path(paths.run_dir).unlink(missing_ok=True))
         stack.callback(server.close)

@@ -7,7 +7,7 @@ import contextlib
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ipsec_gw.desired import Settings
 from ipsec_gw.engines.kernel import KernelEngine
 from ipsec_gw.engines.port import Engine, EngineContext, Link
 from ipsec_gw.errors import EngineError, EnvironmentMissing, XfrmError
+from ipsec_gw.firewall.keeper import Keeper, prepare
 from ipsec_gw.ike.observer import Observer
 from ipsec_gw.ike.watcher import CharonWatcher
 from ipsec_gw.ike.xfrm import XfrmMonitor, XfrmSocket
@@ -86,12 +87,22 @@ class Plumbing:
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """Everything of one running gateway; ``plumbing`` is None with the kernel engine, which only watches."""
+    """Everything of one running gateway; ``plumbing`` is None with the kernel engine, which only watches, ``keeper``
+    without a firewall.
+    """
 
     senses: Senses
     link: EngineLink
     reconciler: Reconciler
     plumbing: Plumbing | None
+    keeper: Keeper | None = None
+
+    @property
+    def steering(self) -> Steering | None:
+        """The XDP side, with an engine or with a firewall."""
+        if self.plumbing is not None:
+            return self.plumbing.steering
+        return self.keeper.steering if self.keeper is not None else None
 
 
 async def find_wan(config: Config, view: KernelView, charon: CharonWatcher) -> tuple[Link, ...]:
@@ -128,19 +139,64 @@ async def build(config: Config, paths: Paths, charon: CharonWatcher, stack: Asyn
         context = EngineContext(paths.run_dir, (), nowhere, nowhere, lambda _name: -1)
         link = EngineLink(KernelEngine(context))
         await link.open()
-        return _join(config, senses, link, None)
+        gateway = _join(config, senses, link, None)
+        if config.firewall is None:
+            return gateway
+        return replace(gateway, keeper=await _firewall_alone(config, paths, route, charon, stack))
     wan = await find_wan(config, KernelView(route), charon)
     async with AsyncExitStack() as undo:
-        plumbing, context = await _plumb(paths, wan, route, undo)
+        plumbing, context = await _plumb(config, paths, wan, route, undo)
         undo.callback(plumbing.steering.close)
         engine = _engine(choice, context)
         undo.push_async_callback(engine.close)
         link = EngineLink(engine)
         await link.open()
+        keeper = await _wall(config, plumbing.steering, route, wan)
         undo.pop_all()
     stack.callback(plumbing.steering.close)
     stack.push_async_callback(engine.close)
-    return _join(config, senses, link, plumbing)
+    return replace(_join(config, senses, link, plumbing), keeper=keeper)
+
+
+def _open_steering(config: Config | None, pins: Path) -> Steering:
+    """With the firewall if one is configured; without a configuration, as an earlier life left it."""
+    if config is None:
+        return Steering.open(pins, firewall=Steering.had_firewall(pins))
+    if config.firewall is None:
+        steering = Steering.open(pins, firewall=False)
+        for name in steering.docked(Role.INSIDE):
+            steering.undock(name)
+        return steering
+    return Steering.open(pins, sessions=2 * config.firewall.sessions.maximum)
+
+
+async def _wall(config: Config, steering: Steering, route: AsyncIPRoute, wan: tuple[Link, ...]) -> Keeper | None:
+    if config.firewall is None:
+        return None
+    prepare(steering)
+    keeper = Keeper(steering, route, config.firewall, frozenset(link.name for link in wan))
+    await keeper.apply()
+    return keeper
+
+
+async def _firewall_alone(
+    config: Config, paths: Paths, route: AsyncIPRoute, charon: CharonWatcher, stack: AsyncExitStack
+) -> Keeper | None:
+    """The firewall beside the kernel engine."""
+    try:
+        wan = await find_wan(config, KernelView(route), charon)
+    except EnvironmentMissing as error:
+        wan = ()
+        log.info("no WAN interface: no packet is left to the kernel to encrypt", reason=str(error))
+    async with AsyncExitStack() as undo:
+        if not paths.pins.exists():
+            undo.callback(Steering.remove_leftovers, paths.pins)
+        steering = await asyncio.to_thread(_open_steering, config, paths.pins)
+        undo.callback(steering.close)
+        keeper = await _wall(config, steering, route, wan)
+        undo.pop_all()
+    stack.callback(steering.close)
+    return keeper
 
 
 def _senses(config: Config, route: AsyncIPRoute, charon: CharonWatcher, stack: AsyncExitStack) -> Senses:
@@ -179,7 +235,7 @@ def _engine(name: EngineName, context: EngineContext) -> Engine:
 
 
 async def _plumb(
-    paths: Paths, wan: tuple[Link, ...], route: AsyncIPRoute, undo: AsyncExitStack
+    config: Config, paths: Paths, wan: tuple[Link, ...], route: AsyncIPRoute, undo: AsyncExitStack
 ) -> tuple[Plumbing, EngineContext]:
     """Veth pair, docks, guards and the fixed rules. An earlier life's are adopted, and then not undone on failure."""
     fresh = not paths.pins.exists()
@@ -189,7 +245,7 @@ async def _plumb(
     up_kernel, up_engine = await raise_uplink(route)
     if fresh:
         undo.callback(Steering.remove_leftovers, paths.pins)
-    steering = await asyncio.to_thread(Steering.open, paths.pins)
+    steering = await asyncio.to_thread(_open_steering, config, paths.pins)
     for link in wan:
         steering.dock(link.name, Role.WAN)
     steering.dock(ENGINE_END, Role.TO_ENGINE)
@@ -252,10 +308,10 @@ async def hand_back(paths: Paths) -> None:
         if not paths.pins.exists() or not await route.link_lookup(ifname=KERNEL_END):
             return
         senses = _senses(Config(), route, CharonWatcher(""), stack)  # withdrawal asks charon nothing
-        steering = await asyncio.to_thread(Steering.open, paths.pins)
+        steering = await asyncio.to_thread(_open_steering, None, paths.pins)
         stack.callback(steering.close)
         view = KernelView(route)
-        wan = tuple([(await view.interface(name)).link for name in sorted(steering.docked() - {ENGINE_END})])
+        wan = tuple([(await view.interface(name)).link for name in sorted(steering.docked(Role.WAN))])
         plumbing, context = _pipes(paths, route, steering, wan, await raise_uplink(route))
         link = EngineLink(_engine(EngineName.VPP, context) if vpp_runs(paths) else KernelEngine(context))
         stack.push_async_callback(link.engine.close)

@@ -14,7 +14,7 @@ import structlog
 from ipsec_gw.errors import EnvironmentMissing, SteeringError
 from ipsec_gw.model.ids import IpAddress, SaKey
 from xdp_steer import dock as docks
-from xdp_steer import guard, pipeline, tables
+from xdp_steer import guard, libbpf, pipeline, sysctl, tables
 from xdp_steer.dock import Dock, Role
 from xdp_steer.firewall import Firewall
 from xdp_steer.flow_layout import EVENTS, MAX_SESSIONS, SESSIONS
@@ -100,6 +100,11 @@ class Steering:
             raise
         return steering
 
+    @staticmethod
+    def had_firewall(pins: Path) -> bool:
+        """Whether the maps of the firewall are pinned there."""
+        return (pins / "maps" / SESSIONS.name).exists()
+
     def _adopt(self) -> None:
         for interface in sorted(docks.pinned_interfaces(self._pins)):
             directory = docks.directory_of(self._pins, interface)
@@ -152,6 +157,13 @@ class Steering:
         self._exits.disconnect(dock.ifindex)
         _remove_guard(dock.interface, dock.directory)
 
+    def relax(self, interface: str) -> None:
+        """Let the kernel take translated packets from a docked interface, until the dock goes."""
+        try:
+            sysctl.relax(interface, self._dock(interface).directory)
+        except OSError as error:
+            raise SteeringError(f"settings of {interface} refused ({error.strerror}) - see net.ipv4.conf") from error
+
     def undock(self, interface: str) -> None:
         """Take dock and guard off an interface; the kernel has its packets again. Not docked is no error."""
         dock = self._docks.pop(interface, None)
@@ -167,6 +179,22 @@ class Steering:
         if SESSIONS.name not in self._maps:
             raise SteeringError("the programs were loaded without the firewall - open them with it")
         return Firewall(self._maps, self._control)
+
+    def seed_firewall(self, seed: int, answers_per_second: int) -> None:
+        """The seed of NAT's choices, kept if there is one, and how many packets may be answered (0: all of them)."""
+        if not tables.control(self._control, Control.SEED):
+            tables.set_control(self._control, Control.SEED, seed)
+        tables.set_control(self._control, Control.ANSWER_RATE, answers_per_second)
+
+    def routes_changed(self) -> None:
+        """Routes that sessions remember are looked up anew."""
+        generation = tables.control(self._control, Control.FIB_GENERATION) + 1
+        tables.set_control(self._control, Control.FIB_GENERATION, generation & 0xFFFFFFFF or 1)
+
+    @staticmethod
+    def is_generic(ifindex: int) -> bool:
+        """Whether XDP runs in generic mode on an interface; not docked is not generic."""
+        return libbpf.xdp_mode(ifindex) is libbpf.XdpMode.GENERIC
 
     @property
     def sessions_map(self) -> int:
@@ -290,6 +318,7 @@ class Steering:
 
 
 def _remove_guard(interface: str, directory: Path) -> None:
+    sysctl.restore(interface, directory)
     ifindex = docks.held_ifindex(directory)  # by index: the interface may have another name by now
     if ifindex:
         guard.detach(interface, ifindex, ours=(directory / _CLSACT_NOTE).is_dir())

@@ -10,6 +10,7 @@ import ctypes
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from enum import IntEnum
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -311,6 +312,26 @@ def xdp_program(ifindex: int) -> int:
     opts = _XdpQueryOpts(sz=ctypes.sizeof(_XdpQueryOpts))
     check(_lib.bpf_xdp_query(ifindex, 0, ctypes.byref(opts)))
     return opts.prog_id or opts.drv_prog_id or opts.hw_prog_id or opts.skb_prog_id  # type: ignore[no-any-return]
+
+
+class XdpMode(IntEnum):
+    """Where XDP runs on an interface (``XDP_ATTACHED_*`` of ``linux/if_link.h``)."""
+
+    NONE = 0
+    DRIVER = 1
+    GENERIC = 2
+    HARDWARE = 3
+    SEVERAL = 4
+
+
+def xdp_mode(ifindex: int) -> XdpMode:
+    """The mode of the interface's XDP program; NONE also for an interface that is gone."""
+    opts = _XdpQueryOpts(sz=ctypes.sizeof(_XdpQueryOpts))
+    try:
+        check(_lib.bpf_xdp_query(ifindex, 0, ctypes.byref(opts)))
+    except OSError:
+        return XdpMode.NONE
+    return XdpMode(opts.attach_mode)
 
 
 def link_xdp(prog_fd: int, ifindex: int, mode: int) -> int:

@@ -231,6 +231,12 @@ def set_control(fd: int, slot: Control, value: int) -> None:
         libbpf.map_update(fd, ctypes.c_uint32(slot), ctypes.c_uint64(value))
 
 
+def control(fd: int, slot: Control) -> int:
+    """Read one number of the control map."""
+    with refused(f"reading of control {slot.name.lower()}"):
+        return libbpf.map_lookup(fd, ctypes.c_uint32(slot), ctypes.c_uint64()).value
+
+
 def verdicts(fd: int) -> dict[Reason, Count]:
     """Counters of every reason, over all CPUs."""
     found = {}

@@ -49,6 +49,8 @@ _LAZY = {
     "check": "ipsec_gw.cli.check:check",
     "run": "ipsec_gw.cli.run:run",
     "off": "ipsec_gw.cli.run:off",
+    "plan": "ipsec_gw.cli.reload:plan",
+    "reload": "ipsec_gw.cli.reload:reload",
     "show": "ipsec_gw.cli.show:show",
     "vpp": "ipsec_gw.cli.vpp:vpp",
     "lab": "ipsec_gw.lab.command:lab",
@@ -108,7 +110,9 @@ def _first(group: BaseExceptionGroup[BaseException]) -> IpsecGwError | None:
 def main() -> None:
     """Entry point of the console script."""
     try:
-        cli.main(standalone_mode=False)
+        code = cli.main(standalone_mode=False)
+        if isinstance(code, int):  # what a command gave to ctx.exit()
+            sys.exit(code)
     except click.exceptions.Exit as request:
         sys.exit(request.exit_code)
     except click.Abort:

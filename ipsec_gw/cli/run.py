@@ -30,7 +30,7 @@ def run(options: Options, engine: str | None, vici: str | None, wan: tuple[str, 
     given = {"engine": engine and EngineChoice(engine), "vici": vici, "wan": wan or None}
     chosen = config.gateway.model_copy(update={key: value for key, value in given.items() if value is not None})
     config = config.model_copy(update={"gateway": chosen})
-    run_async(daemon.run(config, Paths(options.run_dir, options.pins)))
+    run_async(daemon.run(config, Paths(options.run_dir, options.pins), lambda: load(options.config)))
 
 
 @click.command()

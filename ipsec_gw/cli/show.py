@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ipsec_gw.cli.main import Options
+from ipsec_gw.cli.sessions import sessions
 from ipsec_gw.observe import control
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ _STATE_STYLE = {"vpp": "green", "soft": "green", "kernel": "yellow", "pending": 
 @click.group()
 def show() -> None:
     """Show what the running gateway does."""
+
+
+show.add_command(sessions)
 
 
 @show.command()
@@ -57,6 +61,31 @@ def sas(options: Options, as_json: bool) -> None:
     console.print(table)
     for reason, spis in reasons.items():
         console.print(f"[bold]{', '.join(spis)}[/]: {reason}", highlight=False)
+
+
+@show.command()
+@_json
+@click.pass_obj
+def firewall(options: Options, as_json: bool) -> None:
+    """What every rule of the firewall has let through, translated or refused."""
+    answer = control.ask(options.run_dir, "firewall")
+    if as_json:
+        _print_json(answer)
+        return
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table(box=None, header_style="bold")
+    for column in ("kind", "rule"):
+        table.add_column(column)
+    for column in ("first packets", "bytes"):
+        table.add_column(column, justify="right")
+    for rule in answer["rules"]:
+        table.add_row(rule["kind"], rule["name"], f"{rule['packets']:,}", f"{rule['octets']:,}")
+    console = Console()
+    console.print(table if answer["rules"] else "no rules")
+    for name in answer["missing"]:
+        console.print(f"[yellow]{name}[/]: this interface does not exist", highlight=False)
 
 
 @show.command()

@@ -10,8 +10,8 @@ import fcntl
 import socket
 import struct
 
-STXCSUM, STSO, SGSO, GCHANNELS = 0x17, 0x1F, 0x24, 0x3C
-"""Commands: set transmit checksum, TCP segmentation and generic segmentation; get channels."""
+GDRVINFO, STXCSUM, STSO, SGSO, GCHANNELS = 0x03, 0x17, 0x1F, 0x24, 0x3C
+"""Commands: get driver; set transmit checksum, TCP segmentation and generic segmentation; get channels."""
 
 _SIOCETHTOOL = 0x8946  # linux/sockios.h
 _IFREQ = struct.Struct("16sP16x")  # struct ifreq: name, pointer to the command
@@ -29,3 +29,16 @@ def turn_off(interface: str, *features: int) -> None:
     """Switch features off (``struct ethtool_value``). Raises OSError."""
     for feature in features:
         ethtool(interface, struct.pack("=II", feature, 0))
+
+
+_DRVINFO = struct.Struct("=I32s32s32s32s64x")  # struct ethtool_drvinfo: command, driver, version, firmware, bus
+
+
+def has_device(interface: str) -> bool:
+    """Whether there is a device on a bus behind an interface (hardware, virtio), and not software alone (veth, tun)."""
+    try:
+        answer = ethtool(interface, _DRVINFO.pack(GDRVINFO, b"", b"", b"", b""))
+    except OSError:
+        return False
+    bus: bytes = _DRVINFO.unpack(answer)[4]
+    return bool(bus.rstrip(b"\0"))

@@ -51,8 +51,8 @@ ANY_SERVICE = (Service(),)
 class Zone:
     """Interfaces that are trusted alike. ``interfaces`` are kernel names (``eth0``, ``eth0.100`` for a VLAN).
 
-    ``host_inbound`` is what may reach this machine from the zone without a policy. ``syn_check``: a TCP flow starts with
-    a SYN. ``tcp_reset``: a TCP packet (but a SYN) that belongs to no flow is answered with RST. ``tcp_mss`` caps
+    ``host_inbound`` is what may reach this machine from the zone without a policy. ``syn_check``: a TCP flow starts
+    with a SYN. ``tcp_reset``: a TCP packet (but a SYN) that belongs to no flow is answered with RST. ``tcp_mss`` caps
     the MSS of flows from and to the zone, in bytes.
     """
 
@@ -67,7 +67,8 @@ class Zone:
 @dataclass(frozen=True, slots=True)
 class Schedule:
     """When a policy holds: week days (0 is Monday, none means every day) and a daily span in minutes, local time; an
-    end before the start is on the next day."""
+    end before the start is on the next day.
+    """
 
     name: str
     days: frozenset[int] = frozenset()
@@ -98,7 +99,8 @@ class Policy:
 class Pool:
     """Addresses to translate to, first and last included; with ``ports`` also the ports (and ICMP identifiers).
 
-    ``persistent``: a source keeps its address. ``overflow`` names the pool that is asked when this one has no free port.
+    ``persistent``: a source keeps its address. ``overflow`` names the pool that is asked when this one has no
+    free port.
     """
 
     name: str
@@ -175,7 +177,9 @@ class Timeouts:
 
 @dataclass(frozen=True, slots=True)
 class Sessions:
-    """The session table: ``maximum`` sessions; between the water marks (percent) idle ones end after ``early_ageout``."""
+    """The session table: ``maximum`` sessions; between the water marks (percent) idle ones end after ``early_ageout``
+    seconds.
+    """
 
     maximum: int = 262_144
     timeouts: Timeouts = Timeouts()

@@ -48,7 +48,7 @@ static __always_inline bool has_live(struct flow_key *key, u8 protocol)
 }
 
 /* The kernel forwards it: is it the other side of a session that lets answers in from where it goes? */
-static __always_inline int egress_forwarded(struct __sk_buff *skb, struct meta *m)
+static __always_inline bool is_judged(struct meta *m)
 {
 	struct fragment_key piece;
 	struct fragment letting = {};
@@ -58,9 +58,7 @@ static __always_inline int egress_forwarded(struct __sk_buff *skb, struct meta *
 	if (m->flags & META_LATER) {
 		struct fragment *first = fragments.lookup(&piece);
 
-		if (first && first->seen_ns + FRAGMENT_SECONDS * SECOND_NS >= bpf_ktime_get_coarse_ns())
-			return tc_pass(skb, REASON_EGRESS_SESSION);
-		return tc_drop(skb, REASON_EGRESS_UNPOLICED);
+		return first && first->seen_ns + FRAGMENT_SECONDS * SECOND_NS >= bpf_ktime_get_coarse_ns();
 	}
 	key.saddr = m->key.daddr;
 	key.daddr = m->key.saddr;
@@ -70,31 +68,30 @@ static __always_inline int egress_forwarded(struct __sk_buff *skb, struct meta *
 	key.protocol = m->key.protocol;
 	key.reserved = 0;
 	if (!has_live(&key, key.protocol))
-		return tc_drop(skb, REASON_EGRESS_UNPOLICED);
+		return false;
 	if (m->shape & SHAPE_FRAGMENT) {
 		letting.seen_ns = bpf_ktime_get_coarse_ns();
 		fragments.update(&piece, &letting);
 	}
-	return tc_pass(skb, REASON_EGRESS_SESSION);
+	return true;
 }
 
 /* An ICMP error that the kernel forwards: XDP has put into it what its receiver sent, which comes in from there. */
-static __always_inline int egress_error(struct __sk_buff *skb, struct meta *m)
+static __always_inline bool is_judged_error(struct __sk_buff *skb, struct meta *m)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct flow_key key = {};
 	struct inner inner = {};
 
 	if (!parse_inner(data, end, m, &inner))
-		return tc_drop(skb, REASON_EGRESS_UNPOLICED);
+		return false;
 	key.saddr = inner.saddr;
 	key.daddr = inner.daddr;
 	key.sport = inner.sport;
 	key.dport = inner.dport;
 	key.zone = m->out_zone;
 	key.protocol = inner.protocol;
-	return has_live(&key, inner.protocol) ? tc_pass(skb, REASON_EGRESS_SESSION)
-					      : tc_drop(skb, REASON_EGRESS_UNPOLICED);
+	return has_live(&key, inner.protocol);
 }
 
 static __always_inline bool is_exempt(struct meta *m)
@@ -139,8 +136,8 @@ static __always_inline int egress(struct __sk_buff *skb, struct packet *pkt, boo
 	u16 vid = ntohs(pkt->tci) & VID_MASK;
 	struct meta *m = meta_of(META_TC);
 	void *data = (void *)(long)skb->data;
-	bool local;
 	struct port *port;
+	bool judged;
 
 	if (!m)
 		return tc_drop(skb, REASON_NO_STAGE);
@@ -180,12 +177,19 @@ static __always_inline int egress(struct __sk_buff *skb, struct packet *pkt, boo
 		m->flags = META_LATER;
 	else if (is_extension(pkt->protocol) || !parse_l4(pkt, m, WHOLE_L4))
 		return tc_drop(skb, REASON_EGRESS_UNPOLICED);
-	local = !skb->ingress_ifindex || local_addresses.lookup(&m->key.saddr);
-	if (local)
+	if (!skb->ingress_ifindex)
 		return egress_local(skb, m);
+	/* Source NAT may have given it an address of this machine: first what was judged, then what is sent for others
+	 * (an outer header around what came in). */
 	if (is_icmp(m) && !(m->flags & META_LATER) && is_icmp_error(m->v6, m->code >> 8))
-		return egress_error(skb, m);
-	return egress_forwarded(skb, m);
+		judged = is_judged_error(skb, m);
+	else
+		judged = is_judged(m);
+	if (judged)
+		return tc_pass(skb, REASON_EGRESS_SESSION);
+	if (local_addresses.lookup(&m->key.saddr))
+		return egress_local(skb, m);
+	return tc_drop(skb, REASON_EGRESS_UNPOLICED);
 }
 
 /* A new flow of this machine. There is nobody to answer: the sender sees the drop. */

@@ -1,0 +1,202 @@
+"""Keeps the firewall in the data path as configured: rows, docks, routes, schedules. Ends sessions, tells of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from datetime import datetime
+from typing import Any
+
+import structlog
+from pyroute2 import AsyncIPRoute
+
+from ipsec_gw.cli.sessions import Query, sessions_view
+from ipsec_gw.firewall import collector as collecting
+from ipsec_gw.firewall.ageing import Close, CloseReason, Filter
+from ipsec_gw.firewall.collector import Collector
+from ipsec_gw.mirror.ports import INTERFACES, ROUTES, Changes, local_addresses, port_infos
+from ipsec_gw.model.firewall import Ruleset
+from ipsec_gw.observe.flowlog import Decoder, to_json
+from xdp_steer.compile.changes import Change, plan
+from xdp_steer.compile.ids import Ids, assign
+from xdp_steer.compile.rows import PortInfo
+from xdp_steer.compile.ruleset import compile_ruleset
+from xdp_steer.compile.schedule import next_change
+from xdp_steer.events import EventReader
+from xdp_steer.gateway import Role, Steering
+from xdp_steer.sessions import SessionTable
+
+_SETTLE_SECONDS = 0.05
+"""Changes that come together are followed together."""
+_ANSWERS_PER_SECOND = 1000
+
+log = structlog.get_logger()
+flow_log = structlog.get_logger("flow")
+
+
+class Keeper:
+    """The firewall of a running gateway. ``wan`` are interfaces that ESP comes and goes by."""
+
+    def __init__(self, steering: Steering, route: AsyncIPRoute, ruleset: Ruleset, wan: frozenset[str]) -> None:
+        self.steering = steering
+        self._firewall = steering.firewall
+        self._route = route
+        self._wan = wan
+        self._table = SessionTable(steering.sessions_map)
+        self._collector = Collector(self._table, ruleset.sessions, self._tell_closed)
+        self._offset_ns = time.time_ns() - time.monotonic_ns()
+        self._dirty = asyncio.Event()
+        self._routes = asyncio.Event()
+        self._lock = asyncio.Lock()
+        self.ruleset = ruleset
+        self.missing: frozenset[str] = frozenset()
+
+    async def apply(self, ruleset: Ruleset | None = None) -> None:
+        """Make a ruleset (or the present one on the interfaces of this moment) hold, without a gap.
+
+        Raises CompileError and SteeringError; the one before holds on then.
+        """
+        async with self._lock:
+            wanted = ruleset or self.ruleset
+            before = self._firewall.ids()
+            ids = assign(before, wanted)
+            infos = await self._infos(wanted)
+            rows = compile_ruleset(wanted, ids, infos, now=datetime.now())
+            self.steering.set_local(await local_addresses(self._route))
+            if not self._firewall.apply(rows, ids):
+                await self._dock(infos)
+                return
+            await self._dock(infos)
+            self.ruleset = wanted
+            self._collector.configure(wanted.sessions)
+            await asyncio.to_thread(self._end_orphaned, before, ids)
+            log.info("firewall applied", zones=len(wanted.zones), policies=len(wanted.policies))
+
+    def changes(self, ruleset: Ruleset) -> list[Change]:
+        """What a ruleset would change."""
+        return plan(self.ruleset, ruleset)
+
+    async def run(self) -> None:
+        """Follow the kernel, the clock and the data path, until cancelled. Call :meth:`apply` once before."""
+        loop = asyncio.get_running_loop()
+        async with AsyncExitStack() as stack:
+            events = EventReader(self.steering.events_map)
+            stack.callback(events.close)
+            self._listen(loop, stack, events.fileno(), lambda: self._tell_events(events))
+            for groups, event in ((INTERFACES, self._dirty), (ROUTES, self._routes)):
+                changes = Changes(groups, event.set)
+                stack.callback(changes.close)
+                self._listen(loop, stack, changes.fileno(), changes.drain)
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(collecting.run(self._collector))
+                tasks.create_task(self._follow_routes())
+                tasks.create_task(self._follow_interfaces())
+
+    def sessions(self, question: str) -> dict[str, Any]:
+        """The answer to `show sessions`. Raises ConfigError for a question that is none."""
+        ids = self._firewall.ids()
+        view = sessions_view(
+            self._table,
+            self._collector.counts,
+            Query.parse(question),
+            self._decoder(ids),
+            {**ids.zones, "self": 0},
+            time.monotonic_ns(),
+        )
+        return view.to_json()
+
+    def counters(self) -> list[dict[str, Any]]:
+        """Packets and octets of every rule, for `show firewall`."""
+        return [
+            {
+                "kind": kind.name.lower().replace("_", "-"),
+                "name": name,
+                "packets": count.packets,
+                "octets": count.octets,
+            }
+            for (kind, name), count in self._firewall.rule_counts().items()
+        ]
+
+    async def _infos(self, ruleset: Ruleset) -> dict[str, PortInfo]:
+        names = [name for zone in ruleset.zones for name in zone.interfaces]
+        infos = await port_infos(self._route, names, self.steering.is_generic, self._wan)
+        missing = frozenset(names) - infos.keys()
+        if missing != self.missing:
+            log.warning("interfaces of zones do not exist (yet)", interfaces=sorted(missing))
+        self.missing = missing
+        return infos
+
+    async def _dock(self, infos: dict[str, PortInfo]) -> None:
+        """A dock wherever there is a zone, after the rows that decide there; none where there is no zone any more."""
+        names = {int(link.get("index")): str(link.get("ifname")) async for link in await self._route.get_links()}
+        wanted = {names[info.ifindex] for info in infos.values()}
+        present = self.steering.docked(Role.WAN) | self.steering.docked(Role.INSIDE)
+        for name in sorted(wanted - present):
+            self.steering.dock(name, Role.WAN if name in self._wan else Role.INSIDE)
+        for name in sorted(wanted):
+            self.steering.relax(name)
+        for name in sorted(self.steering.docked(Role.INSIDE) - wanted):
+            self.steering.undock(name)
+
+    def _end_orphaned(self, before: Ids, now: Ids) -> None:
+        """A number may be given to another zone or rule later: no session keeps that of one that is gone."""
+        gone = before.zones.keys() - now.zones.keys()
+        for zone in gone:
+            self._collector.close(Filter(zone=before.zones[zone]), CloseReason.POLICY_REMOVED, time.monotonic_ns())
+        rules = frozenset(before.rules[name] for name in before.rules.keys() - now.rules.keys())
+        if rules:
+            self._collector.close(Filter(rules=rules), CloseReason.POLICY_REMOVED, time.monotonic_ns())
+
+    @staticmethod
+    def _listen(loop: asyncio.AbstractEventLoop, stack: AsyncExitStack, fd: int, callback: Callable[[], None]) -> None:
+        loop.add_reader(fd, callback)
+        stack.callback(loop.remove_reader, fd)
+
+    async def _follow_routes(self) -> None:
+        while True:
+            await self._routes.wait()
+            self._routes.clear()
+            self.steering.routes_changed()
+            await asyncio.sleep(_SETTLE_SECONDS)
+
+    async def _follow_interfaces(self) -> None:
+        """Also when a schedule begins or ends."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._dirty.wait(), self._seconds_to_change())
+            await asyncio.sleep(_SETTLE_SECONDS)
+            self._dirty.clear()
+            await self.apply()
+
+    def _seconds_to_change(self) -> float | None:
+        now = datetime.now()
+        change = next_change(self.ruleset, now)
+        return None if change is None else max(0.0, (change - now).total_seconds())
+
+    def _decoder(self, ids: Ids) -> Decoder:
+        zones = {number: name for name, number in ids.zones.items()}
+        rules = {number: name for (_, name), number in ids.rules.items()}
+        return Decoder(zones, rules, self._offset_ns)
+
+    def _tell_events(self, events: EventReader) -> None:
+        drained = events.read()
+        decoder = self._decoder(self._firewall.ids())
+        for event in drained.events:
+            flow_log.info("flow", record=to_json(decoder.event(event)))
+
+    def _tell_closed(self, closed: Sequence[Close]) -> None:
+        wanted = [close for close in closed if close.logged]
+        if not wanted:
+            return
+        decoder = self._decoder(self._firewall.ids())
+        for close in wanted:
+            flow_log.info("flow", record=to_json(decoder.close(close)))
+
+
+def prepare(steering: Steering) -> None:
+    """Numbers that are chosen once for the life of the maps: the seed of NAT's choices, the rate of answers."""
+    steering.seed_firewall(secrets.randbits(32) or 1, _ANSWERS_PER_SECOND)

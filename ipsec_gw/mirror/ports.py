@@ -1,0 +1,111 @@
+"""The interfaces of the firewall's zones as the kernel has them, and a signal when any of it changes."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Callable, Iterable
+from ipaddress import ip_address
+from typing import Any
+
+from pyroute2 import AsyncIPRoute
+
+from ipsec_gw.mirror.ethtool import has_device
+from ipsec_gw.model.ids import IpAddress
+from xdp_steer.compile.rows import PortInfo
+
+_SCOPE_UNIVERSE = 0
+_NETLINK_ROUTE = 0
+_RTMGRP_LINK, _RTMGRP_NEIGH = 0x1, 0x4
+_RTMGRP_IPV4_IFADDR, _RTMGRP_IPV4_ROUTE, _RTMGRP_IPV4_RULE = 0x10, 0x40, 0x80
+_RTMGRP_IPV6_IFADDR, _RTMGRP_IPV6_ROUTE = 0x100, 0x400
+INTERFACES = _RTMGRP_LINK | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR
+"""Notifications (``linux/rtnetlink.h``) after which interfaces are looked at again."""
+ROUTES = INTERFACES | _RTMGRP_NEIGH | _RTMGRP_IPV4_ROUTE | _RTMGRP_IPV4_RULE | _RTMGRP_IPV6_ROUTE
+"""Notifications after which a route that was looked up may be another one."""
+
+
+class Changes:
+    """Tells that something changed, not what: lost notifications are no loss then. For ``loop.add_reader``."""
+
+    def __init__(self, groups: int, changed: Callable[[], None]) -> None:
+        self._changed = changed
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _NETLINK_ROUTE)
+        self._socket.bind((0, groups))
+
+    def fileno(self) -> int:
+        """Readable while there are notifications."""
+        return self._socket.fileno()
+
+    def drain(self) -> None:
+        """Read what there is and tell."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                with contextlib.suppress(InterruptedError):
+                    try:
+                        self._socket.recv(1 << 16)
+                    except OSError as error:
+                        if isinstance(error, BlockingIOError):
+                            raise
+                        # ENOBUFS: notifications were lost, which is a notification too
+        self._changed()
+
+    def close(self) -> None:
+        """Hear nothing more."""
+        self._socket.close()
+
+
+async def port_infos(
+    route: AsyncIPRoute, names: Iterable[str], generic: Callable[[int], bool], kept: frozenset[str]
+) -> dict[str, PortInfo]:
+    """What there is of the named interfaces; those that do not exist are left out.
+
+    ``generic`` tells whether an interface (by index) has XDP in generic mode. Nothing is redirected to an interface in
+    ``kept``: what the kernel may want to encrypt, the kernel has to send.
+    """
+    links = {str(link.get("ifname")): link async for link in await route.get_links()}
+    addresses = await _addresses(route)
+    found = {}
+    for name in names:
+        link = links.get(name)
+        if link is None:
+            continue
+        index, vid = int(link.get("index")), _vid(link)
+        parent = int(link.get("link")) if vid else index
+        hardware = next((other for other, one in links.items() if int(one.get("index")) == parent), name)
+        native = has_device(hardware) and not generic(parent)
+        found[name] = PortInfo(
+            ifindex=parent,
+            l3_ifindex=index,
+            vid=vid,
+            address4=addresses.get((index, 4)),
+            address6=addresses.get((index, 6)),
+            redirect=hardware not in kept and (native or generic(parent)),
+            partial=not native,
+            vlan=bool(vid),
+        )
+    return found
+
+
+async def local_addresses(route: AsyncIPRoute) -> frozenset[IpAddress]:
+    """All addresses of this machine."""
+    texts = [message.get("local") or message.get("address") async for message in await route.get_addr()]
+    return frozenset(ip_address(text) for text in texts if text)
+
+
+async def _addresses(route: AsyncIPRoute) -> dict[tuple[int, int], IpAddress]:
+    """The first global address of each interface and IP version."""
+    found: dict[tuple[int, int], IpAddress] = {}
+    async for message in await route.get_addr():
+        text = message.get("local") or message.get("address")
+        if text and int(message.get("scope")) == _SCOPE_UNIVERSE:
+            address = ip_address(text)
+            found.setdefault((int(message.get("index")), address.version), address)
+    return found
+
+
+def _vid(link: Any) -> int:
+    info = link.get("linkinfo")
+    if info is None or info.get("kind") != "vlan":
+        return 0
+    return int(info.get("data").get("vlan_id"))
