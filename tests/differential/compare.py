@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
@@ -19,6 +20,7 @@ from tests.reference.rulesets import Configuration, Traits, configuration
 from tests.reference.sessions import SECOND, Entry
 from tests.reference.traffic import Age, Send, Step, Traffic
 from xdp_steer.flow_layout import SessionLeaf
+from xdp_steer.reasons import Reason
 
 STEPS = 20
 PER_CONFIGURATION = 100
@@ -87,7 +89,7 @@ class Sequence:
         self._steps: list[Step] = []
         self._seen: set[Key] = set()
         self._shift = 0
-        self.packets = 0
+        self.reasons: Counter[Reason] = Counter()
 
     def run(self) -> None:
         """Raises Difference."""
@@ -118,7 +120,7 @@ class Sequence:
             return
         outcome = self._reference.packet(step.ingress, step.frame, self._now())
         action, frame = self._datapath.run(step.ingress, step.frame)
-        self.packets += 1
+        self.reasons[outcome.reason] += 1
         self._seen |= sessions.touched
         what = list(self._verdict(outcome, action, frame))
         what += self._table(sessions.entries if self._thorough else sessions.touched)
@@ -174,8 +176,8 @@ class Sequence:
 
 def run_sequence(
     datapath: Datapath, setting: Setting, fib: Fib, indexes: dict[str, int], seed: int
-) -> tuple[int, Difference | None]:
-    """Packets run, and the first difference, found once more with the whole table compared after every step."""
+) -> tuple[Counter[Reason], Difference | None]:
+    """What was seen, and the first difference, found once more with the whole table compared after every step."""
     found: Difference | None = None
     for _ in range(4):
         sequence = Sequence(datapath, setting, fib, indexes, seed, thorough=found is not None)
@@ -185,11 +187,11 @@ def run_sequence(
         except Difference as difference:
             stalled = time.monotonic_ns() - begun > STALL_NS
             if not stalled and found is not None:
-                return sequence.packets, difference
+                return sequence.reasons, difference
             found = found or difference
             continue
-        return sequence.packets, None
-    return 0, found
+        return sequence.reasons, None
+    return Counter(), found
 
 
 __all__ = ["LINKS", "Difference", "Send", "Setting", "run_sequence", "set_up"]

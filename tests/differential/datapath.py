@@ -111,6 +111,7 @@ class Datapath:
             entry = self.entry(key)
             if entry is not None:
                 entry.last_seen_ns -= step
+                entry.fib_ns -= step if entry.out_ifindex else 0
                 libbpf.map_update(sessions, _key(key), entry)
         fragments = self._maps["fragments"]
         for fragment_key in list(libbpf.map_keys(fragments, flow_layout.FragmentKeyLeaf)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pprint import pformat
 
@@ -22,9 +23,12 @@ from tests.differential.datapath import Datapath, pins_of_this_run
 from tests.reference.network import make_fib
 from tests.reference.traffic import Send, Step
 from tests.support.netns import namespace
+from xdp_steer.reasons import Reason
 
 SEED = int(os.environ.get("SEED", "1"))
 COUNT = int(os.environ.get("N", "20000"))
+ENOUGH = 2000
+"""Sequences that should come by every reason."""
 UPTIME = 400
 """Seconds since boot that ageing needs: entries cannot be older than the machine."""
 
@@ -51,16 +55,18 @@ def test_datapath_does_what_the_reference_does(datapath: Datapath, indexes: dict
     print(f"seeds {SEED} to {SEED + COUNT - 1}")
     fib = make_fib(indexes)
     setting: Setting | None = None
-    packets = 0
+    seen: Counter[Reason] = Counter()
     for seed in range(SEED, SEED + COUNT):
         if setting is None or seed % PER_CONFIGURATION == 0:
             setting = set_up(datapath, indexes, seed)
-        run, difference = run_sequence(datapath, setting, fib, indexes, seed)
-        packets += run
+        reasons, difference = run_sequence(datapath, setting, fib, indexes, seed)
+        seen += reasons
         if difference is not None:
             pytest.fail(explain(seed, setting, difference), pytrace=False)
-    print(f"{packets} packets")
-    assert packets >= COUNT
+    print(f"{seen.total()} packets: " + ", ".join(f"{reason.label} {count}" for reason, count in seen.most_common()))
+    if COUNT >= ENOUGH:
+        missed = {reason for reason in Reason if Reason.FORWARDED <= reason <= Reason.ZONE_CHANGED} - seen.keys()
+        assert not missed, "the generator no longer reaches these"
 
 
 def explain(seed: int, setting: Setting, difference: Difference) -> str:

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 from ipsec_gw.model.firewall import SELF
 from tests.reference import rewrite
-from tests.reference.fib import Found
+from tests.reference.fib import Found, Kind
 from tests.reference.machine import Machine, Way, is_ipsec, leave
 from tests.reference.opening import open_session, permit
 from tests.reference.packets import (
     RST,
+    SYN,
     Key,
     Malformed,
     Verdict,
@@ -26,7 +27,7 @@ from tests.reference.packets import (
     parse_l4,
 )
 from tests.reference.rewrite import Becomes
-from tests.reference.sessions import Entry, is_reopening
+from tests.reference.sessions import ROUTE_SECONDS, SECOND, Entry, is_reopening
 from xdp_steer.flow_layout import SessionFlag, State
 from xdp_steer.reasons import Reason
 
@@ -128,13 +129,28 @@ class Pipeline(Machine):
         new = Becomes(entry.src, entry.dst, entry.sport, entry.dport)
         if entry.flags & SessionFlag.TO_SELF:
             return Verdict("PASS", Reason.HOST, rewrite.translate(way.packet, new, 0, partial=way.partial))
-        found = self._route(way, entry)
+        found = self._kept_route(way, entry)
+        if found is None:
+            found = self._route(way, entry)
+            self._keep_route(way, entry, found)
+        return leave(way, found, rewrite.translate(way.packet, new, entry.mss, partial=way.partial))
+
+    def _kept_route(self, way: Way, entry: Entry) -> Found | None:
+        """None when a look-up is due. One is for a SYN whose MSS has a cap too: any time is right for that."""
+        stale = way.now > entry.routed_ns + ROUTE_SECONDS * SECOND
+        if not entry.out_ifindex or stale or (entry.mss and way.packet.flags & SYN):
+            return None
+        place = (entry.out_ifindex, entry.out_vid)
+        way.egress = self.ports[place]
+        return Found(Kind.UNICAST, place, entry.smac, entry.dmac, entry.mtu)
+
+    def _keep_route(self, way: Way, entry: Entry, found: Found) -> None:
         assert way.egress is not None
         entry.out_ifindex = 0
         if found.reachable and way.egress.redirect:
             entry.out_ifindex, entry.out_vid = found.port
             entry.mtu, entry.dmac, entry.smac = found.mtu, found.dmac, found.smac
-        return leave(way, found, rewrite.translate(way.packet, new, entry.mss, partial=way.partial))
+            entry.routed_ns = way.now
 
     def _route(self, way: Way, entry: Entry) -> Found:
         found = self.route(way, entry.dst)

@@ -101,7 +101,7 @@ def configuration(random: Random) -> Configuration:
         policies=tuple(_policy(random, f"p{number}", names) for number in range(random.randrange(9))),
         default=random.choice((*(5 * (Action.PERMIT,)), Action.DENY, Action.REJECT)),
         pools=pools,
-        source_nat=tuple(_source_nat(random, f"s{n}", names, pools) for n in range(random.choice((0, 1, 2, 4)))),
+        source_nat=tuple(_source_nat(random, f"s{n}", names, pools) for n in range(random.choice((0, 1, 2, 2, 4)))),
         destination_nat=tuple(_destination_nat(random, f"d{n}", names) for n in range(random.choice((0, 1, 2, 3)))),
         static_nat=_static_nat(random, names),
         sessions=Sessions(timeouts=Timeouts(*(random.choice((2, 5, 20, 120)) for _ in range(8)))),

@@ -10,6 +10,8 @@ from xdp_steer.flow_layout import SessionFlag, State
 
 SECOND = 1_000_000_000
 FRAGMENT_SECONDS = 30
+ROUTE_SECONDS = 5
+"""That a session's route is good for."""
 
 
 @dataclass(slots=True)
@@ -33,6 +35,7 @@ class Entry:
     packets: int = 0
     octets: int = 0
     ack: int = 0
+    routed_ns: int = 0
     out_ifindex: int = 0
     out_vid: int = 0
     mtu: int = 0
