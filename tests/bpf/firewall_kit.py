@@ -18,18 +18,17 @@ from __future__ import annotations
 import ctypes
 import os
 import socket
-import struct
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
 from pathlib import Path
 
-from scapy.layers.inet import ICMP, IP, TCP, UDP, IPerror
-from scapy.layers.inet6 import IPerror6, IPv6, _ICMPv6
+from scapy.layers.inet import IP
+from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Packet
 
@@ -355,107 +354,3 @@ def port_info(port: Port) -> PortInfo:
 def now_ns() -> int:
     """The clock of ``last_seen_ns``."""
     return time.clock_gettime_ns(CLOCK_MONOTONIC_COARSE)
-
-
-def net(text: str):
-    return ip_network(text)
-
-
-def ip_layer(version: int, **fields: object) -> Packet:
-    """``ttl`` also names the hop limit."""
-    if version == 4:
-        return IP(**fields)
-    return IPv6(**{{"ttl": "hlim", "proto": "nh"}.get(name, name): value for name, value in fields.items()})
-
-
-def changed(packet: Packet, *, lower_ttl: bool = False, **fields: object) -> Packet:
-    """An IP packet with other addresses, ports (``sport``, ``dport``) or identifier (``id``), all checksums made anew.
-
-    A UDP checksum that is written down stays 0.
-    """
-    made = packet.copy()
-    layer = made[IP] if IP in made else made[IPv6]
-    if IP in made:
-        layer.chksum = None
-        layer.ttl -= lower_ttl
-    else:
-        layer.hlim -= lower_ttl
-    for name in ("src", "dst"):
-        if name in fields:
-            setattr(layer, name, fields[name])
-    for kind in (TCP, UDP, ICMP):
-        if kind in made and made[kind].chksum != 0:
-            made[kind].chksum = None
-    transport = next((made[kind] for kind in (TCP, UDP) if kind in made), None)
-    for name in ("sport", "dport"):
-        if name in fields:
-            assert transport is not None
-            setattr(transport, name, fields[name])
-    if "id" in fields:
-        query = made[ICMP] if ICMP in made else _icmp6(made)
-        query.id = fields["id"]
-    return made
-
-
-def _icmp6(packet: Packet) -> Packet:
-    layer = packet
-    while not isinstance(layer, _ICMPv6):
-        layer = layer.payload
-    return layer
-
-
-def flow_of(packet: Packet, zone: int) -> Flow:
-    """What the session of a packet is found by, read by scapy out of the bytes."""
-    layer = packet[IP] if IP in packet else packet[IPv6]
-    layer = layer.__class__(bytes(layer))
-    protocol = layer.proto if IP in packet else layer.nh
-    ports = (0, 0)
-    if protocol in (6, 17):
-        ports = (layer.payload.sport, layer.payload.dport)
-    elif protocol in (1, 58) and getattr(layer.payload, "id", None) is not None:
-        ports = (layer.payload.id, layer.payload.id)
-    return Flow(ip_address(layer.src), ip_address(layer.dst), *ports, protocol, zone)
-
-
-def described(frame: bytes | Packet) -> list[str]:
-    """A frame for comparison: equal if and only if the bytes are, and readable where they are not."""
-    raw = bytes(frame)
-    return [*Ether(raw).show(dump=True).splitlines(), raw.hex()]
-
-
-def assert_sound(frame: bytes) -> None:
-    """Every checksum of a frame, and of the IP header in an ICMP error, is what scapy makes of its content."""
-    packet = Ether(frame)
-    layer = packet[IP] if IP in packet else packet[IPv6]
-    made = layer.copy()
-    node = made
-    while node:
-        if isinstance(node, IP | TCP | UDP | ICMP) and node.chksum != 0:
-            node.chksum = None
-        elif isinstance(node, _ICMPv6):
-            node.cksum = None
-        if isinstance(node, IPerror | IPerror6):
-            break  # what follows is cut off
-        node = node.payload
-    assert bytes(made).hex() == bytes(layer).hex()
-
-
-def pseudo_sum(packet: Packet) -> int:
-    """What an unfinished checksum holds: the sum of the pseudo header of a TCP or UDP packet, not complemented."""
-    layer = packet[IP] if IP in packet else packet[IPv6]
-    layer = layer.__class__(bytes(layer))
-    protocol = layer.proto if isinstance(layer, IP) else layer.nh
-    length = len(bytes(layer.payload))
-    words = ip_address(layer.src).packed + ip_address(layer.dst).packed + struct.pack("!HH", protocol, length)
-    total = sum(struct.unpack(f"!{len(words) // 2}H", words))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return total
-
-
-def partial(packet: Packet) -> Packet:
-    """An IP packet whose TCP or UDP checksum is left to hardware."""
-    made = packet.copy()
-    transport = made[TCP] if TCP in made else made[UDP]
-    transport.chksum = pseudo_sum(packet)
-    return made

@@ -24,27 +24,33 @@ from firewall_kit import (
     WILD,
     Port,
     World,
+    firewall_world,
+    zones,
+)
+from firewall_packets import (
+    about,
+    answer,
     changed,
     described,
-    firewall_world,
+    echo,
     flow_of,
     ip_layer,
+    later,
+    other,
     partial,
-    zones,
+    reset,
+    routed,
+    tcp,
+    udp,
 )
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import (
     ICMPv6DestUnreach,
-    ICMPv6EchoReply,
-    ICMPv6EchoRequest,
     ICMPv6ND_NS,
     ICMPv6ND_RA,
     ICMPv6ND_RS,
-    ICMPv6PacketTooBig,
-    ICMPv6TimeExceeded,
     IPv6,
     IPv6ExtHdrDestOpt,
-    IPv6ExtHdrFragment,
 )
 from scapy.layers.ipsec import AH, ESP
 from scapy.layers.l2 import Dot1Q, Ether
@@ -112,85 +118,6 @@ class Case:
 
     def __str__(self) -> str:
         return f"{self.reason.label}: {self.name}"
-
-
-def tcp(source: str, destination: str, dport: int = 80, flags: str = "S", ttl: int = 64, **fields: object) -> Packet:
-    version = ip_address(source).version
-    layer = ip_layer(version, src=source, dst=destination, ttl=ttl)
-    return layer / TCP(sport=40000, dport=dport, flags=flags, seq=1000, **fields)
-
-
-def udp(source: str, destination: str, dport: int = 5000, octets: int = 20, ttl: int = 64) -> Packet:
-    version = ip_address(source).version
-    return ip_layer(version, src=source, dst=destination, ttl=ttl) / UDP(sport=40000, dport=dport) / Raw(b"u" * octets)
-
-
-def other(source: str, destination: str, protocol: int = 47) -> Packet:
-    return ip_layer(ip_address(source).version, src=source, dst=destination, proto=protocol) / Raw(bytes(range(20)))
-
-
-def echo(source: str, destination: str, *, reply: bool = False) -> Packet:
-    version = ip_address(source).version
-    layer = ip_layer(version, src=source, dst=destination)
-    if version == 4:
-        return layer / ICMP(type=0 if reply else 8, id=77, seq=3) / Raw(b"ping")
-    kind = ICMPv6EchoReply if reply else ICMPv6EchoRequest
-    return layer / kind(id=77, seq=3, data=b"ping")
-
-
-def later(source: str, destination: str) -> Packet:
-    """A fragment that is not the first."""
-    if ip_address(source).version == 4:
-        return IP(src=source, dst=destination, id=9, frag=3, proto=17) / Raw(b"\x11" * 24)
-    return IPv6(src=source, dst=destination) / IPv6ExtHdrFragment(id=9, offset=3, nh=17) / Raw(b"\x11" * 24)
-
-
-def answer(packet: Packet, port: Port, source: str, kind: str, mtu: int = 0) -> Packet:
-    """The frame with an ICMP error about a packet that came in by a port."""
-    if IP in packet:
-        header = IP(src=source, dst=packet.src, ttl=64, id=0, flags="DF")
-        error = {
-            "host": ICMP(type=3, code=1),
-            "prohibited": ICMP(type=3, code=13),
-            "ttl": ICMP(type=11, code=0),
-            "big": ICMP(type=3, code=4, nexthopmtu=mtu),
-        }[kind]
-        quoted = bytes(packet)[: packet.__class__(bytes(packet)).ihl * 4 + 8]
-    else:
-        header = IPv6(src=source, dst=packet.src, hlim=64)
-        error = {
-            "host": ICMPv6DestUnreach(code=0),
-            "prohibited": ICMPv6DestUnreach(code=1),
-            "ttl": ICMPv6TimeExceeded(code=0),
-            "big": ICMPv6PacketTooBig(mtu=mtu),
-        }[kind]
-        quoted = bytes(packet)[:48]
-    return port.sent(header / error / Raw(quoted))
-
-
-def reset(packet: Packet, port: Port) -> Packet:
-    """The frame with the RST for a TCP packet without payload."""
-    segment = packet[TCP]
-    header = ip_layer(4 if IP in packet else 6, src=packet.dst, dst=packet.src, ttl=64)
-    if IP in packet:
-        header.id, header.flags = 0, "DF"
-    counted = ("S" in segment.flags) + ("F" in segment.flags)
-    made = TCP(sport=segment.dport, dport=segment.sport, window=0, flags="R", seq=segment.ack)
-    if "A" not in segment.flags:
-        made.flags, made.seq, made.ack = "RA", 0, segment.seq + counted
-    return port.sent(header / made)
-
-
-def about(inner: Packet, source: str, destination: str) -> Packet:
-    """Fragmentation needed, packet too big: an ICMP error that somebody sends about a packet."""
-    if IP in inner:
-        return IP(src=source, dst=destination) / ICMP(type=3, code=4, nexthopmtu=1300) / Raw(bytes(inner)[:28])
-    return IPv6(src=source, dst=destination) / ICMPv6PacketTooBig(mtu=1300) / Raw(bytes(inner)[:48])
-
-
-def routed(packet: Packet, out: Port, **fields: object) -> Packet:
-    """The frame that XDP sends to the neighbour."""
-    return out.sent(changed(packet, lower_ttl=True, **fields))
 
 
 def fill(entries: int) -> Callable[[World], None]:
