@@ -4,7 +4,7 @@ The machine has a namespace of its own with these ports (zone of the same name w
 otherwise) and a permanent neighbour ``HOST`` (.9 and ::9) on each of them:
 
     lan0      10.1.0.1/24     2001:db8:1::1/64
-    lan0.100  10.2.0.1/24     2001:db8:2::1/64    frames of lan0 with tag 100
+    lan0.100  10.2.0.1/24     2001:db8:64::1/64    frames of lan0 with tag 100
     wan0      192.0.2.1/24    2001:db8:a::1/64
     dmz0      10.3.0.1/24     2001:db8:3::1/64
     off0      10.4.0.1/24     2001:db8:4::1/64    forwarding is off
@@ -99,7 +99,7 @@ def _port(number: int, name: str, v4: str, v6: str, **rest: object) -> Port:
 
 
 LAN = _port(1, "lan0", "10.1.0.1", "2001:db8:1::1")
-VLAN = _port(2, "lan0.100", "10.2.0.1", "2001:db8:2::1", parent="lan0", vid=100)
+VLAN = _port(2, "lan0.100", "10.2.0.1", "2001:db8:64::1", parent="lan0", vid=100)
 WAN = _port(3, "wan0", "192.0.2.1", "2001:db8:a::1")
 DMZ = _port(4, "dmz0", "10.3.0.1", "2001:db8:3::1")
 OFF = _port(5, "off0", "10.4.0.1", "2001:db8:4::1")

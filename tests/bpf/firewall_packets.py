@@ -143,9 +143,9 @@ def echo(source: str, destination: str, *, reply: bool = False) -> Packet:
     version = ip_address(source).version
     layer = ip_layer(version, src=source, dst=destination)
     if version == 4:
-        return layer / ICMP(type=0 if reply else 8, id=77, seq=3) / Raw(b"ping")
+        return layer / ICMP(type=0 if reply else 8, id=7700, seq=3) / Raw(b"ping")
     kind = ICMPv6EchoReply if reply else ICMPv6EchoRequest
-    return layer / kind(id=77, seq=3, data=b"ping")
+    return layer / kind(id=7700, seq=3, data=b"ping")
 
 
 def later(source: str, destination: str) -> Packet:
