@@ -175,7 +175,7 @@ static __always_inline int egress(struct __sk_buff *skb, struct packet *pkt, boo
 	m->dnat_rule = 0;
 	if (pkt->shape & SHAPE_LATER)
 		m->flags = META_LATER;
-	else if (is_extension(pkt->protocol) || !parse_l4(pkt, m, WHOLE_L4))
+	else if ((m->v6 && is_extension(pkt->protocol)) || !parse_l4(pkt, m, WHOLE_L4))
 		return tc_drop(skb, REASON_EGRESS_UNPOLICED);
 	if (!skb->ingress_ifindex)
 		return egress_local(skb, m);

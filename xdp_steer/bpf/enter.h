@@ -140,7 +140,7 @@ static __always_inline int enter(struct xdp_md *ctx, struct packet *pkt, bool so
 		m->flags |= META_LATER;
 		return go(ctx, STAGE_FRAGMENT);
 	}
-	if (is_extension(pkt->protocol) || !parse_l4(pkt, m, pkt->length - (l4 - l3)))
+	if ((m->v6 && is_extension(pkt->protocol)) || !parse_l4(pkt, m, pkt->length - (l4 - l3)))
 		return drop(ctx, REASON_MALFORMED);
 	if (is_icmp(m)) {
 		u8 type = m->code >> 8;

@@ -44,7 +44,5 @@ int stage_forward(struct xdp_md *ctx)
 	}
 	if (m->flags & META_SESSION)
 		keep_route(m);
-	if (m->mss && m->key.protocol == IPPROTO_TCP && m->tcp_flags & TCP_SYN)
-		clamp_mss(ctx, m);
-	return leave_by(ctx, m);
+	return leave_by(ctx, m, m->mss && m->key.protocol == IPPROTO_TCP && m->tcp_flags & TCP_SYN);
 }

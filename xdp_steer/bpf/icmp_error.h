@@ -37,7 +37,7 @@ static __always_inline bool parse_inner(void *data, void *end, struct meta *m, s
 	ip = l3;
 	ip6 = l3;
 	if (m->v6) {
-		if ((void *)(ip6 + 1) > end || ip6->version != 6)
+		if ((void *)(ip6 + 1) > end || ip6->version != 6 || is_extension(ip6->nexthdr))
 			return false;
 		__builtin_memcpy(inner->saddr.addr, &ip6->saddr, sizeof(inner->saddr.addr));
 		__builtin_memcpy(inner->daddr.addr, &ip6->daddr, sizeof(inner->daddr.addr));

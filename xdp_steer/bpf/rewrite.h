@@ -200,7 +200,7 @@ static __always_inline int redirect(struct xdp_md *ctx, struct meta *m)
 }
 
 /* The last step of every packet that goes on: checks of the route, then the change, then out. */
-static __always_inline int leave_by(struct xdp_md *ctx, struct meta *m)
+static __always_inline int leave_by(struct xdp_md *ctx, struct meta *m, bool clamp)
 {
 	if (m->ttl <= 1)
 		return answer_icmp(ctx, m, m->v6 ? ICMP6_TIME_EXCEEDED : ICMP_TIME_EXCEEDED, 0, 0, REASON_TTL_EXPIRED);
@@ -212,6 +212,8 @@ static __always_inline int leave_by(struct xdp_md *ctx, struct meta *m)
 	}
 	if (rewrite(ctx, m) != NEXT)
 		return drop(ctx, REASON_MALFORMED);
+	if (clamp)	/* after rewrite(), which finds out whether the checksum is a partial one */
+		clamp_mss(ctx, m);
 	if (!(m->flags & META_ROUTED) || !(m->out_flags & PORT_REDIRECT) || m->flags & META_PARTIAL ||
 	    (m->mtu && m->length > m->mtu))
 		return pass(ctx, REASON_TO_KERNEL);

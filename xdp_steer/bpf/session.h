@@ -107,6 +107,7 @@ static __always_inline u32 flow_step(struct meta *m, struct session *s, u64 now,
 	bool event = tcp && (s->state != STATE_ESTABLISHED || m->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST));
 	struct session *peer = NULL;
 	struct flow_key reply;
+	bool closed = false;
 	u32 reason;
 
 	if (!live || event) {
@@ -120,20 +121,18 @@ static __always_inline u32 flow_step(struct meta *m, struct session *s, u64 now,
 		if (*over)
 			return NEXT;
 		if (event) {
-			u8 before = s->state;
-
+			closed = s->state == STATE_CLOSED;	/* a RST goes by, but keeps nothing alive */
 			reason = tcp_step(m, s, peer);
 			if (reason != NEXT)
 				return reason;
-			if (before == STATE_CLOSED)
-				return NEXT;	/* a RST goes by, and refreshes nothing */
 		}
 	}
 	if (tcp && m->tcp_flags & TCP_ACK) {
 		s->ack = m->ack;
 		s->flags |= SESSION_ACKED;
 	}
-	s->last_seen_ns = now;
+	if (!closed)
+		s->last_seen_ns = now;
 	__sync_fetch_and_add(&s->packets, 1);
 	__sync_fetch_and_add(&s->octets, m->length);
 	return NEXT;
@@ -173,5 +172,5 @@ int stage_flow(struct xdp_md *ctx)
 	m->mtu = s->mtu;
 	__builtin_memcpy(m->dmac, s->dmac, sizeof(m->dmac));
 	__builtin_memcpy(m->smac, s->smac, sizeof(m->smac));
-	return leave_by(ctx, m);
+	return leave_by(ctx, m, false);
 }
