@@ -16,7 +16,6 @@ from typing import Any
 import structlog
 
 from ipsec_gw import __version__
-from ipsec_gw.cli.sessions import QUESTION as SESSIONS_QUESTION
 from ipsec_gw.config.model import Config, EngineChoice
 from ipsec_gw.errors import EngineError, IpsecGwError, XfrmError
 from ipsec_gw.firewall.keeper import Keeper
@@ -25,6 +24,7 @@ from ipsec_gw.ike.watcher import CharonWatcher
 from ipsec_gw.model.ids import EngineName
 from ipsec_gw.observe import control, lock
 from ipsec_gw.observe.sdnotify import notify
+from ipsec_gw.observe.sessions import QUESTION as SESSIONS_QUESTION
 from ipsec_gw.observe.views import DockView, EngineView, GuardView, StatusView, SteerView, record_view, sa_view
 from ipsec_gw.reconcile.loop import reconcile_forever
 

@@ -14,13 +14,13 @@ from typing import Any
 import structlog
 from pyroute2 import AsyncIPRoute
 
-from ipsec_gw.cli.sessions import Query, sessions_view
 from ipsec_gw.firewall import collector as collecting
 from ipsec_gw.firewall.ageing import Close, CloseReason, Filter
 from ipsec_gw.firewall.collector import Collector
 from ipsec_gw.mirror.ports import INTERFACES, ROUTES, Changes, local_addresses, port_infos
 from ipsec_gw.model.firewall import Ruleset
 from ipsec_gw.observe.flowlog import Decoder, to_json
+from ipsec_gw.observe.sessions import Query, sessions_view
 from xdp_steer.compile.changes import Change, plan
 from xdp_steer.compile.ids import Ids, assign
 from xdp_steer.compile.rows import PortInfo

@@ -20,6 +20,7 @@ from ipsec_gw.errors import ConfigError
 from ipsec_gw.firewall.ageing import SECOND, Close, CloseReason, Counts
 from ipsec_gw.observe import control
 from ipsec_gw.observe.flowlog import Decoder, Kind, name_of, structured, to_json
+from ipsec_gw.observe.sessions import EndView, Query, sessions_view
 from xdp_steer.events import Event
 from xdp_steer.flow_layout import EventKind, EventLeaf, SessionFlag, State
 from xdp_steer.reasons import Reason
@@ -211,12 +212,12 @@ COUNTS = Counts(3, 10, {State.TIME_WAIT: 3}, {1: 2, 0: 1})
 ZONES = {"self": 0, "trust": 1, "untrust": 2}
 
 
-def view(query: cli.Query, count: int = 3, table: Table | None = None) -> dict:
-    return cli.sessions_view(table or Table(count), COUNTS, query, DECODER, ZONES, 40 * SECOND).to_json()
+def view(query: Query, count: int = 3, table: Table | None = None) -> dict:
+    return sessions_view(table or Table(count), COUNTS, query, DECODER, ZONES, 40 * SECOND).to_json()
 
 
 def test_the_view() -> None:
-    answer = view(cli.Query())
+    answer = view(Query())
     assert (answer["total"], answer["maximum"], answer["utilisation"], answer["more"]) == (3, 10, 30.0, False)
     assert (answer["byState"], answer["byZone"]) == ({"time-wait": 3}, {"trust": 2, "self": 1})
     first = answer["sessions"][0]
@@ -226,20 +227,20 @@ def test_the_view() -> None:
 
 
 def test_the_view_stops_at_its_limit() -> None:
-    assert view(cli.Query(limit=2))["more"]
-    assert len(view(cli.Query(limit=2))["sessions"]) == 2
-    assert not view(cli.Query(limit=3))["more"]
+    assert view(Query(limit=2))["more"]
+    assert len(view(Query(limit=2))["sessions"]) == 2
+    assert not view(Query(limit=3))["more"]
 
 
 def test_limit_zero_reads_no_sessions() -> None:
     table = Table(3)
-    answer = view(cli.Query(limit=0), table=table)
+    answer = view(Query(limit=0), table=table)
     assert (answer["sessions"], answer["total"], table.asked) == ((), 3, None)
 
 
 def test_the_filter_of_a_question() -> None:
     table = Table(0)
-    view(cli.Query(zone="untrust", prefix="192.0.2.7/24", port=443, protocol=6), table=table)
+    view(Query(zone="untrust", prefix="192.0.2.7/24", port=443, protocol=6), table=table)
     assert (table.asked.zone, str(table.asked.prefix), table.asked.port, table.asked.protocol) == (
         2,
         "192.0.2.0/24",
@@ -251,31 +252,31 @@ def test_the_filter_of_a_question() -> None:
 @pytest.mark.parametrize(
     ("query", "said"),
     [
-        (cli.Query(zone="dmz"), "no zone 'dmz' - there are self, trust"),
-        (cli.Query(prefix="10.0.0.0/40"), "10.0.0.0/40"),
+        (Query(zone="dmz"), "no zone 'dmz' - there are self, trust"),
+        (Query(prefix="10.0.0.0/40"), "10.0.0.0/40"),
     ],
 )
-def test_a_question_about_nothing(query: cli.Query, said: str) -> None:
+def test_a_question_about_nothing(query: Query, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         view(query)
 
 
 def test_questions_come_back_from_their_line() -> None:
-    query = cli.Query("trust", "10.0.0.0/8", 53, 17, 5)
-    assert cli.Query.parse(query.question()) == query
-    assert cli.Query.parse("sessions") == cli.Query()
+    query = Query("trust", "10.0.0.0/8", 53, 17, 5)
+    assert Query.parse(query.question()) == query
+    assert Query.parse("sessions") == Query()
     for bad in ("sessions {", 'sessions {"zome": 1}', "sessions [1]"):
         with pytest.raises(ConfigError, match="ask with this version"):
-            cli.Query.parse(bad)
+            Query.parse(bad)
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[cli.Query]:
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Query]:
     """The daemon's part, without its socket."""
-    questions: list[cli.Query] = []
+    questions: list[Query] = []
 
     def ask(_run_dir: Path, question: str):
-        questions.append(cli.Query.parse(question))
+        questions.append(Query.parse(question))
         return json.loads(json.dumps(view(questions[-1])))
 
     monkeypatch.setattr(control, "ask", ask)
@@ -287,24 +288,24 @@ def run(*arguments: str):
     return CliRunner().invoke(cli.sessions, list(arguments), obj=options, env={"COLUMNS": "120"})
 
 
-def test_the_table(asked: list[cli.Query]) -> None:
+def test_the_table(asked: list[Query]) -> None:
     result = run("--zone", "trust", "--protocol", "TCP")
     assert result.exit_code == 0, result.output
-    assert asked == [cli.Query(zone="trust", protocol=6)]
+    assert asked == [Query(zone="trust", protocol=6)]
     assert "3 of 10 sessions (30.0 %)" in result.output
     joined = re.sub(r"\s+", " ", result.output)
     assert "trust > untrust" in joined
     assert "110 s 5/4 500 bytes/4.0 kB" in joined
 
 
-def test_json_is_the_answer(asked: list[cli.Query]) -> None:
+def test_json_is_the_answer(asked: list[Query]) -> None:
     result = run("--json", "--limit", "1")
     assert json.loads(result.output)["more"] is True
     assert len(json.loads(result.output)["sessions"]) == 1
 
 
 @pytest.mark.parametrize("protocol", ["256", "-1", "ipx", "6.0"])
-def test_a_protocol_that_is_none(protocol: str, asked: list[cli.Query]) -> None:
+def test_a_protocol_that_is_none(protocol: str, asked: list[Query]) -> None:
     result = run("--protocol", protocol)
     assert result.exit_code == 2
     assert "is no protocol" in result.output
@@ -312,5 +313,5 @@ def test_a_protocol_that_is_none(protocol: str, asked: list[cli.Query]) -> None:
 
 
 def test_ends_are_written_as_in_urls() -> None:
-    ends = [cli.EndView("2001:db8::1", 443), cli.EndView("10.0.0.1", 53), cli.EndView("2001:db8::1", 0)]
+    ends = [EndView("2001:db8::1", 443), EndView("10.0.0.1", 53), EndView("2001:db8::1", 0)]
     assert [str(end) for end in ends] == ["[2001:db8::1]:443", "10.0.0.1:53", "2001:db8::1"]
