@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from xdp_steer import libbpf
 from xdp_steer.flow_layout import EventKind, EventLeaf
-from xdp_steer.sessions import Flow
+from xdp_steer.sessions import NO_TRAFFIC, Flow, Traffic
 
 _EVENT_BYTES = ctypes.sizeof(EventLeaf)
 
@@ -18,7 +18,8 @@ class Event:
     """What the datapath reports. ``time_ns`` is CLOCK_MONOTONIC, ``session`` 0 for a packet of none.
 
     ``flow`` is the first packet of the session, or the denied one; ``translated`` what it became, or was about to.
-    ``rule`` is 0 if no rule decided; ``reason`` is a number of :class:`xdp_steer.reasons.Reason` or 0.
+    ``rule`` is 0 if no rule decided; ``reason`` is a number of :class:`xdp_steer.reasons.Reason` or 0, of a CLOSE a
+    :class:`xdp_steer.flow_layout.State` (TIME_WAIT, CLOSED) or 0 for an idle session. What follows is of a CLOSE alone.
     """
 
     kind: EventKind
@@ -28,6 +29,11 @@ class Event:
     translated: Flow
     rule: int
     reason: int
+    source_rule: int = 0
+    destination_rule: int = 0
+    created_ns: int = 0
+    forward: Traffic = NO_TRAFFIC
+    reverse: Traffic = NO_TRAFFIC
 
     @classmethod
     def of(cls, raw: bytes) -> Event:
@@ -43,6 +49,11 @@ class Event:
             translated=Flow.translated(leaf, leaf.key.protocol),
             rule=leaf.rule,
             reason=leaf.reason,
+            source_rule=leaf.snat_rule,
+            destination_rule=leaf.dnat_rule,
+            created_ns=leaf.created_ns,
+            forward=Traffic(leaf.packets, leaf.octets),
+            reverse=Traffic(leaf.back_packets, leaf.back_octets),
         )
 
 

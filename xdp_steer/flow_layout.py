@@ -354,6 +354,13 @@ class EventLeaf(ctypes.Structure):
         ("kind", ctypes.c_uint16),
         ("rule", ctypes.c_uint32),
         ("reason", ctypes.c_uint32),
+        ("snat_rule", ctypes.c_uint32),
+        ("dnat_rule", ctypes.c_uint32),
+        ("created_ns", ctypes.c_uint64),
+        ("packets", ctypes.c_uint64),
+        ("octets", ctypes.c_uint64),
+        ("back_packets", ctypes.c_uint64),
+        ("back_octets", ctypes.c_uint64),
     )
 
 

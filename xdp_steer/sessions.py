@@ -81,6 +81,9 @@ class Traffic:
     octets: int
 
 
+NO_TRAFFIC = Traffic(0, 0)
+
+
 @dataclass(frozen=True, slots=True)
 class Session:
     """Both directions. ``flow`` is the first packet as it arrived, ``translated`` what it became.

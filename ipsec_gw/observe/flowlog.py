@@ -11,7 +11,7 @@ from typing import Any
 from ipsec_gw.firewall.ageing import SECOND, Close, CloseReason
 from ipsec_gw.model.firewall import SELF
 from xdp_steer.events import Event
-from xdp_steer.flow_layout import EventKind
+from xdp_steer.flow_layout import EventKind, State
 from xdp_steer.reasons import Reason
 from xdp_steer.sessions import Flow, Traffic
 
@@ -21,7 +21,6 @@ Names = Mapping[int, str] | Callable[[int], str | None]
 SD_ID = "ipsec-gw@32473"
 """Of structured lines (RFC 5424 §6.3.2). 32473 is the enterprise number for examples (RFC 5612)."""
 
-_REPLACED = "replaced"
 _NONE = "N/A"
 _DEFAULT = "default"
 _REASON_TEXT = {
@@ -46,8 +45,7 @@ class FlowRecord:
     """One line of the log, names in place of numbers.
 
     ``translated`` is None when nothing was translated (and for what was denied). ``policy`` is ``default`` if no rule
-    decided. ``reason`` is empty for CREATE. Only sessions that the collector ended have counters and ``seconds``: the
-    datapath tells none.
+    decided. ``reason`` is empty for CREATE. Counters and ``seconds`` are of a CLOSE.
     """
 
     kind: Kind
@@ -87,7 +85,17 @@ class Decoder:
             to_zone=self.zone(event.translated.zone),
             policy=self.policy(event.rule),
             reason="" if kind is Kind.CREATE else _reason(event),
+            **(self._ending(event) if kind is Kind.CLOSE else {}),
         )
+
+    def _ending(self, event: Event) -> dict[str, Any]:
+        return {
+            "source_rule": self._rule(event.source_rule),
+            "destination_rule": self._rule(event.destination_rule),
+            "client": event.forward,
+            "server": event.reverse,
+            "seconds": max(event.time_ns - event.created_ns, 0) // SECOND,
+        }
 
     def close(self, close: Close) -> FlowRecord:
         """Of a session that the collector ended; whether it is to be logged is :attr:`Close.logged`."""
@@ -134,11 +142,16 @@ def _if_translated(flow: Flow, translated: Flow) -> Flow | None:
     return None if flow.same_tuple(translated) else translated
 
 
+_ENDS = {State.TIME_WAIT: CloseReason.TCP_FIN, State.CLOSED: CloseReason.TCP_RST, 0: CloseReason.IDLE}
+
+
 def _reason(event: Event) -> str:
+    if event.kind is EventKind.CLOSE and event.reason in _ENDS:
+        return _ENDS[event.reason]
     try:
         return Reason(event.reason).label
     except ValueError:
-        return f"#{event.reason}" if event.reason else _REPLACED
+        return f"#{event.reason}"
 
 
 def structured(record: FlowRecord) -> str:

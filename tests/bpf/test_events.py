@@ -27,7 +27,7 @@ pytestmark = pytest.mark.root
 RING_BYTES = 1 << 14
 RECORD_BYTES = ctypes.sizeof(EventLeaf) + 8
 SOURCE = """
-struct record { u8 bytes[%(size)d]; };
+struct record { u64 words[%(words)d]; };
 struct ring_t {
     int key;
     u32 leaf;
@@ -82,7 +82,7 @@ def writer(bpffs: Path) -> Iterator[Writer]:
     ring = libbpf.map_create(libbpf.MAP_RINGBUF, "ring", 0, 0, RING_BYTES)
     libbpf.pin(ring, pin)
     headers = find_headers(os.environ.get("BCC_KERNEL_SOURCE"))
-    text = SOURCE % {"size": ctypes.sizeof(EventLeaf), "pin": pin, "ring": RING_BYTES}
+    text = SOURCE % {"words": ctypes.sizeof(EventLeaf) // 8, "pin": pin, "ring": RING_BYTES}
     try:
         with _kernel_source(headers):
             bpf = bcc.BPF(text=text.encode(), cflags=["-Wno-macro-redefined", *headers.cflags])

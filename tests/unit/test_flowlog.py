@@ -70,9 +70,13 @@ def test_an_event_of_the_ring() -> None:
             (EventKind.DENY).to_bytes(2, "little"),
             (7).to_bytes(4, "little"),
             (Reason.POLICY_DENY).to_bytes(4, "little"),
+            (8).to_bytes(4, "little"),
+            (9).to_bytes(4, "little"),
+            *(number.to_bytes(8, "little") for number in (70, 1, 100, 2, 200)),
         ]
     )
-    assert Event.of(raw) == Event(EventKind.DENY, 77, 12, FLOW, BECAME, 7, Reason.POLICY_DENY)
+    traffic = (Traffic(1, 100), Traffic(2, 200))
+    assert Event.of(raw) == Event(EventKind.DENY, 77, 12, FLOW, BECAME, 7, Reason.POLICY_DENY, 8, 9, 70, *traffic)
 
 
 @given(st.binary(min_size=ctypes.sizeof(EventLeaf), max_size=ctypes.sizeof(EventLeaf)), st.integers(0, 5))
@@ -135,11 +139,14 @@ def test_a_closed_session_has_its_counters() -> None:
     }
 
 
-def test_a_session_that_the_datapath_replaced_has_no_counters() -> None:
-    record = DECODER.event(replace(OPEN, kind=EventKind.CLOSE))
-    assert (record.kind, record.reason, record.client, record.seconds) == (Kind.CLOSE, "replaced", None, None)
-    assert "elapsed-time" not in structured(record)
-    assert to_json(record)["client"] is None
+@pytest.mark.parametrize(("state", "reason"), [(State.TIME_WAIT, "tcp-fin"), (State.CLOSED, "tcp-rst"), (0, "idle")])
+def test_a_session_that_the_datapath_ended(state: int, reason: str) -> None:
+    traffic = {"forward": Traffic(5, 500), "reverse": Traffic(4, 400)}
+    rules = {"source_rule": 8, "created_ns": OPEN.time_ns - 3 * SECOND}
+    record = DECODER.event(replace(OPEN, kind=EventKind.CLOSE, reason=state, **traffic, **rules))
+    assert (record.kind, record.reason, record.seconds) == (Kind.CLOSE, reason, 3)
+    assert (record.client, record.server) == (Traffic(5, 500), Traffic(4, 400))
+    assert 'packets-from-client="5"' in structured(record)
 
 
 def test_a_denied_packet() -> None:

@@ -110,16 +110,18 @@ static __always_inline int egress_local(struct __sk_buff *skb, struct meta *m)
 	struct session *s;
 	bool over = false;
 	u32 reason;
+	u64 now;
 
 	m->key.zone = ZONE_SELF;
 	s = sessions.lookup(&m->key);
 	if (s) {
-		reason = flow_step(m, s, bpf_ktime_get_coarse_ns(), &over);
+		now = bpf_ktime_get_coarse_ns();
+		reason = flow_step(m, s, now, &over);
 		if (reason != NEXT)
 			return tc_drop(skb, reason);
 		if (!over)
 			return tc_pass(skb, REASON_EGRESS_SESSION);
-		end_session(m, s);
+		end_session(m, s, now);
 	}
 	if (is_exempt(m))
 		return tc_pass(skb, REASON_EGRESS_EXEMPT);

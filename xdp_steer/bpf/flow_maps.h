@@ -151,7 +151,14 @@ struct event {
 	u16 out_zone;
 	u16 kind;		/* EVENT_ */
 	u32 rule;
-	u32 reason;
+	u32 reason;		/* REASON_; of a CLOSE the state, if it was over for TCP, or 0 */
+	u32 snat_rule;		/* from here on of a CLOSE */
+	u32 dnat_rule;
+	u64 created_ns;
+	u64 packets;		/* forward, then reverse */
+	u64 octets;
+	u64 back_packets;
+	u64 back_octets;
 };
 
 /* What the stages know of the packet in hand, one per CPU. A program array cannot pass arguments. Everything

@@ -91,13 +91,49 @@ static __always_inline void become(struct meta *m, struct session *s)
 		m->flags |= META_TO_SELF;
 }
 
-static __always_inline void end_session(struct meta *m, struct session *s)
+static __always_inline void describe_end(struct event *event, const struct flow_key *key, struct session *s,
+					 struct session *back, u64 now)
+{
+	event->time_ns = now;
+	event->session = s->id;
+	event->key = *key;
+	event->saddr = s->saddr;
+	event->daddr = s->daddr;
+	event->sport = s->sport;
+	event->dport = s->dport;
+	event->out_zone = s->out_zone;
+	event->kind = EVENT_CLOSE;
+	event->rule = s->rule;
+	event->reason = s->state >= STATE_TIME_WAIT ? s->state : 0;
+	event->snat_rule = s->snat_rule;
+	event->dnat_rule = s->dnat_rule;
+	event->created_ns = s->created_ns;
+	event->packets = s->packets;
+	event->octets = s->octets;
+	if (back) {
+		event->back_packets = back->packets;
+		event->back_octets = back->octets;
+	}
+}
+
+/* Remove a session that is over before the collector came by. The reverse entry goes first, and who removes the
+ * forward one tells of the end. What there is to tell is read before: a removed entry may be another one at once. */
+static __always_inline void end_session(struct meta *m, struct session *s, u64 now)
 {
 	struct flow_key reply;
+	struct event event = {};
+	struct session *peer;
+	bool reverse = s->flags & SESSION_REVERSE, logged = s->flags & SESSION_LOG_CLOSE;
 
 	reply_key(&reply, s, m->key.protocol);
-	sessions.delete(&m->key);
-	sessions.delete(&reply);
+	peer = sessions.lookup(&reply);
+	if (logged && !reverse)
+		describe_end(&event, &m->key, s, peer, now);
+	else if (logged && peer)
+		describe_end(&event, &reply, peer, s, now);
+	sessions.delete(reverse ? &m->key : &reply);
+	if (!sessions.delete(reverse ? &reply : &m->key) && event.kind)
+		events.ringbuf_output(&event, sizeof(event), 0);
 }
 
 /* NEXT: a packet of the session. A session that is over is removed, and the packet is as if it had none. */
@@ -156,7 +192,7 @@ int stage_flow(struct xdp_md *ctx)
 	if (reason != NEXT)
 		return drop(ctx, reason);
 	if (over) {
-		end_session(m, s);
+		end_session(m, s, now);
 		return go(ctx, STAGE_NEW);
 	}
 	if (m->shape & SHAPE_FRAGMENT)
