@@ -161,9 +161,13 @@ class Sequence:
                 yield name, getattr(real, name), getattr(ours, name)
             yield "dmac", bytes(real.dmac).hex(), ours.dmac.hex()
             yield "smac", bytes(real.smac).hex(), ours.smac.hex()
-        idle = self._now() - ours.last_seen_ns, coarse_now_ns() - real.last_seen_ns
-        if abs(idle[0] - idle[1]) > STALL_NS:
-            yield "idle ns", idle[1], idle[0]
+            yield from self._age("route's age", ours.routed_ns, real.fib_ns)
+        yield from self._age("idle time", ours.last_seen_ns, real.last_seen_ns)
+
+    def _age(self, name: str, ours: int, real: int) -> Iterator[tuple[str, object, object]]:
+        ages = self._now() - ours, coarse_now_ns() - real
+        if abs(ages[0] - ages[1]) > STALL_NS:
+            yield f"{name} in ns", ages[1], ages[0]
 
     def _rule_counters(self, before: dict[int, tuple[int, int]]) -> Iterator[str]:
         for rule, (packets, octets) in before.items():

@@ -5,11 +5,13 @@ The server's side is learnt from what came out, so replies go to what NAT made o
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from random import Random
 
 from tests.reference import build
 from tests.reference.build import Ip, Tcp
+from tests.reference.checksums import checksum, pseudo_header
 from tests.reference.packets import (
     ACK,
     FIN,
@@ -90,7 +92,10 @@ def parse(frame: bytes) -> Packet | None:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How a packet is dressed. ``size`` is of the payload; ``flags`` None lets the flow's stage decide."""
+    """How a packet is dressed. ``size`` is of the payload; ``flags`` None lets the flow's stage decide.
+
+    ``zero_checksum`` is UDP without one, ``becomes_zero`` UDP whose sum is zero after translation: 0xffff on the wire.
+    """
 
     ttl: int = 64
     size: int = 10
@@ -101,9 +106,17 @@ class Shape:
     first_extension: int = 0
     exact_seq: bool = True
     zero_checksum: bool = False
+    becomes_zero: bool = False
     partial: bool = False
     priority: bool = False
     identification: int = 0
+
+
+def _size_about_mtu(random: Random) -> int:
+    """Of a payload, so that many packets are as long as a route takes, or one byte longer."""
+    return (
+        random.choice((1280, 1400, 1500)) - random.choice((20, 40)) - random.choice((8, 20)) + random.choice((0, 0, 1))
+    )
 
 
 def dress(random: Random) -> Shape:
@@ -111,12 +124,11 @@ def dress(random: Random) -> Shape:
     roll = random.random()
     return Shape(
         ttl=random.choice((64, 64, 64, 64, 255, 2, 1, 0)) if roll < 0.25 else 64,
-        size=random.choice((0, 1, 10, 33, 500))
-        if roll < 0.9
-        else random.choice((1225, 1233, 1300, 1380, 1450, 1473, 1700)),
+        size=random.choice((0, 1, 10, 33, 500)) if roll < 0.9 else _size_about_mtu(random),
         dont_fragment=random.random() < 0.5,
         options=random.choice(OPTIONS) if random.random() < 0.5 else b"",
         zero_checksum=random.random() < 0.1,
+        becomes_zero=random.random() < 0.1,
         partial=random.random() < 0.15,
         priority=random.random() < 0.1,
     )
@@ -130,6 +142,8 @@ def l4_of(flow: Flow, end: End, ip: Ip, shape: Shape, random: Random, *, reverse
         l4 = build.tcp(ip, segment)
         return build.with_partial(ip, TCP, l4) if shape.partial else l4
     if flow.kind == UDP:
+        if shape.becomes_zero and flow.server is not None and not reverse:
+            payload = _payload_to_zero(flow.server, flow.family)
         l4 = build.udp(ip, end.sport, end.dport, payload)
         if shape.zero_checksum and ip.family == 4:
             return l4[:6] + b"\0\0" + l4[8:]
@@ -137,7 +151,13 @@ def l4_of(flow: Flow, end: End, ip: Ip, shape: Shape, random: Random, *, reverse
     if flow.kind == ICMP:
         kind = (129 if reverse else 128) if flow.family == 6 else 0 if reverse else 8
         return build.icmp(ip, kind, 0, end.sport << 16 | 1, payload)
-    return payload + bytes(8)
+    return payload + bytes(random.choice((0, 8)))
+
+
+def _payload_to_zero(server: End, family: int) -> bytes:
+    """Two bytes that make the checksum zero of what the server gets."""
+    header = struct.pack("!HHHH", server.dport, server.sport, 10, 0)
+    return struct.pack("!H", checksum(pseudo_header(family, server.dst, server.src, UDP, 10) + header))
 
 
 def _segment(flow: Flow, end: End, shape: Shape, payload: bytes, random: Random, *, reverse: bool) -> Tcp:

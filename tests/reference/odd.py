@@ -34,7 +34,8 @@ def error_about(random: Random, frame: bytes, place: Place) -> bytes | None:
     rest = random.choice((0, 1280))
     ip = Ip(packet.family, sender, packet.src, random.choice((64, 64, 64, 1)))
     l4 = build.icmp(ip, kind, random.choice((0, 1, 4)), rest, bytes(quoted))
-    return build.frame(packet.family, build.packet(ip, 1 if packet.family == 4 else 58, l4), place[1] or None)
+    padding = random.randbytes(random.choice((0, 0, 0, 1, 12)))
+    return build.frame(packet.family, build.packet(ip, 1 if packet.family == 4 else 58, l4) + padding, place[1] or None)
 
 
 def oddity(random: Random, place: Place, base: bytes | None) -> Made:
