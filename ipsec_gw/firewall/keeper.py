@@ -52,6 +52,7 @@ class Keeper:
         self._dirty = asyncio.Event()
         self._routes = asyncio.Event()
         self._lock = asyncio.Lock()
+        self._former: Ids | None = None  # what numbers meant, while sessions of what is gone are ended
         self.ruleset = ruleset
         self.missing: frozenset[str] = frozenset()
 
@@ -144,12 +145,14 @@ class Keeper:
 
     def _end_orphaned(self, before: Ids, now: Ids) -> None:
         """A number may be given to another zone or rule later: no session keeps that of one that is gone."""
-        gone = before.zones.keys() - now.zones.keys()
-        for zone in gone:
-            self._collector.close(Filter(zone=before.zones[zone]), CloseReason.POLICY_REMOVED, time.monotonic_ns())
         rules = frozenset(before.rules[name] for name in before.rules.keys() - now.rules.keys())
-        if rules:
-            self._collector.close(Filter(rules=rules), CloseReason.POLICY_REMOVED, time.monotonic_ns())
+        zones = [Filter(zone=before.zones[name]) for name in before.zones.keys() - now.zones.keys()]
+        self._former = before
+        try:
+            for chosen in (*zones, *([Filter(rules=rules)] if rules else [])):
+                self._collector.close(chosen, CloseReason.POLICY_REMOVED, time.monotonic_ns())
+        finally:
+            self._former = None
 
     @staticmethod
     def _listen(loop: asyncio.AbstractEventLoop, stack: AsyncExitStack, fd: int, callback: Callable[[], None]) -> None:
@@ -177,9 +180,10 @@ class Keeper:
         change = next_change(self.ruleset, now)
         return None if change is None else max(0.0, (change - now).total_seconds())
 
-    def _decoder(self, ids: Ids) -> Decoder:
-        zones = {number: name for name, number in ids.zones.items()}
-        rules = {number: name for (_, name), number in ids.rules.items()}
+    def _decoder(self, *known: Ids) -> Decoder:
+        """Names by number; the last that knows one decides."""
+        zones = {number: name for ids in known for name, number in ids.zones.items()}
+        rules = {number: name for ids in known for (_, name), number in ids.rules.items()}
         return Decoder(zones, rules, self._offset_ns)
 
     def _tell_events(self, events: EventReader) -> None:
@@ -192,7 +196,8 @@ class Keeper:
         wanted = [close for close in closed if close.logged]
         if not wanted:
             return
-        decoder = self._decoder(self._firewall.ids())
+        former = self._former
+        decoder = self._decoder(self._firewall.ids(), *([former] if former else []))
         for close in wanted:
             flow_log.info("flow", record=to_json(decoder.close(close)))
 
