@@ -45,6 +45,7 @@ format: setup ## format the code
 
 bench: setup ## measure the XDP path (medians and ratios of one run)
 	@$(PYTHON) -m bench.steering
+	@$(PYTHON) -m bench.pipeline
 
 clean: ## remove what the build made
 	@rm -rf .venv $(DOCK) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
