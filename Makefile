@@ -30,8 +30,9 @@ test-fast: setup ## the tests without the lab's scenarios, in under two minutes
 scenarios: setup ## all of the lab, all engines
 	@$(PYTHON) -m pytest -v -m scenario --all-scenarios
 
-fuzz: setup ## parsers and XDP input with many more examples than `make test`
+fuzz: setup ## parsers, XDP input, the firewall against its reference (N=, SEED=): many more examples than `make test`
 	@HYPOTHESIS_PROFILE=fuzz $(PYTHON) -m pytest -q tests/property tests/fuzz
+	@N=$${N:-1000000} $(PYTHON) -m pytest -q -o timeout=0 tests/differential
 
 lint: setup ## format check, lint, types, import contracts
 	@.venv/bin/ruff format --check -q .
