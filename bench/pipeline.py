@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import structlog
 from rich.console import Console
 from rich.progress import Progress
 
@@ -121,6 +122,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.rounds < 1:
         parser.error("--rounds: one at least")
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # JSON alone on standard output
     try:
         report = run(given.rounds)
     except (BenchError, IpsecGwError, OSError) as error:
