@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import socket
+import struct
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -11,10 +12,12 @@ from dataclasses import dataclass
 from random import Random
 
 from tests.differential.datapath import SESSION_ENTRIES, Datapath, coarse_now_ns
+from tests.reference.egress import Egress
 from tests.reference.fib import Fib
+from tests.reference.flows import parse
 from tests.reference.model import Outcome, Pipeline
-from tests.reference.network import LINKS, SEED, make_port
-from tests.reference.packets import Key
+from tests.reference.network import SEED, make_port
+from tests.reference.packets import ESP, UDP, Key, Malformed, parse_ethernet
 from tests.reference.rules import Ids, Port
 from tests.reference.rulesets import Configuration, Traits, configuration
 from tests.reference.sessions import SECOND, Entry
@@ -23,6 +26,7 @@ from xdp_steer.flow_layout import SessionLeaf
 from xdp_steer.reasons import Reason
 
 STEPS = 20
+NAT_T = 4500
 PER_CONFIGURATION = 100
 """Sequences with seeds of the same hundred share a configuration."""
 STALL_NS = SECOND // 5
@@ -82,6 +86,9 @@ class Sequence:
     ) -> None:
         self._datapath = datapath
         self._reference = setting.reference(fib)
+        self._leaving = Egress(self._reference)
+        self._ports = setting.ports
+        self._random = Random(seed)
         timeouts = dataclasses.astuple(setting.configuration.ruleset.sessions.timeouts)
         self._traffic = Traffic(Random(seed), indexes, setting.zoned, timeouts)
         self._rules = set(setting.ids.rules.values())
@@ -100,7 +107,8 @@ class Sequence:
             self._check(self._table(self._reference.sessions.entries))
             self._check(self._rule_counters(rules))
         finally:
-            left = self._datapath.forget(self._seen, fragments=bool(self._reference.fragments.entries))
+            fragments = bool(self._reference.fragments.entries or self._leaving.let_out)
+            left = self._datapath.forget(self._seen, fragments=fragments)
         self._check(f"session {key.hex()} is only in the datapath" for key in left)
 
     def _check(self, differences: Iterator[str]) -> None:
@@ -126,7 +134,28 @@ class Sequence:
         what += self._table(sessions.entries if self._thorough else sessions.touched)
         if what:
             raise Difference(len(self._steps) - 1, "\n".join(what), self._steps, outcome)
+        self._egress(step, outcome)
         self._traffic.saw(step, outcome)
+
+    def _egress(self, step: Send, outcome: Outcome) -> None:
+        """The same packet as one that the kernel forwards: by the port that was found, or, not let in, by any port."""
+        went = outcome.action in ("PASS", "REDIRECT") and outcome.egress is not None
+        port = next((port for port in self._ports if (port.ifindex, port.vid) == outcome.egress), None)
+        if port is None and not self._ports:
+            return
+        port = port or self._random.choice(self._ports)
+        frame = leaving(outcome.frame if went else step.frame, port.vid)
+        if frame is None:
+            return
+        expected = self._leaving.forwarded(port, frame, self._now())
+        action = self._datapath.run_egress((port.ifindex, port.vid), step.ingress, frame)
+        reasons = self._datapath.counted(expected)
+        self.reasons[expected] += 1
+        wanted = "UNSPEC" if expected is Reason.EGRESS_SESSION else "SHOT"
+        if action != wanted or reasons != [expected]:
+            found = ", ".join(reason.name for reason in reasons)
+            what = f"egress by {port}: {action} {found}; reference: {wanted} {expected.name}\n{frame.hex()}"
+            raise Difference(len(self._steps) - 1, what, self._steps, outcome)
 
     def _verdict(self, outcome: Outcome, action: str, frame: bytes) -> Iterator[str]:
         reasons = self._datapath.counted(outcome.reason)
@@ -178,6 +207,21 @@ class Sequence:
                 yield f"rule {rule} counted {real} packets and octets, reference {ours}"
 
 
+def leaving(frame: bytes, vid: int) -> bytes | None:
+    """A frame with the tag of its egress port; None if it is no sound IP, or ESP, which others decide on."""
+    ethernet = parse_ethernet(frame)
+    try:
+        packet = parse(frame)
+    except Malformed:
+        return None
+    if ethernet is None or packet is None:
+        return None
+    if packet.protocol == ESP or (packet.protocol == UDP and packet.sport == NAT_T):
+        return None
+    tag = struct.pack("!HH", 0x8100, vid) if vid else b""
+    return frame[:12] + tag + struct.pack("!H", ethernet.ethertype) + frame[ethernet.l3 :]
+
+
 def run_sequence(
     datapath: Datapath, setting: Setting, fib: Fib, indexes: dict[str, int], seed: int
 ) -> tuple[Counter[Reason], Difference | None]:
@@ -196,6 +240,3 @@ def run_sequence(
             continue
         return sequence.reasons, None
     return Counter(), found
-
-
-__all__ = ["LINKS", "Difference", "Send", "Setting", "run_sequence", "set_up"]

@@ -20,7 +20,7 @@ from xdp_steer.firewall import Firewall
 from xdp_steer.flow_layout import FragmentLeaf, SessionLeaf
 from xdp_steer.gateway import Steering
 from xdp_steer.layout import Control, VerdictCountLeaf
-from xdp_steer.prog_run import XdpAction, prog_run
+from xdp_steer.prog_run import TcAction, XdpAction, prog_run, prog_run_egress
 from xdp_steer.reasons import Reason
 
 CLOCK_MONOTONIC_COARSE = 6
@@ -72,6 +72,11 @@ class Datapath:
         """What the pipeline does with a frame, and the frame afterwards."""
         result = prog_run(self._steering.pipeline_fd, frame, ifindex=ingress)
         return XdpAction(result.retval).name, result.packet
+
+    def run_egress(self, port: tuple[int, int], ingress: int, frame: bytes) -> str:
+        """What TC does with a frame that the kernel forwards out by a port. The frame has the port's tag."""
+        result = prog_run_egress(self._steering._programs.guard, frame, port[0], ingress)
+        return TcAction(result.retval).name
 
     def counted(self, expected: Reason) -> list[Reason]:
         """The reasons counted since the last call: one, if all is well. Only ``expected`` is looked at if it is one."""

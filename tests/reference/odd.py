@@ -40,7 +40,7 @@ def error_about(random: Random, frame: bytes, place: Place) -> bytes | None:
 
 def oddity(random: Random, place: Place, base: bytes | None) -> Made:
     """Any of the kinds below. ``base`` is a frame of a flow to damage or to dress."""
-    kinds = [_multicast, _ndp, _ike, _other_icmp, _not_ip, _noise, _own, _unknown_port]
+    kinds = [_multicast, _ndp, _ike, _other_icmp, _not_ip, _noise, _own, _mapped, _unknown_port]
     if base is not None:
         kinds += [_damaged(base), _damaged(base), _cut(base), _tagged(base)]
     return random.choice(kinds)(random, place)
@@ -119,6 +119,14 @@ def _own(random: Random, place: Place) -> Made:
         return "strange addresses", place[0], _framed(ip, 1, build.icmp(ip, 8, 0, 7 << 16), place)
     l4 = build.tcp(ip, Tcp(80, 80, random.choice((SYN, SYN, RST))))
     return "strange addresses", place[0], _framed(ip, TCP, l4, place)
+
+
+def _mapped(random: Random, place: Place) -> Made:
+    """IPv6 with IPv4 addresses."""
+    link, other = random.choice(LINKS), random.choice(LINKS)
+    src, dst = key_bytes(link.host4(10)), key_bytes(other.host4(10))
+    ip = Ip(6, src, dst if random.random() < 0.5 else key_bytes(other.host6(10)))
+    return "IPv4 in IPv6", place[0], _framed(ip, UDP, build.udp(ip, 5000, 53), place)
 
 
 def _not_ip(random: Random, place: Place) -> Made:

@@ -175,6 +175,8 @@ def _ipv6(frame: bytes, l3: int) -> Packet:
     word, payload, protocol, ttl, src, dst = struct.unpack_from("!IHBB16s16s", frame, l3)
     if word >> 28 != 6 or l3 + 40 + payload > len(frame):
         raise Malformed
+    if src.startswith(V4_MAPPED) or dst.startswith(V4_MAPPED):
+        raise Malformed  # IPv4 in disguise: keys could not tell them apart
     packet = Packet(frame, l3, 6, src, dst, ttl, 40 + payload, protocol, l3 + 40)
     for _ in range(MAX_EXTENSIONS):
         if packet.later_fragment or packet.protocol not in (HOP_BY_HOP, ROUTING, FRAGMENT, OPTIONS):

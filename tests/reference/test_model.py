@@ -90,6 +90,12 @@ def test_a_cut_extension_header_is_malformed(firewall):
     assert firewall.sees("fwa", packet).reason is Reason.MALFORMED
 
 
+@pytest.mark.parametrize("addresses", [("::ffff:10.0.0.10", "2001:db8:b::a"), ("2001:db8:a::a", "::ffff:10.0.1.10")])
+def test_ipv4_addresses_in_ipv6_are_malformed(firewall, addresses):
+    packet = IPv6(src=addresses[0], dst=addresses[1]) / UDP(sport=1, dport=2)
+    assert firewall.sees("fwa", packet).reason is Reason.MALFORMED
+
+
 def test_neighbour_discovery_passes_with_hop_limit_255_only(firewall):
     solicitation = IPv6(src="2001:db8:a::a", dst="2001:db8:a::1", hlim=255) / ICMPv6ND_NS(tgt="2001:db8:a::1")
     assert firewall.sees("fwa", solicitation).reason is Reason.NDP

@@ -1,0 +1,49 @@
+"""What the kernel forwards, on its way out: only what the pipeline has judged goes, so its session must be there."""
+
+from __future__ import annotations
+
+from tests.reference.model import Pipeline
+from tests.reference.packets import Key, Malformed, parse_ethernet, parse_inner, parse_ip, parse_l4
+from tests.reference.rules import Port
+from tests.reference.sessions import FRAGMENT_SECONDS, SECOND, FragmentKey, Fragments
+from xdp_steer.reasons import Reason
+
+
+class Egress:
+    """Beside a pipeline. Source addresses are none of this machine, and packets no ESP.
+
+    ``let_out``: when the first fragment of a datagram left.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        self.let_out: dict[FragmentKey, int] = {}
+
+    def forwarded(self, port: Port, frame: bytes, now_ns: int) -> Reason:
+        """Whether a frame may leave by a port."""
+        try:
+            known = self._is_known(self._pipeline.number(port.zone), frame, now_ns)
+        except Malformed:
+            known = False
+        return Reason.EGRESS_SESSION if known else Reason.EGRESS_UNPOLICED
+
+    def _is_known(self, zone: int, frame: bytes, now: int) -> bool:
+        ethernet = parse_ethernet(frame)
+        assert ethernet is not None
+        packet = parse_ip(frame, ethernet)
+        pieces = Fragments.key(packet, zone)
+        if packet.later_fragment:
+            return pieces in self.let_out and now <= self.let_out[pieces] + FRAGMENT_SECONDS * SECOND
+        parse_l4(packet)
+        if packet.is_error:
+            inner = parse_inner(packet)
+            return self._is_live(Key(inner.src, inner.dst, inner.sport, inner.dport, inner.protocol, zone), now)
+        known = self._is_live(Key(packet.dst, packet.src, packet.dport, packet.sport, packet.protocol, zone), now)
+        if known and packet.first_fragment:
+            self.let_out[pieces] = now
+        return known
+
+    def _is_live(self, key: Key, now: int) -> bool:
+        sessions = self._pipeline.sessions
+        entry = sessions.find(key)
+        return entry is not None and not sessions.expired(key, entry, now)
