@@ -23,6 +23,7 @@ from tests.differential.datapath import Datapath, pins_of_this_run
 from tests.reference.network import make_fib
 from tests.reference.traffic import Send, Step
 from tests.support.netns import namespace
+from xdp_steer.gateway import Steering
 from xdp_steer.reasons import Reason
 
 SEED = int(os.environ.get("SEED", "1"))
@@ -45,9 +46,13 @@ def indexes() -> Iterator[dict[str, int]]:
 
 @pytest.fixture(scope="module")
 def datapath(indexes: dict[str, int]) -> Iterator[Datapath]:
-    opened = Datapath(pins_of_this_run(), indexes)
-    yield opened
-    opened.close()
+    pins = pins_of_this_run()
+    try:
+        opened = Datapath(pins, indexes)
+        yield opened
+        opened.close()
+    finally:
+        Steering.remove_leftovers(pins)  # of programs that do not load
 
 
 @pytest.mark.timeout(900)
