@@ -25,7 +25,7 @@ test: setup lint ## everything: unit, property, BPF, engines, and the lab's scen
 	@$(PYTHON) -m pytest
 
 test-fast: setup ## the tests without the lab's scenarios, in under two minutes
-	@$(PYTHON) -m pytest -q -m "not scenario"
+	@N=$${N:-2000} $(PYTHON) -m pytest -q -m "not scenario"
 
 scenarios: setup ## all of the lab, all engines
 	@$(PYTHON) -m pytest -v -m scenario --all-scenarios
