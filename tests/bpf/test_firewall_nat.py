@@ -43,6 +43,7 @@ from xdp_steer import flow_layout as fl
 from xdp_steer.flow_layout import NameKind, SessionFlag
 from xdp_steer.prog_run import XdpAction
 from xdp_steer.reasons import Reason
+from xdp_steer.sessions import Session
 from xdp_steer.tables import Count
 
 pytestmark = pytest.mark.root
@@ -85,6 +86,12 @@ def forward(world: World, port: Port, packet: Packet, out: Port, **fields: objec
     result = world.send(port, packet)
     assert (result.action, result.reason) == (XdpAction.REDIRECT, Reason.FORWARDED)
     assert described(result.frame) == described(routed(packet, out, **fields))
+
+
+def session_to(world: World, destination: str) -> Session:
+    """The session whose first packet was for that address."""
+    (found,) = (session for session in world.sessions() if str(session.flow.destination) == destination)
+    return found
 
 
 def candidates(packet: Packet, zone: int, low: int, high: int) -> list[int]:
@@ -257,7 +264,7 @@ def test_the_first_rule_decides_and_off_translates_nothing(world: World, v: int)
     world.apply(rules(source_nat=(exempt, HIDE)))
     forward(world, LAN, tcp(LAN.host(v), WAN.host(v)), WAN)
     forward(world, LAN, tcp(LAN.host(v), FAR[v]), WAN, src=WAN.own(v))
-    direct, hidden = world.sessions()
+    direct, hidden = session_to(world, WAN.host(v)), session_to(world, FAR[v])
     number = world.ids.rules
     assert direct.snat_rule == number[NameKind.SOURCE_NAT, "exempt"]
     assert hidden.snat_rule == number[NameKind.SOURCE_NAT, "hide"]
@@ -294,11 +301,11 @@ def test_static_nat_both_ways_before_source_nat(world: World, v: int) -> None:
     ping = echo(there, outside)
     forward(world, WAN, ping, DMZ, dst=inside)
     forward(world, DMZ, echo(inside, there, reply=True), WAN, src=outside)
-    first, second, third = world.sessions()
     number = world.ids.rules[NameKind.STATIC_NAT, "static"]
-    assert (first.snat_rule, first.dnat_rule) == (number, 0)
-    assert (second.snat_rule, second.dnat_rule) == (0, number)
-    assert (third.snat_rule, third.dnat_rule) == (0, number)
+    outward = session_to(world, there)
+    assert (outward.snat_rule, outward.dnat_rule) == (number, 0)
+    inward = [session for session in world.sessions() if session != outward]
+    assert [(session.snat_rule, session.dnat_rule) for session in inward] == [(0, number)] * 2
     forward(world, LAN, tcp(LAN.host(v), inside), DMZ)  # towards another zone nothing is translated
 
 

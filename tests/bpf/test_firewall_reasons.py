@@ -520,6 +520,19 @@ def test_the_whole_outcome(world: World, case: Case) -> None:
         assert before.items() <= rows(world).items(), "a dropped packet leaves sessions alone"
 
 
+@pytest.mark.parametrize("v", [4, 6])
+def test_a_route_is_looked_up_from_the_device_of_the_tag(world: World, v: int) -> None:
+    """Forwarding is off on the VLAN alone."""
+    world.apply(BASE)
+    switch = Path(f"/proc/sys/net/ipv{v}/conf/lan0.100/forwarding")
+    switch.write_text("0")
+    try:
+        assert world.send(VLAN, tcp(VLAN.host(v), WAN.host(v))).reason is Reason.ROUTE_UNSUPPORTED
+        assert world.send(LAN, tcp(LAN.host(v), WAN.host(v))).reason is Reason.FORWARDED
+    finally:
+        switch.write_text("1")
+
+
 def framed(case: Case) -> Packet:
     return case.port.sent(case.packet) if case.egress else case.port.frame(case.packet)
 
