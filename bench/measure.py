@@ -47,7 +47,7 @@ class Meter:
             if case.ring is Ring.READ:
                 return self._read_meanwhile(case)
             result = self._run(case, REPEAT)
-            self._check_packet(case, result)
+        self._check_packet(case, result)
         if case.ring is Ring.FULL and (kept := self._machine.drain_events(REPEAT)) < _RING_RECORDS - 1:
             raise BenchError(f"{case.name}: {kept} records in a ring for {_RING_RECORDS}: it was not full")
         return result.duration_ns
