@@ -15,7 +15,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from ipaddress import IPv4Address, ip_address, ip_network
@@ -251,26 +251,25 @@ def ifindex(interface: str) -> int:
 def machine(entries: int) -> Iterator[tuple[Machine, Path]]:
     """The machine with room for ``entries`` of sessions, and the directory of its pins; leaves nothing behind."""
     pins = Path(f"/sys/fs/bpf/ipsec-gw-bench-{os.getpid()}")
-    with namespace(f"ipsec-gw-bench-{os.getpid()}"):
+    with ExitStack() as stack:
+        stack.enter_context(namespace(f"ipsec-gw-bench-{os.getpid()}"))
         _build()
         steering = Steering.open(pins, sessions=entries)
+        stack.callback(steering.remove)
         maps = tables.open_maps(pins / "maps", sessions=entries)
+        stack.callback(tables.close_maps, maps)
         rearm = Rearm(ifindex("wan0"))
-        engine = None
-        try:
-            steering.dock("wan0", Role.WAN)
-            engine = XskSocket("wan0")
-            engine.enter(steering.xsks_map("wan0"))
-            steering.set_engine(True)
-            for number in range(SAS):
-                steering.steer(SaKey(ip_address(OWN4), FIRST_SPI + number))
-            yield Machine(steering, maps, rearm), pins
-        finally:
-            if engine is not None:
-                engine.close()
-            rearm.close()
-            tables.close_maps(maps)
-            steering.remove()
+        stack.callback(rearm.close)
+        steering.dock("wan0", Role.WAN)
+        engine = XskSocket("wan0")
+        stack.callback(engine.close)
+        engine.enter(steering.xsks_map("wan0"))
+        steering.set_engine(True)
+        for number in range(SAS):
+            steering.steer(SaKey(ip_address(OWN4), FIRST_SPI + number))
+        found = Machine(steering, maps, rearm)
+        stack.callback(found.events.close)
+        yield found, pins
 
 
 def _build() -> None:

@@ -6,7 +6,9 @@ packet is proven to have gone where its case says, by the counters.
 
 A test run does not restore a packet that was rewritten: a small program before the pipeline does (``rearm.bpf.c``). Its
 cost, the difference between it and a bare XDP_PASS in the same round, is taken off; the column "with re-arm" has it
-still in. Redirected packets are not transmitted: the driver's work is not in any row, R included.
+still in. Redirected packets are not transmitted: the driver's work is not in any row, R included. Sessions that are
+visited in turn have routes stamped fresh, but for the row that says otherwise. "Ring read" is read every 5,000 packets,
+not at the same time. The kernel's figures are whole nanoseconds, so R itself is known to 1 or 2 percent.
 """
 
 from __future__ import annotations
