@@ -141,6 +141,8 @@ async def build(config: Config, paths: Paths, charon: CharonWatcher, stack: Asyn
         await link.open()
         gateway = _join(config, senses, link, None)
         if config.firewall is None:
+            if Steering.had_firewall(paths.pins):  # of a former life
+                (await asyncio.to_thread(_open_steering, config, paths.pins)).close()
             return gateway
         return replace(gateway, keeper=await _firewall_alone(config, paths, route, charon, stack))
     wan = await find_wan(config, KernelView(route), charon)

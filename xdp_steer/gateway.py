@@ -94,6 +94,7 @@ class Steering:
             tables.set_control(steering._control, Control.HOLD_NS, hold_ms * 1_000_000)
             if not firewall:
                 tables.set_control(steering._control, Control.FIREWALL, 0)
+                tables.forget_firewall(pins / "maps")
             steering._adopt()
         except BaseException:
             steering.close()

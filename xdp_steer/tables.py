@@ -66,6 +66,12 @@ def open_maps(directory: Path, *, firewall: bool = True, sessions: int = flow_la
     return fds
 
 
+def forget_firewall(directory: Path) -> None:
+    """Unpin the firewall's maps, sessions included: the programs that use them are gone, and so are they then."""
+    for spec in flow_layout.FLOW_MAPS:
+        (directory / spec.name).unlink(missing_ok=True)
+
+
 def close_maps(fds: Mapping[str, int]) -> None:
     """Close descriptors of :func:`open_maps`."""
     for fd in fds.values():

@@ -347,10 +347,7 @@ def test_a_zone_that_is_removed_takes_its_sessions_along(box: FirewallBox) -> No
     "engine",
     [
         "soft",
-        pytest.param(
-            "kernel",
-            marks=pytest.mark.xfail(reason="beside the kernel engine nobody takes off the firewall of a former life"),
-        ),
+        "kernel",
     ],
 )
 def test_without_zones_after_a_restart_the_firewall_is_off(box: FirewallBox, engine: str) -> None:
