@@ -41,7 +41,7 @@ from ipsec_gw.model.firewall import (
 )
 from xdp_steer import flow_layout as fl
 from xdp_steer.flow_layout import NameKind, SessionFlag
-from xdp_steer.prog_run import XdpAction
+from xdp_steer.prog_run import TcAction, XdpAction
 from xdp_steer.reasons import Reason
 from xdp_steer.sessions import Session
 from xdp_steer.tables import Count
@@ -542,6 +542,13 @@ def test_a_destination_that_becomes_this_machine(world: World) -> None:
         assert (result.action, result.reason) == (XdpAction.PASS, Reason.HOST)
         assert described(result.frame) == described(WAN.frame(changed(sent, dst=WAN.address4, dport=22)))
     assert world.session().flags & SessionFlag.TO_SELF
+    answer = tcp(WAN.address4, WAN.host4, 40000, "SA")
+    answer[TCP].sport = 22
+    for whole in (answer, partial(answer)):  # the kernel leaves the checksum to hardware that can do it
+        result = world.emit(WAN, whole)
+        assert (result.action, result.reason) == (TcAction.UNSPEC, Reason.EGRESS_SESSION)
+        wanted = changed(answer, src=FAR[4], sport=2222)
+        assert described(result.frame) == described(WAN.sent(partial(wanted) if whole is not answer else wanted))
 
 
 def test_checksums_of_random_packets(world: World, random: Random) -> None:

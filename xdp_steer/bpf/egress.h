@@ -119,8 +119,13 @@ static __always_inline int egress_local(struct __sk_buff *skb, struct meta *m)
 		reason = flow_step(m, s, now, &over);
 		if (reason != NEXT)
 			return tc_drop(skb, reason);
-		if (!over)
+		if (!over) {
+			become(m, s);
+			/* The answer of a service that destination NAT led here. */
+			if (m->flags & META_NAT && rewrite((void *)(long)skb->data, (void *)(long)skb->data_end, m) != NEXT)
+				return tc_drop(skb, REASON_EGRESS_UNPOLICED);
 			return tc_pass(skb, REASON_EGRESS_SESSION);
+		}
 		end_session(m, s, now);
 	}
 	if (is_exempt(m))
@@ -166,7 +171,7 @@ static __always_inline int egress(struct __sk_buff *skb, struct packet *pkt, boo
 	m->l3 = pkt->l3 - data;
 	m->l4 = pkt->cursor - data;
 	m->on_egress = 1;
-	m->in_flags = 0;
+	m->in_flags = PORT_PARTIAL;	/* the kernel leaves the checksum of what it sends to the hardware */
 	m->in_mss = 0;
 	m->shape = pkt->shape;
 	m->tcp_flags = 0;

@@ -30,7 +30,7 @@ int stage_forward(struct xdp_md *ctx)
 	if (!m)
 		return drop(ctx, REASON_NO_STAGE);
 	if (m->flags & META_TO_SELF) {
-		if (rewrite(ctx, m) != NEXT)
+		if (rewrite((void *)(long)ctx->data, (void *)(long)ctx->data_end, m) != NEXT)
 			return drop(ctx, REASON_MALFORMED);
 		return pass(ctx, REASON_HOST);
 	}

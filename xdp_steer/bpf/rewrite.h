@@ -31,9 +31,9 @@ static __always_inline void fix(struct meta *m, __be16 *checksum, u64 addresses,
 }
 
 /* Of the L4 header, addresses being already right in the IP header. Sets META_PARTIAL. */
-static __always_inline u32 rewrite_l4(struct xdp_md *ctx, struct meta *m, u64 addresses, bool nat)
+static __always_inline u32 rewrite_l4(void *data, void *end, struct meta *m, u64 addresses, bool nat)
 {
-	void *l4 = (void *)(long)ctx->data + (m->l4 & OFFSET_MASK), *end = (void *)(long)ctx->data_end;
+	void *l4 = data + (m->l4 & OFFSET_MASK);
 	u64 ports = difference16(m->key.sport, m->sport) + difference16(m->key.dport, m->dport);
 	struct tcp_header *tcp = l4;
 	struct udphdr *udp = l4;
@@ -77,9 +77,9 @@ static __always_inline u32 rewrite_l4(struct xdp_md *ctx, struct meta *m, u64 ad
 }
 
 /* Addresses, ports and checksums. NEXT, or MALFORMED for what cannot happen after the parser. */
-static __always_inline u32 rewrite(struct xdp_md *ctx, struct meta *m)
+static __always_inline u32 rewrite(void *data, void *end, struct meta *m)
 {
-	void *l3 = (void *)(long)ctx->data + (m->l3 & OFFSET_MASK), *end = (void *)(long)ctx->data_end;
+	void *l3 = data + (m->l3 & OFFSET_MASK);
 	bool nat = m->flags & META_NAT;
 	struct ipv6hdr *ip6 = l3;
 	struct iphdr *ip = l3;
@@ -102,7 +102,7 @@ static __always_inline u32 rewrite(struct xdp_md *ctx, struct meta *m)
 	}
 	if (m->flags & META_LATER || (!nat && !(m->in_flags & PORT_PARTIAL)))
 		return NEXT;
-	return rewrite_l4(ctx, m, addresses, nat);
+	return rewrite_l4(data, end, m, addresses, nat);
 }
 
 /* Lower the MSS of a TCP packet with SYN to the cap in the record. What is no option list is left alone. */
@@ -210,7 +210,7 @@ static __always_inline int leave_by(struct xdp_md *ctx, struct meta *m, bool cla
 		if (m->shape & SHAPE_DF)
 			return answer_icmp(ctx, m, ICMP_UNREACHABLE, ICMP_FRAGMENTATION_NEEDED, m->mtu, REASON_TOO_BIG);
 	}
-	if (rewrite(ctx, m) != NEXT)
+	if (rewrite((void *)(long)ctx->data, (void *)(long)ctx->data_end, m) != NEXT)
 		return drop(ctx, REASON_MALFORMED);
 	if (clamp)	/* after rewrite(), which finds out whether the checksum is a partial one */
 		clamp_mss(ctx, m);
