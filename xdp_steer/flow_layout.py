@@ -424,7 +424,6 @@ SESSIONS = MapSpec(
     FlowKeyLeaf,
     SessionLeaf,
     MAX_SESSIONS,
-    flags=libbpf.BPF_F_NO_PREALLOC,
     resizable=True,
 )
 FRAGMENTS = MapSpec("fragments", libbpf.MAP_LRU_HASH, FragmentKeyLeaf, FragmentLeaf, MAX_FRAGMENTS)

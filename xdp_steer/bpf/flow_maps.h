@@ -93,7 +93,8 @@ struct flow_key {
 	u8 reserved;
 };
 
-/* One direction of a session. What an established packet needs is in the first two cache lines. */
+/* One direction of a session. The map has room for all of them from the start: to allocate two for each new flow costs
+ * more than all else that it costs. */
 struct session {
 	u64 last_seen_ns;	/* CLOCK_MONOTONIC_COARSE, of a packet in this direction */
 	u64 packets;
@@ -222,7 +223,7 @@ BPF_TABLE_PINNED("array", u32, struct bit_row, rule_bits, MAX_BIT_ROWS, PIN_ROOT
 BPF_TABLE_PINNED("array", u32, struct rule_row, rule_rows, MAX_BANKS * MAX_TABLES * MAX_ROWS, PIN_ROOT "/rule_rows");
 BPF_TABLE_PINNED("array", u32, struct pool, pools, MAX_BANKS * MAX_POOLS, PIN_ROOT "/pools");
 BPF_TABLE_PINNED("percpu_array", u32, struct verdict_count, rule_counts, MAX_RULES, PIN_ROOT "/rule_counts");
-BPF_TABLE_PINNED("hash", struct flow_key, struct session, sessions, 1, PIN_ROOT "/sessions", BPF_F_NO_PREALLOC);
+BPF_TABLE_PINNED("hash", struct flow_key, struct session, sessions, 1, PIN_ROOT "/sessions");
 BPF_TABLE_PINNED("lru_hash", struct fragment_key, struct fragment, fragments, MAX_FRAGMENTS, PIN_ROOT "/fragments");
 
 /* BCC has no macro for a pinned ring buffer. */
