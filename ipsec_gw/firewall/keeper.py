@@ -41,10 +41,9 @@ flow_log = structlog.get_logger("flow")
 class Keeper:
     """The firewall of a running gateway. ``wan`` are interfaces that ESP comes and goes by."""
 
-    def __init__(self, steering: Steering, route: AsyncIPRoute, ruleset: Ruleset, wan: frozenset[str]) -> None:
+    def __init__(self, steering: Steering, _shared: AsyncIPRoute, ruleset: Ruleset, wan: frozenset[str]) -> None:
         self.steering = steering
         self._firewall = steering.firewall
-        self._route = route
         self._wan = wan
         self._table = SessionTable(steering.sessions_map)
         self._collector = Collector(self._table, ruleset.sessions, self._tell_closed)
@@ -61,17 +60,17 @@ class Keeper:
 
         Raises CompileError and SteeringError; the one before holds on then.
         """
-        async with self._lock:
+        async with self._lock, AsyncIPRoute() as route:  # a socket of its own: on one, two dumps at once are refused
             wanted = ruleset or self.ruleset
             before = self._firewall.ids()
             ids = assign(before, wanted)
-            infos = await self._infos(wanted)
+            infos = await self._infos(route, wanted)
             rows = compile_ruleset(wanted, ids, infos, now=datetime.now())
-            self.steering.set_local(await local_addresses(self._route))
+            self.steering.set_local(await local_addresses(route))
             if not self._firewall.apply(rows, ids):
-                await self._dock(infos)
+                await self._dock(route, infos)
                 return
-            await self._dock(infos)
+            await self._dock(route, infos)
             self.ruleset = wanted
             self._collector.configure(wanted.sessions)
             await asyncio.to_thread(self._end_orphaned, before, ids)
@@ -122,18 +121,18 @@ class Keeper:
             for (kind, name), count in self._firewall.rule_counts().items()
         ]
 
-    async def _infos(self, ruleset: Ruleset) -> dict[str, PortInfo]:
+    async def _infos(self, route: AsyncIPRoute, ruleset: Ruleset) -> dict[str, PortInfo]:
         names = [name for zone in ruleset.zones for name in zone.interfaces]
-        infos = await port_infos(self._route, names, self.steering.is_generic, self._wan)
+        infos = await port_infos(route, names, self.steering.is_generic, self._wan)
         missing = frozenset(names) - infos.keys()
         if missing != self.missing:
             log.warning("interfaces of zones do not exist (yet)", interfaces=sorted(missing))
         self.missing = missing
         return infos
 
-    async def _dock(self, infos: dict[str, PortInfo]) -> None:
+    async def _dock(self, route: AsyncIPRoute, infos: dict[str, PortInfo]) -> None:
         """A dock wherever there is a zone, after the rows that decide there; none where there is no zone any more."""
-        names = {int(link.get("index")): str(link.get("ifname")) async for link in await self._route.get_links()}
+        names = {int(link.get("index")): str(link.get("ifname")) async for link in await route.get_links()}
         wanted = {names[info.ifindex] for info in infos.values()}
         present = self.steering.docked(Role.WAN) | self.steering.docked(Role.INSIDE)
         for name in sorted(wanted - present):
