@@ -57,8 +57,10 @@ class FirewallBox(Box):
             subprocess.run(["ip", "netns", "add", self.namespace(host)], check=True)
             self.on(host, "sysctl", "-qw", "net.ipv6.conf.all.accept_dad=0", "net.ipv6.conf.default.accept_dad=0")
             self.on(host, "ip", "link", "set", "lo", "up")
+        program = self._pass_all()
         for near, host, end in _LINKS:
             self.wire(GATEWAY, near, host, end)
+            self.on(host, "ip", "link", "set", end, "xdpdrv", "obj", str(program), "sec", "xdp")
         self.wire(SERVER, "f1", FAR, "f0", mtu=FAR_MTU)
         self.on(CLIENT, "ip", "link", "add", "link", "c0", "name", "m0", "type", "macvlan", "mode", "bridge")
         self.on(CLIENT, "ip", "link", "set", "m0", "netns", self.namespace(INNER))
@@ -76,6 +78,14 @@ class FirewallBox(Box):
         self.route(GATEWAY, "default", ADDRESSES[SERVER][0])
         self.route(GATEWAY, "default", ADDRESSES[SERVER][1])
         self.route(SERVER, "2001:db8::/32", WAN[1])
+
+    def _pass_all(self) -> Path:
+        """A veth takes XDP frames (answers, redirected packets) only with a program of its own."""
+        source = self.tmp / "pass.c"
+        source.write_text('__attribute__((section("xdp"), used)) int pass_all(void *ctx) { return 2; }\n')
+        program = source.with_suffix(".o")
+        subprocess.run(["clang", "-O2", "-target", "bpf", "-c", source, "-o", program], check=True)
+        return program
 
     def namespace(self, host: str) -> str:
         """The name of a host's namespace."""
@@ -197,6 +207,8 @@ def firewall_box() -> Iterator[FirewallBox]:
         box.raise_()
         yield box
     finally:
+        for child in box.children:
+            print("".join(line for line in box.log(child).splitlines(True) if '"event": "flow"' not in line))
         box.lower()
         shutil.rmtree(tmp)
 

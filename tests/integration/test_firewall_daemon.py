@@ -343,13 +343,7 @@ def test_a_zone_that_is_removed_takes_its_sessions_along(box: FirewallBox) -> No
     ]
 
 
-@pytest.mark.parametrize(
-    "engine",
-    [
-        "soft",
-        "kernel",
-    ],
-)
+@pytest.mark.parametrize("engine", ["soft", "kernel"])
 def test_without_zones_after_a_restart_the_firewall_is_off(box: FirewallBox, engine: str) -> None:
     before = settings(box)
     box.write(WITH_DMZ.replace('"kernel"', f'"{engine}"'))
