@@ -153,7 +153,7 @@ async def build(config: Config, paths: Paths, charon: CharonWatcher, stack: Asyn
         undo.push_async_callback(engine.close)
         link = EngineLink(engine)
         await link.open()
-        keeper = await _wall(config, plumbing.steering, route, wan)
+        keeper = await _wall(config, plumbing.steering, wan)
         undo.pop_all()
     stack.callback(plumbing.steering.close)
     stack.push_async_callback(engine.close)
@@ -172,11 +172,11 @@ def _open_steering(config: Config | None, pins: Path) -> Steering:
     return Steering.open(pins, sessions=2 * config.firewall.sessions.maximum)
 
 
-async def _wall(config: Config, steering: Steering, route: AsyncIPRoute, wan: tuple[Link, ...]) -> Keeper | None:
+async def _wall(config: Config, steering: Steering, wan: tuple[Link, ...]) -> Keeper | None:
     if config.firewall is None:
         return None
     prepare(steering)
-    keeper = Keeper(steering, route, config.firewall, frozenset(link.name for link in wan))
+    keeper = Keeper(steering, config.firewall, frozenset(link.name for link in wan))
     await keeper.apply()
     return keeper
 
@@ -195,7 +195,7 @@ async def _firewall_alone(
             undo.callback(Steering.remove_leftovers, paths.pins)
         steering = await asyncio.to_thread(_open_steering, config, paths.pins)
         undo.callback(steering.close)
-        keeper = await _wall(config, steering, route, wan)
+        keeper = await _wall(config, steering, wan)
         undo.pop_all()
     stack.callback(steering.close)
     return keeper

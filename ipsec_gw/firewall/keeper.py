@@ -41,7 +41,7 @@ flow_log = structlog.get_logger("flow")
 class Keeper:
     """The firewall of a running gateway. ``wan`` are interfaces that ESP comes and goes by."""
 
-    def __init__(self, steering: Steering, _shared: AsyncIPRoute, ruleset: Ruleset, wan: frozenset[str]) -> None:
+    def __init__(self, steering: Steering, ruleset: Ruleset, wan: frozenset[str]) -> None:
         self.steering = steering
         self._firewall = steering.firewall
         self._wan = wan
