@@ -12,7 +12,7 @@ from xdp_steer.compile.pack import Write, bank_writes, name_write, vlan_port_wri
 from xdp_steer.compile.rows import Rows
 from xdp_steer.flow_layout import NameKind
 from xdp_steer.layout import Control, MapSpec, VerdictCountLeaf
-from xdp_steer.tables import Count, refused, set_control
+from xdp_steer.tables import Count, control, next_generation, refused, set_control
 
 _BANKED: dict[MapSpec, Callable[[bytes], int]] = {
     fl.PORTS: lambda key: fl.PortKeyLeaf.from_buffer_copy(key).bank,
@@ -40,7 +40,7 @@ class Firewall:
         if self._applied == (rows, ids):
             return False
         self._applied = None
-        running = self._control_value(Control.BANK) % fl.MAX_BANKS
+        running = control(self._control, Control.BANK) % fl.MAX_BANKS
         resting = (running + 1) % fl.MAX_BANKS
         self._empty(resting)
         self._write_names(ids)
@@ -72,14 +72,9 @@ class Firewall:
             counts = libbpf.map_entries(self._maps[spec.name], 4, ctypes.sizeof(_PER_CPU), spec.entries)
         return {name: _sum(counts[number][1]) for name, number in self.ids().rules.items()}
 
-    def _control_value(self, slot: Control) -> int:
-        with refused(f"reading of control {slot.name.lower()}"):
-            return libbpf.map_lookup(self._control, ctypes.c_uint32(slot), ctypes.c_uint64()).value
-
     def _switch(self, bank: int) -> None:
         """One system call, in this order: a packet that sees the firewall on or the generation new sees the bank."""
-        generation = (self._control_value(Control.FIB_GENERATION) + 1) & 0xFFFFFFFF or 1
-        values = {Control.BANK: bank, Control.FIREWALL: 1, Control.FIB_GENERATION: generation}
+        values = {Control.BANK: bank, Control.FIREWALL: 1, Control.FIB_GENERATION: next_generation(self._control)}
         keys = (ctypes.c_uint32 * len(values))(*values)
         numbers = (ctypes.c_uint64 * len(values))(*values.values())
         with refused(f"switch to bank {bank}"):

@@ -189,8 +189,7 @@ class Steering:
 
     def routes_changed(self) -> None:
         """Routes that sessions remember are looked up anew."""
-        generation = tables.control(self._control, Control.FIB_GENERATION) + 1
-        tables.set_control(self._control, Control.FIB_GENERATION, generation & 0xFFFFFFFF or 1)
+        tables.set_control(self._control, Control.FIB_GENERATION, tables.next_generation(self._control))
 
     @staticmethod
     def is_generic(ifindex: int) -> bool:

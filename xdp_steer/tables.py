@@ -243,6 +243,11 @@ def control(fd: int, slot: Control) -> int:
         return libbpf.map_lookup(fd, ctypes.c_uint32(slot), ctypes.c_uint64()).value
 
 
+def next_generation(fd: int) -> int:
+    """The generation of routes after the one in the control map: 32 bits, never 0."""
+    return (control(fd, Control.FIB_GENERATION) + 1) & 0xFFFFFFFF or 1
+
+
 def verdicts(fd: int) -> dict[Reason, Count]:
     """Counters of every reason, over all CPUs."""
     found = {}
