@@ -28,9 +28,11 @@ INIT = """\
 #!/bin/busybox sh
 b=/bin/busybox
 $b mount -t devtmpfs d /dev; $b mount -t proc p /proc
+echo "loading modules"
 for m in $($b cat /mods/order); do $b insmod "/mods/$m" 2>/dev/null; done
 # The root is shared read-write, so that the guest can hand results back: cache=mmap trusts nothing for long.
 # What does not change during a run is mounted again read-only with cache=loose: imports are four times as fast.
+echo "mounting shares"
 opts=trans=virtio,version=9p2000.L,msize=1048576
 $b mount -t 9p -o $opts,rw,cache=mmap,access=any root /new || { echo "no shared root"; $b poweroff -f; }
 while read -r tag path; do $b mount -t 9p -o $opts,ro,cache=loose "$tag" "/new$path"; done </mods/shares
@@ -40,6 +42,7 @@ $b mkdir -p /new/dev/shm /new/dev/hugepages /new/dev/pts
 $b mount -t tmpfs t /new/dev/shm; $b mount -t hugetlbfs h /new/dev/hugepages; $b mount -t devpts p /new/dev/pts
 job=$($b sed -n 's/.*lab_job=\\([^ ]*\\).*/\\1/p' /proc/cmdline)
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
+echo "starting the job"
 # Kernel threads share init's root: only after this chroot does the kernel find modprobe.
 exec $b chroot /new /bin/sh -c ". '$job' </dev/ttyS1 >/dev/ttyS1 2>&1
 sync; echo o >/proc/sysrq-trigger; while :; do sleep 1; done"

@@ -77,6 +77,10 @@ MARK = "@lab "
 """Starts a line that carries an event; anything else on the guest's console is for people."""
 
 
+BOOTED = MARK + "booted"
+"""The guest's first line: its job starts."""
+
+
 class Lines:
     """Events as lines that :func:`parse` understands: how the guest talks to its host."""
 

@@ -15,7 +15,7 @@ from ipsec_gw.lab import netns, session
 from ipsec_gw.lab.context import Lab, Options
 from ipsec_gw.lab.kernel import TOOLS, Environment, need_root, release
 from ipsec_gw.lab.process import need_tools, stay_on_one_processor
-from ipsec_gw.lab.progress import Listener, Note, StepDone, StepStarted, parse
+from ipsec_gw.lab.progress import BOOTED, Listener, Note, StepDone, StepStarted, parse
 from ipsec_gw.lab.report import Check, Report, Versions, from_json
 from ipsec_gw.lab.scenarios import Scenario
 
@@ -95,18 +95,18 @@ def _check_leftovers(lab: Lab) -> None:
 
 
 class Relay:
-    """Passes the guest's lines on as events; the first one tells that it has booted."""
+    """Passes the guest's lines on as events."""
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
-        self._started: float | None = time.monotonic()
+        self._started = time.monotonic()
 
     def __call__(self, line: str) -> None:
         """Take a line."""
-        if self._started is not None:
+        if line == BOOTED:
             self._listener.tell(StepDone("boot the virtual machine", time.monotonic() - self._started))
-            self._started = None
-        self._listener.tell(parse(line))
+        else:
+            self._listener.tell(parse(line))
 
 
 async def run_vm(scenario: Scenario, options: Options, listener: Listener) -> Report:

@@ -12,7 +12,7 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +20,15 @@ import ipsec_gw
 from ipsec_gw.errors import EnvironmentMissing, IpsecGwError
 from ipsec_gw.lab.initramfs import Share, image
 from ipsec_gw.lab.process import dies_with_parent, need_tools
+from ipsec_gw.lab.progress import BOOTED
 from ipsec_gw.lab.session import exchange_directory
 
 MEMORY, PROCESSORS = "4G", 2
 COMMAND_LINE = "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable cryptomgr.notests=1"
+BOOT_SECONDS, BOOTS = 120.0, 3
+"""A boot takes 5 to 15 s. Emulation with two processors has been seen to stop in the middle of one, for good: then
+the machine is started again, this often at most. Nothing of the job has run by then."""
+
 NO_VERDICT = 125
 """Exit code of a guest that never told one (as docker and podman use it)."""
 
@@ -107,6 +112,7 @@ def job_script(argv: list[str], status: Path, directory: Path) -> str:
     kept = {name: os.environ[name] for name in ("IPSEC_GW_VPP", "BCC_KERNEL_SOURCE") if name in os.environ}
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in kept.items())
     return (
+        f"echo {shlex.quote(BOOTED)}\n"
         f"{exports}export TERM=dumb PYTHONUNBUFFERED=1 IPSEC_GW_LAB_GUEST=1\n"
         "ip link set lo up\n"
         f"cd {shlex.quote(str(directory))}\n"
@@ -150,7 +156,8 @@ async def run_in_vm(argv: list[str], exchange: Path, told: Callable[[str], None]
     """Run ``argv`` as root in the virtual machine.
 
     ``exchange`` is a directory on this machine's disk that the job may write to. Each line the job writes goes to
-    ``told``, live. However this ends, the machine is gone then. Raises GuestFailed and EnvironmentMissing.
+    ``told``, live, the first is :data:`~ipsec_gw.lab.progress.BOOTED`. The job has ``timeout`` seconds. However this
+    ends, the machine is gone then. Raises GuestFailed and EnvironmentMissing.
     """
     need_tools(TOOLS)
     kernel, shared = newest_kernel(), shares()
@@ -158,8 +165,28 @@ async def run_in_vm(argv: list[str], exchange: Path, told: Callable[[str], None]
     await asyncio.to_thread(compile_packages)
     job, status, console = exchange / "job.sh", exchange / "status", exchange / "console"
     job.write_text(job_script(argv, status, exchange))
+    command = qemu_command(kernel, initrd, shared, job, console)
+    for boot in range(1, BOOTS + 1):
+        try:
+            pid = await _run_once(command, told, timeout, console)
+            break
+        except _NotBooted as hung:
+            if boot == BOOTS:
+                raise GuestFailed(f"the virtual machine did not boot in {BOOTS} attempts: {hung}") from None
+            told(f"the virtual machine did not boot in {BOOT_SECONDS:.0f} s, starting it again: {hung}")
+    if not status.exists():
+        raise GuestFailed(f"the virtual machine ended without a result: {_tail(console)}")
+    return Guest(int(status.read_text().strip() or NO_VERDICT), pid)
+
+
+class _NotBooted(Exception):
+    """The guest never came to its job."""
+
+
+async def _run_once(command: list[str], told: Callable[[str], None], timeout: float, console: Path) -> int:
+    """Start the machine and wait for its end; returns the process id it had."""
     process = await asyncio.create_subprocess_exec(
-        *qemu_command(kernel, initrd, shared, job, console),
+        *command,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
@@ -167,27 +194,32 @@ async def run_in_vm(argv: list[str], exchange: Path, told: Callable[[str], None]
         start_new_session=True,
         preexec_fn=dies_with_parent(signal.SIGKILL),
     )
+    booted = False
     try:
-        await asyncio.wait_for(_relay(process, told), timeout)
+        async with asyncio.timeout(BOOT_SECONDS) as deadline:
+            async for line in _lines(process):
+                if line == BOOTED:
+                    booted = True
+                    deadline.reschedule(asyncio.get_running_loop().time() + timeout)
+                told(line)
+            await process.wait()
     except TimeoutError:
+        if not booted:
+            raise _NotBooted(_tail(console)) from None
         raise GuestFailed(f"the virtual machine was not done after {timeout:.0f} s: {_tail(console)}") from None
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
-    if not status.exists():
-        raise GuestFailed(f"the virtual machine ended without a result: {_tail(console)}")
-    return Guest(int(status.read_text().strip() or NO_VERDICT), process.pid)
+    return process.pid
 
 
-async def _relay(process: asyncio.subprocess.Process, told: Callable[[str], None]) -> None:
+async def _lines(process: asyncio.subprocess.Process) -> AsyncIterator[str]:
     if process.stdout is None:
         raise GuestFailed("qemu has no output pipe")
     async for line in process.stdout:
-        text = line.decode(errors="replace").rstrip()
-        if text:
-            told(text)
-    await process.wait()
+        if text := line.decode(errors="replace").rstrip():
+            yield text
 
 
 def _tail(console: Path) -> str:

@@ -1,5 +1,6 @@
 """The virtual machine's parts: archive, kernel choice, shares, command line."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from ipsec_gw.errors import EnvironmentMissing
 from ipsec_gw.lab import initramfs, vm
 from ipsec_gw.lab.initramfs import Entry, Share, cpio
+from ipsec_gw.lab.progress import BOOTED
 
 
 def unpack(archive):
@@ -104,3 +106,56 @@ def test_the_cache_keeps_few_images(monkeypatch, tmp_path):
     left = sorted(path.name for path in tmp_path.iterdir())
     assert len(left) == initramfs.CACHED
     assert f"initrd-{initramfs.CACHED + 2}.gz" in left
+
+
+class Guests:
+    """Shell scripts in place of qemu: ``scripts[n]`` is what the n-th start does."""
+
+    def __init__(self, monkeypatch, tmp_path, *scripts):
+        self.directory, self.told = tmp_path, []
+        started = tmp_path / "started"
+
+        async def no_image(release, shared):
+            return tmp_path / "initrd"
+
+        def command(kernel, initrd, shared, job, console):
+            cases = "".join(f"{number}) {script};;\n" for number, script in enumerate(scripts, start=1))
+            return ["sh", "-c", f"echo x >>{started}; case $(wc -l <{started}) in {cases}esac"]
+
+        monkeypatch.setattr(vm, "need_tools", lambda tools: None)
+        monkeypatch.setattr(vm, "newest_kernel", lambda: vm.Kernel("6.1", tmp_path / "vmlinuz"))
+        monkeypatch.setattr(vm, "image", no_image)
+        monkeypatch.setattr(vm, "compile_packages", lambda: None)
+        monkeypatch.setattr(vm, "qemu_command", command)
+        monkeypatch.setattr(vm, "BOOT_SECONDS", 0.2)
+
+    def run(self, timeout=30.0):
+        return asyncio.run(vm.run_in_vm(["true"], self.directory, self.told.append, timeout=timeout))
+
+
+HANGS = "echo half way >>console; exec sleep 600"
+BOOTS = f"echo '{BOOTED}'; sleep 0.4; echo hello; echo 3 >status"
+
+
+def test_a_guest_that_hangs_in_its_boot_is_started_again(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    guests = Guests(monkeypatch, tmp_path, HANGS, BOOTS)
+    guest = guests.run()
+    assert guest.code == 3
+    assert guests.told[1:] == [BOOTED, "hello"]
+    assert "did not boot in 0 s, starting it again: half way" in guests.told[0]
+
+
+def test_a_guest_that_never_boots_fails_with_its_console(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    guests = Guests(monkeypatch, tmp_path, HANGS, HANGS, HANGS, BOOTS)
+    with pytest.raises(vm.GuestFailed, match="did not boot in 3 attempts: half way"):
+        guests.run()
+
+
+def test_a_job_that_hangs_is_not_started_again(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    guests = Guests(monkeypatch, tmp_path, f"echo '{BOOTED}'; exec sleep 600", BOOTS)
+    with pytest.raises(vm.GuestFailed, match="not done after 0 s"):
+        guests.run(timeout=0.1)
+    assert guests.told == [BOOTED]
