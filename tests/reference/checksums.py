@@ -62,10 +62,10 @@ def addresses_of(packet: Packet, frame: bytes) -> bytes:
 
 
 def has_checksum(packet: Packet) -> bool:
-    """TCP, UDP with one, ICMP of the packet's family."""
+    """TCP, UDP with one (zero is none, RFC 6936 for IPv6), ICMP of the packet's family."""
     if packet.later_fragment:
         return False
-    if packet.protocol == UDP and packet.family == 4:
+    if packet.protocol == UDP:
         return packet.frame[packet.l4 + 6 : packet.l4 + 8] != b"\0\0"
     return packet.protocol in (TCP, UDP) or packet.is_icmp
 
