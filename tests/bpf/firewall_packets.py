@@ -174,7 +174,7 @@ def answer(packet: Packet, port: Port, source: str, kind: str, mtu: int = 0) -> 
             "ttl": ICMPv6TimeExceeded(code=0),
             "big": ICMPv6PacketTooBig(mtu=mtu),
         }[kind]
-        quoted = bytes(packet)[:48]
+        quoted = bytes(packet)[:1232]  # the error is not longer than 1280 bytes
     return port.sent(header / error / Raw(quoted))
 
 

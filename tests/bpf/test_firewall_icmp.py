@@ -42,7 +42,7 @@ from firewall_packets import (
     tcp,
     udp,
 )
-from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_Router_Alert
+from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_Router_Alert, UDPerror
 from scapy.layers.inet6 import (
     ICMPv6DestUnreach,
     ICMPv6EchoRequest,
@@ -51,6 +51,7 @@ from scapy.layers.inet6 import (
     ICMPv6TimeExceeded,
     IPv6,
     IPv6ExtHdrDestOpt,
+    IPv6ExtHdrFragment,
 )
 from scapy.layers.ipsec import AH, ESP
 from scapy.layers.l2 import Dot1Q, Ether
@@ -355,6 +356,29 @@ def test_an_error_quotes_options_and_extensions(world: World, v: int) -> None:
         packet = IPv6(src=LAN.host6, dst=WAN.host6) / IPv6ExtHdrDestOpt() / datagram
     result = world.send(LAN, packet)
     assert described(result.frame) == described(answer(packet, LAN, WAN.host(v), "prohibited"))
+
+
+def test_an_error_about_a_first_fragment_of_ipv6_quotes_its_ports(world: World) -> None:
+    world.apply(Ruleset(zones=zones(), default=Action.REJECT))
+    fragment = IPv6ExtHdrFragment(id=9, m=1) / UDP(sport=40000, dport=80, len=4008, chksum=1) / Raw(bytes(32))
+    result = world.send(LAN, IPv6(src=LAN.host6, dst=WAN.host6) / IPv6ExtHdrDestOpt() / fragment)
+    assert result.action is XdpAction.TX
+    quoted = result.ip[ICMPv6DestUnreach].payload
+    assert (quoted[UDPerror].sport, quoted[UDPerror].dport) == (40000, 80)
+
+
+@pytest.mark.parametrize("port", PORTS, ids=lambda port: port.name)
+@pytest.mark.parametrize("length", [63, 64, 65, 127, 128, 1215, 1216, 1217, 1231, 1232, 1233, 1280, 1400, 1500])
+def test_an_ipv6_packet_is_quoted_as_far_as_the_least_mtu_goes(world: World, port: Port, length: int) -> None:
+    """Checksums of every length, odd ones too, padded or not. RFC 4443, 2.4."""
+    world.apply(Ruleset(zones=zones(), default=Action.REJECT))
+    content = bytes((7 * number + 1) % 251 for number in range(length - 48))
+    packet = IPv6(src=port.host6, dst=WAN.host6) / UDP(sport=40000, dport=80) / Raw(content)
+    assert len(packet) == length
+    for padding in (b"", b"p" * 7):
+        result = world.send(port, Ether(bytes(port.frame(packet)) + padding))
+        assert len(result.ip) == min(length + 48, 1280)
+        assert described(result.frame) == described(answer(packet, port, WAN.host6, "prohibited"))
 
 
 @pytest.mark.parametrize("v", VERSIONS)

@@ -334,7 +334,6 @@ def test_fragments_both_ways(world: FirewallBox, offloads: str, family: int) -> 
                 assert exchange(client, (address(host, family), OPEN), server, payload(4000))[0] == source
 
 
-@pytest.mark.xfail(reason="ICMPv6 errors quote 48 bytes: behind a fragment header the sender finds no ports in them")
 def test_fragments_of_ipv6_learn_a_smaller_mtu(world: FirewallBox) -> None:
     with closing(world.udp(DMZ, V6, OPEN)) as server, closing(world.udp(CLIENT, V6)) as client:
         server.settimeout(0.2)

@@ -10,6 +10,9 @@ from tests.reference.packets import ACK, FIN, ICMP, ICMP6, RST, SYN, TCP, UDP, E
 
 TTL = 64
 QUOTED = 8
+"""Bytes of a packet behind its IPv4 header that an error quotes (RFC 792)."""
+QUOTED6 = 1280 - 40 - 8
+"""Bytes of an IPv6 packet: no error exceeds the least MTU (RFC 4443, 2.4)."""
 MSS_OPTION = 2
 
 
@@ -119,9 +122,9 @@ def reset(packet: Packet) -> bytes:
 
 
 def icmp_error(packet: Packet, source: bytes, kind: int, code: int, mtu: int = 0) -> bytes:
-    """The ICMP error about a packet: its IP header (IPv4 with options) and eight bytes."""
-    header = packet.l4 - packet.l3 if packet.family == 4 else 40
-    quoted = packet.frame[packet.l3 : min(packet.l3 + header + QUOTED, packet.end)]
+    """The ICMP error about a packet: its IPv4 header with options and eight bytes, or what fits of an IPv6 packet."""
+    length = packet.l4 - packet.l3 + QUOTED if packet.family == 4 else QUOTED6
+    quoted = packet.frame[packet.l3 : min(packet.l3 + length, packet.end)]
     body = struct.pack("!BBHI", kind, code, 0, mtu) + quoted
     protocol, covered = ICMP, body
     if packet.family == 6:
