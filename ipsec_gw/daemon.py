@@ -124,7 +124,7 @@ class Daemon:
 
     async def _reload(self, *, apply: bool) -> dict[str, Any]:
         """What the file says by now against what holds. Only the firewall is followed without a restart."""
-        config = self._read()
+        config = await asyncio.to_thread(self._read)  # a large one takes longer than a heartbeat
         if config.firewall is None or self._gateway.keeper is None:
             if (config.firewall is None) is (self._gateway.keeper is None):
                 return {"changes": []}

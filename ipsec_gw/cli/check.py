@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ipsec_gw.cli.main import Options
-from ipsec_gw.config.load import DEFAULT_PATH, load
+from ipsec_gw.config.load import DEFAULT_PATH
 from ipsec_gw.config.problems import InvalidConfig
 from ipsec_gw.config.summary import describe
 
@@ -28,9 +28,11 @@ _WHOLE_WIDTH = 31
 @click.pass_context
 def check(ctx: click.Context, as_json: bool) -> None:
     """Read the configuration file, say all that is wrong with it, or what the firewall will do."""
+    from ipsec_gw.firewall.compiled import load_compiled  # noqa: PLC0415 - usage errors do not wait for the compiler
+
     options: Options = ctx.obj
     try:
-        config = load(options.config)
+        config = load_compiled(options.config)
     except InvalidConfig as invalid:
         _print_errors(invalid, as_json)
         ctx.exit(invalid.exit_code)

@@ -8,7 +8,6 @@ import time
 import click
 
 from ipsec_gw.cli.main import Options, run_async
-from ipsec_gw.config.load import load
 from ipsec_gw.config.model import EngineChoice
 from ipsec_gw.errors import EnvironmentMissing, IpsecGwError
 
@@ -24,13 +23,14 @@ _POLL_SECONDS = 0.05
 def run(options: Options, engine: str | None, vici: str | None, wan: tuple[str, ...]) -> None:
     """Run the gateway in the foreground. Stopping it leaves the data path as it is."""
     from ipsec_gw import daemon  # noqa: PLC0415 - heavy imports, only here
+    from ipsec_gw.firewall.compiled import load_compiled  # noqa: PLC0415
     from ipsec_gw.gateway import Paths  # noqa: PLC0415
 
-    config = load(options.config)
+    config = load_compiled(options.config)
     given = {"engine": engine and EngineChoice(engine), "vici": vici, "wan": wan or None}
     chosen = config.gateway.model_copy(update={key: value for key, value in given.items() if value is not None})
     config = config.model_copy(update={"gateway": chosen})
-    run_async(daemon.run(config, Paths(options.run_dir, options.pins), lambda: load(options.config)))
+    run_async(daemon.run(config, Paths(options.run_dir, options.pins), lambda: load_compiled(options.config)))
 
 
 @click.command()

@@ -1,0 +1,68 @@
+"""What the commands tell of a running firewall: errors of the compiler before a reload."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+
+from tests.integration.firewall_world import CLIENT, SERVER, FirewallBox, address, exchange, firewall_box
+from xdp_steer.flow_layout import MAX_ROWS
+
+pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root for network namespaces")]
+
+PORT = 7000
+CONFIGURATION = """
+[gateway]
+engine = "kernel"
+wan = ["wan0"]
+[zones.lan]
+interfaces = ["lan0"]
+[zones.wan]
+interfaces = ["wan0"]
+[[policies]]
+name = "out"
+from = "lan"
+to = "wan"
+action = "permit"
+[[nat.source]]
+name = "masq"
+from = "lan"
+to = "wan"
+translate = "interface"
+"""
+
+
+@pytest.fixture(scope="module")
+def box() -> Iterator[FirewallBox]:
+    with firewall_box() as made:
+        made.write(CONFIGURATION)
+        made.run()
+        yield made
+
+
+def passes(box: FirewallBox) -> None:
+    """A datagram from the client gets there and back."""
+    with closing(box.udp(SERVER, port=PORT)) as server, closing(box.udp(CLIENT)) as client:
+        exchange(client, (address(SERVER, 2), PORT), server)
+
+
+def test_plan_and_reload_tell_what_the_compiler_refuses(box: FirewallBox) -> None:
+    rule = '[[policies]]\nname = "p{0}"\nfrom = "lan"\nto = "wan"\nsource = "10.9.{1}.{2}"\naction = "permit"\n'
+    rules = "".join(rule.format(number, number >> 8, number & 255) for number in range(MAX_ROWS))
+    path = box.write(rules + CONFIGURATION)  # tables may be in any order
+    text = path.read_text()
+    line = 1 + text[: text.index('"out"')].count("\n") - 1
+    for words in (("plan",), ("plan", "--json"), ("reload",), ("reload", "--json")):
+        done = box.gw(*words)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith(f"ipsec-gw: {path}:{line}: policies.{MAX_ROWS + 1}: policy out: the policy table")
+        assert done.stderr.endswith(" - merge or remove rules\n")
+    done = box.gw("run", "--vici", f"unix://{box.vici}")
+    assert done.returncode == 2
+    assert f"{path}:{line}: " in done.stderr
+    passes(box)
+    box.write(CONFIGURATION)
+    assert box.gw("plan").returncode == 0
