@@ -33,7 +33,7 @@ from ipsec_gw.ownership.lead import LeadDriver
 from ipsec_gw.ownership.refusals import Refusals
 from ipsec_gw.ownership.rekey import RekeyPacer
 from ipsec_gw.ownership.steer import SteerDriver
-from ipsec_gw.ownership.uplink import ENGINE_END, KERNEL_END, raise_uplink, remove_uplink
+from ipsec_gw.ownership.uplink import ENGINE_END, KERNEL_END, raise_uplink, remove_tunnel_port, remove_uplink
 from ipsec_gw.reconcile.delta import DeltaTracker
 from ipsec_gw.reconcile.execute import Drivers, Executor
 from ipsec_gw.reconcile.loop import Reconciler
@@ -144,7 +144,7 @@ async def build(config: Config, paths: Paths, charon: CharonWatcher, stack: Asyn
             if Steering.had_firewall(paths.pins):  # of a former life
                 (await asyncio.to_thread(_open_steering, config, paths.pins)).close()
             return gateway
-        return replace(gateway, keeper=await _firewall_alone(config, paths, route, charon, stack))
+        return replace(gateway, keeper=await _firewall_alone(config, paths, route, senses, charon, stack))
     wan = await find_wan(config, KernelView(route), charon)
     async with AsyncExitStack() as undo:
         plumbing, context = await _plumb(config, paths, wan, route, undo)
@@ -153,7 +153,7 @@ async def build(config: Config, paths: Paths, charon: CharonWatcher, stack: Asyn
         undo.push_async_callback(engine.close)
         link = EngineLink(engine)
         await link.open()
-        keeper = await _wall(config, plumbing.steering, wan)
+        keeper = await _wall(config, plumbing.steering, wan, senses.kernel)
         undo.pop_all()
     stack.callback(plumbing.steering.close)
     stack.push_async_callback(engine.close)
@@ -172,17 +172,18 @@ def _open_steering(config: Config | None, pins: Path) -> Steering:
     return Steering.open(pins, sessions=2 * config.firewall.sessions.maximum)
 
 
-async def _wall(config: Config, steering: Steering, wan: tuple[Link, ...]) -> Keeper | None:
+async def _wall(config: Config, steering: Steering, wan: tuple[Link, ...], kernel: XfrmSocket) -> Keeper | None:
     if config.firewall is None:
         return None
     prepare(steering)
-    keeper = Keeper(steering, config.firewall, frozenset(link.name for link in wan))
+    keeper = Keeper(steering, config.firewall, frozenset(link.name for link in wan), kernel)
+    await keeper.follow_policies()  # first: what is protected is known before anything is let through
     await keeper.apply()
     return keeper
 
 
 async def _firewall_alone(
-    config: Config, paths: Paths, route: AsyncIPRoute, charon: CharonWatcher, stack: AsyncExitStack
+    config: Config, paths: Paths, route: AsyncIPRoute, senses: Senses, charon: CharonWatcher, stack: AsyncExitStack
 ) -> Keeper | None:
     """The firewall beside the kernel engine."""
     try:
@@ -195,7 +196,7 @@ async def _firewall_alone(
             undo.callback(Steering.remove_leftovers, paths.pins)
         steering = await asyncio.to_thread(_open_steering, config, paths.pins)
         undo.callback(steering.close)
-        keeper = await _wall(config, steering, wan)
+        keeper = await _wall(config, steering, wan, senses.kernel)
         undo.pop_all()
     stack.callback(steering.close)
     return keeper
@@ -334,3 +335,4 @@ async def remove_everything(paths: Paths) -> None:
             await LeadDriver(route, kernel_index=index, engine_name=ENGINE_END, engine_mac="").remove()
         await asyncio.to_thread(Steering.remove_leftovers, paths.pins)
         await remove_uplink(route)
+        await remove_tunnel_port(route)

@@ -24,6 +24,16 @@ MAX_PREFIXES = 65536
 MAX_RULES = 8192
 """Rules with counters, over all tables. A rule keeps its number as long as it keeps its name."""
 MAX_FRAGMENTS = 16384
+MAX_TUNNEL_NETS = 65536
+MAX_TUNNELS = 131_072
+"""Policies over all lists of far networks."""
+MAX_TUNNELS_OF_NET = 16
+"""Policies that are tried for a far network."""
+TUNNEL_NET_BITS = 160
+TUNNEL_PORT_MAC = bytes.fromhex("02697073656d")
+"""Ethernet address of the tunnels' port; the zone is in the last two octets of the source address."""
+TUNNEL_PORT_ZONE_AT = 10
+"""Offset of the zone in a frame to the tunnels' port."""
 MAX_SESSIONS = 2 * 262_144
 """Entries of the session table unless configured otherwise: one for each direction."""
 MAX_TIMEOUTS = 8
@@ -110,6 +120,24 @@ class PortFlag(IntFlag):
     """Packets may come in with an unfinished L4 checksum (veth, tap, generic XDP)."""
     REDIRECT = 8
     """The interface takes redirected frames."""
+    TUNNEL = 16
+    """Clear packets of IPsec tunnels come and go by it."""
+    DECRYPTED = 32
+    """The end of the source address names the row, by zone (0: this one)."""
+
+
+class TunnelSide(IntEnum):
+    """Direction of policies."""
+
+    OUT = 0
+    IN = 1
+
+
+class TunnelAction(IntEnum):
+    """What a policy asks for."""
+
+    PROTECT = 1
+    CLEAR = 2
 
 
 class SessionFlag(IntFlag):
@@ -270,6 +298,35 @@ class PoolLeaf(ctypes.Structure):
     )
 
 
+class TunnelNetLeaf(ctypes.Structure):
+    """``struct tunnel_net``; ``prefixlen`` is 32 more than the (v4-mapped) prefix length of the address."""
+
+    _fields_ = (("prefixlen", ctypes.c_uint32), ("side", ctypes.c_uint32), ("far", _ADDRESS))
+
+
+class TunnelKeyLeaf(ctypes.Structure):
+    """``struct tunnel_key``."""
+
+    _fields_ = (("list", ctypes.c_uint32), ("n", ctypes.c_uint32))
+
+
+class TunnelLeaf(ctypes.Structure):
+    """``struct tunnel``; ports and their masks in network order."""
+
+    _fields_ = (
+        ("near", _ADDRESS),
+        ("mask", _ADDRESS),
+        ("near_port", ctypes.c_uint16),
+        ("near_port_mask", ctypes.c_uint16),
+        ("far_port", ctypes.c_uint16),
+        ("far_port_mask", ctypes.c_uint16),
+        ("reqid", ctypes.c_uint32),
+        ("zone", ctypes.c_uint16),
+        ("protocol", ctypes.c_uint8),
+        ("action", ctypes.c_uint8),
+    )
+
+
 class FlowKeyLeaf(ctypes.Structure):
     """``struct flow_key``; ports in network order."""
 
@@ -411,6 +468,15 @@ PREFIXES = MapSpec(
     MAX_PREFIXES * MAX_BANKS,
     flags=libbpf.BPF_F_NO_PREALLOC,
 )
+TUNNEL_NETS = MapSpec(
+    "tunnel_nets",
+    libbpf.MAP_LPM_TRIE,
+    TunnelNetLeaf,
+    ctypes.c_uint32,
+    MAX_TUNNEL_NETS,
+    flags=libbpf.BPF_F_NO_PREALLOC,
+)
+TUNNELS = MapSpec("tunnels", libbpf.MAP_HASH, TunnelKeyLeaf, TunnelLeaf, MAX_TUNNELS, flags=libbpf.BPF_F_NO_PREALLOC)
 SERVICES = MapSpec(
     "services", libbpf.MAP_ARRAY, _INDEX, ServiceRowLeaf, _BANKED * MAX_SERVICE_KINDS * (65536 // SERVICE_CHUNK)
 )
@@ -435,6 +501,8 @@ FLOW_MAPS = (
     VLAN_PORTS,
     RULESETS,
     PREFIXES,
+    TUNNEL_NETS,
+    TUNNELS,
     SERVICES,
     RULE_BITS,
     RULE_ROWS,
@@ -525,6 +593,7 @@ def c_defines() -> str:
         "NAT": Nat,
         "ROW": RowFlag,
         "PORT": PortFlag,
+        "TUNNEL": TunnelSide,
         "SESSION": SessionFlag,
         "STATE": State,
         "TIMEOUT": Timeout,
@@ -532,6 +601,9 @@ def c_defines() -> str:
         "STAGE": Stage,
     }
     lines = [f"#define {prefix}_{item.name} {item.value}" for prefix, kind in prefixes.items() for item in kind]
+    lines += [f"#define TUNNEL_{action.name} {action.value}" for action in TunnelAction]
+    lines += [f"#define {name} {globals()[name]}" for name in ("TUNNEL_NET_BITS", "TUNNEL_PORT_ZONE_AT")]
+    lines += [f"#define TUNNEL_PORT_MAC {{ {', '.join(map(str, TUNNEL_PORT_MAC))}, 2 }}"]
     lines += [f"#define {name} {value}" for name, value in globals().items() if name.startswith("MAX_")]
     lines += [f"#define {name} {globals()[name]}" for name in ("SERVICE_CHUNK", "NAT_TRIES", "NAT_STEP")]
     lines += [f"#define {name} {globals()[name]}" for name in ("FRAGMENT_SECONDS", "EVENT_RING_BYTES")]

@@ -34,6 +34,7 @@ from xdp_steer.layout import (
 from xdp_steer.pipeline import Programs
 from xdp_steer.reasons import Reason
 from xdp_steer.tables import AddressTable, Count, ExitTable, GuardCount, GuardTable, SteerCount, SteerTable
+from xdp_steer.tunnels import TunnelTable
 
 __all__ = ["Count", "DockCount", "GuardCount", "Reason", "Role", "SteerCount", "Steering"]
 
@@ -123,7 +124,7 @@ class Steering:
         self._exits.keep_only(frozenset(dock.ifindex for dock in self._docks.values()))
 
     def dock(self, interface: str, role: Role) -> None:
-        """Put the dock on an interface, or adopt it, and on a WAN the guard. Again is no error.
+        """Put the dock on an interface, or adopt it, with the programs of its TC hooks. Again is no error.
 
         Raises EnvironmentMissing for an unknown interface and SteeringError for a foreign XDP program or TC filter in
         the way; the interface is then as it was.
@@ -152,6 +153,10 @@ class Steering:
             return
         if guard.attach(dock.interface, dock.ifindex, self._programs.guard):
             (dock.directory / _CLSACT_NOTE).mkdir(exist_ok=True)
+        if role is Role.WAN and self._programs.decrypted is not None:
+            guard.attach(dock.interface, dock.ifindex, self._programs.decrypted, guard.Hook.INGRESS)
+        else:
+            guard.take_off(dock.ifindex, guard.Hook.INGRESS)
         self._exits.connect(dock.ifindex, dock.exit)
 
     def _disconnect(self, dock: Dock) -> None:
@@ -180,6 +185,18 @@ class Steering:
         if SESSIONS.name not in self._maps:
             raise SteeringError("the programs were loaded without the firewall - open them with it")
         return Firewall(self._maps, self._control)
+
+    @property
+    def tunnels(self) -> TunnelTable:
+        """The writer of the maps of IPsec policies. Raises SteeringError when this was opened without the firewall."""
+        if SESSIONS.name not in self._maps:
+            raise SteeringError("the programs were loaded without the firewall - open them with it")
+        return TunnelTable(self._maps)
+
+    def set_tunnel_port(self, entry: int, port: int) -> None:
+        """Indices of the veth pair that leads what the kernel decrypted into the pipeline, 0 for none."""
+        tables.set_control(self._control, Control.TUNNEL_ENTRY, entry)
+        tables.set_control(self._control, Control.TUNNEL_PORT, port)
 
     def seed_firewall(self, seed: int, answers_per_second: int) -> None:
         """The seed of NAT's choices, kept if there is one, and how many packets may be answered (0: all of them)."""

@@ -52,9 +52,13 @@ class Control(IntEnum):
     """Of the hashes that choose NAT addresses and ports."""
     ANSWER_RATE = 7
     """RSTs and ICMP errors per second and CPU."""
+    TUNNEL_ENTRY = 8
+    """Index of the interface that leads what the kernel decrypted to the tunnels' port."""
+    TUNNEL_PORT = 9
+    """Index of the tunnels' port, by which it comes in."""
 
 
-MAX_CONTROL = 8
+MAX_CONTROL = 32
 
 
 class AddressLeaf(ctypes.Structure):

@@ -48,16 +48,24 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Programs:
-    """Descriptors of the two programs. ``compiled`` is False when they came from their pins."""
+    """Descriptors of the programs, ``decrypted`` with the firewall only. ``compiled`` is False when they came from
+    their pins.
+    """
 
     pipeline: int
     guard: int
+    decrypted: int | None
     compiled: bool
 
     def close(self) -> None:
-        """Close both. What is attached or pinned stays."""
-        os.close(self.pipeline)
-        os.close(self.guard)
+        """Close all. What is attached or pinned stays."""
+        for fd in self.named().values():
+            os.close(fd)
+
+    def named(self) -> dict[str, int]:
+        """Descriptors by the names of their pins."""
+        found = {"pipeline": self.pipeline, "guard": self.guard}
+        return found if self.decrypted is None else found | {"decrypted": self.decrypted}
 
 
 def source(*, firewall: bool = True) -> str:
@@ -91,7 +99,7 @@ def load(pins: Path, maps: Mapping[str, int]) -> Programs:
     firewall = flow_layout.SESSIONS.name in maps
     text = source(firewall=firewall)
     directory = pins / "programs" / digest(text)
-    programs = _adopt(directory, maps)
+    programs = _adopt(directory, maps, firewall=firewall)
     if programs is None:
         programs = _compile(text, pins / "maps", directory, firewall=firewall)
         log.info("pipeline compiled", digest=directory.name)
@@ -99,20 +107,20 @@ def load(pins: Path, maps: Mapping[str, int]) -> Programs:
     return programs
 
 
-def _adopt(directory: Path, maps: Mapping[str, int]) -> Programs | None:
-    fds: list[int] = []
+def _adopt(directory: Path, maps: Mapping[str, int], *, firewall: bool) -> Programs | None:
+    fds: dict[str, int] = {}
     try:
-        for name in ("pipeline", "guard"):
-            fds.append(libbpf.open_pin(directory / name))
+        for name in ("pipeline", "guard", *(("decrypted",) if firewall else ())):
+            fds[name] = libbpf.open_pin(directory / name)
     except OSError:
-        for fd in fds:
+        for fd in fds.values():
             os.close(fd)
         return None
+    programs = Programs(fds["pipeline"], fds["guard"], fds.get("decrypted"), compiled=False)
     ours = {libbpf.map_info(fd).id for fd in maps.values()} | _private_maps(directory)
-    if all(libbpf.program_maps(fd) <= ours for fd in fds):
-        return Programs(fds[0], fds[1], compiled=False)
-    for fd in fds:  # programs that outlived their maps count into nowhere
-        os.close(fd)
+    if all(libbpf.program_maps(fd) <= ours for fd in fds.values()):
+        return programs
+    programs.close()  # programs that outlived their maps count into nowhere
     return None
 
 
@@ -147,6 +155,7 @@ def _compile(text: str, map_pins: Path, directory: Path, *, firewall: bool) -> P
             programs = Programs(
                 os.dup(bpf.load_func(b"xdp_pipeline", BPF.XDP).fd),
                 os.dup(bpf.load_func(b"tc_guard", BPF.SCHED_CLS).fd),
+                os.dup(bpf.load_func(b"tc_decrypted", BPF.SCHED_CLS).fd) if firewall else None,
                 compiled=True,
             )
             _pin(directory, programs, {name: bpf[name.encode()].map_fd for name in _PRIVATE if firewall})
@@ -203,10 +212,10 @@ def _one_value(leaf: type[Any]) -> type[Any]:
     return cast("type[Any]", element)
 
 
-def _pin(directory: Path, programs: Programs, private: Mapping[str, int]) -> None:
+def _pin(directory: Path, programs: Programs, private: dict[str, int]) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for name, fd in (*private.items(), ("guard", programs.guard), ("pipeline", programs.pipeline)):
+        for name, fd in (private | programs.named()).items():
             (directory / name).unlink(missing_ok=True)
             libbpf.pin(fd, directory / name)
     except OSError as error:

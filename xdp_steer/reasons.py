@@ -118,6 +118,15 @@ class Reason(IntEnum):
     NO_STAGE = 66
     """A stage of the pipeline is missing: dropped. Expect 0."""
 
+    HOST_SOCKET = 67
+    """From a tunnel, the answer to a connection of this machine that the kernel sends encrypted: passed."""
+    CLEAR_OF_PROTECTED = 68
+    """Not out of a tunnel, though an IPsec policy protects it: dropped (RFC 4301 5.2)."""
+    DECRYPTED = 69
+    """Decrypted by the kernel and led into the pipeline, where another verdict follows."""
+    TUNNEL_SELECTOR = 70
+    """Decrypted by an SA that its IPsec policy does not name, or without a policy: dropped (RFC 4301 5.2)."""
+
     EGRESS_SESSION = 80
     """Sent by the kernel in a session: passed."""
     EGRESS_NEW = 81

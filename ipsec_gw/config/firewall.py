@@ -89,6 +89,7 @@ class ZoneShape(Section):
     syn_check: bool = True
     tcp_reset: bool = False
     tcp_mss: Annotated[int, Field(ge=64, le=65495)] | None = None
+    tunnels: bool = False
 
 
 class TermShape(Section):

@@ -83,6 +83,7 @@ def _zone(zone: Zone) -> dict[str, Any]:
     options = [] if zone.syn_check else ["no syn check"]
     options += ["tcp reset"] if zone.tcp_reset else []
     options += [f"mss {zone.tcp_mss}"] if zone.tcp_mss is not None else []
+    options += ["tunnels"] if zone.tunnels else []
     return {
         "name": zone.name,
         "interfaces": list(zone.interfaces),

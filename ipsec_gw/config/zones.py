@@ -11,7 +11,7 @@ from ipsec_gw.config.names import check_zone_name
 from ipsec_gw.config.positions import Path
 from ipsec_gw.config.problems import Refused, Report
 from ipsec_gw.config.section import read
-from ipsec_gw.model.firewall import Zone
+from ipsec_gw.model.firewall import TUNNEL_INTERFACES, Zone
 
 ZONES = "zones"
 
@@ -32,9 +32,11 @@ def resolve_zones(
         if shape is None:
             continue
         interfaces.take(path, name, shape.interfaces)
+        if shape.tunnels:
+            interfaces.take_tunnels(path, name)
         services = applications.lookup((*path, "host_inbound"), shape.host_inbound)
-        checks = (shape.syn_check, shape.tcp_reset, shape.tcp_mss)
-        zones.append(Zone(name, tuple(shape.interfaces), services or (), *checks))
+        options = (shape.syn_check, shape.tcp_reset, shape.tcp_mss, shape.tunnels)
+        zones.append(Zone(name, tuple(shape.interfaces), services or (), *options))
     if zones and whole:
         interfaces.check_wan(wan)
     return tuple(zones)
@@ -55,10 +57,15 @@ class _Interfaces:
     def __init__(self, report: Report) -> None:
         self._report = report
         self._owners: dict[str, tuple[str, Path]] = {}
+        self._tunnels: tuple[str, Path] | None = None
 
     def take(self, path: Path, zone: str, names: list[str]) -> None:
         for index, name in enumerate(names):
             place = (*path, "interfaces", index)
+            if name in TUNNEL_INTERFACES:
+                message = f"{name} comes and goes with the tunnels and is in their zone"
+                self._report.add(place, message, "remove it and write tunnels = true in that zone")
+                continue
             if name in self._owners:
                 owner, first = self._owners[name]
                 message = f"{name} is in zone {owner} already (line {self._report.line(first)})"
@@ -67,6 +74,15 @@ class _Interfaces:
             self._owners[name] = (zone, place)
             if len(self._owners) == MAX_INTERFACES + 1:
                 self._report.add(place, f"more than {MAX_INTERFACES} interfaces", "remove some")
+
+    def take_tunnels(self, path: Path, zone: str) -> None:
+        place = (*path, "tunnels")
+        if self._tunnels is None:
+            self._tunnels = zone, place
+            return
+        owner, first = self._tunnels
+        message = f"the tunnels are in zone {owner} already (line {self._report.line(first)})"
+        self._report.add(place, message, "they are in one zone: remove it from one of them")
 
     def check_wan(self, wan: tuple[str, ...]) -> None:
         """The firewall drops what comes in by an interface without a zone: IKE on the WAN must not be that."""

@@ -14,24 +14,30 @@ from typing import Any
 import structlog
 from pyroute2 import AsyncIPRoute
 
+from ipsec_gw.errors import IpsecGwError
 from ipsec_gw.firewall import collector as collecting
 from ipsec_gw.firewall.ageing import Close, CloseReason, Filter
 from ipsec_gw.firewall.collector import Collector
+from ipsec_gw.ike.messages import XFRMNLGRP_POLICY
+from ipsec_gw.ike.xfrm import XfrmMonitor, XfrmSocket
 from ipsec_gw.mirror.ports import INTERFACES, ROUTES, Changes, local_addresses, port_infos
-from ipsec_gw.model.firewall import Ruleset
+from ipsec_gw.model.firewall import TUNNEL_INTERFACES, Ruleset
 from ipsec_gw.observe.flowlog import Decoder, to_json
 from ipsec_gw.observe.sessions import Query, sessions_view
+from ipsec_gw.ownership.uplink import raise_tunnel_port, remove_tunnel_port
 from xdp_steer.compile.changes import Change, plan
 from xdp_steer.compile.ids import Ids, assign
 from xdp_steer.compile.rows import PortInfo
 from xdp_steer.compile.ruleset import compile_ruleset
 from xdp_steer.compile.schedule import next_change
+from xdp_steer.compile.tunnels import tunnel_lists
 from xdp_steer.events import EventReader
 from xdp_steer.gateway import Role, Steering
 from xdp_steer.sessions import SessionTable
 
 _SETTLE_SECONDS = 0.05
 """Changes that come together are followed together."""
+_RETRY_SECONDS = 0.5
 _ANSWERS_PER_SECOND = 1000
 
 log = structlog.get_logger()
@@ -39,17 +45,24 @@ flow_log = structlog.get_logger("flow")
 
 
 class Keeper:
-    """The firewall of a running gateway. ``wan`` are interfaces that ESP comes and goes by."""
+    """The firewall of a running gateway. ``wan`` are interfaces that ESP comes and goes by; ``kernel`` tells the IPsec
+    policies, None for no IPsec at all.
+    """
 
-    def __init__(self, steering: Steering, ruleset: Ruleset, wan: frozenset[str]) -> None:
+    def __init__(
+        self, steering: Steering, ruleset: Ruleset, wan: frozenset[str], kernel: XfrmSocket | None = None
+    ) -> None:
         self.steering = steering
         self._firewall = steering.firewall
         self._wan = wan
+        self._kernel = kernel
+        self._tunnels = steering.tunnels
         self._table = SessionTable(steering.sessions_map)
         self._collector = Collector(self._table, ruleset.sessions, self._tell_closed)
         self._offset_ns = time.time_ns() - time.monotonic_ns()
         self._dirty = asyncio.Event()
         self._routes = asyncio.Event()
+        self._policies = asyncio.Event()
         self._lock = asyncio.Lock()
         self._former: Ids | None = None  # what numbers meant, while sessions of what is gone are ended
         self.ruleset = ruleset
@@ -64,6 +77,7 @@ class Keeper:
             wanted = ruleset or self.ruleset
             before = self._firewall.ids()
             ids = assign(before, wanted)
+            await self._raise_tunnel_port(route, wanted)
             infos = await self._infos(route, wanted)
             rows = compile_ruleset(wanted, ids, infos, now=datetime.now())
             self.steering.set_local(await local_addresses(route))
@@ -73,8 +87,20 @@ class Keeper:
             await self._dock(route, infos)
             self.ruleset = wanted
             self._collector.configure(wanted.sessions)
+            if not any(zone.tunnels for zone in wanted.zones):
+                await remove_tunnel_port(route)
             await asyncio.to_thread(self._end_orphaned, before, ids)
             log.info("firewall applied", zones=len(wanted.zones), policies=len(wanted.policies))
+
+    async def follow_policies(self) -> None:
+        """Bring the IPsec policies of this moment to the data path. Raises XfrmError and SteeringError."""
+        if self._kernel is None:
+            return
+        found = tunnel_lists(await asyncio.to_thread(self._kernel.policies))
+        if self._tunnels.replace(found.lists):
+            self.steering.routes_changed()
+            for network in found.cut:
+                log.warning("too many IPsec policies cover a network, the rest is left out", network=str(network))
 
     def changes(self, ruleset: Ruleset) -> list[Change]:
         """What a ruleset would change."""
@@ -91,10 +117,16 @@ class Keeper:
                 changes = Changes(groups, event.set)
                 stack.callback(changes.close)
                 self._listen(loop, stack, changes.fileno(), changes.drain)
+            if self._kernel is not None:
+                monitor = XfrmMonitor(self._policies.set, (XFRMNLGRP_POLICY,))
+                stack.callback(monitor.close)
+                self._listen(loop, stack, monitor.fileno(), monitor.drain)
+                self._policies.set()  # what changed before anybody listened
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(collecting.run(self._collector))
                 tasks.create_task(self._follow_routes())
                 tasks.create_task(self._follow_interfaces())
+                tasks.create_task(self._follow_policies())
 
     def sessions(self, question: str) -> dict[str, Any]:
         """The answer to `show sessions`. Raises ConfigError for a question that is none."""
@@ -122,13 +154,20 @@ class Keeper:
         ]
 
     async def _infos(self, route: AsyncIPRoute, ruleset: Ruleset) -> dict[str, PortInfo]:
-        names = [name for zone in ruleset.zones for name in zone.interfaces]
+        names = [name for zone in ruleset.zones for name in zone.ports]
         infos = await port_infos(route, names, self.steering.is_generic, self._wan)
-        missing = frozenset(names) - infos.keys()
+        missing = frozenset(names) - infos.keys() - {TUNNEL_INTERFACES[0]}  # that one comes with an engine
         if missing != self.missing:
             log.warning("interfaces of zones do not exist (yet)", interfaces=sorted(missing))
         self.missing = missing
         return infos
+
+    async def _raise_tunnel_port(self, route: AsyncIPRoute, ruleset: Ruleset) -> None:
+        wanted = any(zone.tunnels for zone in ruleset.zones)
+        if self._wan and not wanted:
+            log.warning("no zone has tunnels = true: what comes out of tunnels is dropped, nothing is let into them")
+        entry, port = await raise_tunnel_port(route) if wanted else (0, 0)
+        self.steering.set_tunnel_port(entry, port)
 
     async def _dock(self, route: AsyncIPRoute, infos: dict[str, PortInfo]) -> None:
         """A dock wherever there is a zone, after the rows that decide there; none where there is no zone any more."""
@@ -164,6 +203,17 @@ class Keeper:
             self._routes.clear()
             self.steering.routes_changed()
             await asyncio.sleep(_SETTLE_SECONDS)
+
+    async def _follow_policies(self) -> None:
+        while True:
+            await self._policies.wait()
+            self._policies.clear()
+            try:
+                await self.follow_policies()
+            except IpsecGwError as error:
+                log.error("IPsec policies cannot be followed", reason=str(error))
+                self._policies.set()
+                await asyncio.sleep(_RETRY_SECONDS)
 
     async def _follow_interfaces(self) -> None:
         """Also when a schedule begins or ends."""

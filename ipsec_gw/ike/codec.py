@@ -17,6 +17,7 @@ from ipsec_gw.model.snapshot import (
     Lifetime,
     Mode,
     PolicyDirection,
+    PortMatch,
     Replay,
     Template,
     XfrmPolicy,
@@ -88,6 +89,9 @@ def parse_policy(message: XfrmMessage) -> XfrmPolicy | None:
         narrowed=any(
             message[name] for name in ("sel_proto", "sel_sport_mask", "sel_dport_mask", "sel_ifindex", "sel_user")
         ),
+        upper=int(message["sel_proto"]),
+        source_port=PortMatch(int(message["sel_sport"]), int(message["sel_sport_mask"])),
+        destination_port=PortMatch(int(message["sel_dport"]), int(message["sel_dport_mask"])),
         mark=_mark(attributes.get("MARK")),
         if_id=int(attributes.get("IF_ID", 0)),
     )

@@ -167,7 +167,11 @@ class XfrmMonitor:
     ``overruns`` counts them. ``changes`` counts datagrams, and lets a reader see that a dump was not disturbed.
     """
 
-    def __init__(self, changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        changed: Callable[[], None],
+        groups: tuple[int, ...] = (messages.XFRMNLGRP_SA, messages.XFRMNLGRP_POLICY, messages.XFRMNLGRP_EXPIRE),
+    ) -> None:
         self._changed = changed
         self.changes = 0
         self.overruns = 0
@@ -176,7 +180,7 @@ class XfrmMonitor:
         )
         self._socket.bind((0, 0))
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _MONITOR_BUFFER)
-        for group in (messages.XFRMNLGRP_SA, messages.XFRMNLGRP_POLICY, messages.XFRMNLGRP_EXPIRE):
+        for group in groups:
             self._socket.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
 
     def fileno(self) -> int:

@@ -11,6 +11,9 @@ from enum import StrEnum, unique
 
 from ipsec_gw.model.ids import IpAddress, IpNetwork
 
+TUNNEL_INTERFACES = ("ipsecgw-up", "ipsecgw-kd")
+"""Where packets of tunnels come out in clear: decrypted by an engine, and by the kernel."""
+
 SELF = "self"
 """The zone that is this machine: what is delivered to it and what it sends."""
 
@@ -53,7 +56,8 @@ class Zone:
 
     ``host_inbound`` is what may reach this machine from the zone without a policy. ``syn_check``: a TCP flow starts
     with a SYN. ``tcp_reset``: a TCP packet (but a SYN) that belongs to no flow is answered with RST. ``tcp_mss`` caps
-    the MSS of flows from and to the zone, in bytes.
+    the MSS of flows from and to the zone, in bytes. ``tunnels``: what comes out of IPsec tunnels and goes into them is
+    of this zone, whoever encrypts and decrypts.
     """
 
     name: str
@@ -62,6 +66,12 @@ class Zone:
     syn_check: bool = True
     tcp_reset: bool = False
     tcp_mss: int | None = None
+    tunnels: bool = False
+
+    @property
+    def ports(self) -> tuple[str, ...]:
+        """All interfaces, those of tunnels included."""
+        return self.interfaces + (TUNNEL_INTERFACES if self.tunnels else ())
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,9 +100,19 @@ class Template:
     mode: Mode
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class PortMatch:
+    """A port and the bits of it that count; of ICMP the type is the source port and the code the destination port."""
+
+    port: int = 0
+    mask: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class XfrmPolicy:
-    """A policy of the kernel. ``upper`` and ports are 0 for any; ``narrowed`` says that they are not all 0."""
+    """A policy of the kernel. ``upper`` is a protocol, 0 for any; ``narrowed`` says that something but the networks
+    counts.
+    """
 
     direction: PolicyDirection
     source: IpNetwork
@@ -111,6 +121,9 @@ class XfrmPolicy:
     allow: bool
     templates: tuple[Template, ...]
     narrowed: bool = False
+    upper: int = 0
+    source_port: PortMatch = PortMatch()
+    destination_port: PortMatch = PortMatch()
     mark: tuple[int, int] | None = None
     if_id: int = 0
 

@@ -1,8 +1,12 @@
-"""The veth pair between the kernel and the engine.
+"""The veth pairs by which clear packets of tunnels come and go: between the kernel and the engine, and from the
+kernel's own IPsec to the firewall.
 
 ``ipsecgw-up`` is the kernel's end: decrypted packets come out of it, plaintext to encrypt goes into it.
 ``ipsecgw-vp`` is the engine's end: an AF_XDP socket takes what arrives there. With no live socket the dock
 passes packets on, they come back into the kernel by ``ipsecgw-vp`` and take XFRM's way.
+
+What the kernel decrypts is led into ``ipsecgw-ki`` and comes out of ``ipsecgw-kd``, the tunnels' port, where the
+pipeline sees it as it sees any packet.
 """
 
 from __future__ import annotations
@@ -13,11 +17,16 @@ from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from ipsec_gw.errors import EnvironmentMissing
-from ipsec_gw.mirror.ethtool import STXCSUM, turn_off
+from ipsec_gw.mirror.ethtool import STSO, STXCSUM, turn_off
 from ipsec_gw.mirror.kernel import Interface, KernelView
+from ipsec_gw.model.firewall import TUNNEL_INTERFACES
+from xdp_steer.flow_layout import TUNNEL_PORT_MAC
 
-KERNEL_END = "ipsecgw-up"
 ENGINE_END = "ipsecgw-vp"
+KERNEL_END, TUNNEL_PORT = TUNNEL_INTERFACES
+TUNNEL_ENTRY = "ipsecgw-ki"
+_TUNNEL_MTU = 3498
+"""The longest that fits into a page with XDP's headroom: the kernel refuses more on a veth pair with XDP."""
 
 _SYSCTLS = {
     KERNEL_END: {
@@ -30,6 +39,13 @@ _SYSCTLS = {
         "ignore_routes_with_linkdown": 1,
     },
     ENGINE_END: {"rp_filter": 0, "accept_local": 1, "forwarding": 1},
+    # The state that decrypted a packet is held against its policy before: here nothing is left of it.
+    TUNNEL_PORT: {"disable_policy": 1, "rp_filter": 0, "accept_local": 1, "forwarding": 1},
+    TUNNEL_ENTRY: {"rp_filter": 0},
+}
+_SYSCTLS6 = {
+    # Decrypted IPv6 is taken here; the interface itself needs no address (1: none is made).
+    TUNNEL_PORT: {"addr_gen_mode": 1, "accept_ra": 0, "disable_policy": 1, "forwarding": 1},
 }
 
 
@@ -50,8 +66,32 @@ async def raise_uplink(route: AsyncIPRoute) -> tuple[Interface, Interface]:
     return await view.interface(KERNEL_END), await view.interface(ENGINE_END)
 
 
+async def raise_tunnel_port(route: AsyncIPRoute) -> tuple[int, int]:
+    """Create the pair of the kernel's own IPsec if it is not there; returns the indices of (entry, port)."""
+    view = KernelView(route)
+    try:
+        if TUNNEL_PORT not in await view.interfaces():
+            port = {"ifname": TUNNEL_PORT, "address": TUNNEL_PORT_MAC.hex(":"), "mtu": _TUNNEL_MTU}
+            await route.link("add", ifname=TUNNEL_ENTRY, kind="veth", mtu=_TUNNEL_MTU, peer=port)
+            for name in (TUNNEL_ENTRY, TUNNEL_PORT):
+                _apply_sysctls(name)
+                turn_off(name, STXCSUM, STSO)  # merged packets are taken apart before XDP sees them
+                interface = await view.interface(name)
+                await route.link("set", index=interface.index, state="up", arp=False)
+    except NetlinkError as error:
+        raise EnvironmentMissing(f"the veth pair {TUNNEL_PORT} cannot be made ({error}) - is veth loaded?") from None
+    found = await view.interfaces()
+    return found[TUNNEL_ENTRY].index, found[TUNNEL_PORT].index
+
+
+async def remove_tunnel_port(route: AsyncIPRoute) -> None:
+    """Remove the pair of the kernel's own IPsec, if it is there."""
+    for index in await route.link_lookup(ifname=TUNNEL_PORT):
+        await route.link("del", index=index)
+
+
 async def remove_uplink(route: AsyncIPRoute) -> None:
-    """Remove the pair, if it is there."""
+    """Remove the engine's pair, if it is there."""
     for index in await route.link_lookup(ifname=KERNEL_END):
         await route.link("del", index=index)
 
@@ -59,6 +99,7 @@ async def remove_uplink(route: AsyncIPRoute) -> None:
 def _apply_sysctls(name: str) -> None:
     for setting, value in _SYSCTLS[name].items():
         Path(f"/proc/sys/net/ipv4/conf/{name}/{setting}").write_text(f"{value}\n")
-    quiet = Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6")
-    if quiet.exists():
-        quiet.write_text("1\n")
+    here = Path(f"/proc/sys/net/ipv6/conf/{name}")
+    if here.exists():
+        for setting, value in _SYSCTLS6.get(name, {"disable_ipv6": 1}).items():
+            (here / setting).write_text(f"{value}\n")

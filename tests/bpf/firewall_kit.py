@@ -20,12 +20,13 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from ipaddress import ip_address
 from pathlib import Path
+from types import MappingProxyType
 
 from scapy.layers.inet import IP
 from scapy.layers.inet6 import IPv6
@@ -167,9 +168,13 @@ class World:
         self._firewall = Firewall(maps, maps["control"])
         self.ids = Ids()
 
-    def apply(self, ruleset: Ruleset, **changes: dict[str, object]) -> None:
-        """Make a ruleset hold. ``changes`` are fields of PortInfo by zone: ``apply(rules, lan={"partial": True})``."""
-        interfaces = {}
+    def apply(
+        self, ruleset: Ruleset, more: Mapping[str, PortInfo] = MappingProxyType({}), **changes: dict[str, object]
+    ) -> None:
+        """Make a ruleset hold. ``changes`` are fields of PortInfo by zone: ``apply(rules, lan={"partial": True})``;
+        ``more`` are interfaces beside those of ``PORTS``.
+        """
+        interfaces = dict(more)
         for zone, ports in ZONES.items():
             for port in ports:
                 interfaces[port.name] = replace(port_info(port), **changes.get(zone, {}))

@@ -95,7 +95,8 @@ def test_site_to_site() -> None:
     wan, lan, _servers, vpn = rules.zones
     assert (wan.interfaces, wan.host_inbound, wan.tcp_mss) == (("eth0",), PING, 1452)
     assert (lan.tcp_reset, lan.syn_check, lan.tcp_mss) == (True, True, None)
-    assert (vpn.interfaces, vpn.tcp_mss, vpn.host_inbound) == (("ipsecgw-up",), 1350, (*PING, *tcp(179)))
+    assert (vpn.interfaces, vpn.tunnels) == ((), True)
+    assert (vpn.tcp_mss, vpn.host_inbound) == (1350, (*PING, *tcp(179)))
     assert by_name(rules)["branch-to-shared"] == Policy(
         name="branch-to-shared",
         action=Action.PERMIT,

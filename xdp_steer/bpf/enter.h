@@ -104,6 +104,8 @@ static __always_inline int enter(struct xdp_md *ctx, struct packet *pkt, bool so
 	m->bank = control_value(CONTROL_BANK) & 1;
 	m->vid = ntohs(pkt->tci) & VID_MASK;
 	port = port_of(ctx->ingress_ifindex, m->vid, m->bank);
+	if (port && port->flags & PORT_DECRYPTED && data + sizeof(struct ethhdr) <= pkt->end)
+		port = port_of(ctx->ingress_ifindex, ntohs(*(__be16 *)(data + TUNNEL_PORT_ZONE_AT)), m->bank);
 	if (!port)
 		return drop(ctx, REASON_NO_ZONE);
 	if (!sound || pkt->length < l4 - l3 || l3 + pkt->length > frame)

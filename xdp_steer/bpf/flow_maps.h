@@ -82,6 +82,32 @@ struct pool {
 	u32 overflow;	/* index + 1 */
 };
 
+/* The far side of policies (XFRM), in each direction. */
+struct tunnel_net {
+	u32 prefixlen;	/* of what follows, 32 bits for the first word */
+	u32 side;	/* TUNNEL_OUT, TUNNEL_IN */
+	struct address far;
+};
+
+/* The n-th policy of a list, the best one first. */
+struct tunnel_key {
+	u32 list;
+	u32 n;
+};
+
+struct tunnel {
+	struct address near;
+	struct address mask;
+	__be16 near_port;
+	__be16 near_port_mask;
+	__be16 far_port;
+	__be16 far_port_mask;
+	u32 reqid;	/* of the states that may decrypt it */
+	u16 zone;	/* row of the tunnels' port, 0: the default one */
+	u8 protocol;	/* 0: any */
+	u8 action;	/* TUNNEL_PROTECT, TUNNEL_CLEAR */
+};
+
 /* Zero-padded: the whole structure is hashed. */
 struct flow_key {
 	struct address saddr;
@@ -218,6 +244,8 @@ BPF_TABLE_PINNED("hash", struct port_key, struct port, ports, MAX_PORTS * 2, PIN
 BPF_TABLE_PINNED("hash", u32, struct vlan_port, vlan_ports, MAX_PORTS, PIN_ROOT "/vlan_ports");
 BPF_TABLE_PINNED("array", u32, struct ruleset, rulesets, MAX_BANKS, PIN_ROOT "/rulesets");
 BPF_TABLE_PINNED("lpm_trie", struct prefix_key, u32, prefixes, MAX_PREFIXES * 2, PIN_ROOT "/prefixes", BPF_F_NO_PREALLOC);
+BPF_TABLE_PINNED("lpm_trie", struct tunnel_net, u32, tunnel_nets, MAX_TUNNEL_NETS, PIN_ROOT "/tunnel_nets", BPF_F_NO_PREALLOC);
+BPF_TABLE_PINNED("hash", struct tunnel_key, struct tunnel, tunnels, MAX_TUNNELS, PIN_ROOT "/tunnels", BPF_F_NO_PREALLOC);
 BPF_TABLE_PINNED("array", u32, struct service_row, services, MAX_SERVICE_ROWS, PIN_ROOT "/services");
 BPF_TABLE_PINNED("array", u32, struct bit_row, rule_bits, MAX_BIT_ROWS, PIN_ROOT "/rule_bits");
 BPF_TABLE_PINNED("array", u32, struct rule_row, rule_rows, MAX_BANKS * MAX_TABLES * MAX_ROWS, PIN_ROOT "/rule_rows");

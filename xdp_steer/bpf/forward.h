@@ -37,6 +37,8 @@ int stage_forward(struct xdp_md *ctx)
 	if (!(m->flags & META_LOOKED)) {
 		zone = m->out_zone;
 		reason = route(ctx, m);
+		if (reason == NEXT)
+			reason = into_tunnel(m);
 		if (reason == ROUTE_LOCAL || (reason == NEXT && m->out_zone != zone))
 			return drop(ctx, REASON_ZONE_CHANGED);
 		if (reason != NEXT)

@@ -2,19 +2,6 @@
  *
  * The first packet of a flow: may it open one, where does destination NAT lead it, and by which route?
  */
-#define PROTOCOL_AH	51
-
-static __always_inline bool is_icmp_request(u8 v6, u8 type)
-{
-	return v6 ? type == 128 : type == 8 || type == 13;
-}
-
-static __always_inline bool is_ipsec(u8 protocol, __be16 dport)
-{
-	return protocol == IPPROTO_ESP || protocol == PROTOCOL_AH ||
-	       (protocol == IPPROTO_UDP && (dport == htons(PORT_IKE) || dport == htons(PORT_NAT_T)));
-}
-
 /* The first `prefixlen` bits of `to`, the rest of `a`. */
 static __always_inline void put_prefix(struct address *a, const struct address *to, u32 prefixlen)
 {
@@ -27,11 +14,6 @@ static __always_inline void put_prefix(struct address *a, const struct address *
 
 		a->addr[word] = (to->addr[word] & htonl(mask)) | (a->addr[word] & ~htonl(mask));
 	}
-}
-
-static __always_inline bool has_ports(u8 protocol)
-{
-	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP;
 }
 
 static __always_inline void translate_destination(struct meta *m)
@@ -73,6 +55,10 @@ int stage_new(struct xdp_md *ctx)
 	m->daddr = m->key.daddr;
 	m->sport = m->key.sport;
 	m->dport = m->key.dport;
+	if (is_own_answer(ctx, m))
+		return pass(ctx, REASON_HOST_SOCKET);
+	if (is_clear_of_protected(m))
+		return drop(ctx, REASON_CLEAR_OF_PROTECTED);
 	reason = may_open(m);
 	if (reason == REASON_TCP_NOT_SYN && m->in_flags & PORT_TCP_RESET && !(m->tcp_flags & TCP_RST))
 		return answer_icmp(ctx, m, ANSWER_RESET, 0, 0, reason);
@@ -84,9 +70,11 @@ int stage_new(struct xdp_md *ctx)
 		if (is_ipsec(m->key.protocol, m->dport))
 			return pass(ctx, REASON_HOST_IKE);
 		m->flags |= META_TO_SELF;
-	} else if (reason != NEXT) {
-		return no_route(ctx, m, reason);
+	} else if (reason == NEXT) {
+		reason = into_tunnel(m);
 	}
+	if (reason != NEXT && reason != ROUTE_LOCAL)
+		return no_route(ctx, m, reason);
 	m->flags |= META_LOOKED;
 	return go(ctx, STAGE_POLICY);
 }

@@ -28,6 +28,8 @@
 #include "rewrite.h"
 #include "session.h"
 #include "classify.h"
+#include "kinds.h"
+#include "tunnel.h"
 #include "forward.h"
 #include "new.h"
 #include "policy.h"
@@ -35,6 +37,7 @@
 #include "icmp_error.h"
 #include "answer.h"
 #include "egress.h"
+#include "decrypted.h"
 #endif
 
 int xdp_pipeline(struct xdp_md *ctx)

@@ -57,6 +57,9 @@ static __always_inline u32 tcp_step(struct meta *m, struct session *s, struct se
 		return REASON_SESSION_CLOSED;
 	if (state == STATE_OPENING && s->flags & SESSION_REVERSE && flags & TCP_SYN && flags & TCP_ACK)
 		enter_state(m, s, peer, STATE_ANSWERED);
+	else if (state == STATE_OPENING && m->in_flags & PORT_TUNNEL && s->flags & SESSION_TO_SELF &&
+		 (flags & (TCP_SYN | TCP_ACK)) == TCP_ACK)	/* its answers leave encrypted by the kernel, unseen */
+		enter_state(m, s, peer, STATE_ESTABLISHED);
 	else if (state == STATE_ANSWERED && !(s->flags & SESSION_REVERSE) && flags & TCP_ACK && !(flags & TCP_SYN))
 		enter_state(m, s, peer, STATE_ESTABLISHED);
 	if (flags & TCP_FIN && s->state >= STATE_ANSWERED && s->state <= STATE_CLOSING) {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 
-from ipsec_gw.model.firewall import Pool, Ruleset, Zone
+from ipsec_gw.model.firewall import TUNNEL_INTERFACES, Pool, Ruleset, Zone
 from xdp_steer.compile.classify import prefix_rows, service_rows, source_port_rows, zone_bits
 from xdp_steer.compile.errors import CompileError
 from xdp_steer.compile.ids import Ids
@@ -82,7 +82,7 @@ def _check_prefixes(tables: Mapping[Table, TableRows]) -> None:
 def _ports(zones: Iterable[Zone], ids: Ids, interfaces: Mapping[str, PortInfo]) -> Iterator[PortRow]:
     taken: dict[tuple[int, int], str] = {}
     for zone in zones:
-        for name in zone.interfaces:
+        for name in zone.ports:
             if name not in interfaces:
                 continue
             info = interfaces[name]
@@ -92,11 +92,13 @@ def _ports(zones: Iterable[Zone], ids: Ids, interfaces: Mapping[str, PortInfo]) 
             if len(taken) == MAX_PORTS:
                 raise CompileError(f"zone {zone.name}: {name} is one interface too many, {MAX_PORTS} are possible")
             taken[place] = f"{name} of zone {zone.name}"
-            yield PortRow(info, ids.zones[zone.name], _port_flags(zone, info), zone.tcp_mss or 0)
+            yield PortRow(info, ids.zones[zone.name], _port_flags(zone, name, info), zone.tcp_mss or 0)
 
 
-def _port_flags(zone: Zone, info: PortInfo) -> PortFlag:
+def _port_flags(zone: Zone, name: str, info: PortInfo) -> PortFlag:
     flags = {
+        PortFlag.TUNNEL: name in TUNNEL_INTERFACES,
+        PortFlag.DECRYPTED: name == TUNNEL_INTERFACES[1],
         PortFlag.SYN_CHECK: zone.syn_check,
         PortFlag.TCP_RESET: zone.tcp_reset,
         PortFlag.PARTIAL: info.partial,
