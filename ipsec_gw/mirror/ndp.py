@@ -15,17 +15,22 @@ def is_on(interface: str) -> bool:
 
 
 def switch_on(interface: str) -> None:
-    """Look at them, and answer at once: the delay is for proxies that the owner may be faster than. Raises OSError."""
-    (_NET / f"ipv6/neigh/{interface}/proxy_delay").write_text("0")
-    (_NET / f"ipv6/conf/{interface}/proxy_ndp").write_text("1")
+    """Look at them, and answer at once: the delay is for proxies that the owner may be faster than.
+
+    An interface that is gone is no error. Raises OSError.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        (_NET / f"ipv6/neigh/{interface}/proxy_delay").write_text("0")
+        (_NET / f"ipv6/conf/{interface}/proxy_ndp").write_text("1")
 
 
 def switch_off(interface: str) -> None:
     """Undo that; the delay is the default again. An interface that is gone is no error."""
+    default = _NET / "ipv6/neigh/default/proxy_delay"  # not in every namespace: the loopback's is the default there
+    delay = default if default.exists() else _NET / "ipv6/neigh/lo/proxy_delay"
     with contextlib.suppress(OSError):
         (_NET / f"ipv6/conf/{interface}/proxy_ndp").write_text("0")
-        delay = (_NET / "ipv6/neigh/default/proxy_delay").read_text()
-        (_NET / f"ipv6/neigh/{interface}/proxy_delay").write_text(delay)
+        (_NET / f"ipv6/neigh/{interface}/proxy_delay").write_text(delay.read_text())
 
 
 def obstacles(interface: str, versions: Collection[int]) -> list[str]:

@@ -122,10 +122,12 @@ async def hold(route: AsyncIPRoute, wanted: Collection[Answer]) -> None:
         new = [one for one in wanted if one.interface in links and not _has(present, one, links[one.interface])]
         for name in sorted({one.interface for one in new}):
             link = links[name]
-            for obstacle in ndp.obstacles(name, {one.network.version for one in new if one.interface == name}):
+            networks = [one.network for one in new if one.interface == name]
+            log.info("answering for NAT's addresses", interface=name, addresses=sorted(map(str, networks)))
+            for obstacle in ndp.obstacles(name, {network.version for network in networks}):
                 log.warning("neighbours may get no answer", interface=name, setting=obstacle)
             if link.mac:
-                announce(name, link.mac, [one.network for one in new if one.interface == name])
+                announce(name, link.mac, networks)
     except (NetlinkError, OSError) as error:
         raise IpsecGwError(
             f"NAT's addresses cannot be answered for: {error} - see `ip rule`, `ip neigh show proxy` and `dmesg`"
@@ -239,7 +241,7 @@ async def _add(route: AsyncIPRoute, present: _State, state: _State, foreign: fro
     for new in state.routes - present.routes:
         await route.route("replace", **_route(new))
     for proxy in state.proxies - present.proxies - foreign:
-        await route.neigh("add", **_neigh(proxy), protocol=PROTOCOL)
+        await _forgiving(route.neigh("add", **_neigh(proxy), protocol=PROTOCOL), _GONE)
 
 
 def _rule(rule: _Rule) -> dict[str, Any]:
@@ -262,7 +264,7 @@ def _family(network: IpNetwork) -> int:
 
 
 async def _forgiving(request: Awaitable[Any], codes: Collection[int]) -> None:
-    """What is as wanted already, by an administrator's hand or with a device."""
+    """A request whose end may be reached already: by an administrator's hand, or because a device went meanwhile."""
     try:
         await request
     except NetlinkError as error:
