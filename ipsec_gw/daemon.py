@@ -180,7 +180,7 @@ class Daemon:
                 for count in ((steering.dock_counts(name),) if steering else ())
             ),
             verdicts={
-                str(reason): count.packets for reason, count in (steering.verdicts() if steering else {}).items()
+                reason.label: count.packets for reason, count in (steering.verdicts() if steering else {}).items()
             },
             netlinkOverruns=gateway.senses.monitor.overruns,
         )

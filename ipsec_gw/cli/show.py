@@ -112,12 +112,9 @@ def status(options: Options, as_json: bool) -> None:
     _counters(console, "steering", ("SA", "to engine", "to kernel"), answer["steer"])
     _counters(console, "egress guard", ("SA", "passed", "held back"), answer["guard"])
     _counters(console, "docks", ("interface", "to engine", "fell to the kernel"), answer["docks"])
-    verdicts = Table("XDP verdict", "packets")
-    for reason, packets in answer["verdicts"].items():
-        if packets:
-            verdicts.add_row(reason, f"{packets:,}")
-    if verdicts.row_count:
-        console.print(verdicts)
+    seen = [(reason, packets) for reason, packets in answer["verdicts"].items() if packets]
+    seen.sort(key=lambda row: row[1], reverse=True)
+    _counters(console, "verdicts", ("reason", "packets"), [{"reason": row[0], "packets": row[1]} for row in seen])
 
 
 @show.command()

@@ -69,7 +69,9 @@ class DockView:
 
 @dataclass(frozen=True, slots=True)
 class StatusView:
-    """The daemon at a glance. ``verdicts`` are XDP's packet counts by reason."""
+    """The daemon at a glance. ``verdicts`` are packets at XDP and TC egress by the reason's label, ``unknown-spi`` or the
+    like, zeros included.
+    """
 
     version: str
     strongswan: str

@@ -1,7 +1,8 @@
-"""What the commands tell of a running firewall: errors of the compiler before a reload."""
+"""What the commands tell of a running firewall: errors of the compiler before a reload, verdicts by their names."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import closing
@@ -10,6 +11,7 @@ import pytest
 
 from tests.integration.firewall_world import CLIENT, SERVER, FirewallBox, address, exchange, firewall_box
 from xdp_steer.flow_layout import MAX_ROWS
+from xdp_steer.reasons import Reason
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root for network namespaces")]
 
@@ -66,3 +68,13 @@ def test_plan_and_reload_tell_what_the_compiler_refuses(box: FirewallBox) -> Non
     passes(box)
     box.write(CONFIGURATION)
     assert box.gw("plan").returncode == 0
+
+
+def test_verdicts_have_names(box: FirewallBox) -> None:
+    passes(box)
+    verdicts = json.loads(box.gw("show", "status", "--json").stdout)["verdicts"]
+    assert verdicts.keys() == {reason.label for reason in Reason}
+    assert verdicts[Reason.TO_KERNEL.label] >= 2  # a veth takes no redirected frames
+    shown = box.gw("show", "status").stdout
+    assert Reason.TO_KERNEL.label in shown
+    assert Reason.NO_STAGE.label not in shown

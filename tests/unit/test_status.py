@@ -1,0 +1,80 @@
+"""`show status`: verdicts by their names, in the daemon's answer and in the tables."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from click.testing import CliRunner
+
+from ipsec_gw.cli.main import cli
+from ipsec_gw.daemon import Daemon
+from ipsec_gw.gateway import Gateway
+from ipsec_gw.ike.watcher import CharonWatcher
+from ipsec_gw.model.ids import EngineName
+from ipsec_gw.observe import control
+from xdp_steer.reasons import Reason
+from xdp_steer.tables import Count
+
+COUNTED = {Reason.UNKNOWN_SPI: 7, Reason.FORWARDED: 1234567, Reason.POLICY_DENY: 99, Reason.EGRESS_NEW: 100}
+
+
+class Steering:
+    """A data path that has seen ``COUNTED``."""
+
+    def verdicts(self) -> dict[Reason, Count]:
+        return {reason: Count(COUNTED.get(reason, 0), 0) for reason in Reason}
+
+    def steer_counters(self) -> dict[Any, Any]:
+        return {}
+
+    guard_counters = steer_counters
+
+    def docked(self) -> frozenset[str]:
+        return frozenset()
+
+
+async def status() -> dict[str, Any]:
+    gateway = SimpleNamespace(
+        steering=Steering(),
+        plumbing=None,
+        link=SimpleNamespace(
+            capabilities=None, offer=SimpleNamespace(name=EngineName.KERNEL, absent=""), trouble="", up=True
+        ),
+        reconciler=SimpleNamespace(in_sync=True, decision=SimpleNamespace(verdicts=())),
+        senses=SimpleNamespace(monitor=SimpleNamespace(overruns=0)),
+    )
+    charon = SimpleNamespace(version="5.9.8")
+    daemon = Daemon(cast(Gateway, gateway), cast(CharonWatcher, charon), lambda: False)
+    answer: dict[str, Any] = await daemon.answer("status")
+    return answer
+
+
+async def test_verdicts_have_names_that_scripts_can_read() -> None:
+    verdicts = json.loads(json.dumps(await status()))["verdicts"]
+    assert verdicts == {reason.label: COUNTED.get(reason, 0) for reason in Reason}
+    assert verdicts["unknown-spi"] == 7
+
+
+async def test_people_see_the_most_frequent_verdicts_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = await status()
+    monkeypatch.setattr(control, "ask", lambda _run_dir, _question: answer)
+    shown = CliRunner().invoke(cli, ["show", "status"])
+    assert shown.exit_code == 0, shown.output
+    lines = [line.strip("│ ").split() for line in shown.output.splitlines() if line.startswith("│")]
+    assert [(line[0], line[-1]) for line in lines] == [
+        ("forwarded", "1,234,567"),
+        ("egress-new", "100"),
+        ("policy-deny", "99"),
+        ("unknown-spi", "7"),
+    ]
+    as_json = CliRunner().invoke(cli, ["show", "status", "--json"])
+    assert json.loads(as_json.output) == json.loads(json.dumps(answer))
+
+
+async def test_without_traffic_there_is_no_table_of_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = {**await status(), "verdicts": {reason.label: 0 for reason in Reason}}
+    monkeypatch.setattr(control, "ask", lambda _run_dir, _question: answer)
+    assert "verdicts" not in CliRunner().invoke(cli, ["show", "status"]).output
