@@ -74,13 +74,14 @@ def cli(ctx: click.Context, config: Path | None, run_dir: Path, pins: Path, verb
 
 def configure_logging(verbose: bool) -> None:
     """Log to stderr: coloured lines for people, JSON lines for machines."""
-    tty = sys.stderr.isatty()
+    for_people = [structlog.dev.ConsoleRenderer()]  # shows exceptions itself
+    for_machines = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.dev.ConsoleRenderer() if tty else structlog.processors.JSONRenderer(default=str),
+            *(for_people if sys.stderr.isatty() else for_machines),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if verbose else logging.INFO),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
