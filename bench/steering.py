@@ -15,6 +15,7 @@ import sys
 from ipaddress import ip_address
 from pathlib import Path
 
+import structlog
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -58,6 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true")
     as_json = parser.parse_args().json
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # JSON alone on standard output
     pins = Path(f"/sys/fs/bpf/ipsec-gw-bench-{os.getpid()}")
     try:
         steering = Steering.open(pins)
