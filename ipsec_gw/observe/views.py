@@ -69,8 +69,8 @@ class DockView:
 
 @dataclass(frozen=True, slots=True)
 class StatusView:
-    """The daemon at a glance. ``verdicts`` are packets at XDP and TC egress by the reason's label, ``unknown-spi`` or the
-    like, zeros included.
+    """The daemon at a glance. ``verdicts`` are packets at XDP and TC egress by the reason's label, as ``unknown-spi``;
+    zeros are in it as well.
     """
 
     version: str
