@@ -23,6 +23,7 @@ from ipsec_gw.firewall.keeper import Keeper, prepare
 from ipsec_gw.ike.observer import Observer
 from ipsec_gw.ike.watcher import CharonWatcher
 from ipsec_gw.ike.xfrm import XfrmMonitor, XfrmSocket
+from ipsec_gw.mirror import proxy
 from ipsec_gw.mirror.kernel import Interface, KernelView
 from ipsec_gw.model.ids import EngineName, SaKey
 from ipsec_gw.model.objects import ManagedObject, ObjectKey
@@ -132,6 +133,8 @@ async def find_wan(config: Config, view: KernelView, charon: CharonWatcher) -> t
 async def build(config: Config, paths: Paths, charon: CharonWatcher, stack: AsyncExitStack) -> Gateway:
     """Put a gateway together. What this call itself made is undone if it fails; what was in place before stays."""
     route = await stack.enter_async_context(AsyncIPRoute())
+    if config.firewall is None:
+        await proxy.remove(route)  # of a former life
     senses = _senses(config, route, charon, stack)
     choice = _choose(config.gateway.engine, paths)
     if choice is EngineName.KERNEL:
@@ -331,6 +334,7 @@ async def hand_back(paths: Paths) -> None:
 async def remove_everything(paths: Paths) -> None:
     """Take rules, docks, guards, pins and the veth pair away, whoever left them. Needs no engine and no charon."""
     async with AsyncIPRoute() as route:
+        await proxy.remove(route)
         for index in await route.link_lookup(ifname=KERNEL_END):
             await LeadDriver(route, kernel_index=index, engine_name=ENGINE_END, engine_mac="").remove()
         await asyncio.to_thread(Steering.remove_leftovers, paths.pins)

@@ -127,6 +127,9 @@ class Reason(IntEnum):
     TUNNEL_SELECTOR = 70
     """Decrypted by an SA that its IPsec policy does not name, or without a policy: dropped (RFC 4301 5.2)."""
 
+    MARTIAN_SOURCE = 71
+    """A new flow from a multicast, broadcast, loopback or unspecified address: dropped (RFC 1812 5.3.7)."""
+
     EGRESS_SESSION = 80
     """Sent by the kernel in a session: passed."""
     EGRESS_NEW = 81

@@ -20,6 +20,7 @@ from ipsec_gw.firewall.ageing import Close, CloseReason, Filter
 from ipsec_gw.firewall.collector import Collector
 from ipsec_gw.ike.messages import XFRMNLGRP_POLICY
 from ipsec_gw.ike.xfrm import XfrmMonitor, XfrmSocket
+from ipsec_gw.mirror import proxy
 from ipsec_gw.mirror.ports import INTERFACES, ROUTES, Changes, local_addresses, port_infos
 from ipsec_gw.model.firewall import TUNNEL_INTERFACES, Ruleset
 from ipsec_gw.observe.flowlog import Decoder, to_json
@@ -83,6 +84,7 @@ class Keeper:
             self.steering.set_local(await local_addresses(route))
             if not self._firewall.apply(rows, ids):
                 await self._dock(route, infos)
+                await proxy.hold(route, (await proxy.wanted(route, wanted)).given)
                 return
             await self._dock(route, infos)
             self.ruleset = wanted
@@ -90,6 +92,7 @@ class Keeper:
             if not any(zone.tunnels for zone in wanted.zones):
                 await remove_tunnel_port(route)
             await asyncio.to_thread(self._end_orphaned, before, ids)
+            await proxy.hold(route, (await proxy.wanted(route, wanted)).given)  # last: nobody is attracted before
             log.info("firewall applied", zones=len(wanted.zones), policies=len(wanted.policies))
 
     async def follow_policies(self) -> None:

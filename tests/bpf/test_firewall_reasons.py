@@ -291,6 +291,10 @@ def without_a_session() -> Iterator[Case]:
             yield Case(f"any {where}", Reason.ICMP_NO_SESSION, port, lost, DROP)
             own = about(tcp(port.own(v), there), there, port.own(v))
             yield Case(f"to this machine {where}", Reason.ICMP_NO_SESSION, port, own, DROP)
+        for source in ("224.0.0.9", "255.255.255.255", "127.0.0.1", "127.200.0.1", "0.0.0.0"):
+            yield Case(f"{source} {port.name}", Reason.MARTIAN_SOURCE, port, tcp(source, WAN.host4), DROP)
+        for source in ("ff02::1", "ff0e:db8::1", "::1", "::"):
+            yield Case(f"{source} {port.name}", Reason.MARTIAN_SOURCE, port, udp(source, WAN.host6), DROP)
         stamp = IP(src=port.host4, dst=WAN.host4) / ICMP(type=14, id=1)
         yield Case(f"timestamp reply {port.name}", Reason.ICMP_UNSOLICITED, port, stamp, DROP)
         hop = IPv6(src=port.host6, dst=port.own(6), hlim=254)

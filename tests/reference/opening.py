@@ -6,7 +6,7 @@ from ipsec_gw.model.firewall import SELF, Action
 from tests.reference import nat, rewrite
 from tests.reference.fib import Kind
 from tests.reference.machine import Machine, Way, answer, is_ipsec
-from tests.reference.packets import ACK, FIN, REQUESTS, RST, SYN, TCP, Key, Packet, Verdict, drop
+from tests.reference.packets import ACK, FIN, REQUESTS, RST, SYN, TCP, Key, Packet, Verdict, drop, is_martian
 from tests.reference.rules import Asked, Decision, decide
 from tests.reference.sessions import Entry
 from xdp_steer.flow_layout import SessionFlag, State
@@ -35,6 +35,8 @@ def asked_of(packet: Packet, dst: bytes, dport: int) -> Asked:
 
 def _check_beginning(machine: Machine, way: Way) -> None:
     packet, zone = way.packet, machine.zones[way.port.zone]
+    if is_martian(packet.src):
+        raise drop(Reason.MARTIAN_SOURCE)
     if packet.is_icmp and packet.icmp_type not in REQUESTS[packet.family]:
         raise drop(Reason.ICMP_UNSOLICITED)
     if packet.protocol == TCP and zone.syn_check and packet.flags & (SYN | ACK | RST | FIN) != SYN:

@@ -121,6 +121,12 @@ def is_multicast(address: bytes) -> bool:
     return address[0] == 0xFF
 
 
+def is_martian(address: bytes) -> bool:
+    """No source of a packet on a wire."""
+    loopback = bytes(15) + b"\1", V4_MAPPED + b"\x7f"
+    return is_multicast(address) or is_unspecified(address) or address.startswith(loopback)
+
+
 def is_unspecified(address: bytes) -> bool:
     return address in (bytes(16), V4_MAPPED + bytes(4))
 

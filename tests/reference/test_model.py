@@ -149,9 +149,11 @@ def test_an_error_is_from_the_packets_destination_where_the_port_has_no_address(
     assert answer[IP].src == SERVER
 
 
-def test_nobody_answers_an_unspecified_source(firewall):
-    outcome = firewall.sees("fwa", IP(src="0.0.0.0", dst=SERVER, ttl=1) / UDP(sport=5, dport=6))
-    assert (outcome.action, outcome.reason) == ("DROP", Reason.TTL_EXPIRED)
+@pytest.mark.parametrize("source", ["0.0.0.0", "127.0.0.1", "224.0.0.5", "255.255.255.255"])
+def test_a_source_that_is_nobody_opens_nothing(firewall, source):
+    outcome = firewall.sees("fwa", IP(src=source, dst=SERVER) / UDP(sport=5, dport=6))
+    assert (outcome.action, outcome.reason) == ("DROP", Reason.MARTIAN_SOURCE)
+    assert firewall.sessions == 0
 
 
 def test_too_big_with_df_names_the_mtu(firewall):

@@ -80,6 +80,17 @@ static __always_inline bool is_unspecified(const struct address *a)
 	return !a->addr[0] && !a->addr[1] && !a->addr[3] && (!a->addr[2] || a->addr[2] == htonl(V4_MAPPED));
 }
 
+/* What no packet on a wire may have as its source: RFC 1812 5.3.7, RFC 4291 2.5.2, 2.5.3 and 2.7. XDP forwards past the
+ * kernel, which would drop it. */
+static __always_inline bool is_martian(const struct address *a)
+{
+	if (is_group(a) || is_unspecified(a))
+		return true;
+	if (is_v4_mapped(a))
+		return (a->addr[3] & htonl(0xff000000)) == htonl(0x7f000000);
+	return !a->addr[0] && !a->addr[1] && !a->addr[2] && a->addr[3] == htonl(1);
+}
+
 static __always_inline bool same_address(const struct address *a, const struct address *b)
 {
 	return a->addr[0] == b->addr[0] && a->addr[1] == b->addr[1] && a->addr[2] == b->addr[2] &&

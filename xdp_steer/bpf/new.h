@@ -55,6 +55,8 @@ int stage_new(struct xdp_md *ctx)
 	m->daddr = m->key.daddr;
 	m->sport = m->key.sport;
 	m->dport = m->key.dport;
+	if (is_martian(&m->key.saddr))
+		return drop(ctx, REASON_MARTIAN_SOURCE);
 	if (is_own_answer(ctx, m))
 		return pass(ctx, REASON_HOST_SOCKET);
 	if (is_clear_of_protected(m))
