@@ -471,11 +471,11 @@ def test_a_port_without_an_address_answers_by_the_destination(world: World, v: i
 
 def silent_cases() -> Iterator[tuple[str, Port, Packet, Reason]]:
     for v, none, group in ((4, "0.0.0.0", "224.0.0.9"), (6, "::", "ff02::9")):
-        yield f"from nobody v{v}", LAN, udp(none, PROHIBIT[v]), Reason.ROUTE_UNREACHABLE
-        yield f"from a group v{v}", VLAN, tcp(group, WAN.host(v), flags="A"), Reason.TCP_NOT_SYN
+        yield f"from nobody v{v}", LAN, udp(none, PROHIBIT[v]), Reason.MARTIAN_SOURCE
+        yield f"from a group v{v}", VLAN, tcp(group, WAN.host(v), flags="A"), Reason.MARTIAN_SOURCE
         yield f"to a group v{v}", VLAN, tcp(VLAN.host(v), group, flags="S"), Reason.POLICY_REJECT
         yield f"rst v{v}", LAN, tcp(LAN.host(v), WAN.host(v), flags="RA"), Reason.DEFAULT_DENY
-    yield "from everybody", VLAN, tcp("255.255.255.255", WAN.host4, flags="A"), Reason.TCP_NOT_SYN
+    yield "from everybody", VLAN, tcp("255.255.255.255", WAN.host4, flags="A"), Reason.MARTIAN_SOURCE
     yield "to everybody", LAN, udp(LAN.host4, "255.255.255.255"), Reason.POLICY_REJECT
 
 
