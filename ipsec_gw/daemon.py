@@ -114,7 +114,12 @@ class Daemon:
 
     async def _firewall(self, question: str) -> Any:
         if question == "firewall":
-            return {"rules": self._keeper().counters(), "missing": sorted(self._keeper().missing)}
+            keeper = self._keeper()
+            return {
+                "rules": keeper.counters(),
+                "missing": sorted(keeper.missing),
+                "lostEvents": keeper.steering.lost_events(),
+            }
         return await self._reload(apply=question == "reload")
 
     def _keeper(self) -> Keeper:

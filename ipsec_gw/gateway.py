@@ -134,7 +134,8 @@ async def build(config: Config, paths: Paths, charon: CharonWatcher, stack: Asyn
     """Put a gateway together. What this call itself made is undone if it fails; what was in place before stays."""
     route = await stack.enter_async_context(AsyncIPRoute())
     if config.firewall is None:
-        await proxy.remove(route)  # of a former life
+        await proxy.remove(route)  # of a former life, and so is the veth pair
+        await remove_tunnel_port(route)
     senses = _senses(config, route, charon, stack)
     choice = _choose(config.gateway.engine, paths)
     if choice is EngineName.KERNEL:

@@ -68,6 +68,15 @@ class Drained:
     malformed: int
 
 
+def lost_events(fd: int) -> int:
+    """How many events the datapath could not put into its full ring since its maps were made: the counter map ``fd``,
+    over all CPUs.
+    """
+    counts = (ctypes.c_uint64 * libbpf.possible_cpus())()
+    libbpf.map_lookup(fd, ctypes.c_uint32(0), counts)
+    return sum(counts)
+
+
 class EventReader:
     """Reads the ring buffer map behind ``fd``, which stays the caller's; nobody else may read it meanwhile.
 

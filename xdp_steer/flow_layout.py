@@ -124,6 +124,8 @@ class PortFlag(IntFlag):
     """Clear packets of IPsec tunnels come and go by it."""
     DECRYPTED = 32
     """The end of the source address names the row, by zone (0: this one)."""
+    XFRM = 64
+    """An XFRM interface: the kernel has held its packets against policies of its own."""
 
 
 class TunnelSide(IntEnum):
@@ -495,6 +497,7 @@ SESSIONS = MapSpec(
 FRAGMENTS = MapSpec("fragments", libbpf.MAP_LRU_HASH, FragmentKeyLeaf, FragmentLeaf, MAX_FRAGMENTS)
 NAMES = MapSpec("names", libbpf.MAP_HASH, NameKeyLeaf, NameLeaf, MAX_RULES * 2)
 EVENTS = MapSpec("events", libbpf.MAP_RINGBUF, NothingLeaf, NothingLeaf, EVENT_RING_BYTES)
+EVENTS_LOST = MapSpec("events_lost", libbpf.MAP_PERCPU_ARRAY, _INDEX, ctypes.c_uint64, 1)
 
 FLOW_MAPS = (
     PORTS,
@@ -512,6 +515,7 @@ FLOW_MAPS = (
     FRAGMENTS,
     NAMES,
     EVENTS,
+    EVENTS_LOST,
 )
 """Pinned beside :data:`xdp_steer.layout.MAPS`."""
 

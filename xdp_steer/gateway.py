@@ -14,10 +14,11 @@ import structlog
 from ipsec_gw.errors import EnvironmentMissing, SteeringError
 from ipsec_gw.model.ids import IpAddress, SaKey
 from xdp_steer import dock as docks
-from xdp_steer import guard, libbpf, pipeline, sysctl, tables
+from xdp_steer import guard, libbpf, pipeline, sysctl, tables, taps
 from xdp_steer.dock import Dock, Role
+from xdp_steer.events import lost_events
 from xdp_steer.firewall import Firewall
-from xdp_steer.flow_layout import EVENTS, MAX_SESSIONS, SESSIONS
+from xdp_steer.flow_layout import EVENTS, EVENTS_LOST, MAX_SESSIONS, SESSIONS
 from xdp_steer.layout import (
     CONTROL,
     EXIT_SLOTS,
@@ -122,6 +123,32 @@ class Steering:
                 continue
             self.dock(interface, role)
         self._exits.keep_only(frozenset(dock.ifindex for dock in self._docks.values()))
+        for interface in taps.tapped(self._pins):
+            try:
+                self.tap(interface)
+            except EnvironmentMissing:
+                self.untap(interface)
+
+    def tap(self, interface: str) -> None:
+        """Put the firewall on an interface without Ethernet, or this version's programs in place of an earlier one's;
+        without the firewall, take them off. Raises EnvironmentMissing and SteeringError.
+        """
+        if self._programs.clear is None:
+            taps.detach(self._pins, interface)
+        else:
+            taps.attach(self._pins, interface, self._programs.clear)
+
+    def is_tapped(self, interface: str) -> bool:
+        """Whether the firewall is on the interface of that name. Raises EnvironmentMissing if there is none."""
+        return taps.is_attached(self._pins, interface)
+
+    def untap(self, interface: str) -> None:
+        """Take the firewall off such an interface. Not there is no error."""
+        taps.detach(self._pins, interface)
+
+    def tapped(self) -> frozenset[str]:
+        """Interfaces without Ethernet that the firewall is on, or was on before they vanished."""
+        return taps.tapped(self._pins)
 
     def dock(self, interface: str, role: Role) -> None:
         """Put the dock on an interface, or adopt it, with the programs of its TC hooks. Again is no error.
@@ -153,8 +180,8 @@ class Steering:
             return
         if guard.attach(dock.interface, dock.ifindex, self._programs.guard):
             (dock.directory / _CLSACT_NOTE).mkdir(exist_ok=True)
-        if role is Role.WAN and self._programs.decrypted is not None:
-            guard.attach(dock.interface, dock.ifindex, self._programs.decrypted, guard.Hook.INGRESS)
+        if role is Role.WAN and self._programs.clear is not None:
+            guard.attach(dock.interface, dock.ifindex, self._programs.clear.decrypted, guard.Hook.INGRESS)
         else:
             guard.take_off(dock.ifindex, guard.Hook.INGRESS)
         self._exits.connect(dock.ifindex, dock.exit)
@@ -222,6 +249,10 @@ class Steering:
     def events_map(self) -> int:
         """Descriptor of the ring buffer, owned by this object."""
         return self._maps[EVENTS.name]
+
+    def lost_events(self) -> int:
+        """Events that the full ring had no room for, since the maps were made."""
+        return lost_events(self._maps[EVENTS_LOST.name])
 
     @property
     def pipeline_fd(self) -> int:
@@ -324,6 +355,8 @@ class Steering:
     @staticmethod
     def remove_leftovers(pins: Path) -> None:
         """Do the same without opening anything, also after a crash and for interfaces that are gone."""
+        for interface in taps.tapped(pins):
+            taps.detach(pins, interface)
         for interface in docks.pinned_interfaces(pins):
             directory = docks.directory_of(pins, interface)
             _remove_guard(interface, directory)

@@ -37,6 +37,8 @@ _STAGES = (
     Stage.ANSWER,
     Stage.FRAGMENT,
 )
+_CLEAR = ("decrypted", "routed_in", "routed_out")
+"""The fields of :class:`ClearPrograms`, and the names of their pins."""
 _USER_SPACE_ONLY = ("names", "events")
 """Maps that no program reads, and the ring buffer, which has neither keys nor values."""
 _PRIVATE = ("metas", "stages", "egress_stages")
@@ -47,14 +49,25 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
+class ClearPrograms:
+    """Descriptors of the TC programs that are in the firewall only: on ingress of a WAN, and on both hooks of an
+    interface without Ethernet.
+    """
+
+    decrypted: int
+    routed_in: int
+    routed_out: int
+
+
+@dataclass(frozen=True, slots=True)
 class Programs:
-    """Descriptors of the programs, ``decrypted`` with the firewall only. ``compiled`` is False when they came from
+    """Descriptors of the programs; ``clear`` is None without the firewall. ``compiled`` is False when they came from
     their pins.
     """
 
     pipeline: int
     guard: int
-    decrypted: int | None
+    clear: ClearPrograms | None
     compiled: bool
 
     def close(self) -> None:
@@ -64,8 +77,8 @@ class Programs:
 
     def named(self) -> dict[str, int]:
         """Descriptors by the names of their pins."""
-        found = {"pipeline": self.pipeline, "guard": self.guard}
-        return found if self.decrypted is None else found | {"decrypted": self.decrypted}
+        clear = {} if self.clear is None else {name: getattr(self.clear, name) for name in _CLEAR}
+        return {"pipeline": self.pipeline, "guard": self.guard} | clear
 
 
 def source(*, firewall: bool = True) -> str:
@@ -110,13 +123,14 @@ def load(pins: Path, maps: Mapping[str, int]) -> Programs:
 def _adopt(directory: Path, maps: Mapping[str, int], *, firewall: bool) -> Programs | None:
     fds: dict[str, int] = {}
     try:
-        for name in ("pipeline", "guard", *(("decrypted",) if firewall else ())):
+        for name in ("pipeline", "guard", *(_CLEAR if firewall else ())):
             fds[name] = libbpf.open_pin(directory / name)
     except OSError:
         for fd in fds.values():
             os.close(fd)
         return None
-    programs = Programs(fds["pipeline"], fds["guard"], fds.get("decrypted"), compiled=False)
+    clear = ClearPrograms(**{name: fds[name] for name in _CLEAR}) if firewall else None
+    programs = Programs(fds["pipeline"], fds["guard"], clear, compiled=False)
     ours = {libbpf.map_info(fd).id for fd in maps.values()} | _private_maps(directory)
     if all(libbpf.program_maps(fd) <= ours for fd in fds.values()):
         return programs
@@ -152,12 +166,10 @@ def _compile(text: str, map_pins: Path, directory: Path, *, firewall: bool) -> P
             check_tables(bpf, layout.MAPS + (flow_layout.FLOW_MAPS if firewall else ()))
             if firewall:
                 _load_stages(bpf)
-            programs = Programs(
-                os.dup(bpf.load_func(b"xdp_pipeline", BPF.XDP).fd),
-                os.dup(bpf.load_func(b"tc_guard", BPF.SCHED_CLS).fd),
-                os.dup(bpf.load_func(b"tc_decrypted", BPF.SCHED_CLS).fd) if firewall else None,
-                compiled=True,
-            )
+            pipeline = os.dup(bpf.load_func(b"xdp_pipeline", BPF.XDP).fd)
+            guard = os.dup(bpf.load_func(b"tc_guard", BPF.SCHED_CLS).fd)
+            clear = _load_clear(bpf) if firewall else None
+            programs = Programs(pipeline, guard, clear, compiled=True)
             _pin(directory, programs, {name: bpf[name.encode()].map_fd for name in _PRIVATE if firewall})
             return programs
         finally:
@@ -190,6 +202,11 @@ def _load_stages(bpf: Any) -> None:
         bpf[b"stages"][ctypes.c_int(stage)] = ctypes.c_int(function.fd)
     egress_new = bpf.load_func(b"stage_egress_new", bpf.SCHED_CLS)
     bpf[b"egress_stages"][ctypes.c_int(0)] = ctypes.c_int(egress_new.fd)
+
+
+def _load_clear(bpf: Any) -> ClearPrograms:
+    fds = {name: os.dup(bpf.load_func(f"tc_{name}".encode(), bpf.SCHED_CLS).fd) for name in _CLEAR}
+    return ClearPrograms(**fds)
 
 
 def check_tables(bpf: Mapping[bytes, object], specs: tuple[layout.MapSpec, ...]) -> None:

@@ -86,6 +86,9 @@ def firewall(options: Options, as_json: bool) -> None:
     console.print(table if answer["rules"] else "no rules")
     for name in answer["missing"]:
         console.print(f"[yellow]{name}[/]: this interface does not exist", highlight=False)
+    if answer["lostEvents"]:
+        text = "events lost[/]: they came faster than the daemon read them, the flow log lacks them"
+        console.print(f"[yellow]{answer['lostEvents']:,} {text}", highlight=False)
 
 
 @show.command()

@@ -25,7 +25,7 @@ from ipsec_gw.mirror.ports import INTERFACES, ROUTES, Changes, local_addresses, 
 from ipsec_gw.model.firewall import TUNNEL_INTERFACES, Ruleset
 from ipsec_gw.observe.flowlog import Decoder, to_json
 from ipsec_gw.observe.sessions import Query, sessions_view
-from ipsec_gw.ownership.uplink import raise_tunnel_port, remove_tunnel_port
+from ipsec_gw.ownership.uplink import KERNEL_END, TUNNEL_PORT, raise_tunnel_port
 from xdp_steer.compile.changes import Change, plan
 from xdp_steer.compile.ids import Ids, assign
 from xdp_steer.compile.rows import PortInfo
@@ -78,7 +78,7 @@ class Keeper:
             wanted = ruleset or self.ruleset
             before = self._firewall.ids()
             ids = assign(before, wanted)
-            await self._raise_tunnel_port(route, wanted)
+            self.steering.set_tunnel_port(*await raise_tunnel_port(route))
             infos = await self._infos(route, wanted)
             rows = compile_ruleset(wanted, ids, infos, now=datetime.now())
             self.steering.set_local(await local_addresses(route))
@@ -89,8 +89,8 @@ class Keeper:
             await self._dock(route, infos)
             self.ruleset = wanted
             self._collector.configure(wanted.sessions)
-            if not any(zone.tunnels for zone in wanted.zones):
-                await remove_tunnel_port(route)
+            if self._wan and not any(zone.tunnels for zone in wanted.zones):
+                log.warning("no zone has tunnels = true: what comes out of tunnels is dropped, nothing goes into them")
             await asyncio.to_thread(self._end_orphaned, before, ids)
             await proxy.hold(route, (await proxy.wanted(route, wanted)).given)  # last: nobody is attracted before
             log.info("firewall applied", zones=len(wanted.zones), policies=len(wanted.policies))
@@ -113,7 +113,7 @@ class Keeper:
         """Follow the kernel, the clock and the data path, until cancelled. Call :meth:`apply` once before."""
         loop = asyncio.get_running_loop()
         async with AsyncExitStack() as stack:
-            events = EventReader(self.steering.events_map)
+            events = EventReader(self.steering.events_map, self.steering.lost_events)
             stack.callback(events.close)
             self._listen(loop, stack, events.fileno(), lambda: self._tell_events(events))
             for groups, event in ((INTERFACES, self._dirty), (ROUTES, self._routes)):
@@ -157,7 +157,7 @@ class Keeper:
         ]
 
     async def _infos(self, route: AsyncIPRoute, ruleset: Ruleset) -> dict[str, PortInfo]:
-        names = [name for zone in ruleset.zones for name in zone.ports]
+        names = [TUNNEL_PORT, *(name for zone in ruleset.zones for name in zone.ports)]
         infos = await port_infos(route, names, self.steering.is_generic, self._wan)
         missing = frozenset(names) - infos.keys() - {TUNNEL_INTERFACES[0]}  # that one comes with an engine
         if missing != self.missing:
@@ -165,24 +165,22 @@ class Keeper:
         self.missing = missing
         return infos
 
-    async def _raise_tunnel_port(self, route: AsyncIPRoute, ruleset: Ruleset) -> None:
-        wanted = any(zone.tunnels for zone in ruleset.zones)
-        if self._wan and not wanted:
-            log.warning("no zone has tunnels = true: what comes out of tunnels is dropped, nothing is let into them")
-        entry, port = await raise_tunnel_port(route) if wanted else (0, 0)
-        self.steering.set_tunnel_port(entry, port)
-
     async def _dock(self, route: AsyncIPRoute, infos: dict[str, PortInfo]) -> None:
         """A dock wherever there is a zone, after the rows that decide there; none where there is no zone any more."""
         names = {int(link.get("index")): str(link.get("ifname")) async for link in await route.get_links()}
-        wanted = {names[info.ifindex] for info in infos.values()}
+        wanted = {names[info.ifindex] for info in infos.values() if info.ethernet}
+        routed = {name for name, info in infos.items() if not info.ethernet}
         present = self.steering.docked(Role.WAN) | self.steering.docked(Role.INSIDE)
         for name in sorted(wanted - present):
             self.steering.dock(name, Role.WAN if name in self._wan else Role.INSIDE)
-        for name in sorted(wanted):
+        for name in sorted(wanted - {KERNEL_END}):  # that one has settings of its own
             self.steering.relax(name)
+        for name in sorted(name for name in routed if not self.steering.is_tapped(name)):
+            self.steering.tap(name)
         for name in sorted(self.steering.docked(Role.INSIDE) - wanted):
             self.steering.undock(name)
+        for name in sorted(self.steering.tapped() - routed):
+            self.steering.untap(name)
 
     def _end_orphaned(self, before: Ids, now: Ids) -> None:
         """A number may be given to another zone or rule later: no session keeps that of one that is gone."""
@@ -240,6 +238,8 @@ class Keeper:
 
     def _tell_events(self, events: EventReader) -> None:
         drained = events.read()
+        if drained.lost or drained.malformed:
+            log.warning("flow records are missing", ring_was_full=drained.lost, undecodable=drained.malformed)
         decoder = self._decoder(self._firewall.ids())
         for event in drained.events:
             flow_log.info("flow", record=to_json(decoder.event(event)))

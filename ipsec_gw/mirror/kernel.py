@@ -23,7 +23,7 @@ _NUD_USABLE = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80
 """REACHABLE, STALE, DELAY, PROBE, NOARP, PERMANENT (``linux/neighbour.h``): states in which the MAC is known."""
 
 _NTF_USE = 0x01
-_ARPHRD_ETHER = 1
+ARPHRD_ETHER = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class KernelView:
             found[name] = Interface(
                 link=Link(name=name, mac=str(link.get("address") or ""), mtu=int(link.get("mtu") or 0)),
                 index=int(link.get("index")),
-                ethernet=int(link.get("ifi_type")) == _ARPHRD_ETHER and name != "lo",
+                ethernet=int(link.get("ifi_type")) == ARPHRD_ETHER and name != "lo",
             )
         return found
 

@@ -11,10 +11,12 @@ from typing import Any
 from pyroute2 import AsyncIPRoute
 
 from ipsec_gw.mirror.ethtool import has_device
+from ipsec_gw.mirror.kernel import ARPHRD_ETHER
 from ipsec_gw.model.ids import IpAddress
 from xdp_steer.compile.rows import PortInfo
 
 _SCOPE_UNIVERSE = 0
+_XFRM_KINDS = frozenset({"xfrm", "vti", "vti6"})
 _NETLINK_ROUTE = 0
 _RTMGRP_LINK, _RTMGRP_NEIGH = 0x1, 0x4
 _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV4_ROUTE, _RTMGRP_IPV4_RULE = 0x10, 0x40, 0x80
@@ -83,6 +85,8 @@ async def port_infos(
             redirect=hardware not in kept and (native or generic(parent)),
             partial=not native,
             vlan=bool(vid),
+            ethernet=int(link.get("ifi_type")) == ARPHRD_ETHER,
+            xfrm=_kind(link) in _XFRM_KINDS,
         )
     return found
 
@@ -105,7 +109,9 @@ async def _addresses(route: AsyncIPRoute) -> dict[tuple[int, int], IpAddress]:
 
 
 def _vid(link: Any) -> int:
+    return int(link.get("linkinfo").get("data").get("vlan_id")) if _kind(link) == "vlan" else 0
+
+
+def _kind(link: Any) -> str:
     info = link.get("linkinfo")
-    if info is None or info.get("kind") != "vlan":
-        return 0
-    return int(info.get("data").get("vlan_id"))
+    return "" if info is None else str(info.get("kind"))

@@ -25,6 +25,8 @@ from xdp_steer.flow_layout import TUNNEL_PORT_MAC
 ENGINE_END = "ipsecgw-vp"
 KERNEL_END, TUNNEL_PORT = TUNNEL_INTERFACES
 TUNNEL_ENTRY = "ipsecgw-ki"
+_DUMMY, _SCOPE_HOST = "192.0.0.8", 254
+"""The dummy address of RFC 7600: by an interface without any, a loose rp_filter lets nothing in (fib_frontend.c)."""
 _TUNNEL_MTU = 3498
 """The longest that fits into a page with XDP's headroom: the kernel refuses more on a veth pair with XDP."""
 
@@ -78,6 +80,7 @@ async def raise_tunnel_port(route: AsyncIPRoute) -> tuple[int, int]:
                 turn_off(name, STXCSUM, STSO)  # merged packets are taken apart before XDP sees them
                 interface = await view.interface(name)
                 await route.link("set", index=interface.index, state="up", arp=False)
+            await route.addr("add", index=interface.index, address=_DUMMY, prefixlen=32, scope=_SCOPE_HOST)
     except NetlinkError as error:
         raise EnvironmentMissing(f"the veth pair {TUNNEL_PORT} cannot be made ({error}) - is veth loaded?") from None
     found = await view.interfaces()

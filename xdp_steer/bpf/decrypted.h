@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0
  *
- * TC ingress of a WAN: what the kernel has decrypted comes in once more, in clear, above XDP. It is led into the veth
+ * TC ingress. What the kernel has decrypted comes in by the WAN once more, in clear, above XDP. It is led into the veth
  * pair of the tunnels, and so through the same pipeline as what an engine decrypts. The state (SA) that decrypted a
- * packet is known here only, so here it is held against the policy that the packet matches (RFC 4301 5.2).
+ * packet is known here only, so here it is held against the policy that the packet matches (RFC 4301 5.2). Packets of
+ * interfaces without Ethernet take the same way, with a header that XDP can read.
  */
 static __always_inline void describe(struct meta *m, struct packet *pkt)
 {
@@ -19,45 +20,61 @@ static __always_inline void describe(struct meta *m, struct packet *pkt)
 	m->tcp_flags = 0;
 }
 
-static __always_inline int into_pipeline(struct __sk_buff *skb, u16 zone)
+/* `bare`: there is no Ethernet header yet. */
+static __always_inline int into_pipeline(struct __sk_buff *skb, u16 zone, bool bare)
 {
-	u8 addresses[2 * ETH_ALEN] = TUNNEL_PORT_MAC;
-	__be16 coded = htons(zone);
+	u8 header[sizeof(struct ethhdr)] = TUNNEL_PORT_MAC;
+	__be16 coded = htons(zone), protocol = skb->protocol;
+	u32 octets = skb->len;
 
-	__builtin_memcpy(addresses + TUNNEL_PORT_ZONE_AT, &coded, sizeof(coded));
-	if (bpf_skb_store_bytes(skb, 0, addresses, sizeof(addresses), 0))
+	__builtin_memcpy(header + TUNNEL_PORT_ZONE_AT, &coded, sizeof(coded));
+	__builtin_memcpy(header + 2 * ETH_ALEN, &protocol, sizeof(protocol));
+	if (bare && bpf_skb_change_head(skb, sizeof(header), 0))
 		return tc_drop(skb, REASON_NO_STAGE);
-	count_verdict(REASON_DECRYPTED, skb->len, 1);
+	if (bpf_skb_store_bytes(skb, 0, header, bare ? sizeof(header) : 2 * ETH_ALEN, 0))
+		return tc_drop(skb, REASON_NO_STAGE);
+	count_verdict(REASON_DECRYPTED, octets, 1);
 	return bpf_redirect(control_value(CONTROL_TUNNEL_ENTRY), 0);
 }
 
-int tc_decrypted(struct __sk_buff *skb)
+static __always_inline int take_decrypted(struct __sk_buff *skb, struct packet *pkt, u32 parsed, u32 reqid, bool bare)
 {
-	struct bpf_xfrm_state state = {};
-	struct packet pkt = {};
+	struct meta *m = meta_of(META_TC);
 	struct tunnel *t;
-	struct meta *m;
-	u32 parsed, wanted;
 
-	if (!control_value(CONTROL_FIREWALL) || bpf_skb_get_xfrm_state(skb, 0, &state, sizeof(state), 0))
-		return TC_ACT_UNSPEC;
-	wanted = skb->len < HEADERS_PULLED ? skb->len : HEADERS_PULLED;
-	if ((void *)(long)skb->data + wanted > (void *)(long)skb->data_end)
-		bpf_skb_pull_data(skb, wanted);
-	pkt.cursor = (void *)(long)skb->data;
-	pkt.end = (void *)(long)skb->data_end;
-	parsed = parse_ip(&pkt);
-	m = meta_of(META_TC);
 	if (!m)
 		return tc_drop(skb, REASON_NO_STAGE);
-	describe(m, &pkt);
-	if ((parsed != NEXT && parsed != REASON_FRAGMENT) ||
-	    (parsed == NEXT && !parse_l4(&pkt, m, WHOLE_L4)))
+	describe(m, pkt);
+	if ((parsed != NEXT && parsed != REASON_FRAGMENT) || (parsed == NEXT && !parse_l4(pkt, m, WHOLE_L4)))
 		return tc_drop(skb, REASON_MALFORMED);
 	t = tunnel_in(m);
-	if (!t || t->action != TUNNEL_PROTECT || t->reqid != state.reqid)
+	if (!t || t->action != TUNNEL_PROTECT || t->reqid != reqid)
 		return tc_drop(skb, REASON_TUNNEL_SELECTOR);
 	if (!port_of(control_value(CONTROL_TUNNEL_PORT), t->zone, control_value(CONTROL_BANK) & 1))
 		return tc_drop(skb, REASON_NO_ZONE);
-	return into_pipeline(skb, t->zone);
+	return into_pipeline(skb, t->zone, bare);
+}
+
+/* Neighbours on the link talk to this machine alone: routing protocols and the like need the interface itself. */
+static __always_inline bool is_of_link(const struct address *a)
+{
+	return is_group(a) || (a->addr[0] & htonl(0xffc00000)) == htonl(0xfe800000);
+}
+
+/* The kernel has held what comes out of an XFRM interface against its policies; by others its tunnels may run. */
+static __always_inline int take_routed(struct __sk_buff *skb, struct packet *pkt, u32 parsed)
+{
+	struct port *port = port_of(skb->ifindex, 0, control_value(CONTROL_BANK) & 1);
+	struct address to = { .addr = { pkt->key.addr[0], pkt->key.addr[1], pkt->key.addr[2], pkt->key.addr[3] } };
+	struct bpf_xfrm_state state = {};
+
+	if (!port)
+		return tc_drop(skb, REASON_NO_ZONE);
+	if (parsed != NEXT && parsed != REASON_FRAGMENT)
+		return tc_drop(skb, REASON_MALFORMED);
+	if (is_of_link(&to))
+		return tc_pass(skb, REASON_HOST);
+	if (!(port->flags & PORT_XFRM) && !bpf_skb_get_xfrm_state(skb, 0, &state, sizeof(state), 0))
+		return take_decrypted(skb, pkt, parsed, state.reqid, true);
+	return into_pipeline(skb, port->zone, true);
 }

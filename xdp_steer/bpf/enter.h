@@ -104,7 +104,9 @@ static __always_inline int enter(struct xdp_md *ctx, struct packet *pkt, bool so
 	m->bank = control_value(CONTROL_BANK) & 1;
 	m->vid = ntohs(pkt->tci) & VID_MASK;
 	port = port_of(ctx->ingress_ifindex, m->vid, m->bank);
-	if (port && port->flags & PORT_DECRYPTED && data + sizeof(struct ethhdr) <= pkt->end)
+	/* The tunnels' port has a row for every zone; without one for tunnels there is none at 0. */
+	if ((!port || port->flags & PORT_DECRYPTED) && ctx->ingress_ifindex == control_value(CONTROL_TUNNEL_PORT) &&
+	    data + sizeof(struct ethhdr) <= pkt->end)
 		port = port_of(ctx->ingress_ifindex, ntohs(*(__be16 *)(data + TUNNEL_PORT_ZONE_AT)), m->bank);
 	if (!port)
 		return drop(ctx, REASON_NO_ZONE);

@@ -267,6 +267,8 @@ struct events_table_t {
 __attribute__((section("maps/ringbuf:" PIN_ROOT "/events")))
 struct events_table_t events = { .max_entries = EVENT_RING_BYTES };
 
+BPF_TABLE_PINNED("percpu_array", u32, u64, events_lost, 1, PIN_ROOT "/events_lost");
+
 /* These belong to one version of the programs and are pinned with them. */
 BPF_PROG_ARRAY(stages, MAX_STAGES);
 BPF_PROG_ARRAY(egress_stages, 1);

@@ -147,6 +147,17 @@ static __always_inline u32 parse_ipv6(struct packet *pkt)
 	return NEXT;
 }
 
+/* The cursor is at what `protocol` (an EtherType) says. */
+static __always_inline u32 parse_l3(struct packet *pkt, __be16 protocol)
+{
+	pkt->l3 = pkt->cursor;
+	if (protocol == htons(ETH_P_IP))
+		return parse_ipv4(pkt);
+	if (protocol == htons(ETH_P_IPV6))
+		return parse_ipv6(pkt);
+	return REASON_NOT_IP;
+}
+
 /* Leaves the cursor behind the IP headers; key.addr is the destination, source.addr the source. A fragment that is not the first
  * ends here: it carries no SPI. */
 static __always_inline u32 parse_ip(struct packet *pkt)
@@ -167,12 +178,7 @@ static __always_inline u32 parse_ip(struct packet *pkt)
 		pkt->cursor = tag + 1;
 		pkt->shape |= SHAPE_TAGGED;
 	}
-	pkt->l3 = pkt->cursor;
-	if (protocol == htons(ETH_P_IP))
-		return parse_ipv4(pkt);
-	if (protocol == htons(ETH_P_IPV6))
-		return parse_ipv6(pkt);
-	return REASON_NOT_IP;
+	return parse_l3(pkt, protocol);
 }
 
 /* The cursor is at what may be ESP. Its first four bytes: an SPI, or zeros before IKE (RFC 3948 2.2). */

@@ -21,6 +21,7 @@
 #include "guard.h"
 #if FIREWALL
 #include "flow_maps.h"
+#include "events.h"
 #include "flow.h"
 #include "checksum.h"
 #include "enter.h"
@@ -64,26 +65,69 @@ int xdp_pipeline(struct xdp_md *ctx)
 	return leave(ctx, reason, counters);
 }
 
-int tc_guard(struct __sk_buff *skb)
+/* Have the headers in one piece; `pkt` is set to the whole of it. */
+static __always_inline void open_skb(struct __sk_buff *skb, struct packet *pkt)
 {
 	u32 wanted = skb->len < HEADERS_PULLED ? skb->len : HEADERS_PULLED;
-	struct packet pkt = {};
-	u32 parsed;
-	void *l4;
 
 	if ((void *)(long)skb->data + wanted > (void *)(long)skb->data_end)
 		bpf_skb_pull_data(skb, wanted);
-	pkt.cursor = (void *)(long)skb->data;
-	pkt.end = (void *)(long)skb->data_end;
-	parsed = parse_ip(&pkt);
-	l4 = pkt.cursor;
-	if (parsed == NEXT && parse_esp(&pkt, true) == NEXT)
-		return guard_esp(skb, &pkt);
+	pkt->cursor = (void *)(long)skb->data;
+	pkt->end = (void *)(long)skb->data_end;
+}
+
+/* What the kernel sends, its IP headers parsed. */
+static __always_inline int watch(struct __sk_buff *skb, struct packet *pkt, u32 parsed)
+{
+	void *l4 = pkt->cursor;
+
+	if (parsed == NEXT && parse_esp(pkt, true) == NEXT)
+		return guard_esp(skb, pkt);
 #if FIREWALL
 	if (parsed != REASON_NOT_IP && control_value(CONTROL_FIREWALL)) {
-		pkt.cursor = l4;
-		return egress(skb, &pkt, parsed != REASON_TRUNCATED);
+		pkt->cursor = l4;
+		return egress(skb, pkt, parsed != REASON_TRUNCATED);
 	}
 #endif
 	return TC_ACT_UNSPEC;
 }
+
+int tc_guard(struct __sk_buff *skb)
+{
+	struct packet pkt = {};
+
+	open_skb(skb, &pkt);
+	return watch(skb, &pkt, parse_ip(&pkt));
+}
+
+#if FIREWALL
+int tc_decrypted(struct __sk_buff *skb)
+{
+	struct bpf_xfrm_state state = {};
+	struct packet pkt = {};
+
+	if (!control_value(CONTROL_FIREWALL) || bpf_skb_get_xfrm_state(skb, 0, &state, sizeof(state), 0))
+		return TC_ACT_UNSPEC;
+	open_skb(skb, &pkt);
+	return take_decrypted(skb, &pkt, parse_ip(&pkt), state.reqid, false);
+}
+
+/* Interfaces without Ethernet: their packets begin with the IP header. */
+int tc_routed_in(struct __sk_buff *skb)
+{
+	struct packet pkt = {};
+
+	if (!control_value(CONTROL_FIREWALL))
+		return TC_ACT_UNSPEC;
+	open_skb(skb, &pkt);
+	return take_routed(skb, &pkt, parse_l3(&pkt, skb->protocol));
+}
+
+int tc_routed_out(struct __sk_buff *skb)
+{
+	struct packet pkt = {};
+
+	open_skb(skb, &pkt);
+	return watch(skb, &pkt, parse_l3(&pkt, skb->protocol));
+}
+#endif

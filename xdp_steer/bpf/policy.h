@@ -10,8 +10,7 @@ static __always_inline void report(struct meta *m, u32 kind, u32 reason)
 		.out_zone = m->out_zone, .kind = kind, .rule = m->rule, .reason = reason,
 	};
 
-	/* A full ring loses the record, never the packet. */
-	events.ringbuf_output(&event, sizeof(event), 0);
+	tell(&event);
 }
 
 static __always_inline int refuse(struct xdp_md *ctx, struct meta *m, u32 action, u32 reason)

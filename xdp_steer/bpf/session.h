@@ -136,7 +136,7 @@ static __always_inline void end_session(struct meta *m, struct session *s, u64 n
 		describe_end(&event, &reply, peer, s, now);
 	sessions.delete(reverse ? &m->key : &reply);
 	if (!sessions.delete(reverse ? &reply : &m->key) && event.kind)
-		events.ringbuf_output(&event, sizeof(event), 0);
+		tell(&event);
 }
 
 /* NEXT: a packet of the session. A session that is over is removed, and the packet is as if it had none. */

@@ -20,7 +20,8 @@ class PortInfo:
     """What the machine says about an interface of a zone.
 
     ``ifindex`` and ``vid`` are what a frame carries: for a VLAN device its parent and tag, else its own and 0.
-    ``l3_ifindex`` is the device itself. ``redirect``: it takes frames redirected by XDP. ``partial``: packets may come
+    ``l3_ifindex`` is the device itself. ``ethernet`` is False where packets begin with the IP header, ``xfrm`` tells an
+    XFRM interface. ``redirect``: it takes frames redirected by XDP. ``partial``: packets may come
     in with an unfinished L4 checksum. ``vlan``: it is a VLAN device.
     """
 
@@ -32,6 +33,8 @@ class PortInfo:
     redirect: bool = False
     partial: bool = False
     vlan: bool = False
+    ethernet: bool = True
+    xfrm: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from datetime import datetime
 
 from ipsec_gw.model.firewall import TUNNEL_INTERFACES, Pool, Ruleset, Zone
@@ -93,6 +94,16 @@ def _ports(zones: Iterable[Zone], ids: Ids, interfaces: Mapping[str, PortInfo]) 
                 raise CompileError(f"zone {zone.name}: {name} is one interface too many, {MAX_PORTS} are possible")
             taken[place] = f"{name} of zone {zone.name}"
             yield PortRow(info, ids.zones[zone.name], _port_flags(zone, name, info), zone.tcp_mss or 0)
+        yield from _routed(zone, ids, interfaces)
+
+
+def _routed(zone: Zone, ids: Ids, interfaces: Mapping[str, PortInfo]) -> Iterator[PortRow]:
+    """The row of the tunnels' port by which packets of a zone's interfaces without Ethernet come in."""
+    port = interfaces.get(TUNNEL_INTERFACES[1])
+    if port is None or all(interfaces[name].ethernet for name in zone.interfaces if name in interfaces):
+        return
+    number = ids.zones[zone.name]
+    yield PortRow(replace(port, vid=number), number, _port_flags(zone, "", port), zone.tcp_mss or 0)
 
 
 def _port_flags(zone: Zone, name: str, info: PortInfo) -> PortFlag:
@@ -102,6 +113,7 @@ def _port_flags(zone: Zone, name: str, info: PortInfo) -> PortFlag:
         PortFlag.SYN_CHECK: zone.syn_check,
         PortFlag.TCP_RESET: zone.tcp_reset,
         PortFlag.PARTIAL: info.partial,
+        PortFlag.XFRM: info.xfrm,
         PortFlag.REDIRECT: info.redirect,
     }
     return PortFlag(sum(flag for flag, wanted in flags.items() if wanted))
