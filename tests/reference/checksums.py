@@ -81,7 +81,7 @@ def is_partial(packet: Packet) -> bool:
 
 def finish(packet: Packet, frame: bytearray, *, partial: bool) -> None:
     """Bring the L4 checksum and the IPv4 header checksum of a rewritten frame up to date."""
-    if has_checksum(packet):
+    if has_checksum(packet) and covered(packet, packet.frame) != covered(packet, bytes(frame)):
         at = packet.l4 + CHECKSUM_AT[packet.protocol]
         field = struct.unpack_from("!H", packet.frame, at)[0]
         if partial:
