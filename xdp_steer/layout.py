@@ -21,6 +21,8 @@ from xdp_steer.reasons import MAX_REASONS
 MAX_SAS = 32768
 """Steered or guarded SAs. The per-CPU counters take 32 bytes for each and every CPU."""
 MAX_DOCKS = 64
+MAX_EXIT_SLOTS = 65536
+"""Places for the ways out, by the low bits of the interface index. A power of two."""
 MAX_ADDRESSES = 4096
 
 _V4_MAPPED = bytes(10) + b"\xff\xff"
@@ -122,6 +124,12 @@ class GuardRecordLeaf(ctypes.Structure):
     _fields_ = (("first_seen_ns", ctypes.c_uint64), ("passed", ctypes.c_uint64), ("dropped", ctypes.c_uint64))
 
 
+class ExitSlotLeaf(ctypes.Structure):
+    """``struct exit_slot``; ``ifindex`` is 0 for none."""
+
+    _fields_ = (("ifindex", ctypes.c_uint32), ("slot", ctypes.c_uint32))
+
+
 class DockCountLeaf(ctypes.Structure):
     """``struct dock_count`` of ``dock.bpf.c``."""
 
@@ -151,7 +159,7 @@ STEER_COUNTS = MapSpec("steer_counts", libbpf.MAP_PERCPU_ARRAY, ctypes.c_uint32,
 GUARD_OWNER = MapSpec("guard_owner", libbpf.MAP_HASH, SaKeyLeaf, ctypes.c_uint32, MAX_SAS)
 GUARD_SEEN = MapSpec("guard_seen", libbpf.MAP_HASH, SaKeyLeaf, GuardRecordLeaf, MAX_SAS)
 LOCAL_ADDRESSES = MapSpec("local_addresses", libbpf.MAP_HASH, AddressLeaf, ctypes.c_uint32, MAX_ADDRESSES)
-EXIT_SLOTS = MapSpec("exit_slots", libbpf.MAP_HASH, ctypes.c_uint32, ctypes.c_uint32, MAX_DOCKS)
+EXIT_SLOTS = MapSpec("exit_slots", libbpf.MAP_ARRAY, ctypes.c_uint32, ExitSlotLeaf, MAX_EXIT_SLOTS)
 EXITS = MapSpec("exits", libbpf.MAP_PROG_ARRAY, ctypes.c_uint32, ctypes.c_uint32, MAX_DOCKS)
 
 MAPS = (CONTROL, VERDICTS, STEER, STEER_COUNTS, GUARD_OWNER, GUARD_SEEN, LOCAL_ADDRESSES, EXIT_SLOTS, EXITS)
@@ -162,18 +170,19 @@ def c_defines() -> str:
     lines = [f"#define OWNER_{owner.name} {owner.value}" for owner in Owner]
     lines += [f"#define CONTROL_{slot.name} {slot.value}" for slot in Control]
     lines += [f"#define MAX_CONTROL {MAX_CONTROL}", f"#define MAX_SAS {MAX_SAS}", f"#define MAX_DOCKS {MAX_DOCKS}"]
-    lines += [f"#define MAX_ADDRESSES {MAX_ADDRESSES}"]
+    lines += [f"#define MAX_ADDRESSES {MAX_ADDRESSES}", f"#define MAX_EXIT_SLOTS {MAX_EXIT_SLOTS}"]
     return "\n".join([*lines, ""])
 
 
 def check_map(spec: MapSpec, info: libbpf.MapInfo) -> None:
     """Compare what the kernel says about a map with its spec. Raises SteeringError naming the map."""
     entries = info.max_entries if spec.resizable else spec.entries
-    found = (info.type, info.key_size, info.value_size, info.max_entries)
-    wanted = (spec.kind, ctypes.sizeof(spec.key), ctypes.sizeof(spec.value), entries)
+    found = (info.type, info.key_size, info.value_size, info.max_entries, info.map_flags)
+    wanted = (spec.kind, ctypes.sizeof(spec.key), ctypes.sizeof(spec.value), entries, spec.flags)
     if found != wanted:
         raise SteeringError(
-            f"pinned map {spec.name} has another layout (type, key and value bytes, entries {found}, not {wanted}) - "
+            f"pinned map {spec.name} has another layout (type {found[0]}, key and value bytes {found[1:3]}, entries "
+            f"{found[3]}, flags {found[4]:#x}, not {wanted[0]}, {wanted[1:3]}, {wanted[3]}, {wanted[4]:#x}) - "
             "another version made it, run `ipsec-gw off` first"
         )
 

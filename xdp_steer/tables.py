@@ -266,36 +266,48 @@ class ExitTable:
         self._exits = exits
 
     def _taken(self) -> dict[int, int]:
-        return {
-            leaf.value: libbpf.map_lookup(self._slots, leaf, ctypes.c_uint32()).value
-            for leaf in libbpf.map_keys(self._slots, ctypes.c_uint32)
-        }
+        spec = layout.EXIT_SLOTS
+        with refused(f"reading of {spec.name}"):
+            found = libbpf.map_entries(self._slots, 4, ctypes.sizeof(layout.ExitSlotLeaf), spec.entries)
+        leaves = (layout.ExitSlotLeaf.from_buffer_copy(value) for _, value in found)
+        return {leaf.ifindex: leaf.slot for leaf in leaves if leaf.ifindex}
 
     def connect(self, ifindex: int, program: int) -> None:
         """Lead an interface's steered packets to its dock: program first, then the slot becomes known."""
         taken = self._taken()
         slot = taken.get(ifindex)
         if slot is None:
-            free = set(range(layout.MAX_DOCKS)) - set(taken.values())
-            if not free:
-                raise SteeringError(f"no way out for interface index {ifindex} - {layout.MAX_DOCKS} docks are in use")
-            slot = min(free)
+            slot = _free_slot(ifindex, taken)
         with refused(f"way out for interface index {ifindex}"):
             libbpf.map_update(self._exits, ctypes.c_uint32(slot), ctypes.c_uint32(program))
-            libbpf.map_update(self._slots, ctypes.c_uint32(ifindex), ctypes.c_uint32(slot))
+            self._place(ifindex, layout.ExitSlotLeaf(ifindex, slot))
 
     def disconnect(self, ifindex: int) -> None:
         """Forget an interface: known slot first, then the program. Unknown is no error."""
         slot = self._taken().get(ifindex)
         if slot is None:
             return
-        for fd, key in ((self._slots, ifindex), (self._exits, slot)):
-            try:
-                libbpf.map_delete(fd, ctypes.c_uint32(key))
-            except FileNotFoundError:
-                continue
+        self._place(ifindex, layout.ExitSlotLeaf())
+        with suppress(FileNotFoundError):
+            libbpf.map_delete(self._exits, ctypes.c_uint32(slot))
 
     def keep_only(self, ifindexes: frozenset[int]) -> None:
         """Forget interfaces that are docked no more (they vanished while nobody looked)."""
         for ifindex in self._taken().keys() - ifindexes:
             self.disconnect(ifindex)
+
+    def _place(self, ifindex: int, leaf: layout.ExitSlotLeaf) -> None:
+        libbpf.map_update(self._slots, ctypes.c_uint32(ifindex % layout.MAX_EXIT_SLOTS), leaf)
+
+
+def _free_slot(ifindex: int, taken: Mapping[int, int]) -> int:
+    rivals = [other for other in taken if other % layout.MAX_EXIT_SLOTS == ifindex % layout.MAX_EXIT_SLOTS]
+    if rivals:
+        raise SteeringError(
+            f"interface indices {ifindex} and {rivals[0]} are {layout.MAX_EXIT_SLOTS} apart and share a place"
+            " - create one of the interfaces anew, it gets another index"
+        )
+    free = set(range(layout.MAX_DOCKS)) - set(taken.values())
+    if not free:
+        raise SteeringError(f"no way out for interface index {ifindex} - {layout.MAX_DOCKS} docks are in use")
+    return min(free)

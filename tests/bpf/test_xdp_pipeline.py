@@ -29,7 +29,7 @@ from ipsec_gw.errors import SteeringError
 from ipsec_gw.model.ids import SaKey
 from xdp_steer import libbpf, tables
 from xdp_steer.gateway import Count, Reason, Role, Steering
-from xdp_steer.layout import Control, Owner, SaKeyLeaf, SteerEntryLeaf
+from xdp_steer.layout import MAX_EXIT_SLOTS, Control, Owner, SaKeyLeaf, SteerEntryLeaf
 from xdp_steer.prog_run import TcAction, XdpAction, prog_run
 
 pytestmark = pytest.mark.root
@@ -311,3 +311,17 @@ def test_the_guard_holds_a_newborn_until_the_daemon_is_silent_for_two_seconds(st
     assert prog_run(steering._programs.guard, packet).retval == TcAction.SHOT
     tables.set_control(steering._control, Control.HOLD_NS, 0)
     assert prog_run(steering._programs.guard, packet).retval == TcAction.UNSPEC
+
+
+def test_the_way_out_of_another_interface_is_not_taken(loaded: Steering) -> None:
+    """Its index has the same low bits: one slot, and the index beside it decides."""
+    exit_program = loaded._docks[INTERFACE].exit
+    loaded._exits.disconnect(LOOPBACK)
+    loaded._exits.connect(LOOPBACK + MAX_EXIT_SLOTS, exit_program)
+    with pytest.raises(SteeringError, match="65536 apart"):
+        loaded._exits.connect(LOOPBACK, exit_program)
+    packet = bytes(IP4 / esp())
+    assert run(loaded, packet)[1] == {Reason.NO_DOCK: Count(1, len(packet))}
+    loaded._exits.keep_only(frozenset())
+    loaded._exits.connect(LOOPBACK, exit_program)
+    assert run(loaded, packet)[1] == {Reason.STEERED: Count(1, len(packet))}

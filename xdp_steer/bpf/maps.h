@@ -41,6 +41,12 @@ struct guard_record {
 	u64 dropped;
 };
 
+/* At the place that the low bits of its index say. */
+struct exit_slot {
+	u32 ifindex;	/* 0: none */
+	u32 slot;	/* of exits */
+};
+
 BPF_TABLE_PINNED("array", u32, u64, control, MAX_CONTROL, PIN_ROOT "/control");
 BPF_TABLE_PINNED("percpu_array", u32, struct verdict_count, verdicts, MAX_REASONS, PIN_ROOT "/verdicts");
 BPF_TABLE_PINNED("hash", struct sa_key, struct steer_entry, steer, MAX_SAS, PIN_ROOT "/steer");
@@ -53,5 +59,5 @@ BPF_TABLE_PINNED("hash", struct address, u32, local_addresses, MAX_ADDRESSES, PI
  * only enter a socket of the interface that it came in by. One pipeline serves all interfaces, so it looks
  * the slot of ctx->ingress_ifindex up (only for packets that are steered) and tail-calls that dock's
  * to_vpp. A slot that is empty, or an interface without one, is REASON_NO_DOCK: the kernel takes the packet. */
-BPF_TABLE_PINNED("hash", u32, u32, exit_slots, MAX_DOCKS, PIN_ROOT "/exit_slots");
+BPF_TABLE_PINNED("array", u32, struct exit_slot, exit_slots, MAX_EXIT_SLOTS, PIN_ROOT "/exit_slots");
 BPF_TABLE_PINNED("prog", u32, u32, exits, MAX_DOCKS, PIN_ROOT "/exits");
