@@ -11,7 +11,7 @@ import pytest
 
 from ipsec_gw.errors import EnvironmentMissing, SteeringError
 from ipsec_gw.model.ids import SaKey
-from xdp_steer import layout, libbpf, pipeline, reasons
+from xdp_steer import flow_layout, layout, libbpf, pipeline, reasons
 from xdp_steer.headers import Headers, find_headers
 from xdp_steer.reasons import Reason
 
@@ -71,12 +71,22 @@ def test_the_same_structure_is_accepted() -> None:
     layout.check_type("steer values", layout.SteerEntryLeaf, layout.SteerEntryLeaf)
 
 
-@pytest.mark.parametrize("change", [{"type": 2}, {"key_size": 16}, {"value_size": 16}, {"max_entries": 9}])
+@pytest.mark.parametrize(
+    "change", [{"type": 2}, {"key_size": 16}, {"value_size": 16}, {"max_entries": 9}, {"map_flags": 1}]
+)
 def test_a_pinned_map_that_differs_is_refused(change: dict[str, int]) -> None:
     right = {"type": libbpf.MAP_HASH, "key_size": 20, "value_size": 12, "max_entries": layout.MAX_SAS}
     layout.check_map(layout.STEER, libbpf.MapInfo(**right))
     with pytest.raises(SteeringError, match="pinned map steer has another layout"):
         layout.check_map(layout.STEER, libbpf.MapInfo(**(right | change)))
+
+
+def test_a_session_table_that_allocates_each_entry_is_refused_whatever_its_size() -> None:
+    sizes = {"key_size": ctypes.sizeof(flow_layout.FlowKeyLeaf), "value_size": ctypes.sizeof(flow_layout.SessionLeaf)}
+    right = {"type": libbpf.MAP_HASH, "max_entries": 10} | sizes
+    layout.check_map(flow_layout.SESSIONS, libbpf.MapInfo(**right))
+    with pytest.raises(SteeringError, match=r"pinned map sessions .* flags 0x1, not 1, \(40, \d+\), 10, 0x0\)"):
+        layout.check_map(flow_layout.SESSIONS, libbpf.MapInfo(**right, map_flags=libbpf.BPF_F_NO_PREALLOC))
 
 
 def test_the_source_is_whole_and_its_digest_covers_everything(monkeypatch: pytest.MonkeyPatch) -> None:
