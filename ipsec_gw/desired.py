@@ -6,14 +6,13 @@ to the engine or all of it stays in the kernel, with a sentence that says why (D
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from itertools import combinations
 
+from ipsec_gw.lineages import Lineage, Precedence, lineages_of, shared_destinations
 from ipsec_gw.model.algorithms import SALT_BYTES, EspAlgorithm
-from ipsec_gw.model.ids import Direction, EngineName, IpAddress, IpNetwork, SaKey, TunnelId
+from ipsec_gw.model.ids import Direction, EngineName, SaKey
 from ipsec_gw.model.objects import (
     MAX_INBOUND,
     EngineSa,
@@ -23,16 +22,13 @@ from ipsec_gw.model.objects import (
     ManagedObject,
     NextHop,
     ObjectKey,
-    Selector,
     Steer,
     SteerKey,
     Tunnel,
 )
 from ipsec_gw.model.secret import Secret
 from ipsec_gw.model.sizes import inner_mtu
-from ipsec_gw.model.snapshot import Mode, PolicyDirection, Snapshot, Template, XfrmPolicy, XfrmSa
-
-_ESP = 50
+from ipsec_gw.model.snapshot import Mode, Snapshot, XfrmSa
 
 
 class Owner(StrEnum):
@@ -84,41 +80,21 @@ class Desired:
     verdicts: tuple[SaVerdict, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class _Lineage:
-    """A tunnel as the kernel shows it: its SAs by direction and its outbound policies that are bound to an SA."""
-
-    key: TunnelId
-    local: IpAddress
-    inbound: tuple[XfrmSa, ...]
-    outbound: tuple[XfrmSa, ...]
-    policies: tuple[XfrmPolicy, ...]
-
-    @property
-    def sas(self) -> tuple[XfrmSa, ...]:
-        return self.inbound + self.outbound
-
-    @property
-    def current(self) -> SaKey | None:
-        """The outbound SA that the policies use: the template's SPI is the switch on rekey."""
-        spis = {template.spi for policy in self.policies for template in policy.templates}
-        return SaKey(self.key.remote, spis.pop()) if len(spis) == 1 else None
-
-
 def desired(
     offer: EngineOffer, settings: Settings, snapshot: Snapshot, refused: Mapping[SaKey, str] | None = None
 ) -> Desired:
     """Decide. ``refused`` are outbound SAs that must not go to the engine any more, each with its reason."""
     refused = refused or {}
-    lineages = _lineages(snapshot)
-    conflicts = _conflicts(lineages)
+    lineages = lineages_of(snapshot)
+    conflicts = shared_destinations(lineages)
+    precedence = Precedence(snapshot.policies)
     objects: dict[ObjectKey, ManagedObject] = {}
     verdicts: list[SaVerdict] = []
     for lineage in lineages:
         reason = (
             offer.absent
             or _why_not_operator(lineage, settings, snapshot)
-            or _why_not_policies(lineage, snapshot)
+            or _why_not_policies(lineage, precedence)
             or conflicts.get(lineage.key, "")
             or _why_not_path(lineage, settings, snapshot)
             or _why_not_sas(lineage, offer)
@@ -137,46 +113,7 @@ def desired(
     return Desired(objects, tuple(verdicts))
 
 
-def _lineages(snapshot: Snapshot) -> list[_Lineage]:
-    groups: dict[TunnelId, list[tuple[Direction, XfrmSa]]] = defaultdict(list)
-    for sa in snapshot.sas:
-        if sa.protocol != _ESP:
-            continue
-        inbound = sa.key.destination in snapshot.local_addresses
-        remote = sa.source if inbound else sa.key.destination
-        groups[TunnelId(sa.reqid, remote)].append((Direction.IN if inbound else Direction.OUT, sa))
-    return [_lineage(key, members, snapshot) for key, members in sorted(groups.items(), key=lambda item: str(item[0]))]
-
-
-def _lineage(key: TunnelId, members: list[tuple[Direction, XfrmSa]], snapshot: Snapshot) -> _Lineage:
-    first_direction, first = members[0]
-    return _Lineage(
-        key=key,
-        local=first.key.destination if first_direction is Direction.IN else first.source,
-        inbound=_oldest_first(sa for direction, sa in members if direction is Direction.IN),
-        outbound=_oldest_first(sa for direction, sa in members if direction is Direction.OUT),
-        policies=tuple(p for p in snapshot.policies if any(_binds(t, key) for t in _outbound_templates(p))),
-    )
-
-
-def _oldest_first(sas: Iterable[XfrmSa]) -> tuple[XfrmSa, ...]:
-    return tuple(sorted(sas, key=lambda sa: (sa.lifetime.add_time, sa.key.spi)))
-
-
-def _outbound_templates(policy: XfrmPolicy) -> tuple[Template, ...]:
-    return policy.templates if policy.direction is PolicyDirection.OUT and policy.allow else ()
-
-
-def _binds(template: Template, key: TunnelId) -> bool:
-    """A template of this lineage with an SA behind it; SPI 0 is a trap policy that waits for its first packet."""
-    return template.spi != 0 and TunnelId(template.reqid, template.destination) == key
-
-
-def _selectors(lineage: _Lineage) -> tuple[Selector, ...]:
-    return tuple(Selector(p.source, p.destination) for p in lineage.policies)
-
-
-def _why_not_operator(lineage: _Lineage, settings: Settings, snapshot: Snapshot) -> str:
+def _why_not_operator(lineage: Lineage, settings: Settings, snapshot: Snapshot) -> str:
     for sa in lineage.sas:
         name = snapshot.names.get(sa.key.spi)
         if name and name.connection in settings.kept:
@@ -184,7 +121,7 @@ def _why_not_operator(lineage: _Lineage, settings: Settings, snapshot: Snapshot)
     return ""
 
 
-def _why_not_policies(lineage: _Lineage, snapshot: Snapshot) -> str:
+def _why_not_policies(lineage: Lineage, precedence: Precedence) -> str:
     for policy in lineage.policies:
         if len(policy.templates) != 1:
             return "the policy has several templates (IPComp or AH bundle)"
@@ -194,40 +131,12 @@ def _why_not_policies(lineage: _Lineage, snapshot: Snapshot) -> str:
             return "the policy has a mark or if_id (route-based IPsec)"
         if lineage.local in policy.source and lineage.key.remote in policy.destination:
             return "the selectors include the tunnel's own end points"
-        if other := _overriding(policy, lineage.key, snapshot):
+        if other := precedence.overriding(policy, lineage.key):
             return f"another policy ({other.source} === {other.destination}) covers part of its selector"
     return ""
 
 
-def _overriding(policy: XfrmPolicy, key: TunnelId, snapshot: Snapshot) -> XfrmPolicy | None:
-    """An outbound policy of somebody else that XFRM would try first for some packets of this one."""
-    for other in snapshot.policies:
-        if other.direction is not PolicyDirection.OUT or other.priority > policy.priority:
-            continue
-        if any(TunnelId(t.reqid, t.destination) == key for t in other.templates):
-            continue
-        if _overlap(other.source, policy.source) and _overlap(other.destination, policy.destination):
-            return other
-    return None
-
-
-def _overlap(one: IpNetwork, other: IpNetwork) -> bool:
-    return one.version == other.version and one.overlaps(other)
-
-
-def _conflicts(lineages: list[_Lineage]) -> dict[TunnelId, str]:
-    """Tunnels whose remote selectors overlap: the engines choose a tunnel by destination alone for now."""
-    found: dict[TunnelId, str] = {}
-    for one, other in combinations(lineages, 2):
-        for mine in _selectors(one):
-            for theirs in _selectors(other):
-                if _overlap(mine.destination, theirs.destination):
-                    found[one.key] = f"its remote selector {mine.destination} is shared with tunnel {other.key}"
-                    found[other.key] = f"its remote selector {theirs.destination} is shared with tunnel {one.key}"
-    return found
-
-
-def _why_not_path(lineage: _Lineage, settings: Settings, snapshot: Snapshot) -> str:
+def _why_not_path(lineage: Lineage, settings: Settings, snapshot: Snapshot) -> str:
     if lineage.local not in snapshot.local_addresses:
         return f"{lineage.local} is not an address of this machine"
     hop = snapshot.next_hops.get(lineage.key.remote)
@@ -236,7 +145,7 @@ def _why_not_path(lineage: _Lineage, settings: Settings, snapshot: Snapshot) -> 
     return ""
 
 
-def _why_not_sas(lineage: _Lineage, offer: EngineOffer) -> str:
+def _why_not_sas(lineage: Lineage, offer: EngineOffer) -> str:
     return next((reason for sa in lineage.sas if (reason := _why_not_sa(sa, offer))), "")
 
 
@@ -258,7 +167,7 @@ def _why_not_sa(sa: XfrmSa, offer: EngineOffer) -> str:
     return next((reason for failed, reason in checks if failed), "")
 
 
-def _build(lineage: _Lineage, snapshot: Snapshot, refused: Mapping[SaKey, str]) -> dict[ObjectKey, ManagedObject]:
+def _build(lineage: Lineage, snapshot: Snapshot, refused: Mapping[SaKey, str]) -> dict[ObjectKey, ManagedObject]:
     """The objects of an eligible tunnel: as many of them as can exist at this moment of its life.
 
     A successor of a refused outbound SA is claimed and installed before the kernel's policy switches to it.
@@ -275,7 +184,7 @@ def _build(lineage: _Lineage, snapshot: Snapshot, refused: Mapping[SaKey, str]) 
     current = lineage.current
     if current in {sa.key for sa in outbound} and current is not None and inbound:
         keys = tuple(sa.key for sa in inbound)
-        selectors = _selectors(lineage)
+        selectors = lineage.selectors
         objects.append(Tunnel(lineage.key, lineage.local, lineage.key.remote, keys, current, selectors))
         objects += [Steer(SteerKey(key)) for key in keys]
         mtu = inner_mtu(hop.mtu, lineage.key.remote.version, encapsulated=inbound[-1].encap is not None)
@@ -302,7 +211,7 @@ def _engine_sa(sa: XfrmSa, direction: Direction) -> EngineSa:
 
 
 def _owner(
-    sa: XfrmSa, lineage: _Lineage, built: Mapping[ObjectKey, ManagedObject], refused: Mapping[SaKey, str]
+    sa: XfrmSa, lineage: Lineage, built: Mapping[ObjectKey, ManagedObject], refused: Mapping[SaKey, str]
 ) -> tuple[Owner, str]:
     if sa.key in refused:
         return Owner.KERNEL, refused[sa.key]
@@ -318,5 +227,5 @@ def _owner(
     return Owner.PENDING, "waits for the rest of its CHILD_SA"
 
 
-def _verdict(sa: XfrmSa, lineage: _Lineage, owner: Owner, reason: str) -> SaVerdict:
+def _verdict(sa: XfrmSa, lineage: Lineage, owner: Owner, reason: str) -> SaVerdict:
     return SaVerdict(sa, Direction.IN if sa in lineage.inbound else Direction.OUT, owner, reason)

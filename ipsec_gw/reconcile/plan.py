@@ -14,11 +14,12 @@ taken away before its users are gone and nothing is used before it is there::
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from ipsec_gw.model.ids import Direction
+from ipsec_gw.model.ids import Direction, TunnelId
 from ipsec_gw.model.objects import (
     EngineSa,
     Guard,
@@ -28,6 +29,7 @@ from ipsec_gw.model.objects import (
     NextHop,
     ObjectKey,
     Steer,
+    SteerKey,
     Tunnel,
 )
 
@@ -80,11 +82,33 @@ def describe(obj: ManagedObject) -> str:
 
 def plan(desired: Mapping[ObjectKey, ManagedObject], in_place: Mapping[ObjectKey, ManagedObject]) -> tuple[Op, ...]:
     """The operations that turn ``in_place`` into ``desired``. Empty exactly when the two are equal."""
-    coming = [Op(_action(v, in_place), v, needs=_needs(v, desired)) for v in desired.values() if _differs(v, in_place)]
+    before, after = _Users(in_place), _Users(desired)
+    coming = [
+        Op(_action(value, in_place), value, needs=_needs(value, after))
+        for value in desired.values()
+        if in_place.get(value.key) != value
+    ]
     going = [
-        Op(Action.DELETE, value, frees=_users(value, in_place)) for key, value in in_place.items() if key not in desired
+        Op(Action.DELETE, value, frees=_frees(value, before, in_place))
+        for key, value in in_place.items()
+        if key not in desired
     ]
     return tuple(_ordered(coming, going))
+
+
+class _Users:
+    """Which tunnels use an SA, the next hop to a peer, or a selector."""
+
+    def __init__(self, objects: Mapping[ObjectKey, ManagedObject]) -> None:
+        self._users: dict[ObjectKey, list[TunnelId]] = defaultdict(list)
+        for tunnel in objects.values():
+            if isinstance(tunnel, Tunnel):
+                for key in {*tunnel.inbound, tunnel.outbound, tunnel.remote, *tunnel.selectors}:
+                    self._users[key].append(tunnel.key)
+
+    def of(self, key: ObjectKey) -> frozenset[ObjectKey]:
+        """The tunnels."""
+        return frozenset(self._users.get(key, ()))
 
 
 def _ordered(coming: list[Op], going: list[Op]) -> Iterator[Op]:
@@ -103,46 +127,35 @@ def _of(operations: list[Op], kind: type[ManagedObject]) -> Iterator[Op]:
     return (op for op in operations if isinstance(op.obj, kind))
 
 
-def _differs(value: ManagedObject, in_place: Mapping[ObjectKey, ManagedObject]) -> bool:
-    return in_place.get(value.key) != value
-
-
 def _action(value: ManagedObject, in_place: Mapping[ObjectKey, ManagedObject]) -> Action:
     return Action.UPDATE if value.key in in_place else Action.CREATE
 
 
-def _needs(value: ManagedObject, desired: Mapping[ObjectKey, ManagedObject]) -> frozenset[ObjectKey]:
+def _needs(value: ManagedObject, users: _Users) -> frozenset[ObjectKey]:
     match value:
         case EngineSa() if value.direction is Direction.OUT:
             return frozenset({GuardKey(value.key)})
         case Tunnel():
             return frozenset({*value.inbound, value.outbound, value.remote})
         case Steer():
-            return frozenset(t.key for t in _tunnels(desired) if value.key.sa in t.inbound)
+            return users.of(value.key.sa)
         case Lead():
-            return frozenset(t.key for t in _tunnels(desired) if value.key in t.selectors)
+            return users.of(value.key)
         case _:
             return frozenset()
 
 
-def _users(value: ManagedObject, in_place: Mapping[ObjectKey, ManagedObject]) -> frozenset[ObjectKey]:
+def _frees(value: ManagedObject, tunnels: _Users, in_place: Mapping[ObjectKey, ManagedObject]) -> frozenset[ObjectKey]:
     """Keys of what uses this object and has to be gone, or updated, before it."""
     match value:
         case Guard():
             return frozenset({value.key.sa})
         case EngineSa():
-            users = {t.key for t in _tunnels(in_place) if value.key == t.outbound or value.key in t.inbound}
-            steers = {s.key for s in in_place.values() if isinstance(s, Steer) and s.key.sa == value.key}
-            return frozenset(users | steers)
+            return tunnels.of(value.key) | ({SteerKey(value.key)} & in_place.keys())
         case NextHop():
-            return frozenset(t.key for t in _tunnels(in_place) if t.remote == value.key)
+            return tunnels.of(value.key)
         case Tunnel():
-            steers = {s.key for s in in_place.values() if isinstance(s, Steer) and s.key.sa in value.inbound}
-            leads = {x.key for x in in_place.values() if isinstance(x, Lead) and x.key in value.selectors}
-            return frozenset(steers | leads)
+            users: tuple[ObjectKey, ...] = (*map(SteerKey, value.inbound), *value.selectors)
+            return frozenset(key for key in users if key in in_place)
         case _:
             return frozenset()
-
-
-def _tunnels(objects: Mapping[ObjectKey, ManagedObject]) -> Iterator[Tunnel]:
-    return (obj for obj in objects.values() if isinstance(obj, Tunnel))

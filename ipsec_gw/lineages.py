@@ -1,0 +1,158 @@
+"""Tunnels as the kernel shows them: SAs grouped by reqid and peer, with the outbound policies bound to them.
+
+Everything here looks at all tunnels or all policies at once, and is indexed so that ten thousand of them take a
+second and not an hour.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ipsec_gw.model.ids import Direction, IpAddress, IpNetwork, SaKey, TunnelId
+from ipsec_gw.model.objects import Selector
+from ipsec_gw.model.prefixes import PrefixIndex
+from ipsec_gw.model.snapshot import PolicyDirection, Snapshot, Template, XfrmPolicy, XfrmSa
+
+_ESP = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """A tunnel as the kernel shows it: its SAs by direction and its outbound policies that are bound to an SA."""
+
+    key: TunnelId
+    local: IpAddress
+    inbound: tuple[XfrmSa, ...]
+    outbound: tuple[XfrmSa, ...]
+    policies: tuple[XfrmPolicy, ...]
+
+    @property
+    def sas(self) -> tuple[XfrmSa, ...]:
+        """All of its SAs."""
+        return self.inbound + self.outbound
+
+    @property
+    def selectors(self) -> tuple[Selector, ...]:
+        """What its policies send into it."""
+        return tuple(Selector(p.source, p.destination) for p in self.policies)
+
+    @property
+    def current(self) -> SaKey | None:
+        """The outbound SA that the policies use: the template's SPI is the switch on rekey."""
+        spis = {template.spi for policy in self.policies for template in policy.templates}
+        return SaKey(self.key.remote, spis.pop()) if len(spis) == 1 else None
+
+
+def lineages_of(snapshot: Snapshot) -> list[Lineage]:
+    """All tunnels that have an ESP SA, in a stable order."""
+    groups: dict[TunnelId, list[tuple[Direction, XfrmSa]]] = defaultdict(list)
+    for sa in snapshot.sas:
+        if sa.protocol != _ESP:
+            continue
+        inbound = sa.key.destination in snapshot.local_addresses
+        remote = sa.source if inbound else sa.key.destination
+        groups[TunnelId(sa.reqid, remote)].append((Direction.IN if inbound else Direction.OUT, sa))
+    bound = _bound(snapshot.policies)
+    ordered = sorted(groups.items(), key=lambda item: str(item[0]))
+    return [_lineage(key, members, bound.get(key, ())) for key, members in ordered]
+
+
+def _lineage(key: TunnelId, members: list[tuple[Direction, XfrmSa]], policies: Sequence[XfrmPolicy]) -> Lineage:
+    first_direction, first = members[0]
+    return Lineage(
+        key=key,
+        local=first.key.destination if first_direction is Direction.IN else first.source,
+        inbound=_oldest_first(sa for direction, sa in members if direction is Direction.IN),
+        outbound=_oldest_first(sa for direction, sa in members if direction is Direction.OUT),
+        policies=tuple(policies),
+    )
+
+
+def _oldest_first(sas: Iterable[XfrmSa]) -> tuple[XfrmSa, ...]:
+    return tuple(sorted(sas, key=lambda sa: (sa.lifetime.add_time, sa.key.spi)))
+
+
+def _bound(policies: Iterable[XfrmPolicy]) -> dict[TunnelId, list[XfrmPolicy]]:
+    """Outbound policies by the tunnels that an SA binds them to; SPI 0 is a trap that waits for its first packet."""
+    found: dict[TunnelId, list[XfrmPolicy]] = defaultdict(list)
+    for policy in policies:
+        if policy.direction is PolicyDirection.OUT and policy.allow:
+            for key in dict.fromkeys(_tunnel(template) for template in policy.templates if template.spi != 0):
+                found[key].append(policy)
+    return found
+
+
+def _tunnel(template: Template) -> TunnelId:
+    return TunnelId(template.reqid, template.destination)
+
+
+class Precedence:
+    """The outbound policies in the order of the kernel's dump, to find the one that XFRM would try before another."""
+
+    def __init__(self, policies: Iterable[XfrmPolicy]) -> None:
+        outbound = list(enumerate(p for p in policies if p.direction is PolicyDirection.OUT))
+        self._by_source = PrefixIndex((entry[1].source, entry) for entry in outbound)
+        self._by_destination = PrefixIndex((entry[1].destination, entry) for entry in outbound)
+
+    def overriding(self, policy: XfrmPolicy, key: TunnelId) -> XfrmPolicy | None:
+        """The first policy of others that XFRM would try before ``policy`` of tunnel ``key`` for some packets."""
+        best: tuple[int, XfrmPolicy] | None = None
+        for group in self._candidates(policy):
+            for order, other in group:
+                if best is not None and order > best[0]:
+                    break
+                if _overrides(other, policy, key):
+                    best = (order, other)
+                    break
+        return best[1] if best else None
+
+    def _candidates(self, policy: XfrmPolicy) -> Iterable[list[tuple[int, XfrmPolicy]]]:
+        """By the side of the selector that tells more of them apart."""
+        if self._by_source.breadth(policy.source) < self._by_destination.breadth(policy.destination):
+            return self._by_source.overlapping(policy.source)
+        return self._by_destination.overlapping(policy.destination)
+
+
+def _overrides(other: XfrmPolicy, policy: XfrmPolicy, key: TunnelId) -> bool:
+    return (
+        other.priority <= policy.priority
+        and all(_tunnel(template) != key for template in other.templates)
+        and _overlap(other.source, policy.source)
+        and _overlap(other.destination, policy.destination)
+    )
+
+
+def _overlap(one: IpNetwork, other: IpNetwork) -> bool:
+    return one.version == other.version and one.overlaps(other)
+
+
+def shared_destinations(lineages: Sequence[Lineage]) -> dict[TunnelId, str]:
+    """Tunnels whose remote selectors overlap, and why that is told: the engines choose by destination alone for now.
+
+    Named are the first remote selector that is shared, and the first other tunnel that has it.
+    """
+    index = PrefixIndex((p.destination, order) for order, lineage in enumerate(lineages) for p in lineage.policies)
+    sharers: dict[IpNetwork, tuple[int, ...]] = {}
+    found: dict[TunnelId, str] = {}
+    for order, lineage in enumerate(lineages):
+        for policy in lineage.policies:
+            network = policy.destination
+            if network not in sharers:
+                sharers[network] = _first_two(index.overlapping(network))
+            other = next((n for n in sharers[network] if n != order), None)
+            if other is not None:
+                found[lineage.key] = f"its remote selector {network} is shared with tunnel {lineages[other].key}"
+                break
+    return found
+
+
+def _first_two(groups: Iterable[list[int]]) -> tuple[int, ...]:
+    """The two lowest numbers, different ones, of ascending lists."""
+    lowest: set[int] = set()
+    for group in groups:
+        first = group[0]
+        second = next((number for number in group if number != first), first)
+        lowest = set(sorted({*lowest, first, second})[:2])
+    return tuple(sorted(lowest))

@@ -1,0 +1,153 @@
+"""The indexed decision is the plain pairwise one, on small random snapshots where much overlaps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Address, ip_network
+from itertools import combinations
+from unittest.mock import patch
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ipsec_gw import desired as decision
+from ipsec_gw.desired import Owner, desired
+from ipsec_gw.lineages import Lineage, lineages_of
+from ipsec_gw.model.ids import IpNetwork, SaKey, TunnelId
+from ipsec_gw.model.prefixes import PrefixIndex
+from ipsec_gw.model.snapshot import Mode, PolicyDirection, ResolvedHop, Snapshot, Template, XfrmPolicy
+from tests.support.world import LOCAL, OFFER, SETTINGS, policy, sa, snapshot
+
+PEERS = [IPv4Address("10.0.0.2"), IPv4Address("10.0.0.3")]
+REQIDS = st.integers(1, 3)
+
+
+def bound(one: XfrmPolicy, key: TunnelId) -> bool:
+    return (
+        one.direction is PolicyDirection.OUT
+        and one.allow
+        and any(t.spi != 0 and TunnelId(t.reqid, t.destination) == key for t in one.templates)
+    )
+
+
+def plain_lineages(look: Snapshot) -> list[Lineage]:
+    """Every tunnel looks at every policy."""
+    return [
+        replace(lineage, policies=tuple(p for p in look.policies if bound(p, lineage.key)))
+        for lineage in lineages_of(replace(look, policies=()))
+    ]
+
+
+def overlap(one: IpNetwork, other: IpNetwork) -> bool:
+    return one.version == other.version and one.overlaps(other)
+
+
+class PlainPrecedence:
+    """Every policy looks at every policy."""
+
+    def __init__(self, policies: tuple[XfrmPolicy, ...]) -> None:
+        self.policies = policies
+
+    def overriding(self, mine: XfrmPolicy, key: TunnelId) -> XfrmPolicy | None:
+        for other in self.policies:
+            if other.direction is not PolicyDirection.OUT or other.priority > mine.priority:
+                continue
+            if any(TunnelId(t.reqid, t.destination) == key for t in other.templates):
+                continue
+            if overlap(other.source, mine.source) and overlap(other.destination, mine.destination):
+                return other
+        return None
+
+
+def plain_shared(lineages: list[Lineage]) -> dict[TunnelId, str]:
+    """Every pair of tunnels; the first selector and the first other tunnel are told."""
+    pairs: dict[TunnelId, list[tuple[int, int, IpNetwork, TunnelId]]] = {}
+    for (number, one), (another, other) in combinations(enumerate(lineages), 2):
+        for place, mine in enumerate(one.policies):
+            for elsewhere, theirs in enumerate(other.policies):
+                if overlap(mine.destination, theirs.destination):
+                    pairs.setdefault(one.key, []).append((place, another, mine.destination, other.key))
+                    pairs.setdefault(other.key, []).append((elsewhere, number, theirs.destination, one.key))
+    first = {key: min(found, key=lambda pair: pair[:2]) for key, found in pairs.items()}
+    return {key: f"its remote selector {net} is shared with tunnel {who}" for key, (_, _, net, who) in first.items()}
+
+
+@st.composite
+def networks(draw: st.DrawFn) -> IpNetwork:
+    """Few addresses and many lengths, so that most of them contain each other."""
+    if draw(st.integers(0, 9)) == 0:
+        return ip_network(
+            (0x20010DB8 << 96 | draw(st.integers(0, 3)) << 64, draw(st.sampled_from([0, 32, 64, 128]))), 0
+        )
+    first = 0xC0A80000 | draw(st.integers(0, 7)) << 8
+    return ip_network((first, draw(st.sampled_from([0, 16, 22, 23, 24, 25, 32]))), strict=False)
+
+
+@st.composite
+def policies(draw: st.DrawFn) -> XfrmPolicy:
+    peer, reqid = draw(st.sampled_from(PEERS)), draw(REQIDS)
+    templates = tuple(
+        Template(LOCAL, peer, draw(st.sampled_from([0, 0x22, 0x22])), 50, reqid, Mode.TUNNEL)
+        for _ in range(draw(st.sampled_from([0, 1, 1, 1, 1, 2])))
+    )
+    return policy(
+        0,
+        source=draw(networks()),
+        destination=draw(networks()),
+        direction=draw(st.sampled_from([PolicyDirection.OUT] * 4 + [PolicyDirection.FWD])),
+        priority=draw(st.integers(1, 3)),
+        allow=draw(st.integers(0, 9)) > 0,
+        templates=templates,
+    )
+
+
+@st.composite
+def looks(draw: st.DrawFn) -> Snapshot:
+    children = draw(st.lists(st.tuples(REQIDS, st.sampled_from(PEERS)), max_size=5, unique=True))
+    sas = [
+        one
+        for n, (reqid, peer) in enumerate(children)
+        for one in (
+            sa(0x100 + n, inbound=True, reqid=reqid, source=peer),
+            sa(0x22, reqid=reqid, key=SaKey(peer, 0x22 if draw(st.booleans()) else 0x200 + n)),
+        )
+    ]
+    hops = {peer: ResolvedHop("wan0", peer, "02:00:00:00:00:02", 1500) for peer in PEERS}
+    return snapshot(*sas, policies=tuple(draw(st.lists(policies(), max_size=10))), next_hops=hops)
+
+
+@given(looks())
+def test_the_indexed_decision_is_the_pairwise_one(look: Snapshot) -> None:
+    indexed = desired(OFFER, SETTINGS, look)
+    with (
+        patch.object(decision, "lineages_of", plain_lineages),
+        patch.object(decision, "Precedence", PlainPrecedence),
+        patch.object(decision, "shared_destinations", plain_shared),
+    ):
+        plain = desired(OFFER, SETTINGS, look)
+    assert indexed == plain
+
+
+@given(st.lists(networks(), max_size=30), networks())
+def test_the_index_finds_exactly_what_overlaps(many: list[IpNetwork], one: IpNetwork) -> None:
+    index = PrefixIndex((network, number) for number, network in enumerate(many))
+    found = [number for group in index.overlapping(one) for number in group]
+    assert sorted(found) == [number for number, network in enumerate(many) if overlap(network, one)]
+    assert index.breadth(one) == len(found)
+
+
+def test_the_random_snapshots_have_what_is_compared() -> None:
+    """The property above would be empty if everything were kept in the kernel for another reason."""
+    seen: set[str] = set()
+
+    @given(looks())
+    def collect(look: Snapshot) -> None:
+        for verdict in desired(OFFER, SETTINGS, look).verdicts:
+            for word in ("another policy", "shared with"):
+                if word in verdict.reason:
+                    seen.add(word)
+            if verdict.owner is Owner.ENGINE:
+                seen.add("engine")
+
+    collect()
+    assert seen == {"another policy", "shared with", "engine"}
