@@ -139,8 +139,7 @@ def _cancel_once(task: asyncio.Task[Report]) -> None:
 
 async def _run_to_end(scenario: Scenario, options: Options, environment: str) -> Report:
     with listener() as told:
-        chosen = await choose_environment() if environment == "auto" else Environment(environment)
-        return await run(scenario, options, told, chosen)
+        return await run(scenario, options, told, None if environment == "auto" else Environment(environment))
 
 
 def _show(report: Report, as_json: bool) -> None:

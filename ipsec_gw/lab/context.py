@@ -65,6 +65,10 @@ class Lab:
         """An end for traffic."""
         return Host(self.topology.namespace(role), self.topology.address(role, interface))
 
+    def host6(self, role: Role, interface: str) -> Host:
+        """An end for IPv6 traffic."""
+        return Host(self.topology.namespace(role), self.topology.address6(role, interface))
+
     def watch_process(self, pid: int) -> None:
         """Remember a process: the last checks of the run look whether it is gone."""
         started = start_time(pid)

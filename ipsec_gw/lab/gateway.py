@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +18,13 @@ from ipsec_gw.lab.session import Session
 COMMAND_SECONDS = 120.0
 """Starting VPP under emulation takes 12 s, compiling XDP programs 19 s; a loaded machine needs more."""
 
+FIREWALL_SECONDS = 240.0
+"""The firewall's programs are ten times as much to compile."""
+
+CARRY_SECONDS = 120.0
+"""The first SA may need a rekey before an engine can have it: its number may be used by then."""
+
+CONFIG = "ipsec-gw.toml"
 POLL_SECONDS = 0.5
 DAEMON_STOP_SECONDS = 30.0
 
@@ -65,13 +72,14 @@ class GuardCount:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """`show status --json`; counters by SA ("destination/spi")."""
+    """`show status --json`; counters by SA ("destination/spi"), and of packets by verdict."""
 
     engine: str
     note: str
     in_sync: bool
     steer: dict[str, SteerCount]
     guard: dict[str, GuardCount]
+    verdicts: dict[str, int] = field(default_factory=dict)
 
 
 def parse_sas(text: str) -> tuple[ShownSa, ...]:
@@ -105,9 +113,18 @@ def parse_status(text: str) -> Status:
             in_sync=data["inSync"],
             steer={row["sa"]: SteerCount(row["toEngine"], row["toKernel"]) for row in data.get("steer") or ()},
             guard={row["sa"]: GuardCount(row["passed"], row["dropped"]) for row in data.get("guard") or ()},
+            verdicts={reason: int(packets) for reason, packets in (data.get("verdicts") or {}).items()},
         )
     except (ValueError, KeyError, TypeError) as error:
         raise GatewayMisbehaved(f"show status --json cannot be read ({error!r}): {text[:200]}") from error
+
+
+def parse_rules(text: str) -> dict[str, int]:
+    """First packets by rule, from `show firewall --json`. Raises GatewayMisbehaved for anything else."""
+    try:
+        return {rule["name"]: int(rule["packets"]) for rule in json.loads(text)["rules"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise GatewayMisbehaved(f"show firewall --json cannot be read ({error!r}): {text[:200]}") from error
 
 
 def command() -> list[str]:
@@ -119,17 +136,25 @@ def command() -> list[str]:
 
 
 class GatewayUnderTest:
-    """`ipsec-gw run` in gateway A's namespace. Use :meth:`start`, and :meth:`off` whatever happened."""
+    """`ipsec-gw run` in gateway A's namespace. Use :meth:`start`, and :meth:`off` whatever happened.
 
-    def __init__(self, session: Session, namespace: str, vici: str, engine: str) -> None:
+    ``config`` is the text of its configuration file: without one, the gateway has no firewall.
+    """
+
+    def __init__(self, session: Session, namespace: str, vici: str, engine: str, config: str = "") -> None:
         self.engine = engine
-        self._session, self._namespace, self._vici = session, namespace, vici
+        self._session, self._namespace, self._vici, self._config = session, namespace, vici, config
         self._daemon: Daemon | None = None
         self._vpp, self._off = False, False
 
+    @property
+    def _options(self) -> list[str]:
+        config = ["--config", str(self._session.run_dir / CONFIG)] if self._config else []
+        return [*config, "--run-dir", str(self._session.gateway_dir)]
+
     async def _call(self, *arguments: str, check: bool = True) -> str:
         done = await run(
-            [*command(), "--run-dir", str(self._session.gateway_dir), *arguments],
+            [*command(), *self._options, *arguments],
             namespace=self._namespace,
             timeout=COMMAND_SECONDS,
             check=check,
@@ -142,19 +167,21 @@ class GatewayUnderTest:
     async def start(self) -> None:
         """Bring the engine and the daemon up and wait until it answers. Raises CommandFailed or GatewayMisbehaved."""
         self._session.gateway_dir.mkdir(mode=0o700, exist_ok=True)
+        if self._config:
+            (self._session.run_dir / CONFIG).write_text(self._config)
         if self.engine == "vpp":
             self._vpp = True
             await self._pinned("vpp", "up")
         self._daemon = await Daemon.start(
             "ipsec-gw",
             [
-                *(*command(), "--run-dir", str(self._session.gateway_dir), "--pins", str(self._session.pins)),
+                *(*command(), *self._options, "--pins", str(self._session.pins)),
                 *("run", "--engine", self.engine, "--vici", self._vici),
             ],
             self._session.run_dir / "ipsec-gw.log",
             namespace=self._namespace,
         )
-        await self.status_when(lambda _: True, COMMAND_SECONDS, "an answer")
+        await self.status_when(lambda _: True, FIREWALL_SECONDS if self._config else COMMAND_SECONDS, "an answer")
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -169,11 +196,34 @@ class GatewayUnderTest:
         """`show status`."""
         return parse_status(await self._call("show", "status", "--json"))
 
+    async def rules(self) -> dict[str, int]:
+        """`show firewall`: first packets by rule."""
+        return parse_rules(await self._call("show", "firewall", "--json"))
+
+    async def sessions(self, *filters: str) -> list[dict[str, Any]]:
+        """`show sessions`, with its options."""
+        shown: dict[str, Any] = json.loads(await self._call("show", "sessions", "--json", *filters))
+        return list(shown["sessions"])
+
+    async def rules_when(self, holds: Callable[[dict[str, int]], bool], seconds: float, what: str) -> dict[str, int]:
+        """Ask `show firewall` until a condition holds, as :meth:`sas_when` does."""
+        return await self._when(self.rules, holds, seconds, what)
+
     async def sas_when(
         self, holds: Callable[[tuple[ShownSa, ...]], bool], seconds: float, what: str
     ) -> tuple[ShownSa, ...]:
         """Ask `show sas` until a condition holds. Raises GatewayMisbehaved with the last answer after ``seconds``."""
         return await self._when(self.sas, holds, seconds, what)
+
+    async def carrying(self) -> tuple[ShownSa, ...]:
+        """`show sas` once the engine has both directions; the kernel only says why. Raises GatewayMisbehaved."""
+
+        def settled(sas: tuple[ShownSa, ...]) -> bool:
+            taken = sas if self.engine == "kernel" else [sa for sa in sas if sa.state == self.engine]
+            decided = self.engine != "kernel" or all(sa.state == "kernel" and sa.reason for sa in sas)
+            return decided and {sa.direction for sa in taken} == {"in", "out"}
+
+        return await self.sas_when(settled, CARRY_SECONDS, f"both directions in {self.engine}")
 
     async def status_when(self, holds: Callable[[Status], bool], seconds: float, what: str) -> Status:
         """Ask `show status` until a condition holds, as :meth:`sas_when` does."""

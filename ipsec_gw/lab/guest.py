@@ -25,14 +25,18 @@ def _reserve_hugepages() -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Scenario, report file, engine, proposal, artifacts directory or "", perhaps "baseline"; returns the exit code."""
-    name, report, engine, proposal, artifacts, *baseline = arguments
+    """Scenario, part, report file, engine, proposal, artifacts directory or "", perhaps "baseline".
+
+    Returns the exit code.
+    """
+    name, which, report, engine, proposal, artifacts, *baseline = arguments
     told = Lines(sys.stdout)
     options = Options(engine, proposal, Path(artifacts) if artifacts else None, bool(baseline))
     try:
         if engine == "vpp":
             _reserve_hugepages()
-        found = asyncio.run(run_native(find(name), options, told))
+        part = next(part for part in find(name).parts if part.name == which)
+        found = asyncio.run(run_native(name, part, options, told))
     except IpsecGwError as error:
         told.tell(Note(f"error: {error}"))
         return error.exit_code

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,9 +62,13 @@ async def build(topology: Topology) -> None:
     """Create the namespaces, wires, addresses and routes. What fails is left to :func:`remove`."""
     await _apply(Batch(None, tuple(f"netns add {name}" for name in topology.namespaces)))
     for name in topology.namespaces:
-        # IPv4 only so far: without this, router solicitations and MLD would mix into the captures.
-        set_sysctl(name, "net/ipv6/conf/all/disable_ipv6", "1")
-        set_sysctl(name, "net/ipv6/conf/default/disable_ipv6", "1")
+        if topology.ipv6:
+            # Link-local addresses must not wait for duplicate address detection.
+            set_sysctl(name, "net/ipv6/conf/default/accept_dad", "0")
+        else:
+            # Without this, router solicitations and MLD would mix into the captures.
+            set_sysctl(name, "net/ipv6/conf/all/disable_ipv6", "1")
+            set_sysctl(name, "net/ipv6/conf/default/disable_ipv6", "1")
     wires, *rest = batches(topology)
     await _apply(wires)
     await asyncio.gather(*(_apply(batch) for batch in rest))
@@ -73,6 +78,8 @@ async def build(topology: Topology) -> None:
                 wire_checksums(topology.namespace(role), port.name)
     for role in topology.forwarding:
         set_sysctl(topology.namespace(role), "net/ipv4/ip_forward", "1")
+        if topology.ipv6:
+            set_sysctl(topology.namespace(role), "net/ipv6/conf/all/forwarding", "1")
 
 
 async def receive_on_one_processor(namespace: str, interface: str) -> None:
@@ -119,3 +126,11 @@ def processes(names: Iterable[str]) -> dict[int, str]:
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue  # it ended while we looked, or is not ours to see
     return found
+
+
+def mac_address(namespace: str, interface: str) -> bytes:
+    """The Ethernet address of an interface."""
+    with inside(namespace), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as packets:
+        packets.bind((interface, 0))
+        address: bytes = packets.getsockname()[4]
+    return address

@@ -56,6 +56,11 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 _all_processors = frozenset(os.sched_getaffinity(0))
 
 
+def every_processor() -> frozenset[int]:
+    """The processors that this process may have used when it started."""
+    return _all_processors
+
+
 def stay_on_one_processor() -> None:
     """Keep this process on one processor; children go where they like.
 

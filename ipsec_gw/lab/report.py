@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -48,6 +48,35 @@ class Report:
     def ok(self) -> bool:
         """True only if something was checked and everything held."""
         return bool(self.checks) and all(check.ok for check in self.checks)
+
+
+def merged(reports: Sequence[Report]) -> Report:
+    """The reports of a scenario's parts (one at least) as one. A check that several of them made holds if all held."""
+    by_name: dict[str, list[Check]] = {}
+    for report in reports:
+        for check in report.checks:
+            by_name.setdefault(check.name, []).append(check)
+    versions = [report.versions for report in reports]
+    return replace(
+        reports[0],
+        environment=_joined(report.environment for report in reports),
+        versions=replace(
+            versions[0],
+            kernel=_joined(version.kernel for version in versions),
+            strongswan=_joined(version.strongswan for version in versions),
+            vpp=_joined(version.vpp for version in versions if version.vpp) or None,
+        ),
+        checks=tuple(
+            Check(name, all(one.ok for one in same), same[0].expected, _joined(one.measured for one in same))
+            for name, same in by_name.items()
+        ),
+        notes=tuple(note for report in reports for note in report.notes),
+        seconds=round(sum(report.seconds for report in reports), 1),
+    )
+
+
+def _joined(texts: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(texts))
 
 
 def to_json(report: Report) -> str:

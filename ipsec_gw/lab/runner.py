@@ -13,11 +13,11 @@ import ipsec_gw
 from ipsec_gw.errors import IpsecGwError
 from ipsec_gw.lab import netns, session
 from ipsec_gw.lab.context import Lab, Options
-from ipsec_gw.lab.kernel import TOOLS, Environment, need_root, release
+from ipsec_gw.lab.kernel import TOOLS, Environment, choose_environment, need_root, release
 from ipsec_gw.lab.process import need_tools, stay_on_one_processor
 from ipsec_gw.lab.progress import BOOTED, Listener, Note, StepDone, StepStarted, parse
-from ipsec_gw.lab.report import Check, Report, Versions, from_json
-from ipsec_gw.lab.scenarios import Scenario
+from ipsec_gw.lab.report import Check, Report, Versions, from_json, merged
+from ipsec_gw.lab.scenarios import Part, Scenario
 
 VM_SECONDS = 480.0
 """After this the virtual machine is taken for hung."""
@@ -29,24 +29,27 @@ FAILED, INTERRUPTED = 1, 130
 """Exit codes: a check failed; Ctrl-C or SIGTERM (128 + SIGINT)."""
 
 
-async def run_native(scenario: Scenario, options: Options, listener: Listener) -> Report:
-    """Run in this kernel. Raises EnvironmentMissing; what fails later becomes a failed check of the report."""
+async def run_native(name: str, part: Part, options: Options, listener: Listener) -> Report:
+    """Run a part of the scenario called ``name`` in this kernel.
+
+    Raises EnvironmentMissing; what fails later becomes a failed check of the report.
+    """
     need_root()
     need_tools(TOOLS)
     await _sweep(listener)
     stay_on_one_processor()
     started = time.monotonic()
     tag = session.new_tag()
-    topology = scenario.topology(tag)
+    topology = part.topology(tag)
     mine = session.begin(tag, topology.namespaces)
     lab = Lab(mine, topology, options, listener, AsyncExitStack())
     try:
-        await _play(scenario, lab)
+        await _play(part, lab)
         _check_leftovers(lab)
     finally:
         await session.end(mine)
     return Report(
-        scenario=scenario.name,
+        scenario=name,
         environment=Environment.NATIVE,
         engine=options.engine,
         versions=Versions(release(), lab.strongswan, lab.vpp, platform.python_version(), ipsec_gw.__version__),
@@ -61,14 +64,14 @@ async def _sweep(listener: Listener) -> None:
         listener.tell(Note(f"removed what a dead run left: {name}"))
 
 
-async def _play(scenario: Scenario, lab: Lab) -> None:
+async def _play(part: Part, lab: Lab) -> None:
     try:
         async with lab.stack:
             lab.stack.push_async_callback(_take_down, lab)
             try:
                 with lab.step("build the network"):
                     await netns.build(lab.topology)
-                await scenario.run(lab)
+                await part.run(lab)
             except EXPECTED as error:
                 lab.check("the scenario runs to its end", False, "no error", f"{type(error).__name__}: {error}")
     except EXPECTED as error:
@@ -109,18 +112,18 @@ class Relay:
             self._listener.tell(parse(line))
 
 
-async def run_vm(scenario: Scenario, options: Options, listener: Listener) -> Report:
-    """Run in the virtual machine. Raises EnvironmentMissing and GuestFailed."""
+async def run_vm(name: str, part: Part, options: Options, listener: Listener) -> Report:
+    """Run a part of the scenario called ``name`` in the virtual machine. Raises EnvironmentMissing and GuestFailed."""
     # The guest never comes here, so it need not import this.
     from ipsec_gw.lab.vm import run_in_vm  # noqa: PLC0415
 
     need_root()
     await _sweep(listener)
     started = time.monotonic()
-    with session.exchange_directory() as name:
-        exchange = Path(name)
+    with session.exchange_directory() as directory:
+        exchange = Path(directory)
         report, artifacts = exchange / "report.json", exchange / "artifacts"
-        argv = [sys.executable, "-m", "ipsec_gw.lab.guest", scenario.name, str(report)]
+        argv = [sys.executable, "-m", "ipsec_gw.lab.guest", name, part.name, str(report)]
         argv += [options.engine, options.proposal, str(artifacts) if options.artifacts else ""]
         argv += ["baseline"] if options.baseline else []
         artifacts.mkdir()
@@ -143,7 +146,25 @@ async def run_vm(scenario: Scenario, options: Options, listener: Listener) -> Re
     )
 
 
-async def run(scenario: Scenario, options: Options, listener: Listener, environment: Environment) -> Report:
-    """Run where told."""
-    chosen = run_native if environment is Environment.NATIVE else run_vm
-    return await chosen(scenario, options, listener)
+async def run(scenario: Scenario, options: Options, listener: Listener, environment: Environment | None) -> Report:
+    """Run all parts where told; without an ``environment``, each where it can be. Raises EnvironmentMissing and
+    GuestFailed, and IpsecGwError for a baseline that says nothing.
+    """
+    if options.baseline and not scenario.baseline:
+        raise IpsecGwError(f"{scenario.name} is about ipsec-gw alone - run it without --baseline")
+    need_root()
+    reports = []
+    for part in scenario.parts:
+        where = environment or (await choose_environment() if part.needs_esp else Environment.NATIVE)
+        chosen = run_native if where is Environment.NATIVE else run_vm
+        reports.append(await chosen(scenario.name, part, _options(scenario, part, options), listener))
+    return merged(reports)
+
+
+def _options(scenario: Scenario, part: Part, options: Options) -> Options:
+    """Artifacts of several parts have a directory each."""
+    if options.artifacts is None or len(scenario.parts) == 1:
+        return options
+    directory = options.artifacts / part.name
+    directory.mkdir(exist_ok=True)
+    return replace(options, artifacts=directory)

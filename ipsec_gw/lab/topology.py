@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
 MTU = 1500
 """Bytes, on every link: what an Ethernet WAN has."""
@@ -17,9 +17,11 @@ MAX_INTERFACE_NAME = 15
 
 
 class Role(StrEnum):
-    """The five machines of a site-to-site lab."""
+    """The machines of a lab."""
 
     CLIENT = "client"
+    INNER = "inner"
+    SWITCH = "switch"
     GATEWAY_A = "gwa"
     WAN = "wan"
     GATEWAY_B = "gwb"
@@ -37,6 +39,7 @@ class Port:
     role: Role
     name: str
     address: IPv4Interface | None = None
+    address6: IPv6Interface | None = None
     wire_checksums: bool = True
 
 
@@ -50,25 +53,26 @@ class Wire:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A static IPv4 route of ``role``."""
+    """A static route of ``role``. What is forwarded along it is at most ``mtu`` bytes long, if given."""
 
     role: Role
-    destination: IPv4Network
-    via: IPv4Address
+    destination: IPv4Network | IPv6Network
+    via: IPv4Address | IPv6Address
+    mtu: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Bridge:
-    """The neutral middle of the WAN, where packets are captured. ``address`` is the provider's router."""
+    """Joins the ports of ``role`` that have no address. On the WAN, ``address`` is the provider's router."""
 
     role: Role
     name: str
-    address: IPv4Interface
+    address: IPv4Interface | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """A lab network. ``tag`` makes every namespace name unique to its run."""
+    """A lab network. ``tag`` makes every namespace name unique to its run. IPv6 is off unless a port has it."""
 
     tag: str
     roles: tuple[Role, ...]
@@ -85,6 +89,11 @@ class Topology:
     def namespaces(self) -> tuple[str, ...]:
         """All namespace names."""
         return tuple(self.namespace(role) for role in self.roles)
+
+    @property
+    def ipv6(self) -> bool:
+        """Whether any port has an IPv6 address."""
+        return any(port.address6 for role in self.roles for port in self.ports(role))
 
     def ports(self, role: Role) -> tuple[Port, ...]:
         """The interfaces of ``role``, in the order of the wires."""
@@ -104,11 +113,25 @@ class Topology:
             raise KeyError(f"{role} has no address on {name}")
         return address.ip
 
+    def address6(self, role: Role, name: str) -> IPv6Address:
+        """The IPv6 address of an interface. Raises KeyError if there is none."""
+        address = self.port(role, name).address6
+        if address is None:
+            raise KeyError(f"{role} has no IPv6 address on {name}")
+        return address.ip
+
     def network(self, role: Role, name: str) -> IPv4Network:
         """The connected network of an interface. Raises KeyError if it has no address."""
         address = self.port(role, name).address
         if address is None:
             raise KeyError(f"{role} has no address on {name}")
+        return address.network
+
+    def network6(self, role: Role, name: str) -> IPv6Network:
+        """The connected IPv6 network of an interface. Raises KeyError if it has no IPv6 address."""
+        address = self.port(role, name).address6
+        if address is None:
+            raise KeyError(f"{role} has no IPv6 address on {name}")
         return address.network
 
 
@@ -138,7 +161,7 @@ def site_to_site(tag: str) -> Topology:
     anywhere = IPv4Network("0.0.0.0/0")
     return Topology(
         tag=tag,
-        roles=tuple(Role),
+        roles=(Role.CLIENT, Role.GATEWAY_A, Role.WAN, Role.GATEWAY_B, Role.SERVER),
         wires=(
             Wire(Port(Role.CLIENT, HOST, client), Port(Role.GATEWAY_A, LAN, lan_a, wire_checksums=False)),
             Wire(Port(Role.GATEWAY_A, WAN, wan_a, wire_checksums=False), Port(Role.WAN, "to-a")),
@@ -175,14 +198,21 @@ def _configure(topology: Topology, role: Role) -> tuple[str, ...]:
     if bridge:
         # No spanning tree: its forwarding delay would eat the first fifteen seconds of every run.
         lines.append(f"link add name {bridge.name} type bridge forward_delay 0 stp_state 0 mcast_snooping 0")
-        lines.append(f"addr add {bridge.address} dev {bridge.name}")
+        if bridge.address is not None:
+            lines.append(f"addr add {bridge.address} dev {bridge.name}")
     for port in topology.ports(role):
         if port.address is not None:
             lines.append(f"addr add {port.address} dev {port.name}")
-        elif bridge:
+        if port.address6 is not None:
+            lines.append(f"addr add {port.address6} dev {port.name} nodad")
+        if bridge and port.address is None:
             lines.append(f"link set dev {port.name} master {bridge.name}")
         lines.append(f"link set dev {port.name} up")
     if bridge:
         lines.append(f"link set dev {bridge.name} up")
-    lines += [f"route add {r.destination} via {r.via}" for r in topology.routes if r.role is role]
+    lines += [_route(route) for route in topology.routes if route.role is role]
     return tuple(lines)
+
+
+def _route(route: Route) -> str:
+    return f"route add {route.destination} via {route.via}" + (f" mtu lock {route.mtu}" if route.mtu else "")

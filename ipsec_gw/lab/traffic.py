@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 from ipsec_gw.errors import IpsecGwError
 from ipsec_gw.lab.netns import inside
@@ -37,7 +37,7 @@ class Host:
     """An end of a conversation: a namespace and one of its addresses."""
 
     namespace: str
-    address: IPv4Address
+    address: IPv4Address | IPv6Address
 
     def __str__(self) -> str:
         return str(self.address)

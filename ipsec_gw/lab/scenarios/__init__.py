@@ -15,26 +15,53 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """A story with checks, on a topology of its own. Without ``needs_esp`` it runs in any kernel."""
+
+    name: str
+    topology: Callable[[str], Topology]
+    run: Callable[[Lab], Awaitable[None]]
+    needs_esp: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Scenario:
-    """A named story with checks, on a topology of its own."""
+    """Parts that are told as one, each run where it can be. ``baseline``: it means something without ipsec-gw too."""
 
     name: str
     summary: str
-    topology: Callable[[str], Topology]
-    run: Callable[[Lab], Awaitable[None]]
+    parts: tuple[Part, ...]
+    baseline: bool = False
 
 
 def scenarios() -> dict[str, Scenario]:
     """All of them, by name."""
     # Here and not above: scenarios import the lab, which imports this package.
+    from ipsec_gw.lab.edge import edge  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.firewall import run as run_firewall  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.firewall_plain import run as run_firewall_plain  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.junk import run as run_junk  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.site_to_site import run as run_site_to_site  # noqa: PLC0415
 
     known = (
         Scenario(
             "site-to-site",
             "two unmodified strongSwans, a tunnel, its traffic opened by an oracle, a rekey from each side",
-            topology.site_to_site,
-            run_site_to_site,
+            (Part("tunnel", topology.site_to_site, run_site_to_site),),
+            baseline=True,
+        ),
+        Scenario(
+            "firewall",
+            "zones, policies, NAT, fragments and path MTU; then the same firewall around a tunnel",
+            (
+                Part("plain", edge, run_firewall_plain, needs_esp=False),
+                Part("tunnel", topology.site_to_site, run_firewall),
+            ),
+        ),
+        Scenario(
+            "junk",
+            "100,000 packets of junk per second at the WAN while a permitted TCP stream goes on",
+            (Part("junk", edge, run_junk, needs_esp=False),),
         ),
     )
     return {scenario.name: scenario for scenario in known}

@@ -8,11 +8,12 @@ from functools import partial
 
 from ipsec_gw.lab.capture import Captures
 from ipsec_gw.lab.context import Lab
-from ipsec_gw.lab.gateway import GatewayUnderTest, ShownSa
+from ipsec_gw.lab.gateway import GatewayUnderTest
 from ipsec_gw.lab.kernel_sas import SaDiary, dump
 from ipsec_gw.lab.netns import receive_on_one_processor, xfrm_errors
 from ipsec_gw.lab.oracle import EspPacket
 from ipsec_gw.lab.process import all_of
+from ipsec_gw.lab.scenarios.start import gateway_of, start_swan
 from ipsec_gw.lab.scenarios.verdicts import Evidence, Reading, judge_capture, judge_carriers, judge_counters
 from ipsec_gw.lab.sites import site_of
 from ipsec_gw.lab.strongswan import Swan
@@ -27,9 +28,6 @@ FLOW_RATE, FLOW_BYTES = 50.0, 200
 TCP_BYTES = 200_000
 SIZES = (1, 64, 511, 1200, 1372)
 """Payloads of single packets, up to what fits a tunnel over a 1500-byte WAN unfragmented."""
-
-CARRY_SECONDS = 120.0
-"""The first SA may need a rekey before an engine can have it: its number may be used by then."""
 
 REKEY_SECONDS = 60.0
 QUIET_SECONDS = 0.6
@@ -95,7 +93,8 @@ async def _set_up(lab: Lab) -> Story:
     for captures in (wan, lans):
         task = asyncio.create_task(captures.keep_draining())
         lab.stack.callback(task.cancel)
-    a, b = await _start_swan(lab, Role.GATEWAY_A), await _start_swan(lab, Role.GATEWAY_B)
+    sites = (site_of(topology, role, lab.options.proposal) for role in (Role.GATEWAY_A, Role.GATEWAY_B))
+    a, b = [await start_swan(lab, site) for site in sites]
     gateway = _gateway(lab, a)
     with lab.step("start two strongSwans" + (" and ipsec-gw" if gateway else "")):
         await all_of(a.load(), b.load(), *([gateway.start()] if gateway else []))
@@ -105,21 +104,11 @@ async def _set_up(lab: Lab) -> Story:
     return Story(lab, a, b, gateway, wan, lans, (diaries[0], diaries[1]), _start_flows(lab))
 
 
-async def _start_swan(lab: Lab, role: Role) -> Swan:
-    site = site_of(lab.topology, role, lab.options.proposal)
-    swan = await Swan.start(site, lab.session.run_dir / role)
-    lab.stack.push_async_callback(swan.stop)
-    lab.watch_process(swan.daemon.pid)
-    return swan
-
-
 def _gateway(lab: Lab, a: Swan) -> GatewayUnderTest | None:
     if lab.options.baseline:
         lab.note("without ipsec-gw: strongSwan and the kernel alone")
         return None
-    gateway = GatewayUnderTest(lab.session, a.site.namespace, a.files.vici, lab.options.engine)
-    lab.stack.push_async_callback(gateway.off)
-    return gateway
+    return gateway_of(lab, a)
 
 
 def _start_flows(lab: Lab) -> tuple[UdpFlow, UdpFlow]:
@@ -157,15 +146,8 @@ async def _carry(story: Story, evidence: Evidence) -> None:
         return
     engine = gateway.engine
 
-    def settled(sas: tuple[ShownSa, ...]) -> bool:
-        return {sa.direction for sa in sas} >= {"in", "out"} and (
-            all(sa.state == "kernel" and sa.reason for sa in sas)
-            if engine == "kernel"
-            else {sa.direction for sa in sas if sa.state == engine} == {"in", "out"}
-        )
-
     with lab.step(f"wait until {engine} carries the tunnel"):
-        sas = await gateway.sas_when(settled, CARRY_SECONDS, f"both directions in {engine}")
+        sas = await gateway.carrying()
     judge_carriers(lab, engine, sas)
     evidence.engine_took(sas)
     status = await gateway.status()
