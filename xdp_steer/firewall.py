@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping
 
 from xdp_steer import flow_layout as fl
 from xdp_steer import libbpf
+from xdp_steer import screen_layout as sl
 from xdp_steer.compile.ids import Ids, RuleName
 from xdp_steer.compile.pack import Write, bank_writes, name_write, vlan_port_write
 from xdp_steer.compile.rows import Rows
 from xdp_steer.flow_layout import NameKind
 from xdp_steer.layout import Control, MapSpec, VerdictCountLeaf
+from xdp_steer.screen_layout import Screen
 from xdp_steer.tables import Count, control, next_generation, refused, set_control
 
 _BANKED: dict[MapSpec, Callable[[bytes], int]] = {
@@ -71,6 +73,16 @@ class Firewall:
         with refused(f"reading of {spec.name}"):
             counts = libbpf.map_entries(self._maps[spec.name], 4, ctypes.sizeof(_PER_CPU), spec.entries)
         return {name: _sum(counts[number][1]) for name, number in self.ids().rules.items()}
+
+    def screen_counts(self) -> dict[tuple[str, Screen], Count]:
+        """Packets and octets (IP lengths) that hit a screen, by zone and screen, over all CPUs."""
+        spec = sl.SCREEN_COUNTS
+        with refused(f"reading of {spec.name}"):
+            counts = libbpf.map_entries(self._maps[spec.name], 4, ctypes.sizeof(_PER_CPU), spec.entries)
+        zones = self.ids().zones.items()
+        return {
+            (name, screen): _sum(counts[sl.count_index(zone, screen)][1]) for name, zone in zones for screen in Screen
+        }
 
     def _switch(self, bank: int) -> None:
         """One system call, in this order: a packet that sees the firewall on or the generation new sees the bank."""

@@ -126,6 +126,8 @@ class PortFlag(IntFlag):
     """The end of the source address names the row, by zone (0: this one)."""
     XFRM = 64
     """An XFRM interface: the kernel has held its packets against policies of its own."""
+    SCREEN = 128
+    """Its zone has screens."""
 
 
 class TunnelSide(IntEnum):
@@ -184,6 +186,10 @@ class EventKind(IntEnum):
     DENY = 2
     CLOSE = 3
     """A session that the datapath replaced or removed itself; the collector reports all others."""
+    SCREEN = 4
+    """A screen dropped a packet."""
+    ALARM = 5
+    """A screen that only gives alarm was hit; what became of the packet is another matter."""
 
 
 class Stage(IntEnum):
@@ -197,6 +203,7 @@ class Stage(IntEnum):
     ICMP_ERROR = 5
     ANSWER = 6
     FRAGMENT = 7
+    SCREEN = 8
 
 
 MAX_STAGES = 32
@@ -517,7 +524,7 @@ FLOW_MAPS = (
     EVENTS,
     EVENTS_LOST,
 )
-"""Pinned beside :data:`xdp_steer.layout.MAPS`."""
+"""All of these, :data:`xdp_steer.screen_layout.FIREWALL_MAPS` has more."""
 
 
 def service_index(bank: int, table: Table, kind: ServiceKind, chunk: int) -> int:

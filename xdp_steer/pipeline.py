@@ -19,7 +19,7 @@ from typing import Any, cast
 import structlog
 
 from ipsec_gw.errors import EnvironmentMissing, SteeringError
-from xdp_steer import flow_layout, layout, libbpf, reasons
+from xdp_steer import flow_layout, layout, libbpf, reasons, screen_layout
 from xdp_steer.flow_layout import Stage
 from xdp_steer.headers import Headers, find_headers
 
@@ -36,6 +36,7 @@ _STAGES = (
     Stage.ICMP_ERROR,
     Stage.ANSWER,
     Stage.FRAGMENT,
+    Stage.SCREEN,
 )
 _CLEAR = ("decrypted", "routed_in", "routed_out")
 """The fields of :class:`ClearPrograms`, and the names of their pins."""
@@ -84,7 +85,7 @@ class Programs:
 def source(*, firewall: bool = True) -> str:
     """The text that BCC compiles: shared numbers first, then pipeline.c with its own headers in place."""
     switch = f"#define FIREWALL {int(firewall)}"
-    numbers = [reasons.c_defines(), layout.c_defines(), flow_layout.c_defines()]
+    numbers = [reasons.c_defines(), layout.c_defines(), flow_layout.c_defines(), screen_layout.c_defines()]
     return "\n".join([switch, *numbers, *_expand(_SOURCE)])
 
 
@@ -163,7 +164,7 @@ def _compile(text: str, map_pins: Path, directory: Path, *, firewall: bool) -> P
         with _kernel_source(headers):
             bpf = BPF(text=text.encode(), cflags=cflags)
         try:
-            check_tables(bpf, layout.MAPS + (flow_layout.FLOW_MAPS if firewall else ()))
+            check_tables(bpf, layout.MAPS + (screen_layout.FIREWALL_MAPS if firewall else ()))
             if firewall:
                 _load_stages(bpf)
             pipeline = os.dup(bpf.load_func(b"xdp_pipeline", BPF.XDP).fd)

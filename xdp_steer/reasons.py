@@ -15,7 +15,7 @@ MAX_REASONS = 128
 @unique
 class Reason(IntEnum):
     """A verdict of XDP on ESP (1 to 31, none of them drops), of the guard on TC egress (32 to 39), or of the firewall
-    in XDP (40 to 79) or on TC egress (80 and above).
+    in XDP (40 to 79), on TC egress (80 to 89) or by screens in XDP (90 and above).
     """
 
     STEERED = 1
@@ -142,6 +142,25 @@ class Reason(IntEnum):
     """From this machine and denied by a rule: dropped."""
     EGRESS_FULL = 85
     """From this machine with no room for its session: dropped."""
+
+    SCREEN_LAND = 90
+    """The same address as source and destination: dropped by a screen."""
+    SCREEN_SYN_FIN = 91
+    """TCP with SYN and FIN: dropped by a screen."""
+    SCREEN_NO_FLAG = 92
+    """TCP without any flag: dropped by a screen."""
+    SCREEN_FIN_NO_ACK = 93
+    """TCP with FIN and without ACK: dropped by a screen."""
+    SCREEN_WINNUKE = 94
+    """TCP with URG to port 139: dropped by a screen."""
+    SCREEN_SYN_FRAGMENT = 95
+    """The first fragment of a TCP SYN: dropped by a screen."""
+    SCREEN_TEAR_DROP = 96
+    """An IPv4 fragment behind the first with less than 8 bytes: dropped by a screen."""
+    SCREEN_SOURCE_ROUTE = 97
+    """IPv4 options, or an IPv6 routing header of type 0: dropped by a screen."""
+    SCREEN_PING_OF_DEATH = 98
+    """An IPv4 fragment that reaches beyond 65,535 bytes: dropped by a screen."""
 
     @property
     def label(self) -> str:

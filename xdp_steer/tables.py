@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ipsec_gw.errors import EnvironmentMissing, SteeringError
 from ipsec_gw.model.ids import IpAddress, SaKey
-from xdp_steer import flow_layout, layout, libbpf
+from xdp_steer import flow_layout, layout, libbpf, screen_layout
 from xdp_steer.layout import Control, Owner
 from xdp_steer.reasons import Reason
 
@@ -52,7 +52,7 @@ def open_maps(directory: Path, *, firewall: bool = True, sessions: int = flow_la
     fds: dict[str, int] = {}
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for spec in layout.MAPS + (flow_layout.FLOW_MAPS if firewall else ()):
+        for spec in layout.MAPS + (screen_layout.FIREWALL_MAPS if firewall else ()):
             sized = replace(spec, entries=sessions) if spec is flow_layout.SESSIONS else spec
             fds[spec.name] = _open_map(directory / spec.name, sized)
     except OSError as error:
@@ -68,7 +68,7 @@ def open_maps(directory: Path, *, firewall: bool = True, sessions: int = flow_la
 
 def forget_firewall(directory: Path) -> None:
     """Unpin the firewall's maps, sessions included: the programs that use them are gone, and so are they then."""
-    for spec in flow_layout.FLOW_MAPS:
+    for spec in screen_layout.FIREWALL_MAPS:
         (directory / spec.name).unlink(missing_ok=True)
 
 

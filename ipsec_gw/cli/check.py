@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-_WRAPPING = {"interfaces", "to this machine", "options", "matches"}
+_WRAPPING = {"interfaces", "to this machine", "options", "matches", "what"}
 _WHOLE_WIDTH = 31
 """The other columns are not broken if no cell is longer, however narrow the terminal is."""
 
@@ -82,6 +82,8 @@ def _print_firewall(firewall: dict[str, Any]) -> None:
         for rule in firewall["nat"]
     ]
     _table(console, "NAT", ("rule", "kind", "zones", "matches"), nat)
+    screens = [(profile["name"], profile["action"], profile["screens"]) for profile in firewall["screens"]]
+    _table(console, "Screens", ("screens", "action", "what"), screens)
     pools = [(pool["name"], pool["addresses"], pool["ports"], pool["options"]) for pool in firewall["pools"]]
     _table(console, "Pools", ("pool", "addresses", "ports", "options"), pools)
 

@@ -90,6 +90,7 @@ class ZoneShape(Section):
     tcp_reset: bool = False
     tcp_mss: Annotated[int, Field(ge=64, le=65495)] | None = None
     tunnels: bool = False
+    screen: str | None = None
 
 
 class TermShape(Section):

@@ -13,11 +13,12 @@ from ipsec_gw.config.nat import Nat, resolve_nat
 from ipsec_gw.config.policies import resolve_policies
 from ipsec_gw.config.positions import Path
 from ipsec_gw.config.problems import Refused, Report
+from ipsec_gw.config.screens import SCREENS, Profiles
 from ipsec_gw.config.section import read
 from ipsec_gw.config.zones import resolve_zones
 from ipsec_gw.model.firewall import Action, Ruleset, Schedule, Sessions, Timeouts
 
-TABLES = ("zones", ADDRESSES, APPLICATIONS, "schedules", "policies", "firewall", "nat", "sessions")
+TABLES = ("zones", ADDRESSES, APPLICATIONS, "schedules", "policies", "firewall", "nat", "sessions", SCREENS)
 """The top level of the firewall's part of a file."""
 
 
@@ -34,21 +35,22 @@ def resolve_firewall(raw: Mapping[str, object], wan: tuple[str, ...], report: Re
         report.add((given[0],), "has no effect: there are no zones, and so no firewall", way_out)
     addresses = AddressBook(tables(raw.get(ADDRESSES, {}), (ADDRESSES,), report), report)
     applications = Applications(tables(raw.get(APPLICATIONS, {}), (APPLICATIONS,), report), report)
+    profiles = Profiles(raw.get(SCREENS, {}), report)
     raw_zones = tables(raw.get("zones", {}), ("zones",), report)
     raw_schedules = tables(raw.get("schedules", {}), ("schedules",), report)
     context = Context(
         report=report,
         addresses=addresses,
         applications=applications,
-        zones=resolve_zones(raw_zones, applications, wan, report),
+        zones=resolve_zones(raw_zones, applications, profiles, wan, report),
         zone_names=frozenset(raw_zones),
         schedules=_schedules(raw_schedules, report),
         schedule_names=frozenset(raw_schedules),
     )
-    return _ruleset(raw, context)
+    return _ruleset(raw, context, profiles)
 
 
-def _ruleset(raw: Mapping[str, object], context: Context) -> Ruleset:
+def _ruleset(raw: Mapping[str, object], context: Context, profiles: Profiles) -> Ruleset:
     report = context.report
     policies = resolve_policies(raw["policies"], context) if "policies" in raw else ()
     nat = resolve_nat(raw["nat"], context) if "nat" in raw else Nat()
@@ -62,6 +64,7 @@ def _ruleset(raw: Mapping[str, object], context: Context) -> Ruleset:
         destination_nat=nat.destination,
         static_nat=nat.static,
         sessions=_sessions(raw.get("sessions", {}), report),
+        screens=profiles.found,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 from ipsec_gw.config.firewall import DAYS
@@ -21,13 +22,15 @@ from ipsec_gw.model.firewall import (
     Zone,
 )
 from ipsec_gw.model.ids import IpNetwork
+from ipsec_gw.model.screens import Screens
 
 _NAMES = {number: name for name, number in PROTOCOLS.items()}
 _ANY = "any"
+_SCREENS = [field.name for field in fields(Screens) if field.name not in {"name", "alarm_only"}]
 
 
 def describe(rules: Ruleset) -> dict[str, Any]:
-    """Zones, policies in the order in which they are tried, the default, NAT rules and pools."""
+    """Zones, policies in the order in which they are tried, the default, NAT rules, pools and screens."""
     pairs = [rule for rule in rules.policies if rule.from_zone is not None]
     everywhere = [rule for rule in rules.policies if rule.from_zone is None]
     return {
@@ -40,6 +43,7 @@ def describe(rules: Ruleset) -> dict[str, Any]:
             *map(_source, rules.source_nat),
         ],
         "pools": [_pool(pool) for pool in rules.pools],
+        "screens": [_screens(screens) for screens in rules.screens],
         "sessions": {"maximum": rules.sessions.maximum},
     }
 
@@ -84,6 +88,7 @@ def _zone(zone: Zone) -> dict[str, Any]:
     options += ["tcp reset"] if zone.tcp_reset else []
     options += [f"mss {zone.tcp_mss}"] if zone.tcp_mss is not None else []
     options += ["tunnels"] if zone.tunnels else []
+    options += [f"screens {zone.screen}"] if zone.screen else []
     return {
         "name": zone.name,
         "interfaces": list(zone.interfaces),
@@ -140,6 +145,13 @@ def _nat(
 ) -> dict[str, Any]:
     zones = {"from": from_zone or _ANY, "to": to_zone or _ANY}
     return {"name": name, "kind": kind, **zones, "match": match, "becomes": becomes}
+
+
+def _screens(screens: Screens) -> dict[str, Any]:
+    """Options that are on, thresholds with their number."""
+    given = {name.replace("_", " "): getattr(screens, name) for name in _SCREENS}
+    on = [name if value is True else f"{name} {value}" for name, value in given.items() if value]
+    return {"name": screens.name, "action": "alarm" if screens.alarm_only else "drop", "screens": on}
 
 
 def _pool(pool: Pool) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from ipsec_gw.config.limits import MAX_INTERFACES, MAX_ZONES
 from ipsec_gw.config.names import check_zone_name
 from ipsec_gw.config.positions import Path
 from ipsec_gw.config.problems import Refused, Report
+from ipsec_gw.config.screens import Profiles
 from ipsec_gw.config.section import read
 from ipsec_gw.model.firewall import TUNNEL_INTERFACES, Zone
 
@@ -17,7 +18,7 @@ ZONES = "zones"
 
 
 def resolve_zones(
-    raw: Mapping[str, object], applications: Applications, wan: tuple[str, ...], report: Report
+    raw: Mapping[str, object], applications: Applications, profiles: Profiles, wan: tuple[str, ...], report: Report
 ) -> tuple[Zone, ...]:
     """The good zones of the file. Every interface is in one zone at most, and those of ``wan`` are in one."""
     interfaces = _Interfaces(report)
@@ -35,7 +36,8 @@ def resolve_zones(
         if shape.tunnels:
             interfaces.take_tunnels(path, name)
         services = applications.lookup((*path, "host_inbound"), shape.host_inbound)
-        options = (shape.syn_check, shape.tcp_reset, shape.tcp_mss, shape.tunnels)
+        profiles.check((*path, "screen"), shape.screen)
+        options = (shape.syn_check, shape.tcp_reset, shape.tcp_mss, shape.tunnels, shape.screen)
         zones.append(Zone(name, tuple(shape.interfaces), services or (), *options))
     if zones and whole:
         interfaces.check_wan(wan)

@@ -145,15 +145,19 @@ class Keeper:
         return view.to_json()
 
     def counters(self) -> list[dict[str, Any]]:
-        """Packets and octets of every rule, for `show firewall`."""
-        return [
-            {
-                "kind": kind.name.lower().replace("_", "-"),
-                "name": name,
-                "packets": count.packets,
-                "octets": count.octets,
-            }
+        """Packets and octets of every rule, and of the screens that were hit, for `show firewall`."""
+        rules = [
+            (kind.name.lower().replace("_", "-"), name, count)
             for (kind, name), count in self._firewall.rule_counts().items()
+        ]
+        screens = [
+            ("screen", f"{zone} {screen.label}", count)
+            for (zone, screen), count in self._firewall.screen_counts().items()
+            if count.packets
+        ]
+        return [
+            {"kind": kind, "name": name, "packets": count.packets, "octets": count.octets}
+            for kind, name, count in rules + screens
         ]
 
     async def _infos(self, route: AsyncIPRoute, ruleset: Ruleset) -> dict[str, PortInfo]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum, unique
 
 from ipsec_gw.model.ids import IpAddress, IpNetwork
+from ipsec_gw.model.screens import Screens
 
 TUNNEL_INTERFACES = ("ipsecgw-up", "ipsecgw-kd")
 """Where packets of tunnels come out in clear: decrypted by an engine, and by the kernel."""
@@ -57,7 +58,7 @@ class Zone:
     ``host_inbound`` is what may reach this machine from the zone without a policy. ``syn_check``: a TCP flow starts
     with a SYN. ``tcp_reset``: a TCP packet (but a SYN) that belongs to no flow is answered with RST. ``tcp_mss`` caps
     the MSS of flows from and to the zone, in bytes. ``tunnels``: what comes out of IPsec tunnels and goes into them is
-    of this zone, whoever encrypts and decrypts.
+    of this zone, whoever encrypts and decrypts. ``screen`` names the screens for what comes in from the zone.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Zone:
     tcp_reset: bool = False
     tcp_mss: int | None = None
     tunnels: bool = False
+    screen: str | None = None
 
     @property
     def ports(self) -> tuple[str, ...]:
@@ -213,3 +215,4 @@ class Ruleset:
     destination_nat: tuple[DestinationNat, ...] = ()
     static_nat: tuple[StaticNat, ...] = ()
     sessions: Sessions = field(default_factory=Sessions)
+    screens: tuple[Screens, ...] = ()

@@ -38,6 +38,17 @@ class Kind(StrEnum):
     CREATE = "create"
     CLOSE = "close"
     DENY = "deny"
+    SCREEN = "screen"
+    ALARM = "alarm"
+
+
+_KINDS = {
+    EventKind.OPEN: Kind.CREATE,
+    EventKind.DENY: Kind.DENY,
+    EventKind.CLOSE: Kind.CLOSE,
+    EventKind.SCREEN: Kind.SCREEN,
+    EventKind.ALARM: Kind.ALARM,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +85,13 @@ class Decoder:
 
     def event(self, event: Event) -> FlowRecord:
         """Of something that the datapath reports."""
-        kind = {EventKind.OPEN: Kind.CREATE, EventKind.DENY: Kind.DENY, EventKind.CLOSE: Kind.CLOSE}[event.kind]
+        kind = _KINDS[event.kind]
         return FlowRecord(
             kind=kind,
             time=self._time(event.time_ns),
             session=event.session,
             flow=event.flow,
-            translated=None if kind is Kind.DENY else _if_translated(event.flow, event.translated),
+            translated=_if_translated(event.flow, event.translated) if kind in (Kind.CREATE, Kind.CLOSE) else None,
             from_zone=self.zone(event.flow.zone),
             to_zone=self.zone(event.translated.zone),
             policy=self.policy(event.rule),
@@ -161,7 +172,7 @@ def structured(record: FlowRecord) -> str:
     """
     fields = _FIELDS[record.kind](record)
     said = " ".join(f'{name}="{_escape(str(value))}"' for name, value in fields.items())
-    return f"RT_FLOW_SESSION_{record.kind.name} [{SD_ID} {said}]"
+    return f"RT_FLOW_{_TAGS.get(record.kind, f'SESSION_{record.kind.name}')} [{SD_ID} {said}]"
 
 
 def _escape(text: str) -> str:
@@ -216,7 +227,19 @@ def _deny_fields(record: FlowRecord) -> dict[str, Any]:
     return {**_ends(record.flow), "service-name": "None", **_who(record), "reason": record.reason.replace("-", " ")}
 
 
-_FIELDS = {Kind.CREATE: _create_fields, Kind.CLOSE: _close_fields, Kind.DENY: _deny_fields}
+def _screen_fields(record: FlowRecord) -> dict[str, Any]:
+    zone = {"protocol-id": record.flow.protocol, "source-zone-name": record.from_zone}
+    return {"screen": record.reason.removeprefix("screen-"), **_ends(record.flow), **zone}
+
+
+_TAGS = {Kind.SCREEN: "SCREEN_DROP", Kind.ALARM: "SCREEN_ALARM"}
+_FIELDS = {
+    Kind.CREATE: _create_fields,
+    Kind.CLOSE: _close_fields,
+    Kind.DENY: _deny_fields,
+    Kind.SCREEN: _screen_fields,
+    Kind.ALARM: _screen_fields,
+}
 
 
 def to_json(record: FlowRecord) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from tests.support.netns import namespace
 from xdp_steer import compile as compiler
 from xdp_steer import flow_layout as fl
 from xdp_steer import libbpf, tables
+from xdp_steer import screen_layout as sl
 from xdp_steer.compile.ids import Ids, RuleName
 from xdp_steer.compile.rows import PortInfo
 from xdp_steer.firewall import Firewall
@@ -45,6 +46,7 @@ from xdp_steer.gateway import Steering
 from xdp_steer.layout import AddressLeaf, Control
 from xdp_steer.prog_run import RunResult, TcAction, XdpAction, prog_run, prog_run_egress
 from xdp_steer.reasons import Reason
+from xdp_steer.screen_layout import Screen
 from xdp_steer.sessions import Flow, Session, SessionTable
 from xdp_steer.tables import Count
 
@@ -183,10 +185,14 @@ class World:
         self._firewall.apply(rows, self.ids)
 
     def clear(self) -> None:
-        """No sessions, no fragments, no local addresses but those of the ports."""
+        """No sessions, no fragments, no events of screens in this second."""
         for name, key in (("sessions", fl.FlowKeyLeaf), ("fragments", fl.FragmentKeyLeaf)):
             for leaf in list(libbpf.map_keys(self.maps[name], key)):
                 libbpf.map_delete(self.maps[name], leaf)
+
+        zeros = (ctypes.c_uint64 * sl.SCREEN_TOLD.entries)()
+        keys = (ctypes.c_uint32 * len(zeros))(*range(len(zeros)))
+        libbpf.map_update_batch(self.maps[sl.SCREEN_TOLD.name], keys, zeros, len(zeros))
 
     def send(self, port: Port, packet: Packet) -> Result:
         """An IP packet (or a whole frame) comes in by a port."""
@@ -265,6 +271,14 @@ class World:
 
     def rule_counts(self) -> dict[RuleName, Count]:
         return self._firewall.rule_counts()
+
+    def screen_count(self, zone: str, screen: Screen) -> Count:
+        """What hit a screen of a zone."""
+        return self._firewall.screen_counts()[zone, screen]
+
+    def seconds(self) -> int:
+        """Whole ones of the clock that windows are made of."""
+        return now_ns() // SECOND
 
     def control(self, slot: Control, value: int) -> None:
         tables.set_control(self.maps["control"], slot, value)

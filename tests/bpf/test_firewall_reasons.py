@@ -57,6 +57,7 @@ from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
 from ipsec_gw.model.firewall import Action, Policy, Ruleset, Service, SourceNat, Translation
+from ipsec_gw.model.screens import Screens
 from xdp_steer.flow_layout import NameKind, SessionFlag, SessionLeaf, Stage, State
 from xdp_steer.prog_run import TcAction, XdpAction
 from xdp_steer.reasons import Reason
@@ -379,6 +380,8 @@ def full_and_closed() -> Iterator[Case]:
 def no_stage() -> Iterator[Case]:
     for v in (4, 6):
         here, there = LAN.host(v), WAN.host(v)
+        screened = {name: fields | {"screen": "land"} for name, fields in ALL_ZONES.items()}
+        rules = replace(BASE, zones=zones(**screened), screens=(Screens("land", land=True),))
         packets = {
             Stage.FLOW: tcp(here, there),
             Stage.NEW: tcp(here, there),
@@ -388,6 +391,7 @@ def no_stage() -> Iterator[Case]:
             Stage.ICMP_ERROR: about(tcp(there, here), there, here),
             Stage.ANSWER: tcp(here, there, 113),
             Stage.FRAGMENT: later(here, there),
+            Stage.SCREEN: tcp(here, here),
         }
         assert packets.keys() == set(Stage)
         for stage, packet in packets.items():
@@ -395,7 +399,8 @@ def no_stage() -> Iterator[Case]:
             opens, counts = ("wan", ("permit",)) if stage is Stage.FORWARD else (None, ())
             if stage is Stage.ANSWER:
                 counts = ("no ident",)
-            yield Case(name, Reason.NO_STAGE, LAN, packet, DROP, None, opens, counts, without=without)
+            needed = rules if stage is Stage.SCREEN else BASE
+            yield Case(name, Reason.NO_STAGE, LAN, packet, DROP, None, opens, counts, needed, without=without)
         own = udp(WAN.own(v), there)
         yield Case(f"egress v{v}", Reason.NO_STAGE, WAN, own, SHOT, egress=True, without=("egress_stages", 0))
 
@@ -492,9 +497,13 @@ OF_TUNNELS = {
 }
 
 
+OF_SCREENS = {reason for reason in Reason if reason >= Reason.SCREEN_LAND}
+"""test_screens.py."""
+
+
 def test_every_reason_of_the_firewall_has_a_case() -> None:
     missing = {reason for reason in Reason if reason >= Reason.FORWARDED} - {case.reason for case in CASES} - OF_TUNNELS
-    assert not missing
+    assert not missing - OF_SCREENS
 
 
 def test_no_case_twice() -> None:

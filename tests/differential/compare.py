@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from random import Random
 
 from tests.differential.datapath import SESSION_ENTRIES, Datapath, coarse_now_ns
@@ -24,6 +25,7 @@ from tests.reference.sessions import SECOND, Entry
 from tests.reference.traffic import Age, Send, Step, Traffic
 from xdp_steer.flow_layout import SessionLeaf
 from xdp_steer.reasons import Reason
+from xdp_steer.screen_layout import Screen
 
 STEPS = 20
 NAT_T = 4500
@@ -92,6 +94,8 @@ class Sequence:
         timeouts = dataclasses.astuple(setting.configuration.ruleset.sessions.timeouts)
         self._traffic = Traffic(Random(seed), indexes, setting.zoned, timeouts)
         self._rules = set(setting.ids.rules.values())
+        zones = {setting.ids.zones[zone.name] for zone in setting.configuration.ruleset.zones if zone.screen}
+        self._screens = tuple(product(zones, Screen))
         self._thorough = thorough
         self._steps: list[Step] = []
         self._seen: set[Key] = set()
@@ -101,11 +105,13 @@ class Sequence:
     def run(self) -> None:
         """Raises Difference."""
         rules = {rule: self._datapath.rule_count(rule) for rule in self._rules}
+        screened = {place: self._datapath.screen_count(*place) for place in self._screens}
         try:
             for _ in range(STEPS):
                 self._step(self._traffic.next())
             self._check(self._table(self._reference.sessions.entries))
             self._check(self._rule_counters(rules))
+            self._check(self._screen_counters(screened))
         finally:
             fragments = bool(self._reference.fragments.entries or self._leaving.let_out)
             left = self._datapath.forget(self._seen, fragments=fragments)
@@ -205,6 +211,14 @@ class Sequence:
             ours = self._reference.counters.get(rule, (0, 0))
             if real != ours:
                 yield f"rule {rule} counted {real} packets and octets, reference {ours}"
+
+    def _screen_counters(self, before: dict[tuple[int, Screen], tuple[int, int]]) -> Iterator[str]:
+        for place, (packets, octets) in before.items():
+            now = self._datapath.screen_count(*place)
+            real = (now[0] - packets, now[1] - octets)
+            ours = self._reference.screened.get(place, (0, 0))
+            if real != ours:
+                yield f"screen {place[1].label} of zone {place[0]} counted {real}, reference {ours}"
 
 
 def leaving(frame: bytes, vid: int) -> bytes | None:

@@ -22,6 +22,7 @@ from xdp_steer.gateway import Steering
 from xdp_steer.layout import Control, VerdictCountLeaf
 from xdp_steer.prog_run import TcAction, XdpAction, prog_run, prog_run_egress
 from xdp_steer.reasons import Reason
+from xdp_steer.screen_layout import Screen, count_index
 
 CLOCK_MONOTONIC_COARSE = 6
 SESSION_ENTRIES = 20
@@ -99,6 +100,11 @@ class Datapath:
     def rule_count(self, rule: int) -> tuple[int, int]:
         """Packets and octets of a rule."""
         libbpf.map_lookup(self._maps["rule_counts"], ctypes.c_uint32(rule), self._counts)
+        return sum(count.packets for count in self._counts), sum(count.octets for count in self._counts)
+
+    def screen_count(self, zone: int, screen: Screen) -> tuple[int, int]:
+        """Packets and octets that hit a screen."""
+        libbpf.map_lookup(self._maps["screen_counts"], ctypes.c_uint32(count_index(zone, screen)), self._counts)
         return sum(count.packets for count in self._counts), sum(count.octets for count in self._counts)
 
     def entry(self, key: Key) -> SessionLeaf | None:

@@ -25,6 +25,7 @@ from tests.reference.traffic import Send, Step
 from tests.support.netns import namespace
 from xdp_steer.gateway import Steering
 from xdp_steer.reasons import Reason
+from xdp_steer.screen_layout import Screen
 
 SEED = int(os.environ.get("SEED", "1"))
 COUNT = int(os.environ.get("N", "20000"))
@@ -71,6 +72,7 @@ def test_datapath_does_what_the_reference_does(datapath: Datapath, indexes: dict
     print(f"{seen.total()} packets: " + ", ".join(f"{reason.label} {count}" for reason, count in seen.most_common()))
     if COUNT >= ENOUGH:
         missed = {reason for reason in Reason if Reason.FORWARDED <= reason <= Reason.ZONE_CHANGED} - seen.keys()
+        missed |= {Reason(Reason.SCREEN_LAND + screen) for screen in Screen} - seen.keys()
         assert not missed, "the generator no longer reaches these"
 
 

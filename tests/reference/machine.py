@@ -23,6 +23,7 @@ from tests.reference.packets import (
 from tests.reference.rules import Ids, Port
 from tests.reference.sessions import Fragments, Sessions
 from xdp_steer.reasons import Reason
+from xdp_steer.screen_layout import Screen
 
 IKE_PORTS = (500, 4500)
 
@@ -44,7 +45,9 @@ class Way:
 
 
 class Machine:
-    """A firewall and what it remembers: ``counters`` are packets and octets by rule number."""
+    """A firewall and what it remembers: ``counters`` are packets and octets by rule number, ``screened``
+    those that hit a screen, by the number of the zone and screen.
+    """
 
     def __init__(self, ruleset: Ruleset, ids: Ids, ports: Iterable[Port], fib: Fib, seed: int) -> None:
         self.ruleset = ruleset
@@ -55,6 +58,7 @@ class Machine:
         self.sessions = Sessions(ruleset.sessions.timeouts)
         self.fragments = Fragments()
         self.counters: dict[int, tuple[int, int]] = {}
+        self.screened: dict[tuple[int, Screen], tuple[int, int]] = {}
         self.zones = {zone.name: zone for zone in ruleset.zones}
 
     def number(self, zone: str) -> int:

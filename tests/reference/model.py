@@ -27,6 +27,7 @@ from tests.reference.packets import (
     parse_l4,
 )
 from tests.reference.rewrite import Becomes
+from tests.reference.screens import screen
 from tests.reference.sessions import ROUTE_SECONDS, SECOND, Entry, is_reopening
 from xdp_steer.flow_layout import SessionFlag, State
 from xdp_steer.reasons import Reason
@@ -74,11 +75,13 @@ class Pipeline(Machine):
 
     def _classify(self, way: Way) -> Verdict:
         packet, zone = way.packet, self.number(way.port.zone)
+        if not packet.later_fragment:
+            parse_l4(packet)
+            if packet.family == 6 and packet.is_icmp and packet.icmp_type in NDP and packet.ttl == 255:
+                return Verdict("PASS", Reason.NDP)
+        screen(self, way)
         if packet.later_fragment:
             return self._later_fragment(way, zone)
-        parse_l4(packet)
-        if packet.family == 6 and packet.is_icmp and packet.icmp_type in NDP and packet.ttl == 255:
-            return Verdict("PASS", Reason.NDP)
         if packet.is_error:
             return self._icmp_error(way, zone)
         if is_multicast(packet.dst):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from random import Random
 
 from tests.reference import build
@@ -40,7 +41,7 @@ def error_about(random: Random, frame: bytes, place: Place) -> bytes | None:
 
 def oddity(random: Random, place: Place, base: bytes | None) -> Made:
     """Any of the kinds below. ``base`` is a frame of a flow to damage or to dress."""
-    kinds = [_multicast, _ndp, _ike, _other_icmp, _not_ip, _noise, _own, _mapped, _unknown_port]
+    kinds = [_screened, _screened, _multicast, _ndp, _ike, _other_icmp, _not_ip, _noise, _own, _mapped, _unknown_port]
     if base is not None:
         kinds += [_damaged(base), _damaged(base), _cut(base), _tagged(base)]
     return random.choice(kinds)(random, place)
@@ -119,6 +120,62 @@ def _own(random: Random, place: Place) -> Made:
         return "strange addresses", place[0], _framed(ip, 1, build.icmp(ip, 8, 0, 7 << 16), place)
     l4 = build.tcp(ip, Tcp(80, 80, random.choice((SYN, SYN, RST))))
     return "strange addresses", place[0], _framed(ip, TCP, l4, place)
+
+
+def _screened(random: Random, place: Place) -> Made:
+    """What screens are there for."""
+    link, other = random.choice(LINKS), random.choice(LINKS)
+    host, more = link.host4(random.choice(HOSTS)), random.random() < 0.5
+    ip = Ip(
+        4, key_bytes(host), key_bytes(random.choice((host, other.host4(10)))), identification=random.getrandbits(16)
+    )
+    kind = random.choice((_nuke, _piece, _small_piece, _far_piece, _source_routed, _syn_piece))
+    return kind.__name__[1:].replace("_", " "), place[0], kind(random, place, ip, more)
+
+
+def _nuke(random: Random, place: Place, ip: Ip, more: bool) -> bytes:
+    flags = random.choice((0x38, 0x20, 0x30, SYN | 0x20))
+    return _framed(ip, TCP, build.tcp(ip, Tcp(1024, 139 if more else 80, flags)), place)
+
+
+def _syn_piece(random: Random, place: Place, ip: Ip, more: bool) -> bytes:
+    l4 = build.tcp(ip, Tcp(1024, 80, random.choice((SYN, SYN | 0x10, 0x10, 0, 1))))
+    return build.frame(4, build.packet(ip, TCP, l4, more=True), place[1] or None)
+
+
+def _piece(random: Random, place: Place, ip: Ip, more: bool) -> bytes:
+    packet = build.packet(
+        ip, UDP, bytes(random.choice((0, 1, 7, 8, 9, 24))), more=more, offset=random.choice((8, 1480))
+    )
+    return build.frame(4, packet, place[1] or None)
+
+
+def _small_piece(random: Random, place: Place, ip: Ip, more: bool) -> bytes:
+    header = build.fragment_header(UDP, 1480, more, 77)
+    link = random.choice(LINKS)
+    ip = Ip(6, key_bytes(link.host6(10)), key_bytes(link.host6(10 + more)), extensions=header, first_extension=44)
+    return build.frame(6, build.packet(ip, UDP, bytes(random.choice((1, 7, 8)))), place[1] or None)
+
+
+def _far_piece(random: Random, place: Place, ip: Ip, more: bool) -> bytes:
+    options = random.choice((b"", b"", b"\x01" * 4))
+    ip = replace(ip, options=options)
+    reach = random.choice((0, 0, 8, -8, -32))
+    packet = build.packet(ip, 1, bytes(15 + len(options)), more=more, offset=65535 // 8 * 8 - 32 + reach)
+    return build.frame(4, packet, place[1] or None)
+
+
+def _source_routed(random: Random, place: Place, ip: Ip, more: bool) -> bytes:
+    link = random.choice(LINKS)
+    if more:
+        options = random.choice((b"\x94\x04\0\0", b"\x83\x07\x04" + bytes(4), b"\x01", b"\x01" * 40))
+        return _framed(replace(ip, options=options), UDP, build.udp(ip, 1, 5000), place)
+    kinds = [random.choice((0, 43, 60)) for _ in range(random.choice((1, 2, 6)))]
+    headers = b"".join(
+        struct.pack("!BBBB", following, 0, random.choice((0, 0, 2)), 1) + bytes(4) for following in (*kinds[1:], UDP)
+    )
+    ip = Ip(6, key_bytes(link.host6(10)), key_bytes("2001:db8:b::a"), extensions=headers, first_extension=kinds[0])
+    return _framed(ip, UDP, build.udp(ip, 1, 5000), place)
 
 
 def _mapped(random: Random, place: Place) -> Made:

@@ -23,7 +23,9 @@ from ipsec_gw.model.firewall import (
     Zone,
 )
 from ipsec_gw.model.ids import IpNetwork
+from ipsec_gw.model.screens import Screens
 from tests.reference.network import LINKS
+from xdp_steer.screen_layout import Screen
 
 PREFIXES = tuple(
     ip_network(text)
@@ -105,6 +107,7 @@ def configuration(random: Random) -> Configuration:
         destination_nat=tuple(_destination_nat(random, f"d{n}", names) for n in range(random.choice((0, 1, 2, 3)))),
         static_nat=_static_nat(random, names),
         sessions=Sessions(timeouts=Timeouts(*(random.choice((2, 5, 20, 120)) for _ in range(8)))),
+        screens=(_screens(random, "all", 1.0), _screens(random, "some", 0.5)),
     )
     traits = {
         link.name: Traits(random.random() < 0.85, random.random() < 0.3, random.random() < 0.9, random.random() < 0.9)
@@ -127,9 +130,16 @@ def _zones(random: Random) -> tuple[Zone, ...]:
             syn_check=random.random() < 0.7,
             tcp_reset=random.random() < 0.4,
             tcp_mss=random.choice((None, None, 1200, 1361)),
+            screen=random.choice((None, None, "all", "some")),
         )
         for name in names
     )
+
+
+def _screens(random: Random, name: str, chance: float) -> Screens:
+    """Each one is on by that chance."""
+    switches = {screen.name.lower(): random.random() < chance for screen in Screen}
+    return Screens(name, **switches, alarm_only=random.random() < 0.3)
 
 
 def _some(random: Random, chance: float = 0.5) -> tuple[IpNetwork, ...]:

@@ -30,7 +30,7 @@ from ipsec_gw.config.positions import lines_of
 from ipsec_gw.config.problems import InvalidConfig, Refused
 from ipsec_gw.config.services import PREDEFINED
 from ipsec_gw.config.sets import resolution_order
-from ipsec_gw.config.summary import service_text
+from ipsec_gw.config.summary import describe, service_text
 from ipsec_gw.model.firewall import (
     ANY_SERVICE,
     Action,
@@ -45,6 +45,7 @@ from ipsec_gw.model.firewall import (
     Timeouts,
     Translation,
 )
+from ipsec_gw.model.screens import Screens
 from xdp_steer import flow_layout
 
 TESTS = Path(__file__).parent.parent
@@ -222,6 +223,20 @@ def test_the_edges() -> None:
     assert rules.destination_nat[0].services == PREDEFINED["dns"]
 
 
+def test_screens() -> None:
+    rules = ruleset(GOOD / "screens.toml")
+    assert [zone.screen for zone in rules.zones] == ["outside", None]
+    outside, watched = rules.screens
+    assert outside == Screens("outside", land=True, no_flag=True)
+    assert watched == Screens("watched", ping_of_death=True, alarm_only=True)
+    shown = describe(rules)["screens"]
+    assert shown == [
+        {"name": "outside", "action": "drop", "screens": ["land", "no flag"]},
+        {"name": "watched", "action": "alarm", "screens": ["ping of death"]},
+    ]
+    assert "screens outside" in describe(rules)["zones"][0]["options"]
+
+
 def test_every_way_to_write_it() -> None:
     config = load(GOOD / "quoting.toml")
     rules = config.firewall
@@ -234,7 +249,7 @@ def test_every_way_to_write_it() -> None:
 
 
 def test_every_good_file_is_tested() -> None:
-    assert {path.stem for path in GOOD.iterdir()} == {"edges", "minimal", "no-firewall", "quoting"}
+    assert {path.stem for path in GOOD.iterdir()} == {"edges", "minimal", "no-firewall", "quoting", "screens"}
 
 
 ZONES = '[zones.wan]\ninterfaces = ["eth0"]\n[zones.lan]\ninterfaces = ["eth1"]\n'

@@ -158,6 +158,16 @@ def test_a_denied_packet() -> None:
     assert line.endswith('session-id="0" reason="default deny"]')
 
 
+@pytest.mark.parametrize(
+    ("kind", "tag"), [(EventKind.SCREEN, "RT_FLOW_SCREEN_DROP"), (EventKind.ALARM, "RT_FLOW_SCREEN_ALARM")]
+)
+def test_what_a_screen_saw(kind: EventKind, tag: str) -> None:
+    record = DECODER.event(replace(OPEN, kind=kind, session=0, rule=0, reason=Reason.SCREEN_SYN_FIN))
+    assert (record.kind.name, record.reason, record.translated) == (kind.name, "screen-syn-fin", None)
+    assert structured(record).startswith(f'{tag} [ipsec-gw@32473 screen="syn-fin" source-address="10.0.0.1"')
+    assert structured(record).endswith('source-zone-name="trust"]')
+
+
 def test_untranslated_flows_have_no_nat_in_json_and_themselves_in_the_line() -> None:
     same = replace(FLOW, zone=2)
     record = DECODER.event(replace(OPEN, translated=same))

@@ -9,6 +9,8 @@
 #define NDP_LAST	137	/* redirect */
 #define NDP_HOP_LIMIT	255
 #define VID_MASK	0x0fff
+#define SHAPE_SUSPECT	(SHAPE_OPTIONS | SHAPE_FRAGMENT | SHAPE_LATER | SHAPE_SOURCE_ROUTE)	/* to screens */
+#define TCP_URG		0x20
 
 struct tcp_header {
 	__be16 source;
@@ -91,6 +93,30 @@ static __always_inline bool is_icmp(struct meta *m)
 	return m->key.protocol == (m->v6 ? ICMP6_PROTOCOL : IPPROTO_ICMP);
 }
 
+/* Could a screen have anything against it? Few packets of a session could. */
+static __always_inline bool is_suspect(struct meta *m)
+{
+	u8 flags = m->tcp_flags;
+
+	if (m->shape & SHAPE_SUSPECT || m->key.saddr.addr[3] == m->key.daddr.addr[3])
+		return true;
+	if (m->key.protocol == IPPROTO_TCP)
+		return flags & (TCP_SYN | TCP_URG) || (flags & (TCP_FIN | TCP_ACK)) == TCP_FIN || !flags;
+	return false;
+}
+
+/* A packet that is let in: to the stage of its kind. */
+static __always_inline int admit(struct xdp_md *ctx, struct meta *m)
+{
+	if (m->flags & META_LATER)
+		return go(ctx, STAGE_FRAGMENT);
+	if (is_icmp(m) && is_icmp_error(m->v6, m->code >> 8))
+		return go(ctx, STAGE_ICMP_ERROR);
+	if (is_group(&m->key.daddr))
+		return go(ctx, STAGE_POLICY);
+	return go(ctx, STAGE_FLOW);
+}
+
 /* From addresses to the next stage. `sound` is false if parse_ip() found the headers cut short. */
 static __always_inline int enter(struct xdp_md *ctx, struct packet *pkt, bool sound)
 {
@@ -140,21 +166,13 @@ static __always_inline int enter(struct xdp_md *ctx, struct packet *pkt, bool so
 	m->mss = 0;
 	m->out_ifindex = 0;
 	m->fragment_id = pkt->fragment_id;
-	if (pkt->shape & SHAPE_LATER) {
+	if (pkt->shape & SHAPE_LATER)
 		m->flags |= META_LATER;
-		return go(ctx, STAGE_FRAGMENT);
-	}
-	if ((m->v6 && is_extension(pkt->protocol)) || !parse_l4(pkt, m, pkt->length - (l4 - l3)))
+	else if ((m->v6 && is_extension(pkt->protocol)) || !parse_l4(pkt, m, pkt->length - (l4 - l3)))
 		return drop(ctx, REASON_MALFORMED);
-	if (is_icmp(m)) {
-		u8 type = m->code >> 8;
-
-		if (m->v6 && type >= NDP_FIRST && type <= NDP_LAST && m->ttl == NDP_HOP_LIMIT)
-			return pass(ctx, REASON_NDP);
-		if (is_icmp_error(m->v6, type))
-			return go(ctx, STAGE_ICMP_ERROR);
-	}
-	if (is_group(&m->key.daddr))
-		return go(ctx, STAGE_POLICY);
-	return go(ctx, STAGE_FLOW);
+	if (m->v6 && is_icmp(m) && m->code >> 8 >= NDP_FIRST && m->code >> 8 <= NDP_LAST && m->ttl == NDP_HOP_LIMIT)
+		return pass(ctx, REASON_NDP);
+	if (m->in_flags & PORT_SCREEN && is_suspect(m))
+		return go(ctx, STAGE_SCREEN);
+	return admit(ctx, m);
 }

@@ -27,6 +27,7 @@
 #define SHAPE_LATER		0x10	/* a fragment that is not the first */
 #define SHAPE_DF		0x20	/* IPv4, must not be fragmented */
 #define SHAPE_IPV6		0x40
+#define SHAPE_SOURCE_ROUTE	0x80	/* IPv6 routing header of type 0 (RFC 5095) */
 
 struct vlan_tag {
 	__be16 tci;
@@ -36,6 +37,13 @@ struct vlan_tag {
 struct extension {
 	u8 next;
 	u8 units;	/* length in EXTENSION_UNITs, the first not counted */
+};
+
+struct routing {
+	u8 next;
+	u8 units;
+	u8 type;
+	u8 left;
 };
 
 struct ip6_fragment {
@@ -100,6 +108,7 @@ static __always_inline u32 parse_ipv6(struct packet *pkt)
 	struct ipv6hdr *ip = pkt->cursor;
 	struct ip6_fragment *fragment;
 	struct extension *extension;
+	struct routing *routing;
 	int i;
 
 	if ((void *)(ip + 1) > pkt->end || ip->version != 6)
@@ -114,9 +123,13 @@ static __always_inline u32 parse_ipv6(struct packet *pkt)
 #pragma unroll
 	for (i = 0; i < MAX_EXTENSIONS; i++) {
 		switch (pkt->protocol) {
+		case IPPROTO_ROUTING:
+			routing = pkt->cursor;
+			if ((void *)(routing + 1) <= pkt->end && !routing->type)
+				pkt->shape |= SHAPE_SOURCE_ROUTE;
+			/* fallthrough */
 		case IPPROTO_HOPOPTS:
 		case IPPROTO_DSTOPTS:
-		case IPPROTO_ROUTING:
 			extension = pkt->cursor;
 			if ((void *)(extension + 1) > pkt->end)
 				return REASON_TRUNCATED;

@@ -21,6 +21,7 @@
 #include "guard.h"
 #if FIREWALL
 #include "flow_maps.h"
+#include "screen_maps.h"
 #include "events.h"
 #include "flow.h"
 #include "checksum.h"
@@ -39,6 +40,7 @@
 #include "answer.h"
 #include "egress.h"
 #include "decrypted.h"
+#include "screen.h"
 #endif
 
 int xdp_pipeline(struct xdp_md *ctx)

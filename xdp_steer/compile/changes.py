@@ -15,12 +15,13 @@ _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _SECTIONS = (
     ("zone", "zones"),
     ("pool", "pools"),
+    ("screens", "screens"),
     ("policy", "policies"),
     ("source nat", "source_nat"),
     ("destination nat", "destination_nat"),
     ("static nat", "static_nat"),
 )
-_UNORDERED = ("zone", "pool")
+_UNORDERED = ("zone", "pool", "screens")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from ipsec_gw.model.ids import IpAddress
 from xdp_steer import flow_layout as fl
+from xdp_steer import screen_layout as sl
 from xdp_steer.compile.ids import Ids
-from xdp_steer.compile.rows import PoolRow, PortRow, PrefixRow, Rows, RuleRow, Segments, TableRows
+from xdp_steer.compile.rows import PoolRow, PortRow, PrefixRow, Rows, RuleRow, ScreenRow, Segments, TableRows
 from xdp_steer.flow_layout import Dimension, Table
 from xdp_steer.layout import AddressLeaf, MapSpec
 
@@ -38,7 +39,7 @@ def bank_writes(rows: Rows, bank: int) -> Iterator[Write]:
     """Everything that a bank holds, the ruleset's header last.
 
     Array rows that these writes leave alone cannot be reached: bits of all zone pairs and of every class, all services,
-    all pools and as many rules as there are bits are written.
+    all pools, the screens of all zones and as many rules as there are bits are written.
     """
     for table, table_rows in rows.tables.items():
         yield from _table(table_rows, bank, table)
@@ -46,6 +47,8 @@ def bank_writes(rows: Rows, bank: int) -> Iterator[Write]:
     pools += [fl.PoolLeaf()] * (fl.MAX_POOLS - len(pools))
     yield _span(fl.POOLS, fl.pool_index(bank, 0), b"".join(map(bytes, pools)), fl.MAX_POOLS)
     yield _prefixes(rows, bank)
+    screens = [_screen(rows.screens.get(zone)) for zone in range(fl.MAX_ZONES)]
+    yield _span(sl.SCREENS, bank * fl.MAX_ZONES, b"".join(map(bytes, screens)), fl.MAX_ZONES)
     keys = [fl.PortKeyLeaf(row.info.ifindex, row.info.vid, bank) for row in rows.ports]
     yield _entries(fl.PORTS, keys, map(_port, rows.ports))
     yield _span(fl.RULESETS, bank, bytes(_header(rows)), 1)
@@ -106,6 +109,12 @@ def _rule(row: RuleRow) -> fl.RuleRowLeaf:
 def _pool(row: PoolRow) -> fl.PoolLeaf:
     first = address_leaf(row.first)
     return fl.PoolLeaf(first, row.addresses, row.low, row.high, row.persistent, row.overflow)
+
+
+def _screen(row: ScreenRow | None) -> sl.ScreenLeaf:
+    if row is None:
+        return sl.ScreenLeaf()
+    return sl.ScreenLeaf(sum(1 << screen for screen in row.wanted), row.flags)
 
 
 def _port(row: PortRow) -> fl.PortLeaf:

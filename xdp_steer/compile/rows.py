@@ -6,10 +6,11 @@ A set of rule rows is an int whose bit ``n`` stands for row ``n`` of the table.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ipsec_gw.model.ids import IpAddress, IpNetwork
 from xdp_steer.flow_layout import Dimension, PolicyAction, PortFlag, ServiceKind, Table, TableAny
+from xdp_steer.screen_layout import Screen, ScreenFlag
 
 Segments = tuple[tuple[int, int], ...]
 """Classes of 0 to 65535 as (first index, class), ascending from index 0: each holds until the next one."""
@@ -83,6 +84,14 @@ class PoolRow:
 
 
 @dataclass(frozen=True, slots=True)
+class ScreenRow:
+    """Of ``screens``."""
+
+    wanted: frozenset[Screen]
+    flags: ScreenFlag
+
+
+@dataclass(frozen=True, slots=True)
 class TableRows:
     """A rule table: ``bits`` has the set of rows of every class, class 0 first."""
 
@@ -101,10 +110,13 @@ class TableRows:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Everything that one bank holds. ``timeouts`` are seconds, indexed by :class:`xdp_steer.flow_layout.Timeout`."""
+    """Everything that one bank holds. ``timeouts`` are seconds, indexed by :class:`xdp_steer.flow_layout.Timeout`;
+    ``screens`` are by the number of the zone.
+    """
 
     ports: tuple[PortRow, ...]
     tables: Mapping[Table, TableRows]
     pools: tuple[PoolRow, ...]
     timeouts: tuple[int, ...]
     default: PolicyAction
+    screens: Mapping[int, ScreenRow] = field(default_factory=dict)

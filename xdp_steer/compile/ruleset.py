@@ -11,6 +11,7 @@ from xdp_steer.compile.classify import prefix_rows, service_rows, source_port_ro
 from xdp_steer.compile.errors import CompileError
 from xdp_steer.compile.ids import Ids
 from xdp_steer.compile.rows import PoolRow, PortInfo, PortRow, Rows, TableRows
+from xdp_steer.compile.screens import screen_rows
 from xdp_steer.compile.terms import ACTIONS, Term, Terms
 from xdp_steer.flow_layout import (
     MAX_POOLS,
@@ -46,6 +47,7 @@ def compile_ruleset(ruleset: Ruleset, ids: Ids, interfaces: Mapping[str, PortInf
         pools=tuple(_pools(ruleset.pools)),
         timeouts=timeouts,
         default=ACTIONS[ruleset.default],
+        screens=screen_rows(ruleset, ids),
     )
 
 
@@ -115,6 +117,7 @@ def _port_flags(zone: Zone, name: str, info: PortInfo) -> PortFlag:
         PortFlag.PARTIAL: info.partial,
         PortFlag.XFRM: info.xfrm,
         PortFlag.REDIRECT: info.redirect,
+        PortFlag.SCREEN: zone.screen is not None,
     }
     return PortFlag(sum(flag for flag, wanted in flags.items() if wanted))
 

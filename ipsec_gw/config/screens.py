@@ -1,0 +1,60 @@
+"""``[screens.NAME]``: profiles that zones refer to."""
+
+from __future__ import annotations
+
+from ipsec_gw.config.context import tables
+from ipsec_gw.config.names import check_name
+from ipsec_gw.config.positions import Path
+from ipsec_gw.config.problems import Refused, Report, dotted, one_of
+from ipsec_gw.config.section import Section, read
+from ipsec_gw.model.screens import Screens
+
+SCREENS = "screens"
+
+
+class ScreensShape(Section):
+    """``[screens.NAME]``."""
+
+    land: bool = False
+    syn_fin: bool = False
+    no_flag: bool = False
+    fin_no_ack: bool = False
+    winnuke: bool = False
+    syn_fragment: bool = False
+    tear_drop: bool = False
+    source_route: bool = False
+    ping_of_death: bool = False
+    alarm_only: bool = False
+
+
+class Profiles:
+    """``[screens]``; what is wrong with it goes to the report when it is made. ``found`` are the good ones."""
+
+    def __init__(self, raw: object, report: Report) -> None:
+        self._report = report
+        entries = tables(raw, (SCREENS,), report)
+        self._names = frozenset(entries)
+        found = {name: _profile(name, value, report) for name, value in entries.items()}
+        self.found = tuple(screens for screens in found.values() if screens is not None)
+
+    def check(self, path: Path, name: str | None) -> None:
+        """An unknown name goes to the report."""
+        if name is not None and name not in self._names:
+            known = f" or write one of: {one_of(sorted(self._names))}" if self._names else ""
+            self._report.add(path, f"unknown screens {name!r}", f"define [{dotted((SCREENS, name))}]{known}")
+
+
+def _profile(name: str, value: object, report: Report) -> Screens | None:
+    path: Path = (SCREENS, name)
+    try:
+        check_name(name)
+    except Refused as refused:
+        report.refuse(path, refused)
+        return None
+    shape = read(ScreensShape, value, path, report)
+    if shape is None:
+        return None
+    if not any(value for option, value in shape if option != "alarm_only"):
+        report.add(path, "screens nothing", "switch a screen on, for example land = true")
+        return None
+    return Screens(name, **shape.model_dump())
