@@ -52,6 +52,9 @@ from scapy.layers.inet6 import (
     IPv6,
     IPv6ExtHdrDestOpt,
     IPv6ExtHdrFragment,
+    IPv6ExtHdrHopByHop,
+    IPv6ExtHdrRouting,
+    PadN,
 )
 from scapy.layers.ipsec import AH, ESP
 from scapy.layers.l2 import Dot1Q, Ether
@@ -145,14 +148,19 @@ def sent(world: World, port: Port, packet: Packet) -> Result:
     return result
 
 
-def passes(world: World, ingress: Port, packet: Packet, egress: Port, after: Packet) -> None:
+def becomes(world: World, ingress: Port, packet: Packet, egress: Port, after: Packet) -> bytes:
     """An error is forwarded as ``after``, and no session notices."""
     before = {flow: bytes(row) for flow, row in world.entries().items()}
     result = world.send(ingress, packet)
     assert (result.action, result.reason) == (XdpAction.REDIRECT, Reason.FORWARDED)
     assert described(result.frame) == described(routed(after, egress))
-    assert_sound(result.frame)
     assert {flow: bytes(row) for flow, row in world.entries().items()} == before
+    return result.frame
+
+
+def passes(world: World, ingress: Port, packet: Packet, egress: Port, after: Packet) -> None:
+    """The same, and all checksums are what scapy makes of the frame."""
+    assert_sound(becomes(world, ingress, packet, egress, after))
 
 
 @pytest.mark.parametrize("port", PORTS, ids=lambda port: port.name)
@@ -241,6 +249,141 @@ def test_options_before_the_error(world: World) -> None:
         LAN,
         changed(outer / Raw(quote(left, src=LAN.host4)), dst=LAN.host4),
     )
+
+
+CHAINS = {
+    "fragment": IPv6ExtHdrFragment(id=9, m=1),
+    "whole": IPv6ExtHdrFragment(id=9),
+    "hop-by-hop": IPv6ExtHdrHopByHop(),
+    "destination": IPv6ExtHdrDestOpt(options=[PadN(optdata=bytes(20))]),
+    "routing": IPv6ExtHdrRouting(addresses=["2001:db8::7"]),
+    "all": IPv6ExtHdrHopByHop() / IPv6ExtHdrDestOpt() / IPv6ExtHdrRouting() / IPv6ExtHdrFragment(id=9, m=1),
+    "six": IPv6ExtHdrDestOpt() / IPv6ExtHdrDestOpt() / IPv6ExtHdrDestOpt() / IPv6ExtHdrDestOpt()
+    / IPv6ExtHdrDestOpt() / IPv6ExtHdrFragment(id=9),
+}  # fmt: skip
+
+
+def extended(quoted: bytes, chain: Packet) -> bytes:
+    """A quoted IPv6 packet with extension headers."""
+    carrier = IPv6() / chain
+    carrier.lastlayer().nh = quoted[6]
+    raw = bytes(carrier)
+    return quoted[:6] + raw[6:7] + quoted[7:40] + raw[40:] + quoted[40:]
+
+
+@pytest.mark.parametrize("name", errors(6))
+@pytest.mark.parametrize("chain", CHAINS.values(), ids=CHAINS.keys())
+@pytest.mark.parametrize("made", [tcp, udp, echo, other], ids=["tcp", "udp", "echo", "gre"])
+def test_extension_headers_in_the_quoted_packet(world: World, name: str, chain: Packet, made) -> None:
+    world.apply(HIDE)
+    packet = made(LAN.host6, WAN.host6)
+    back: dict[str, object] = {"src": LAN.host6}
+    if made in {tcp, udp}:
+        packet[TCP if made is tcp else UDP].sport = 777
+        back["sport"] = 777
+    if made is echo:
+        packet, back["id"] = changed(packet, id=777), 777
+    left = sent(world, LAN, packet)
+    arriving = error(6, name, router(WAN, 6), WAN.own(6), extended(quote(left), chain))
+    after = error(6, name, router(WAN, 6), LAN.host6, extended(quote(left, **back), chain))
+    becomes(world, WAN, arriving, LAN, after)  # whose checksum is scapy's; it does not read such a quote itself
+    assert world.emit(LAN, after, came_in_by=WAN).reason is Reason.EGRESS_SESSION
+
+
+def test_a_chain_that_is_too_long_or_cut_short(world: World) -> None:
+    world.apply(HIDE)
+    quoted = quote(sent(world, LAN, udp(LAN.host6, WAN.host6)))
+    seven = extended(quoted, CHAINS["six"] / IPv6ExtHdrDestOpt())
+    six = extended(quoted, CHAINS["six"])
+    long = extended(quoted, CHAINS["destination"])
+    for wrong in (seven, six[:-5], six[:-9], long[:42], long[:50], long[: len(long) - 8]):
+        arriving = error(6, "too big", router(WAN, 6), WAN.own(6), wrong)
+        assert world.send(WAN, arriving).reason is Reason.MALFORMED
+        padded = Ether(bytes(WAN.frame(arriving)) + bytes(60))
+        assert world.send(WAN, padded).reason is Reason.MALFORMED, "padding is no part of the quote"
+
+
+@pytest.mark.parametrize("octets", range(9))
+@pytest.mark.parametrize("v", VERSIONS)
+@pytest.mark.parametrize(("made", "needed"), [(tcp, 4), (udp, 4), (echo, 6), (other, 0)])
+def test_a_quote_has_to_tell_the_flow_and_no_more(world: World, v: int, octets: int, made, needed: int) -> None:
+    world.apply(HIDE)
+    left = sent(world, LAN, made(LAN.host(v), WAN.host(v)))
+    arriving = error(v, "too big", router(WAN, v), WAN.own(v), quote(left, octets))
+    if octets < needed:
+        assert world.send(WAN, arriving).reason is Reason.MALFORMED
+        return
+    after = error(v, "too big", router(WAN, v), LAN.host(v), quote(left, octets, src=LAN.host(v)))
+    passes(world, WAN, arriving, LAN, after)
+
+
+def first(packet: Packet) -> Packet:
+    """The first fragment to go with what :func:`later` makes."""
+    made = packet.copy()
+    header = bytes(UDP(sport=777, dport=5000, len=48, chksum=0x1234))
+    if IP in made:
+        made.frag, made.flags = 0, "MF"
+    else:
+        made[IPv6ExtHdrFragment].offset, made[IPv6ExtHdrFragment].m = 0, 1
+    made[Raw].load = header + bytes(16)
+    return made
+
+
+@pytest.mark.parametrize(("v", "name"), ERRORS)
+def test_an_error_about_a_later_fragment_finds_the_flow_of_the_first_one(world: World, v: int, name: str) -> None:
+    world.apply(HIDE)
+    rest = later(LAN.host(v), WAN.host(v))
+    sent(world, LAN, first(rest))
+    left = sent(world, LAN, rest)
+    quoted = bytes(left.ip)
+    before = bytes(left.ip.__class__(bytes(changed(left.ip, src=LAN.host(v)))))
+    arriving = error(v, name, router(WAN, v), WAN.own(v), quoted)
+    after = error(v, name, router(WAN, v), LAN.host(v), before)
+    passes(world, WAN, arriving, LAN, after)
+    assert world.emit(LAN, after, came_in_by=WAN).reason is Reason.EGRESS_SESSION
+    assert world.send(DMZ, arriving).reason is Reason.ICMP_NO_SESSION, "it did not leave there"
+    world.age(31)
+    assert world.send(WAN, arriving).reason is Reason.ICMP_NO_SESSION, "too late"
+    assert world.emit(LAN, after, came_in_by=WAN).reason is Reason.EGRESS_UNPOLICED
+
+
+@pytest.mark.parametrize("v", VERSIONS)
+def test_an_error_about_a_later_fragment_of_nobody(world: World, v: int) -> None:
+    world.apply(HIDE)
+    left = sent(world, LAN, udp(LAN.host(v), WAN.host(v)))
+    rest = later(WAN.own(v), WAN.host(v))
+    about_ports = rest.copy()
+    about_ports[Raw].load = bytes(left.ip.payload)[:8]  # what would be ports
+    for quoted in (rest, about_ports):
+        arriving = error(v, "too big", router(WAN, v), WAN.own(v), bytes(quoted))
+        assert world.send(WAN, arriving).reason is Reason.ICMP_NO_SESSION
+
+
+@pytest.mark.parametrize("v", VERSIONS)
+def test_an_error_about_a_later_fragment_of_the_other_direction(world: World, v: int) -> None:
+    """The server's fragments are translated back: a router behind the LAN complains about them."""
+    world.apply(HIDE)
+    ask = udp(LAN.host(v), WAN.host(v))
+    ask[UDP].sport = 5000
+    sent(world, LAN, ask)
+    answer_rest = later(WAN.host(v), WAN.own(v))
+    answer_first = first(answer_rest)
+    answer_first[Raw].load = bytes(UDP(sport=5000, dport=5000, len=48, chksum=0x1234)) + bytes(16)
+    sent(world, WAN, answer_first)
+    left = sent(world, WAN, answer_rest)
+    assert left.ip.dst == LAN.host(v)
+    arriving = error(v, "ttl", router(LAN, v), WAN.host(v), bytes(left.ip))
+    outside = error(v, "ttl", router(LAN, v), WAN.host(v), bytes(changed(left.ip, dst=WAN.own(v))))
+    passes(world, LAN, arriving, WAN, outside)
+
+
+def test_ipv4_in_disguise_has_no_errors(world: World) -> None:
+    """The table has IPv4 as v4-mapped: an ICMPv6 error must not find it."""
+    world.apply(OPEN)
+    sent(world, LAN, udp(LAN.host4, WAN.host4))
+    quoted = IPv6(src=f"::ffff:{LAN.host4}", dst=f"::ffff:{WAN.host4}") / UDP(sport=40000, dport=5000)
+    arriving = error(6, "too big", WAN.host6, LAN.host6, bytes(quoted))
+    assert world.send(WAN, arriving).reason is Reason.MALFORMED
 
 
 @pytest.mark.parametrize("v", VERSIONS)

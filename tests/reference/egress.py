@@ -37,7 +37,10 @@ class Egress:
         parse_l4(packet)
         if packet.is_error:
             inner = parse_inner(packet)
-            return self._is_live(Key(inner.src, inner.dst, inner.sport, inner.dport, inner.protocol, zone), now)
+            flow: Key | None = Key(inner.src, inner.dst, inner.sport, inner.dport, inner.protocol, zone)
+            if inner.later:
+                flow = self._pipeline.fragments.of_quoted(inner, zone, now, left=False)
+            return flow is not None and self._is_live(flow, now)
         known = self._is_live(Key(packet.dst, packet.src, packet.dport, packet.sport, packet.protocol, zone), now)
         if known and packet.first_fragment:
             self.let_out[pieces] = now

@@ -111,7 +111,7 @@ class Pipeline(Machine):
         else:
             self._known(way, key, entry)
         if packet.first_fragment:
-            self.fragments.remember(packet, key.zone, key, way.now)
+            self.fragments.remember(packet, key, entry, way.now)
         return self._go_on(way, entry)
 
     def _known(self, way: Way, key: Key, entry: Entry) -> None:
@@ -164,9 +164,11 @@ class Pipeline(Machine):
     def _icmp_error(self, way: Way, zone: int) -> Verdict:
         packet = way.packet
         inner = parse_inner(packet)
-        key = Key(inner.dst, inner.src, inner.dport, inner.sport, inner.protocol, zone)
-        entry = self.sessions.find(key)
-        if entry is None or self.sessions.expired(key, entry, way.now):
+        key: Key | None = Key(inner.dst, inner.src, inner.dport, inner.sport, inner.protocol, zone)
+        if inner.later:
+            key = self.fragments.of_quoted(inner, zone, way.now, left=True)
+        entry = self.sessions.find(key) if key else None
+        if key is None or entry is None or self.sessions.expired(key, entry, way.now):
             if is_ipsec(inner.protocol, inner.sport) and self.is_local(way, packet.dst):
                 return Verdict("PASS", Reason.HOST_IKE)
             return drop(Reason.ICMP_NO_SESSION)

@@ -12,7 +12,7 @@ from tests.reference.build import Ip, Tcp
 from tests.reference.fib import key_bytes
 from tests.reference.flows import Place, parse
 from tests.reference.network import HOSTS, LINKS
-from tests.reference.packets import ERRORS, RST, SYN, TCP, UDP, Packet
+from tests.reference.packets import ERRORS, FRAGMENT, RST, SYN, TCP, UDP, Packet
 
 Made = tuple[str, int, bytes]
 """What it is, the interface that it comes in by, the frame."""
@@ -27,16 +27,34 @@ def error_about(random: Random, frame: bytes, place: Place) -> bytes | None:
     if random.random() < 0.4:  # a router on the way
         sender = sender[:15] + bytes([random.choice((*HOSTS, 254))])
     quoted = bytearray(frame[packet.l3 : packet.end])
-    room = packet.l4 - packet.l3 + random.choice((8, 8, 8, 20, 28, 200, 4, 0))
+    headers = packet.l4 - packet.l3
+    if packet.family == 6 and random.random() < 0.3:
+        chain = _chain(random, quoted[6])
+        quoted[40:40] = chain[1]
+        quoted[6] = chain[0]
+        headers += len(chain[1])
+    room = headers + random.choice((8, 8, 8, 20, 28, 200, 6, 5, 4, 3, 0, -4))
     quoted = quoted[:room] if random.random() < 0.95 else quoted[: random.choice((0, 12, 19))]
-    if random.random() < 0.1 and len(quoted) > packet.l4 - packet.l3 + 1:
-        quoted[packet.l4 - packet.l3] ^= 1  # of another port
+    if random.random() < 0.1 and len(quoted) > headers + 1:
+        quoted[headers] ^= 1  # of another port
     kind = random.choice(ERRORS[packet.family])
     rest = random.choice((0, 1280))
     ip = Ip(packet.family, sender, packet.src, random.choice((64, 64, 64, 1)))
     l4 = build.icmp(ip, kind, random.choice((0, 1, 4)), rest, bytes(quoted))
     padding = random.randbytes(random.choice((0, 0, 0, 1, 12)))
     return build.frame(packet.family, build.packet(ip, 1 if packet.family == 4 else 58, l4) + padding, place[1] or None)
+
+
+def _chain(random: Random, following: int) -> tuple[int, bytes]:
+    """Extension headers that nobody sent, up to more than a chain may have: the first one's number, and their bytes."""
+    kinds = [random.choice((0, 43, 60, 60, FRAGMENT)) for _ in range(random.choice((1, 1, 2, 5, 6, 7)))]
+    made = b""
+    for kind, after in zip(kinds, (*kinds[1:], following), strict=True):
+        if kind == FRAGMENT:
+            made += build.fragment_header(after, random.choice((0, 0, 0, 8)), random.random() < 0.5, 7)
+        else:
+            made += build.extension(after, random.choice((0, 0, 1, 3)))
+    return kinds[0], made
 
 
 def oddity(random: Random, place: Place, base: bytes | None) -> Made:

@@ -229,45 +229,69 @@ def parse_l4(packet: Packet) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Inner:
-    """What an ICMP error quotes. ``l3`` and ``l4`` are offsets in the frame of the error."""
+    """What an ICMP error quotes. ``l3`` and ``l4`` are offsets in the frame of the error.
+
+    ``later``: a fragment that is not the first, whose ports nobody can tell.
+    """
 
     l3: int
     l4: int
     src: bytes
     dst: bytes
+    protocol: int
+    later: bool
+    fragment_id: int
+    fragment_protocol: int
     sport: int
     dport: int
-    protocol: int
     is_query: bool
 
 
 def parse_inner(packet: Packet) -> Inner:
-    """The packet that an ICMP error is about. Raises Malformed."""
-    l3 = packet.l4 + 8
-    if packet.family == 4:
-        if l3 + 20 > packet.end or packet.frame[l3] >> 4 != 4 or packet.frame[l3] & 15 < 5:
-            raise Malformed
-        header = (packet.frame[l3] & 15) * 4
-        protocol = packet.frame[l3 + 9]
-        src, dst = (mapped(packet.frame[l3 + at : l3 + at + 4]) for at in (12, 16))
-    else:
-        if l3 + 40 > packet.end or packet.frame[l3] >> 4 != 6:
-            raise Malformed
-        header = 40
-        protocol = packet.frame[l3 + 6]
-        src, dst = packet.frame[l3 + 8 : l3 + 24], packet.frame[l3 + 24 : l3 + 40]
-        if protocol in (HOP_BY_HOP, ROUTING, FRAGMENT, OPTIONS):
-            raise Malformed
-    l4 = l3 + header
-    if l4 + 8 > packet.end:
+    """The packet that an ICMP error is about, cut off behind what names its flow or later. Raises Malformed."""
+    inner = _quoted_ip(packet)
+    if inner.later_fragment:
+        pass
+    elif inner.protocol in (TCP, UDP):
+        inner.sport, inner.dport = struct.unpack("!HH", _beginning(inner, 4))
+    elif inner.is_icmp:
+        kind, identifier = struct.unpack("!B3xH", _beginning(inner, 6))
+        inner.code16 = kind << 8
+        inner.sport = inner.dport = identifier if inner.is_query else 0
+    return Inner(
+        inner.l3,
+        inner.l4,
+        inner.src,
+        inner.dst,
+        inner.protocol,
+        inner.later_fragment,
+        inner.fragment_id,
+        inner.fragment_protocol,
+        inner.sport,
+        inner.dport,
+        inner.is_query,
+    )
+
+
+def _quoted_ip(packet: Packet) -> Packet:
+    """The IP headers of a quote. It ends where the error ends, whatever its own length says."""
+    frame, l3 = packet.frame[: packet.end], packet.l4 + 8
+    header = 20 if packet.family == 4 else 40
+    if l3 + header > len(frame) or frame[l3] >> 4 != packet.family:
         raise Malformed
-    sport = dport = 0
-    is_query = protocol == (ICMP if packet.family == 4 else ICMP6) and packet.frame[l4] in QUERIES[packet.family]
-    if protocol in (TCP, UDP):
-        sport, dport = struct.unpack_from("!HH", packet.frame, l4)
-    elif is_query:
-        sport = dport = struct.unpack_from("!H", packet.frame, l4 + 4)[0]
-    return Inner(l3, l4, src, dst, sport, dport, protocol, is_query)
+    whole = bytearray(frame)
+    if packet.family == 4:
+        struct.pack_into("!H", whole, l3 + 2, len(frame) - l3)
+        return _ipv4(bytes(whole), l3)
+    struct.pack_into("!H", whole, l3 + 4, len(frame) - l3 - 40)
+    return _ipv6(bytes(whole), l3)
+
+
+def _beginning(inner: Packet, octets: int) -> bytes:
+    """Of the L4 header."""
+    if inner.l4 + octets > inner.end:
+        raise Malformed
+    return inner.frame[inner.l4 : inner.l4 + octets]
 
 
 class Verdict(Exception):

@@ -70,7 +70,7 @@ def translate_error(packet: Packet, inner: Inner, new_src: bytes, new_dst: bytes
     frame = bytearray(packet.frame)
     put_addresses(frame, packet.family, packet.l3, new_src, new_dst)
     put_addresses(frame, packet.family, inner.l3, quoted.src, quoted.dst)
-    if inner.protocol in (TCP, UDP):
+    if inner.protocol in (TCP, UDP) and not inner.later:
         struct.pack_into("!HH", frame, inner.l4, quoted.sport, quoted.dport)
     elif inner.is_query:
         struct.pack_into("!H", frame, inner.l4 + 4, quoted.sport)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ipsec_gw.model.firewall import Timeouts
-from tests.reference.packets import ACK, FIN, RST, SYN, TCP, UDP, Key, Packet
+from tests.reference.packets import ACK, FIN, RST, SYN, TCP, UDP, Inner, Key, Packet
 from xdp_steer.flow_layout import SessionFlag, State
 
 SECOND = 1_000_000_000
@@ -151,19 +151,37 @@ class FragmentKey:
 
 @dataclass
 class Fragments:
-    """Which flow the fragments of a datagram belong to, for half a minute."""
+    """Which flow the fragments of a datagram belong to, for half a minute.
+
+    ``left`` has them as they left: to which flow errors about them belong.
+    """
 
     entries: dict[FragmentKey, tuple[Key, int]] = field(default_factory=dict)
+    left: dict[FragmentKey, tuple[Key, int]] = field(default_factory=dict)
 
     @staticmethod
     def key(packet: Packet, zone: int) -> FragmentKey:
         return FragmentKey(packet.src, packet.dst, packet.fragment_id, packet.fragment_protocol, zone)
 
-    def remember(self, packet: Packet, zone: int, flow: Key, now: int) -> None:
-        self.entries[self.key(packet, zone)] = (flow, now)
+    def remember(self, packet: Packet, flow: Key, entry: Entry, now: int) -> None:
+        """A first fragment of a flow, which becomes what its entry says."""
+        self.entries[self.key(packet, flow.zone)] = (flow, now)
+        if not entry.flags & SessionFlag.TO_SELF:
+            identity = packet.fragment_id, packet.fragment_protocol
+            left = FragmentKey(entry.src, entry.dst, *identity, entry.out_zone)
+            self.left[left] = (entry.peer_key(flow), now)
 
     def flow(self, packet: Packet, zone: int, now: int) -> Key | None:
-        found = self.entries.get(self.key(packet, zone))
+        """Of a later fragment."""
+        return self._fresh(self.entries.get(self.key(packet, zone)), now)
+
+    def of_quoted(self, inner: Inner, zone: int, now: int, *, left: bool) -> Key | None:
+        """Of a later fragment that an error quotes: as it left this machine, or as it came in."""
+        key = FragmentKey(inner.src, inner.dst, inner.fragment_id, inner.fragment_protocol, zone)
+        return self._fresh((self.left if left else self.entries).get(key), now)
+
+    @staticmethod
+    def _fresh(found: tuple[Key, int] | None, now: int) -> Key | None:
         if found is None or now > found[1] + FRAGMENT_SECONDS * SECOND:
             return None
         return found[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from scapy.layers.inet import ICMP, IP, TCP, UDP, IPerror, UDPerror
+from scapy.layers.inet import ICMP, IP, TCP, UDP, IPerror, UDPerror, fragment
 from scapy.layers.inet6 import ICMPv6PacketTooBig, IPv6
 from scapy.packet import Raw
 
@@ -184,9 +184,21 @@ def test_errors_about_nothing_and_cut_ones_drop(firewall):
     quoted = bytes(IP(src=CLIENT, dst=SERVER) / UDP(sport=5, dport=6))
     assert firewall.sees("fwb", error(quoted)).reason is Reason.ICMP_NO_SESSION
     firewall.sees("fwa", quoted and IP(quoted))
-    assert firewall.sees("fwb", error(quoted[:27])).reason is Reason.MALFORMED
+    assert firewall.sees("fwb", error(quoted[:24])).reason is Reason.FORWARDED, "the ports are there"
+    assert firewall.sees("fwb", error(quoted[:23])).reason is Reason.MALFORMED
     firewall.now += 8 * SECOND
     assert firewall.sees("fwb", error(quoted)).reason is Reason.ICMP_NO_SESSION, "expired"
+
+
+def test_an_error_about_a_later_fragment_finds_the_flow_of_the_first_one(firewall):
+    pieces = fragment(IP(src=CLIENT, dst=SERVER, id=7) / UDP(sport=5, dport=6) / Raw(bytes(64)), 32)
+    about = error(bytes(pieces[1])[:28], src="10.0.1.12")
+    assert firewall.sees("fwb", about).reason is Reason.ICMP_NO_SESSION
+    firewall.sees("fwa", pieces[0])
+    assert firewall.sees("fwb", about).reason is Reason.FORWARDED
+    assert firewall.sees("fwa", about).reason is Reason.ICMP_NO_SESSION, "not from that side"
+    firewall.now += 8 * SECOND
+    assert firewall.sees("fwb", about).reason is Reason.ICMP_NO_SESSION, "expired"
 
 
 def test_an_error_about_our_ike_is_for_charon(firewall):

@@ -85,6 +85,8 @@ static __always_inline bool is_judged_error(struct __sk_buff *skb, struct meta *
 
 	if (!parse_inner(data, end, m, &inner))
 		return false;
+	if (inner.later)
+		return flow_of_fragment(m, &inner, m->out_zone, &key) && has_live(&key, key.protocol);
 	key.saddr = inner.saddr;
 	key.daddr = inner.daddr;
 	key.sport = inner.sport;

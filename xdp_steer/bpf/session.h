@@ -3,6 +3,8 @@
  * The flow stage: a packet of a known session. One lookup decides an established packet; the second direction is
  * looked at only when TCP changes its state or the session may have ended.
  */
+#define LEFT_ZONE	0x200	/* marks fragments by what they became, beside those that arrived */
+
 static __always_inline u32 state_timeout(struct meta *m, struct session *s, u8 state)
 {
 	u32 bank = m->bank, slot;
@@ -69,6 +71,8 @@ static __always_inline u32 tcp_step(struct meta *m, struct session *s, struct se
 	return NEXT;
 }
 
+/* Of a first fragment whose translation is known, two marks: the packet as it arrived leads later fragments to the flow,
+ * and what it became leads ICMP errors about them to the other direction. */
 static __always_inline void remember_fragment(struct meta *m)
 {
 	struct fragment_key key = {
@@ -77,6 +81,17 @@ static __always_inline void remember_fragment(struct meta *m)
 	};
 	struct fragment fragment = { .key = m->key, .seen_ns = bpf_ktime_get_coarse_ns() };
 
+	fragments.update(&key, &fragment);
+	if (m->flags & META_TO_SELF)
+		return;
+	key.saddr = m->saddr;
+	key.daddr = m->daddr;
+	key.zone = m->out_zone | LEFT_ZONE;
+	fragment.key.saddr = m->daddr;
+	fragment.key.daddr = m->saddr;
+	fragment.key.sport = m->dport;
+	fragment.key.dport = m->sport;
+	fragment.key.zone = m->out_zone;
 	fragments.update(&key, &fragment);
 }
 
@@ -198,9 +213,9 @@ int stage_flow(struct xdp_md *ctx)
 		end_session(m, s, now);
 		return go(ctx, STAGE_NEW);
 	}
+	become(m, s);
 	if (m->shape & SHAPE_FRAGMENT)
 		remember_fragment(m);
-	become(m, s);
 	if (!s->out_ifindex || s->fib_generation != (u32)control_value(CONTROL_FIB_GENERATION) ||
 	    s->fib_ns + ROUTE_NS < now || (m->mss && m->tcp_flags & TCP_SYN))
 		return go(ctx, STAGE_FORWARD);
