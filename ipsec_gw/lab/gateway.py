@@ -18,7 +18,7 @@ from ipsec_gw.lab.session import Session
 COMMAND_SECONDS = 120.0
 """Starting VPP under emulation takes 12 s, compiling XDP programs 19 s; a loaded machine needs more."""
 
-FIREWALL_SECONDS = 240.0
+FIREWALL_SECONDS = 420.0
 """The firewall's programs are ten times as much to compile."""
 
 CARRY_SECONDS = 120.0

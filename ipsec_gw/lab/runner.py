@@ -19,7 +19,7 @@ from ipsec_gw.lab.progress import BOOTED, Listener, Note, StepDone, StepStarted,
 from ipsec_gw.lab.report import Check, Report, Versions, from_json, merged
 from ipsec_gw.lab.scenarios import Part, Scenario
 
-VM_SECONDS = 480.0
+VM_SECONDS = 720.0
 """After this the virtual machine is taken for hung."""
 
 EXPECTED = (IpsecGwError, OSError, TimeoutError)
