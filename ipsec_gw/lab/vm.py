@@ -29,6 +29,9 @@ BOOT_SECONDS, BOOTS = 120.0, 3
 """A boot takes 5 to 15 s. Emulation with two processors has been seen to stop in the middle of one, for good: then
 the machine is started again, this often at most. Nothing of the job has run by then."""
 
+KEPT = ("IPSEC_GW_VPP", "BCC_KERNEL_SOURCE", "PYTHONPATH")
+"""Environment variables that the job has as we have them: it runs the same code with the same tools."""
+
 NO_VERDICT = 125
 """Exit code of a guest that never told one (as docker and podman use it)."""
 
@@ -109,7 +112,7 @@ def accelerator() -> list[str]:
 
 def job_script(argv: list[str], status: Path, directory: Path) -> str:
     """What the guest executes; ``. script`` of a POSIX shell."""
-    kept = {name: os.environ[name] for name in ("IPSEC_GW_VPP", "BCC_KERNEL_SOURCE") if name in os.environ}
+    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in kept.items())
     return (
         f"echo {shlex.quote(BOOTED)}\n"
