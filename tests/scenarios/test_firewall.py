@@ -74,7 +74,7 @@ TUNNEL = (
     "no forged packet arrives",
     "the session they imitate goes on",
     "after the tunnel: client to WAN, ICMP",
-    "after the tunnel, its sessions end",
+    "after the tunnel, its sessions do not go on in clear",
     "nothing of the protected networks leaves A in clear",
     "nothing of the protected networks leaves B in clear",
     "A sends ESP",
