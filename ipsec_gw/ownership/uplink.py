@@ -25,8 +25,9 @@ from xdp_steer.flow_layout import TUNNEL_PORT_MAC
 ENGINE_END = "ipsecgw-vp"
 KERNEL_END, TUNNEL_PORT = TUNNEL_INTERFACES
 TUNNEL_ENTRY = "ipsecgw-ki"
-_DUMMY, _SCOPE_HOST = "192.0.0.8", 254
-"""The dummy address of RFC 7600: by an interface without any, a loose rp_filter lets nothing in (fib_frontend.c)."""
+_DUMMY, _SCOPE_HOST = "192.0.0.12", 254
+"""Of the IETF block 192.0.0.0/24 (RFC 6890): by an interface without any address a loose rp_filter lets nothing in
+(fib_frontend.c). Not the gateway of the leads, which must be nobody's own."""
 _TUNNEL_MTU = 3498
 """The longest that fits into a page with XDP's headroom: the kernel refuses more on a veth pair with XDP."""
 
