@@ -32,7 +32,7 @@ scenarios: setup ## all of the lab, all engines
 
 fuzz: setup ## parsers, XDP input, the firewall against its reference (N=, SEED=): many more examples than `make test`
 	@HYPOTHESIS_PROFILE=fuzz $(PYTHON) -m pytest -q tests/property tests/fuzz
-	@N=$${N:-1000000} $(PYTHON) -m pytest -q -o timeout=0 tests/differential
+	@N=$${N:-1000000} $(PYTHON) -m pytest -q tests/differential
 
 lint: setup ## format check, lint, types, import contracts
 	@.venv/bin/ruff format --check -q .
