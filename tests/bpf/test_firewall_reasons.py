@@ -256,7 +256,7 @@ def malformed(port: Port) -> Iterator[tuple[str, Packet]]:
     yield "icmp of 7 bytes", IP(proto=1, **four) / Raw(bytes(7))
     yield "udp behind the ip length", IP(len=24, **four) / UDP() / Raw(bytes(30))
     yield "error about nothing", IP(**four) / ICMP(type=3) / Raw(bytes(10))
-    yield "error about ports cut off", IP(**four) / ICMP(type=3) / Raw(bytes(IP() / UDP())[:27])
+    yield "error about ports cut off", IP(**four) / ICMP(type=3) / Raw(bytes(IP() / UDP())[:23])
     yield "error about version 6", IP(**four) / ICMP(type=3) / Raw(bytes(IPv6() / UDP()))
     yield "v6 length beyond the frame", IPv6(plen=60, **six) / UDP()
     yield "v6 half a header", cut(port.frame(IPv6(**six)), 10)

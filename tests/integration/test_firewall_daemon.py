@@ -317,7 +317,7 @@ def test_a_restart_with_another_configuration_ends_what_it_takes_away(box: Firew
     box.write(BASE)
     box.run()
     until(lambda: [one["id"] for one in box.sessions(port=FREE)] == [session["id"]], "the sessions of the zone end")
-    assert docked(box) == {"lan0", "wan0"}
+    assert docked(box) == {"lan0", "wan0", "ipsecgw-kd"}
 
 
 def test_a_zone_that_is_removed_takes_its_sessions_along(box: FirewallBox) -> None:
@@ -333,7 +333,7 @@ def test_a_zone_that_is_removed_takes_its_sessions_along(box: FirewallBox) -> No
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["zone dmz: removed", "policy to-dmz: removed"]
     assert [one["id"] for one in box.sessions()] == [kept["id"]]
-    assert docked(box) == {"lan0", "wan0"}
+    assert docked(box) == {"lan0", "wan0", "ipsecgw-kd"}
     flows = [json.loads(line)["record"] for line in box.log(child).splitlines() if '"flow"' in line]
     closed = [flow for flow in flows if flow["event"] == "close"]
     assert [(flow["session"], flow["reason"]) for flow in closed] == [(gone["id"], "policy-removed")]
