@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, ip_network
 from itertools import combinations
 from unittest.mock import patch
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipsec_gw import desired as decision
@@ -19,6 +19,8 @@ from ipsec_gw.model.snapshot import Mode, PolicyDirection, ResolvedHop, Snapshot
 from tests.support.world import LOCAL, OFFER, SETTINGS, policy, sa, snapshot
 
 PEERS = [IPv4Address("10.0.0.2"), IPv4Address("10.0.0.3")]
+MANY = 2000
+"""Examples among which all that is compared is found, whatever the seed."""
 REQIDS = st.integers(1, 3)
 
 
@@ -140,6 +142,7 @@ def test_the_random_snapshots_have_what_is_compared() -> None:
     """The property above would be empty if everything were kept in the kernel for another reason."""
     seen: set[str] = set()
 
+    @settings(max_examples=MANY)
     @given(looks())
     def collect(look: Snapshot) -> None:
         for verdict in desired(OFFER, SETTINGS, look).verdicts:
