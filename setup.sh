@@ -69,5 +69,9 @@ if [[ ! -e $dock.o || $dock.c -nt $dock.o ]]; then
 	echo "setup: compiling the dock"
 	clang -O2 -g -Wall -Werror -target bpf -I"/usr/include/$(uname -m)-linux-gnu" -c "$dock.c" -o "$dock.o"
 fi
+# Where programs and maps are pinned. systemd mounts it at boot; containers and small systems have it not.
+if ((EUID == 0)) && ! mountpoint -q /sys/fs/bpf; then
+	mount -t bpf bpf /sys/fs/bpf || echo "setup: no bpffs at /sys/fs/bpf: what needs BPF will say so" >&2
+fi
 # Compiled Python for the lab's VM, where importing from source is slow; harmless elsewhere.
 .venv/bin/python -m compileall -q ipsec_gw xdp_steer vpp_conf

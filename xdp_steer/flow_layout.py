@@ -19,6 +19,8 @@ MAX_ZONES = 64
 MAX_DIMENSIONS = 5
 MAX_BANKS = 2
 MAX_PORTS = 1024
+MAX_NEAR_PORTS = 1024
+"""Places of ports that are found without a hash, a power of two."""
 MAX_POOLS = 64
 MAX_PREFIXES = 65536
 MAX_RULES = 8192
@@ -231,6 +233,17 @@ class PortLeaf(ctypes.Structure):
     )
 
 
+class NearPortLeaf(ctypes.Structure):
+    """``struct near_port``."""
+
+    _fields_ = (
+        ("ifindex", ctypes.c_uint32),
+        ("vid", ctypes.c_uint16),
+        ("reserved", ctypes.c_uint16),
+        ("port", PortLeaf),
+    )
+
+
 class VlanPortLeaf(ctypes.Structure):
     """``struct vlan_port``."""
 
@@ -355,8 +368,8 @@ class SessionLeaf(ctypes.Structure):
 
     _fields_ = (
         ("last_seen_ns", ctypes.c_uint64),
-        ("packets", ctypes.c_uint64),
-        ("octets", ctypes.c_uint64),
+        ("own_packets", ctypes.c_uint64),
+        ("own_octets", ctypes.c_uint64),
         ("timeout", ctypes.c_uint32),
         ("ack", ctypes.c_uint32),
         ("flags", ctypes.c_uint16),
@@ -370,20 +383,32 @@ class SessionLeaf(ctypes.Structure):
         ("mtu", ctypes.c_uint16),
         ("dmac", ctypes.c_uint8 * 6),
         ("smac", ctypes.c_uint8 * 6),
-        ("reserved2", ctypes.c_uint64),
         ("fib_ns", ctypes.c_uint64),
+        ("owner", ctypes.c_uint64),
         ("saddr", _ADDRESS),
         ("daddr", _ADDRESS),
         ("sport", ctypes.c_uint16),
         ("dport", ctypes.c_uint16),
         ("app_timeout", ctypes.c_uint32),
-        ("id", ctypes.c_uint64),
-        ("created_ns", ctypes.c_uint64),
         ("rule", ctypes.c_uint32),
         ("snat_rule", ctypes.c_uint32),
         ("dnat_rule", ctypes.c_uint32),
-        ("reserved3", ctypes.c_uint32),
+        ("reserved2", ctypes.c_uint32),
+        ("id", ctypes.c_uint64),
+        ("created_ns", ctypes.c_uint64),
+        ("far_packets", ctypes.c_uint64),
+        ("far_octets", ctypes.c_uint64),
     )
+
+    @property
+    def packets(self) -> int:
+        """Of all CPUs."""
+        return int(self.own_packets) + int(self.far_packets)
+
+    @property
+    def octets(self) -> int:
+        """IP lengths, of all CPUs."""
+        return int(self.own_octets) + int(self.far_octets)
 
 
 class FragmentKeyLeaf(ctypes.Structure):
@@ -467,6 +492,7 @@ _INDEX = ctypes.c_uint32
 _BANKED = MAX_BANKS * MAX_TABLES
 
 PORTS = MapSpec("ports", libbpf.MAP_HASH, PortKeyLeaf, PortLeaf, MAX_PORTS * MAX_BANKS)
+NEAR_PORTS = MapSpec("near_ports", libbpf.MAP_ARRAY, _INDEX, NearPortLeaf, MAX_BANKS * MAX_NEAR_PORTS)
 VLAN_PORTS = MapSpec("vlan_ports", libbpf.MAP_HASH, ctypes.c_uint32, VlanPortLeaf, MAX_PORTS)
 RULESETS = MapSpec("rulesets", libbpf.MAP_ARRAY, _INDEX, RulesetLeaf, MAX_BANKS)
 PREFIXES = MapSpec(
@@ -508,6 +534,7 @@ EVENTS_LOST = MapSpec("events_lost", libbpf.MAP_PERCPU_ARRAY, _INDEX, ctypes.c_u
 
 FLOW_MAPS = (
     PORTS,
+    NEAR_PORTS,
     VLAN_PORTS,
     RULESETS,
     PREFIXES,

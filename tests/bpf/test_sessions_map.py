@@ -91,8 +91,10 @@ def add(
     forward = SessionLeaf(
         **common,
         last_seen_ns=seen[0],
-        packets=3,
-        octets=300,
+        own_packets=1,
+        far_packets=2,
+        own_octets=100,
+        far_octets=200,
         out_zone=became.zone,
         saddr=target.saddr,
         daddr=target.daddr,
@@ -104,8 +106,8 @@ def add(
     reverse = SessionLeaf(
         **common,
         last_seen_ns=seen[1],
-        packets=2,
-        octets=200,
+        own_packets=2,
+        own_octets=200,
         out_zone=flow.zone,
         saddr=key.daddr,
         daddr=key.saddr,

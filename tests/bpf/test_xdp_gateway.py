@@ -173,7 +173,8 @@ def test_a_changed_pipeline_goes_live_on_the_docks_that_are_there(
     xsk = steer_known(steering, wire)
     old = libbpf.prog_info(steering._programs.pipeline).id
     steering.close()
-    changed = pipeline.source().replace("return leave(ctx, reason, counters);", "return XDP_DROP;")
+    changed = pipeline.source().replace("int action = steer_plain(ctx);", "int action = XDP_DROP;")
+    assert changed != pipeline.source()
     monkeypatch.setattr(pipeline, "source", lambda **_: changed)
     again = Steering.open(pins, hold_ms=0)
     assert libbpf.prog_info(again._programs.pipeline).id != old

@@ -108,8 +108,9 @@ static __always_inline int reserve(struct meta *m)
 	m->fresh.sport = m->key.dport;
 	m->fresh.dport = m->key.sport;
 	m->fresh.out_zone = m->key.zone;
-	m->fresh.packets = 0;
-	m->fresh.octets = 0;
+	m->fresh.own_packets = 0;
+	m->fresh.own_octets = 0;
+	m->fresh.owner = 0;
 	if (m->key.zone == ZONE_SELF)
 		m->fresh.flags |= SESSION_TO_SELF;
 	if (m->flags & META_NAT)
@@ -240,8 +241,9 @@ static __always_inline int put_forward(struct meta *m)
 	s->sport = m->sport;
 	s->dport = m->dport;
 	s->out_zone = m->out_zone;
-	s->packets = 1;
-	s->octets = m->length;
+	s->owner = bpf_get_smp_processor_id() + 1;
+	s->own_packets = 1;
+	s->own_octets = m->length;
 	if (m->key.protocol == IPPROTO_TCP && m->tcp_flags & TCP_ACK) {
 		s->ack = m->ack;
 		s->flags |= SESSION_ACKED;

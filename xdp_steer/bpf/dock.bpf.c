@@ -57,16 +57,17 @@ int xsk_def_prog(struct xdp_md *ctx)
 SEC("xdp")
 int to_vpp(struct xdp_md *ctx)
 {
-	__u32 queue = ctx->rx_queue_index, zero = 0;
+	__u32 zero = 0;
 	struct dock_count *count = bpf_map_lookup_elem(&dock_counts, &zero);
+	int action = bpf_redirect_map(&xsks_map, ctx->rx_queue_index, XDP_PASS);
 
 	if (count) {
-		if (bpf_map_lookup_elem(&xsks_map, &queue))
+		if (action == XDP_REDIRECT)
 			count->to_engine++;
 		else
 			count->fell_to_kernel++;
 	}
-	return bpf_redirect_map(&xsks_map, queue, XDP_PASS);
+	return action;
 }
 
 char _license[] SEC("license") = "GPL";

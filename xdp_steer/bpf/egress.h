@@ -132,10 +132,7 @@ static __always_inline int egress_local(struct __sk_buff *skb, struct meta *m)
 	}
 	if (is_exempt(m))
 		return tc_pass(skb, REASON_EGRESS_EXEMPT);
-	m->saddr = m->key.saddr;
-	m->daddr = m->key.daddr;
-	m->sport = m->key.sport;
-	m->dport = m->key.dport;
+	remain(m);
 	egress_stages.call(skb, 0);
 	return tc_drop(skb, REASON_NO_STAGE);
 }

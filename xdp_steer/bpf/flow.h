@@ -97,6 +97,15 @@ static __always_inline bool same_address(const struct address *a, const struct a
 	       a->addr[3] == b->addr[3];
 }
 
+/* Addresses and ports as they are. What is neither looked up nor kept needs no copy of them. */
+static __always_inline void remain(struct meta *m)
+{
+	m->saddr = m->key.saddr;
+	m->daddr = m->key.daddr;
+	m->sport = m->key.sport;
+	m->dport = m->key.dport;
+}
+
 static __always_inline int answer_icmp(struct xdp_md *ctx, struct meta *m, u8 type, u8 code, u16 mtu, u32 reason)
 {
 	m->answer_type = type;
@@ -119,11 +128,20 @@ static __always_inline void count_rule(u32 rule, u64 octets)
 	count->octets += octets;
 }
 
+static __always_inline struct port *near_port_of(u32 ifindex, u16 vid, u32 bank)
+{
+	u32 place = bank * MAX_NEAR_PORTS + ((ifindex + vid) & (MAX_NEAR_PORTS - 1));
+	struct near_port *near = near_ports.lookup(&place);
+
+	return near && near->ifindex == ifindex && near->vid == vid ? &near->port : NULL;
+}
+
 static __always_inline struct port *port_of(u32 ifindex, u16 vid, u32 bank)
 {
 	struct port_key key = { .ifindex = ifindex, .vid = vid, .bank = bank };
+	struct port *port = near_port_of(ifindex, vid, bank);
 
-	return ports.lookup(&key);
+	return port ? port : ports.lookup(&key);
 }
 
 /* The key of the other direction, from what the packet becomes. */

@@ -13,13 +13,6 @@
 #define HEARTBEAT_LIMIT_NS	2000000000ULL	/* a daemon silent for longer counts as dead */
 #define HEADERS_PULLED		160		/* bytes: Ethernet, tag, IP with options or extensions, ICMP and what it quotes */
 
-static __always_inline u64 control_value(u32 slot)
-{
-	u64 *value = control.lookup(&slot);
-
-	return value ? *value : 0;
-}
-
 /* Times may be newer than `now`, written by another CPU meanwhile: compare sums, never differences. */
 static __always_inline bool held_back(struct guard_record *record)
 {
@@ -53,15 +46,18 @@ static __always_inline int guard_esp(struct __sk_buff *skb, struct packet *pkt)
 {
 	/* A GSO packet becomes that many packets, each with its own sequence number. */
 	u64 packets = skb->gso_segs ? skb->gso_segs : 1;
-	u32 *owner = guard_owner.lookup(&pkt->key), reason;
+	/* Copies: what a map reads lies on the stack as a whole, and the packet would fill it (512 bytes). */
+	struct address source = pkt->source;
+	struct sa_key key = pkt->key;
+	u32 *owner = guard_owner.lookup(&key), reason;
 	struct guard_record *record;
 	bool dropped;
 
-	if (!owner && !local_addresses.lookup(&pkt->source)) {
+	if (!owner && !local_addresses.lookup(&source)) {
 		count_verdict(REASON_GUARD_TRANSIT, skb->len, 1);
 		return TC_ACT_UNSPEC;
 	}
-	record = guard_record_of(&pkt->key);
+	record = guard_record_of(&key);
 	reason = guard_verdict(record, owner);
 	dropped = reason == REASON_GUARD_ENGINE || reason == REASON_GUARD_HELD;
 	count_verdict(reason, skb->len, 1);

@@ -131,7 +131,8 @@ static __always_inline bool restore_inner(struct xdp_md *ctx, struct meta *m, st
 	struct udphdr *ports = data + (inner->l4 & OFFSET_MASK);
 	struct ipv6hdr *ip6 = data + (inner->l3 & OFFSET_MASK);
 	struct iphdr *ip = data + (inner->l3 & OFFSET_MASK);
-	u64 addresses = address_difference(&inner->saddr, &s->daddr) + address_difference(&inner->daddr, &s->saddr);
+	u64 addresses = address_difference(&inner->saddr, &s->daddr, m->v6) +
+			address_difference(&inner->daddr, &s->saddr, m->v6);
 	u64 changes = 0;
 
 	if ((void *)(icmp + 1) > end)

@@ -51,10 +51,7 @@ int stage_new(struct xdp_md *ctx)
 		return drop(ctx, REASON_NO_STAGE);
 	if (m->flags & META_LATER)	/* its session ended meanwhile */
 		return drop(ctx, REASON_FRAGMENT_UNKNOWN);
-	m->saddr = m->key.saddr;
-	m->daddr = m->key.daddr;
-	m->sport = m->key.sport;
-	m->dport = m->key.dport;
+	remain(m);
 	if (is_martian(&m->key.saddr))
 		return drop(ctx, REASON_MARTIAN_SOURCE);
 	if (is_own_answer(ctx, m))

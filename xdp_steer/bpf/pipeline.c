@@ -16,8 +16,8 @@
 
 #include "maps.h"
 #include "parse.h"
-#include "steer.h"
 #include "exit.h"
+#include "steer.h"
 #include "guard.h"
 #if FIREWALL
 #include "flow_maps.h"
@@ -43,7 +43,7 @@
 #include "screen.h"
 #endif
 
-int xdp_pipeline(struct xdp_md *ctx)
+static __always_inline int take(struct xdp_md *ctx)
 {
 	struct packet pkt = {
 		.cursor = (void *)(long)ctx->data,
@@ -65,6 +65,13 @@ int xdp_pipeline(struct xdp_md *ctx)
 	}
 #endif
 	return leave(ctx, reason, counters);
+}
+
+int xdp_pipeline(struct xdp_md *ctx)
+{
+	int action = steer_plain(ctx);
+
+	return action == NEXT ? take(ctx) : action;
 }
 
 /* Have the headers in one piece; `pkt` is set to the whole of it. */

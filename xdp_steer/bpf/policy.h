@@ -64,10 +64,7 @@ int stage_policy(struct xdp_md *ctx)
 		return drop(ctx, REASON_NO_STAGE);
 	group = is_group(&m->key.daddr);
 	if (group) {
-		m->saddr = m->key.saddr;
-		m->daddr = m->key.daddr;
-		m->sport = m->key.sport;
-		m->dport = m->key.dport;
+		remain(m);
 		m->out_zone = ZONE_SELF;
 	}
 	m->session_id = 0;

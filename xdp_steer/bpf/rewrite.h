@@ -86,7 +86,8 @@ static __always_inline u32 rewrite(void *data, void *end, struct meta *m)
 	u64 addresses = 0;
 
 	if (nat) {
-		addresses = address_difference(&m->key.saddr, &m->saddr) + address_difference(&m->key.daddr, &m->daddr);
+		addresses = address_difference(&m->key.saddr, &m->saddr, m->v6) +
+			    address_difference(&m->key.daddr, &m->daddr, m->v6);
 		if (m->v6) {
 			if ((void *)(ip6 + 1) > end)
 				return REASON_MALFORMED;

@@ -10,12 +10,17 @@
 
 static __always_inline u32 egress_port(struct meta *m, u32 ifindex)
 {
-	struct vlan_port *vlan = vlan_ports.lookup(&ifindex);
-	struct port *port;
+	struct port *port = near_port_of(ifindex, 0, m->bank);
+	struct vlan_port *vlan;
 
-	m->out_ifindex = vlan ? vlan->ifindex : ifindex;
-	m->out_vid = vlan ? vlan->vid : 0;
-	port = port_of(m->out_ifindex, m->out_vid, m->bank);
+	m->out_ifindex = ifindex;
+	m->out_vid = 0;
+	if (!port) {
+		vlan = vlan_ports.lookup(&ifindex);
+		m->out_ifindex = vlan ? vlan->ifindex : ifindex;
+		m->out_vid = vlan ? vlan->vid : 0;
+		port = port_of(m->out_ifindex, m->out_vid, m->bank);
+	}
 	if (!port)
 		return REASON_NO_EGRESS_ZONE;
 	m->out_zone = port->zone;

@@ -48,10 +48,7 @@ static __always_inline void note(struct meta *m, u32 reason, u32 kind)
 /* Before anything is known of where the packet goes. */
 static __always_inline void describe_arrival(struct meta *m)
 {
-	m->saddr = m->key.saddr;
-	m->daddr = m->key.daddr;
-	m->sport = m->key.sport;
-	m->dport = m->key.dport;
+	remain(m);
 	m->out_zone = m->key.zone;
 	m->session_id = 0;
 	m->rule = 0;

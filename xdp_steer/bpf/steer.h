@@ -23,9 +23,8 @@ static __always_inline u32 unfit_shape(u32 shape)
 /* REASON_STEERED, or why not. *counters becomes the SA's counters as soon as the SA is known. */
 static __always_inline u32 steer_esp(struct packet *pkt, struct steer_count **counters)
 {
-	u32 slot = CONTROL_ENGINE, unfit;
 	struct steer_entry *entry;
-	u64 *engine;
+	u32 unfit;
 
 	if (pkt->shape & SHAPE_FRAGMENT)
 		return REASON_FRAGMENT;
@@ -35,9 +34,31 @@ static __always_inline u32 steer_esp(struct packet *pkt, struct steer_count **co
 	*counters = steer_counts.lookup(&entry->counter);
 	if (entry->owner != OWNER_ENGINE)
 		return REASON_KERNEL_OWNED;
-	engine = control.lookup(&slot);
-	if (!engine || !*engine)
+	if (!control_value(CONTROL_ENGINE))
 		return REASON_ENGINE_OFF;
 	unfit = unfit_shape(pkt->shape);
 	return unfit == NEXT ? REASON_STEERED : unfit;
+}
+
+/* Bare ESP in IPv4 without tag, options or fragments, of an SA that the engine holds: nearly all that is steered, so it
+ * is not parsed as a whole, which would cost a fifth more. NEXT for every other packet. */
+static __always_inline int steer_plain(struct xdp_md *ctx)
+{
+	struct ethhdr *eth = (void *)(long)ctx->data;
+	struct iphdr *ip = (void *)(eth + 1);
+	__be32 *spi = (void *)(ip + 1);
+	struct sa_key key = { .addr = { 0, 0, htonl(V4_MAPPED) } };
+	struct steer_entry *entry;
+
+	if ((void *)spi + ESP_MINIMUM > (void *)(long)ctx->data_end || eth->h_proto != htons(ETH_P_IP))
+		return NEXT;
+	if (ip->version != 4 || ip->ihl * 4 != sizeof(*ip) || ip->protocol != IPPROTO_ESP ||
+	    ip->frag_off & htons(IP_MORE_FRAGMENTS | IP_FRAGMENT_OFFSET))
+		return NEXT;
+	key.addr[3] = ip->daddr;
+	key.spi = *spi;
+	entry = steer.lookup(&key);
+	if (!entry || entry->owner != OWNER_ENGINE || !control_value(CONTROL_ENGINE))
+		return NEXT;
+	return leave(ctx, REASON_STEERED, steer_counts.lookup(&entry->counter));
 }

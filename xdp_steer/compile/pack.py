@@ -51,6 +51,7 @@ def bank_writes(rows: Rows, bank: int) -> Iterator[Write]:
     yield _span(sl.SCREENS, bank * fl.MAX_ZONES, b"".join(map(bytes, screens)), fl.MAX_ZONES)
     keys = [fl.PortKeyLeaf(row.info.ifindex, row.info.vid, bank) for row in rows.ports]
     yield _entries(fl.PORTS, keys, map(_port, rows.ports))
+    yield _span(fl.NEAR_PORTS, bank * fl.MAX_NEAR_PORTS, _near_ports(rows.ports), fl.MAX_NEAR_PORTS)
     yield _span(fl.RULESETS, bank, bytes(_header(rows)), 1)
 
 
@@ -121,6 +122,16 @@ def _port(row: PortRow) -> fl.PortLeaf:
     info = row.info
     addresses = address_leaf(info.address4), address_leaf(info.address6)
     return fl.PortLeaf(info.l3_ifindex, row.zone, row.flags, row.mss, 0, *addresses)
+
+
+def _near_ports(rows: Iterable[PortRow]) -> bytes:
+    """Every port at its place; of several that share one the first, the others are found by the hash."""
+    places = (fl.NearPortLeaf * fl.MAX_NEAR_PORTS)()
+    for row in rows:
+        place = places[(row.info.ifindex + row.info.vid) % fl.MAX_NEAR_PORTS]
+        if not place.ifindex:
+            place.ifindex, place.vid, place.port = row.info.ifindex, row.info.vid, _port(row)
+    return bytes(places)
 
 
 def _prefixes(rows: Rows, bank: int) -> Write:
