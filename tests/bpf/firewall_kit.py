@@ -343,6 +343,17 @@ def _interface(port: Port) -> Iterator[str]:
         yield f"neigh add {address} lladdr {port.host_mac} nud permanent dev {port.name}"
 
 
+@contextmanager
+def interface(port: Port, number: int) -> Iterator[None]:
+    """One more port beside ``PORTS``, its interface with that number."""
+    first, *rest = _interface(port)
+    _batch(first.replace(port.name, f"{port.name} index {number}", 1), *rest)
+    try:
+        yield
+    finally:
+        _batch(f"link del {port.name}")
+
+
 def _batch(*lines: str) -> None:
     done = subprocess.run(["ip", "-batch", "-"], input="\n".join(lines), text=True, check=False, capture_output=True)
     if done.returncode:

@@ -12,7 +12,22 @@ from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
-from firewall_kit import DMZ, FAR, LAN, NARROW, NARROW_MTU, SILENT, VLAN, WAN, World, firewall_world, zones
+from firewall_kit import (
+    DMZ,
+    FAR,
+    LAN,
+    NARROW,
+    NARROW_MTU,
+    SILENT,
+    VLAN,
+    WAN,
+    Port,
+    World,
+    firewall_world,
+    interface,
+    port_info,
+    zones,
+)
 from firewall_packets import (
     about,
     answer,
@@ -33,7 +48,7 @@ from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6ND_NS, ICMPv6PacketTooBi
 from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
-from ipsec_gw.model.firewall import Action, DestinationNat, Policy, Ruleset, Service, SourceNat, Translation
+from ipsec_gw.model.firewall import Action, DestinationNat, Policy, Ruleset, Service, SourceNat, Translation, Zone
 from xdp_steer.compile.ids import Ids, assign
 from xdp_steer.flow_layout import NameKind, Stage, State
 from xdp_steer.prog_run import TcAction, XdpAction
@@ -43,6 +58,7 @@ pytestmark = pytest.mark.root
 
 OPEN = Ruleset(zones=zones(), policies=(Policy("all", Action.PERMIT),))
 HIDE = replace(OPEN, source_nat=(SourceNat("hide", Translation.INTERFACE, to_zone="wan"),))
+HIGH = Port("high0", "10.9.0.1", "2001:db8:9::1", "02:00:00:00:00:90", "02:00:00:00:90:09")
 VERSIONS = (4, 6)
 both = pytest.mark.parametrize("v", VERSIONS)
 
@@ -344,6 +360,20 @@ def test_p17_the_syn_ack_is_clamped_too(world: World, v: int) -> None:
     result = world.send(WAN, server)
     assert result.ip[TCP].options == [("MSS", 1200)]
     assert_sound(result.frame)
+
+
+@both
+def test_p18_interface_numbers_may_be_high(world: World, v: int) -> None:
+    """No table ends before the number of an interface: in and out by one with 21 bits."""
+    with interface(HIGH, 1_048_579):
+        listed = (*zones(), Zone("high", (HIGH.name,)))
+        world.apply(replace(OPEN, zones=listed), {HIGH.name: port_info(HIGH)})
+        out = tcp(HIGH.host(v), LAN.host(v))
+        assert described(world.send(HIGH, out).frame) == described(routed(out, LAN))
+        back = tcp(LAN.host(v), HIGH.host(v), 40000, "SA", ack=1001)
+        back[TCP].sport = 80
+        assert described(world.send(LAN, back).frame) == described(routed(back, HIGH))
+        assert world.session().reverse.packets == 1
 
 
 @pytest.mark.parametrize(
