@@ -16,6 +16,7 @@ from scapy.packet import Packet, Raw
 from bench import rearm
 from bench.machine import (
     DENIED_PORT,
+    EVERY_SCREEN,
     FIRST_SPI,
     INTERFACE_PORT,
     LAN_HOST_MAC,
@@ -42,6 +43,7 @@ CLIENTS, STALE, NEWCOMERS, TRANSLATED = "10.0.0.0", "10.64.0.0", "10.128.0.0", "
 NAT."""
 STALE_COUNT = 100_000
 TWO_RULES = Rules()
+SCREENED = Rules(screen=EVERY_SCREEN)
 PORT_STEP = 40503
 _CLIENT4, _CLIENT6 = "10.127.0.1", "2001:db8:c::1"
 _PAYLOAD = Raw(bytes(64))
@@ -144,6 +146,14 @@ def refused() -> Iterator[Case]:
         yield Case(name, no, XdpAction.DROP, Reason.POLICY_DENY, rules=Rules(log=True), ring=ring)
 
 
+def screened() -> Iterator[Case]:
+    """Dropped by a screen; the log of it is limited."""
+    land = _lan(_v4(_CLIENT4, _CLIENT4) / UDP(sport=1024, dport=53))
+    odd = _lan(_v4() / TCP(sport=1024, dport=443, flags="SF"))
+    yield Case("screen drop, LAND", land, XdpAction.DROP, Reason.SCREEN_LAND, 5, rules=SCREENED)
+    yield Case("screen drop, SYN+FIN", odd, XdpAction.DROP, Reason.SCREEN_SYN_FIN, 5, rules=SCREENED)
+
+
 def new() -> Iterator[Case]:
     """Every packet begins a session."""
     syn = _lan(_v4() / TCP(sport=1024, dport=443, flags="S"))
@@ -167,11 +177,13 @@ def established(machine: Machine) -> Iterator[Case]:
         key = machine.key(client, server, (1024, 443), 6, "lan")
         machine.keep_fresh(key)
         yield _established(f"established TCP, IPv{version}", tcp, key)
+        yield _established(f"established TCP, IPv{version}, screens", tcp, key, rules=SCREENED)
         udp = _lan(ip / UDP(sport=1024, dport=53))
         machine.exchange([("lan0", udp), ("wan0", _reply(udp))])
         key = machine.key(client, server, (1024, 53), 17, "lan")
         machine.keep_fresh(key)
         yield _established(f"established UDP, IPv{version}", udp, key)
+        yield _established(f"established UDP, IPv{version}, screens", udp, key, rules=SCREENED)
     yield from _translated(machine)
     yield from _many(machine)
 

@@ -16,7 +16,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from ipaddress import IPv4Address, ip_address, ip_network
 from pathlib import Path
@@ -39,6 +39,7 @@ from ipsec_gw.model.firewall import (
     Zone,
 )
 from ipsec_gw.model.ids import SaKey
+from ipsec_gw.model.screens import Screens
 from tests.support.netns import namespace
 from xdp_steer import libbpf, tables
 from xdp_steer.compile.ids import Ids, assign
@@ -50,6 +51,7 @@ from xdp_steer.gateway import Role, Steering
 from xdp_steer.layout import Control
 from xdp_steer.prog_run import RunResult, XdpAction, prog_run
 from xdp_steer.reasons import Reason
+from xdp_steer.screen_layout import Screen
 from xdp_steer.sessions import KEY, ROW, Flow, SessionTable, partner_key
 from xdp_steer.xsk import XskSocket
 
@@ -59,6 +61,12 @@ SERVER4, SERVER6 = "192.0.2.80", "2001:db8:a::80"
 OWN4 = "192.0.2.1"
 POOL_PORT, INTERFACE_PORT, DENIED_PORT = 5000, 5001, 99
 """UDP destination ports: translated to a pool, to the interface's address, denied."""
+BEYOND_REACH = 1_000_000_000
+"""A threshold that no measurement comes to."""
+_OFF = {field.name: field.default for field in fields(Screens)}
+EVERY_SCREEN = Screens(
+    "every", **{name: True if _OFF[name] is False else BEYOND_REACH for name in (s.name.lower() for s in Screen)}
+)
 SAS = 1000
 FIRST_SPI = 0x100
 HOUR = 3600
@@ -91,10 +99,13 @@ class BenchError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """``count`` policies, the last of which denies what the benchmark denies, and logs it if ``log``."""
+    """``count`` policies, the last of which denies what the benchmark denies, and logs it if ``log``. ``screen``: the
+    screens of lan.
+    """
 
     count: int = 2
     log: bool = False
+    screen: Screens | None = None
 
     def ruleset(self) -> Ruleset:
         """As a configuration. The fillers ask for source, destination and service, so nothing is cut short."""
@@ -116,7 +127,8 @@ class Rules:
             name: (Service(17, (port, port)),) for name, port in (("pool", POOL_PORT), ("interface", INTERFACE_PORT))
         }
         return Ruleset(
-            zones=(Zone("lan", ("lan0",)), Zone("wan", ("wan0",))),
+            zones=(Zone("lan", ("lan0",), screen=self.screen.name if self.screen else None), Zone("wan", ("wan0",))),
+            screens=(self.screen,) if self.screen else (),
             policies=(
                 *fillers,
                 Policy("out", Action.PERMIT, "lan", "wan", services=permitted),

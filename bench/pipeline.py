@@ -27,7 +27,20 @@ import structlog
 from rich.console import Console
 from rich.progress import Progress
 
-from bench.cases import BASELINE, MANY, PASSES, REARM, STALE_COUNT, Case, around, established, new, refused, steered
+from bench.cases import (
+    BASELINE,
+    MANY,
+    PASSES,
+    REARM,
+    STALE_COUNT,
+    Case,
+    around,
+    established,
+    new,
+    refused,
+    screened,
+    steered,
+)
 from bench.machine import BenchError, Machine, machine
 from bench.measure import REPEAT, Meter
 from bench.rearm import Entry
@@ -48,7 +61,7 @@ Figures = dict[str, list[float]]
 def measure(bench: Machine, pins: Path, rounds: int, progress: Progress) -> tuple[list[Case], Figures]:
     """Nanoseconds of every case, a figure for each round."""
     preparing = progress.add_task(f"{MANY:,} sessions", total=None)
-    cases = [*around(), *steered(), *established(bench), *new(), *refused()]
+    cases = [*around(), *steered(), *established(bench), *new(), *refused(), *screened()]
     progress.remove_task(preparing)
     figures: Figures = {case.name: [] for case in cases}
     meter = Meter(bench, pins)
