@@ -37,12 +37,7 @@ struct vlan_tag {
 struct extension {
 	u8 next;
 	u8 units;	/* length in EXTENSION_UNITs, the first not counted */
-};
-
-struct routing {
-	u8 next;
-	u8 units;
-	u8 type;
+	u8 type;	/* of a routing header */
 	u8 left;
 };
 
@@ -108,7 +103,7 @@ static __always_inline u32 parse_ipv6(struct packet *pkt)
 	struct ipv6hdr *ip = pkt->cursor;
 	struct ip6_fragment *fragment;
 	struct extension *extension;
-	struct routing *routing;
+	u32 route;
 	int i;
 
 	if ((void *)(ip + 1) > pkt->end || ip->version != 6)
@@ -123,17 +118,15 @@ static __always_inline u32 parse_ipv6(struct packet *pkt)
 #pragma unroll
 	for (i = 0; i < MAX_EXTENSIONS; i++) {
 		switch (pkt->protocol) {
-		case IPPROTO_ROUTING:
-			routing = pkt->cursor;
-			if ((void *)(routing + 1) <= pkt->end && !routing->type)
-				pkt->shape |= SHAPE_SOURCE_ROUTE;
-			/* fallthrough */
 		case IPPROTO_HOPOPTS:
 		case IPPROTO_DSTOPTS:
+		case IPPROTO_ROUTING:
 			extension = pkt->cursor;
 			if ((void *)(extension + 1) > pkt->end)
 				return REASON_TRUNCATED;
-			pkt->shape |= SHAPE_EXTENSIONS;
+			/* A routing header of type 0, without a branch: the verifier would have to follow both ways. */
+			route = extension->type | (pkt->protocol ^ IPPROTO_ROUTING);
+			pkt->shape |= SHAPE_EXTENSIONS | ((route - 1) >> 24 & SHAPE_SOURCE_ROUTE);
 			pkt->protocol = extension->next;
 			pkt->cursor += (extension->units + 1) * EXTENSION_UNIT;
 			break;
