@@ -129,7 +129,15 @@ class PortFlag(IntFlag):
     XFRM = 64
     """An XFRM interface: the kernel has held its packets against policies of its own."""
     SCREEN = 128
-    """Its zone has screens."""
+    """Its zone has screens for what arrives."""
+    SCREEN_UDP = 256
+    """... which count UDP."""
+    SCREEN_ICMP = 512
+    """... which count ICMP."""
+    SCREEN_NEW = 1024
+    """Its zone has screens for what belongs to no session."""
+    SESSION_LIMIT = 2048
+    """Its zone limits sessions."""
 
 
 class TunnelSide(IntEnum):
@@ -206,6 +214,8 @@ class Stage(IntEnum):
     ANSWER = 6
     FRAGMENT = 7
     SCREEN = 8
+    SCREEN_NEW = 9
+    SESSION_LIMIT = 10
 
 
 MAX_STAGES = 32

@@ -34,6 +34,7 @@ from xdp_steer.layout import (
 )
 from xdp_steer.pipeline import Programs
 from xdp_steer.reasons import Reason
+from xdp_steer.screen_layout import SESSION_COUNTS
 from xdp_steer.tables import AddressTable, Count, ExitTable, GuardCount, GuardTable, SteerCount, SteerTable
 from xdp_steer.tunnels import TunnelTable
 
@@ -239,6 +240,11 @@ class Steering:
     def is_generic(ifindex: int) -> bool:
         """Whether XDP runs in generic mode on an interface; not docked is not generic."""
         return libbpf.xdp_mode(ifindex) is libbpf.XdpMode.GENERIC
+
+    @property
+    def session_counts_map(self) -> int:
+        """The map of sessions per source and destination."""
+        return self._maps[SESSION_COUNTS.name]
 
     @property
     def sessions_map(self) -> int:

@@ -37,6 +37,8 @@ _STAGES = (
     Stage.ANSWER,
     Stage.FRAGMENT,
     Stage.SCREEN,
+    Stage.SCREEN_NEW,
+    Stage.SESSION_LIMIT,
 )
 _CLEAR = ("decrypted", "routed_in", "routed_out")
 """The fields of :class:`ClearPrograms`, and the names of their pins."""

@@ -161,6 +161,24 @@ class Reason(IntEnum):
     """IPv4 options, or an IPv6 routing header of type 0: dropped by a screen."""
     SCREEN_PING_OF_DEATH = 98
     """An IPv4 fragment that reaches beyond 65,535 bytes: dropped by a screen."""
+    SCREEN_SYN_FLOOD = 99
+    """More TCP SYNs from its zone than allowed in a window: dropped by a screen."""
+    SCREEN_ICMP_FLOOD = 100
+    """More ICMP packets from its zone than allowed in a window: dropped by a screen."""
+    SCREEN_UDP_FLOOD = 101
+    """More UDP packets from its zone than allowed in a window: dropped by a screen."""
+    SCREEN_SYN_SOURCE = 102
+    """More TCP SYNs from its source than allowed in a window: dropped by a screen."""
+    SCREEN_SYN_DESTINATION = 103
+    """More TCP SYNs to its destination than allowed in a window: dropped by a screen."""
+    SCREEN_PORT_SCAN = 104
+    """A TCP SYN of a source that has asked for too many ports in a window: dropped by a screen."""
+    SCREEN_IP_SWEEP = 105
+    """A new flow of a source that has asked for too many destinations in a window: dropped by a screen."""
+    SCREEN_SESSIONS_SOURCE = 106
+    """Its source has too many sessions: dropped by a screen."""
+    SCREEN_SESSIONS_DESTINATION = 107
+    """Its destination has too many sessions: dropped by a screen."""
 
     @property
     def label(self) -> str:

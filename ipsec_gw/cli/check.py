@@ -82,8 +82,11 @@ def _print_firewall(firewall: dict[str, Any]) -> None:
         for rule in firewall["nat"]
     ]
     _table(console, "NAT", ("rule", "kind", "zones", "matches"), nat)
-    screens = [(profile["name"], profile["action"], profile["screens"]) for profile in firewall["screens"]]
-    _table(console, "Screens", ("screens", "action", "what"), screens)
+    screens = [
+        (profile["name"], profile["action"], f"{profile['window']} s", profile["screens"])
+        for profile in firewall["screens"]
+    ]
+    _table(console, "Screens", ("screens", "action", "window", "what"), screens)
     pools = [(pool["name"], pool["addresses"], pool["ports"], pool["options"]) for pool in firewall["pools"]]
     _table(console, "Pools", ("pool", "addresses", "ports", "options"), pools)
 

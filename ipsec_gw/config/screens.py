@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
 from ipsec_gw.config.context import tables
 from ipsec_gw.config.names import check_name
 from ipsec_gw.config.positions import Path
@@ -10,6 +14,18 @@ from ipsec_gw.config.section import Section, read
 from ipsec_gw.model.screens import Screens
 
 SCREENS = "screens"
+MAX_THRESHOLD = 1_000_000_000
+MAX_DIFFERENT = 65535
+"""Of ports that are scanned, or destinations that are swept: there are no more ports."""
+MAX_WINDOW = 60
+"""Seconds."""
+_SETTINGS = {"window", "alarm_only"}
+"""Options that are no screens."""
+_COUNTED = ("syn_flood", "icmp_flood", "udp_flood", "syn_source", "syn_destination", "port_scan", "ip_sweep")
+"""Screens with a window."""
+
+Threshold = Annotated[int, Field(ge=1, le=MAX_THRESHOLD)]
+Different = Annotated[int, Field(ge=1, le=MAX_DIFFERENT)]
 
 
 class ScreensShape(Section):
@@ -24,6 +40,16 @@ class ScreensShape(Section):
     tear_drop: bool = False
     source_route: bool = False
     ping_of_death: bool = False
+    syn_flood: Threshold | None = None
+    icmp_flood: Threshold | None = None
+    udp_flood: Threshold | None = None
+    syn_source: Threshold | None = None
+    syn_destination: Threshold | None = None
+    port_scan: Different | None = None
+    ip_sweep: Different | None = None
+    sessions_source: Threshold | None = None
+    sessions_destination: Threshold | None = None
+    window: Annotated[int, Field(ge=1, le=MAX_WINDOW)] = 1
     alarm_only: bool = False
 
 
@@ -54,7 +80,10 @@ def _profile(name: str, value: object, report: Report) -> Screens | None:
     shape = read(ScreensShape, value, path, report)
     if shape is None:
         return None
-    if not any(value for option, value in shape if option != "alarm_only"):
+    if not any(value for option, value in shape if option not in _SETTINGS):
         report.add(path, "screens nothing", "switch a screen on, for example land = true")
+        return None
+    if "window" in shape.model_fields_set and not any(getattr(shape, option) for option in _COUNTED):
+        report.add((*path, "window"), "nothing is counted in it", f"remove it, or set one of {one_of(_COUNTED)}")
         return None
     return Screens(name, **shape.model_dump())

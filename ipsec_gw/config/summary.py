@@ -26,7 +26,7 @@ from ipsec_gw.model.screens import Screens
 
 _NAMES = {number: name for name, number in PROTOCOLS.items()}
 _ANY = "any"
-_SCREENS = [field.name for field in fields(Screens) if field.name not in {"name", "alarm_only"}]
+_SCREENS = [field.name for field in fields(Screens) if field.name not in {"name", "alarm_only", "window"}]
 
 
 def describe(rules: Ruleset) -> dict[str, Any]:
@@ -151,7 +151,8 @@ def _screens(screens: Screens) -> dict[str, Any]:
     """Options that are on, thresholds with their number."""
     given = {name.replace("_", " "): getattr(screens, name) for name in _SCREENS}
     on = [name if value is True else f"{name} {value}" for name, value in given.items() if value]
-    return {"name": screens.name, "action": "alarm" if screens.alarm_only else "drop", "screens": on}
+    action = "alarm" if screens.alarm_only else "drop"
+    return {"name": screens.name, "action": action, "window": screens.window, "screens": on}
 
 
 def _pool(pool: Pool) -> dict[str, Any]:

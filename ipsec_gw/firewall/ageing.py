@@ -29,6 +29,8 @@ ORPHAN_SECONDS = 5
 MIN_INTERVAL = 1.0
 MAX_INTERVAL = 30.0
 SUSPECT_INTERVAL = 5.0
+RECOUNT_INTERVAL = 10.0
+"""While there are limits of sessions: what their counts were off by is put right."""
 PRESSED_REST = 2.0
 REST = 19.0
 """Rest after a sweep, as a multiple of what it took: 5 percent of one CPU at most, a third of one under pressure."""

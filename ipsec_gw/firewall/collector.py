@@ -10,7 +10,7 @@ import asyncio
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ from ipsec_gw.firewall import ageing
 from ipsec_gw.firewall.ageing import SECOND, Close, CloseReason, Counts, Filter
 from ipsec_gw.model.firewall import Sessions
 from xdp_steer.flow_layout import FlowKeyLeaf, SessionFlag, SessionLeaf
+from xdp_steer.session_counts import Limited, SessionCounts
 from xdp_steer.sessions import Batch, Session, SessionTable, partner_key
 
 log = structlog.get_logger(__name__)
@@ -47,14 +48,21 @@ class Sweep:
 class Collector:
     """Owns the ends of sessions. Methods may be called from several threads; one works at a time.
 
-    ``sink`` gets every record, some at a time, in the thread of the caller. ``clock`` measures what a sweep takes. The
-    kernel's refusals are raised as OSError; what was removed by then has been reported.
+    ``sink`` gets every record, some at a time, in the thread of the caller. ``clock`` measures what a sweep takes.
+    ``session_counts``, if given, are brought up to date by each look at the table while there are limits of sessions.
+    The kernel's refusals are raised as OSError; what was removed by then has been reported.
     """
 
     def __init__(
-        self, table: SessionTable, settings: Sessions, sink: Sink, clock: Callable[[], float] = time.perf_counter
+        self,
+        table: SessionTable,
+        settings: Sessions,
+        sink: Sink,
+        clock: Callable[[], float] = time.perf_counter,
+        session_counts: SessionCounts | None = None,
     ) -> None:
         self._table = table
+        self._session_counts = session_counts
         self._settings = settings
         self._sink = sink
         self._clock = clock
@@ -72,10 +80,17 @@ class Collector:
         """As of the last sweep, less what was ended since."""
         return self._counts
 
-    def configure(self, settings: Sessions) -> None:
-        """Other limits, from the next sweep on."""
+    def configure(self, settings: Sessions, limited: Limited = frozenset()) -> None:
+        """Other settings, from the next sweep on, and other limits of sessions, whose counts are true now."""
         with self._lock:
             self._settings = settings
+            if self._session_counts is None:
+                return
+            self._session_counts.limited = limited
+            if limited:
+                for _ in self._batches():
+                    pass
+                self._write_counts()
 
     def sweep(self, now_ns: int) -> Sweep:
         """Look at every entry and end what is over at ``now_ns`` (CLOCK_MONOTONIC)."""
@@ -103,13 +118,14 @@ class Collector:
         with self._lock:
             self._ended = Counter()
             try:
-                for batch in self._table.batches():
+                for batch in self._batches():
                     wanted = np.flatnonzero(chosen(batch) & ~batch.is_reverse)
                     for index in wanted.tolist():
                         key, session = Batch.key(batch.keys, index), int(batch.rows["id"][index])
                         self._end(key, session, now_ns, lambda _row, _back: reason)
             finally:
                 self._flush()
+            self._write_counts()
             return self._ended.total()
 
     def _due(self, before: Counts, now_ns: int, next_ns: int | None) -> list[float]:
@@ -121,13 +137,35 @@ class Collector:
             elapsed = (now_ns - self._swept_ns) / SECOND
             full = ageing.seconds_to_high_water(before, self._counts, elapsed, self._settings)
             due += [] if full is None else [full]
+        if self._limits is not None:
+            due.append(ageing.RECOUNT_INTERVAL)
         return due
+
+    @property
+    def _limits(self) -> SessionCounts | None:
+        """The counts of sessions, if there are limits that need them."""
+        return self._session_counts if self._session_counts is not None and self._session_counts.limited else None
+
+    def _batches(self) -> Iterator[Batch]:
+        """Every entry, counted for the limits of sessions as it goes by."""
+        limits = self._limits
+        if limits is not None:
+            limits.begin()
+        for batch in self._table.batches():
+            if limits is not None:
+                limits.add(batch)
+            yield batch
+
+    def _write_counts(self) -> None:
+        """After a whole pass, less what it ended."""
+        if self._limits is not None:
+            self._limits.write()
 
     def _pass(self, now_ns: int) -> int | None:
         """One look at the whole map. Returns when the next session is over."""
         cap = self._settings.early_ageout if self._pressed else ageing.NO_CAP
         columns = ageing.Columns(now_ns, cap, self._suspects)
-        for batch in self._table.batches():
+        for batch in self._batches():
             columns.add(batch)
         found = columns.result()
         self._suspects = found.suspects
@@ -143,6 +181,7 @@ class Collector:
                 self._end_orphan(Batch.key(found.suspected, index), now_ns)
         finally:
             self._flush()
+        self._write_counts()
         self._pressed = ageing.pressed(self._counts, self._pressed, self._settings)
         return found.next_ns
 
@@ -183,6 +222,8 @@ class Collector:
         records, self._pending = self._pending, []
         if records:
             self._counts = self._counts.without(record.session for record in records)
+            if self._limits is not None:
+                self._limits.remove(record.session for record in records)
             self._sink(records)
 
 

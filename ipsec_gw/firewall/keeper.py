@@ -31,9 +31,11 @@ from xdp_steer.compile.ids import Ids, assign
 from xdp_steer.compile.rows import PortInfo
 from xdp_steer.compile.ruleset import compile_ruleset
 from xdp_steer.compile.schedule import next_change
+from xdp_steer.compile.screens import limited_zones
 from xdp_steer.compile.tunnels import tunnel_lists
 from xdp_steer.events import EventReader
 from xdp_steer.gateway import Role, Steering
+from xdp_steer.session_counts import SessionCounts
 from xdp_steer.sessions import SessionTable
 
 _SETTLE_SECONDS = 0.05
@@ -59,7 +61,8 @@ class Keeper:
         self._kernel = kernel
         self._tunnels = steering.tunnels
         self._table = SessionTable(steering.sessions_map)
-        self._collector = Collector(self._table, ruleset.sessions, self._tell_closed)
+        counts = SessionCounts(steering.session_counts_map)
+        self._collector = Collector(self._table, ruleset.sessions, self._tell_closed, session_counts=counts)
         self._offset_ns = time.time_ns() - time.monotonic_ns()
         self._dirty = asyncio.Event()
         self._routes = asyncio.Event()
@@ -88,7 +91,7 @@ class Keeper:
                 return
             await self._dock(route, infos)
             self.ruleset = wanted
-            self._collector.configure(wanted.sessions)
+            await asyncio.to_thread(self._collector.configure, wanted.sessions, limited_zones(rows.screens))
             if self._wan and not any(zone.tunnels for zone in wanted.zones):
                 log.warning("no zone has tunnels = true: what comes out of tunnels is dropped, nothing goes into them")
             await asyncio.to_thread(self._end_orphaned, before, ids)

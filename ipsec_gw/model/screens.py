@@ -14,6 +14,12 @@ class Screens:
     fragment behind the first with less than 8 bytes. ``source_route``: any IPv4 option, or an IPv6 routing header of
     type 0. ``ping_of_death``: an IPv4 fragment that reaches beyond 65,535 bytes. ``alarm_only``: hits are told and
     counted, and the packet goes on.
+
+    Thresholds are what is allowed in a ``window`` of seconds, counted over all CPUs; None is no limit. ``syn_flood``,
+    ``icmp_flood`` and ``udp_flood``: packets from the zone (TCP SYNs without ACK; UDP without IPsec to this machine).
+    ``syn_source`` and ``syn_destination``: such SYNs of one source or to one destination. ``port_scan`` and
+    ``ip_sweep``: different ports (of TCP SYNs) or destinations of one source, of packets that belong to no session.
+    ``sessions_source`` and ``sessions_destination``: sessions of one source or destination at a time, without a window.
     """
 
     name: str
@@ -26,4 +32,14 @@ class Screens:
     tear_drop: bool = False
     source_route: bool = False
     ping_of_death: bool = False
+    syn_flood: int | None = None
+    icmp_flood: int | None = None
+    udp_flood: int | None = None
+    syn_source: int | None = None
+    syn_destination: int | None = None
+    port_scan: int | None = None
+    ip_sweep: int | None = None
+    sessions_source: int | None = None
+    sessions_destination: int | None = None
+    window: int = 1
     alarm_only: bool = False

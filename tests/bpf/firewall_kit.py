@@ -185,14 +185,14 @@ class World:
         self._firewall.apply(rows, self.ids)
 
     def clear(self) -> None:
-        """No sessions, no fragments, no events of screens in this second."""
-        for name, key in (("sessions", fl.FlowKeyLeaf), ("fragments", fl.FragmentKeyLeaf)):
-            for leaf in list(libbpf.map_keys(self.maps[name], key)):
-                libbpf.map_delete(self.maps[name], leaf)
-
-        zeros = (ctypes.c_uint64 * sl.SCREEN_TOLD.entries)()
-        keys = (ctypes.c_uint32 * len(zeros))(*range(len(zeros)))
-        libbpf.map_update_batch(self.maps[sl.SCREEN_TOLD.name], keys, zeros, len(zeros))
+        """No sessions, no fragments, and nothing that screens have counted or told of."""
+        for spec in (fl.SESSIONS, fl.FRAGMENTS, sl.SCREEN_WORDS, sl.SCREEN_ITEMS, sl.SESSION_COUNTS):
+            for leaf in list(libbpf.map_keys(self.maps[spec.name], spec.key)):
+                libbpf.map_delete(self.maps[spec.name], leaf)
+        for spec in (sl.SCREEN_TOLD, sl.SCREEN_FLOODS):
+            zeros = (ctypes.c_uint64 * spec.entries)()
+            keys = (ctypes.c_uint32 * len(zeros))(*range(len(zeros)))
+            libbpf.map_update_batch(self.maps[spec.name], keys, zeros, len(zeros))
 
     def send(self, port: Port, packet: Packet) -> Result:
         """An IP packet (or a whole frame) comes in by a port."""
@@ -262,6 +262,18 @@ class World:
             row.seen_ns = max(row.seen_ns - step, 1)
             libbpf.map_update(self.maps["fragments"], key, row)
 
+    def next_window(self, seconds: int = 60) -> None:
+        """As if what screens have counted had been counted a window ago."""
+        for spec, step in (
+            (sl.SCREEN_FLOODS, seconds << 32),
+            (sl.SCREEN_WORDS, seconds << 32),
+            (sl.SCREEN_ITEMS, seconds),
+        ):
+            for key in list(libbpf.map_keys(self.maps[spec.name], spec.key)):
+                value = libbpf.map_lookup(self.maps[spec.name], key, ctypes.c_uint64())
+                if value.value:
+                    libbpf.map_update(self.maps[spec.name], key, ctypes.c_uint64(value.value - step))
+
     def fragments(self) -> int:
         """Number of first fragments that are remembered."""
         return len(list(libbpf.map_keys(self.maps["fragments"], fl.FragmentKeyLeaf)))
@@ -275,6 +287,15 @@ class World:
     def screen_count(self, zone: str, screen: Screen) -> Count:
         """What hit a screen of a zone."""
         return self._firewall.screen_counts()[zone, screen]
+
+    def session_counts(self) -> dict[tuple[str, int, Screen], int]:
+        """Sessions that are counted for the limits of screens, by address and zone."""
+        counts = self.maps[sl.SESSION_COUNTS.name]
+        found = {}
+        for key in list(libbpf.map_keys(counts, sl.ScreenKeyLeaf)):
+            count = libbpf.map_lookup(counts, key, ctypes.c_int64()).value
+            found[str(key.addr.address()), int(key.zone), Screen(key.screen)] = count
+        return found
 
     def seconds(self) -> int:
         """Whole ones of the clock that windows are made of."""

@@ -380,8 +380,9 @@ def full_and_closed() -> Iterator[Case]:
 def no_stage() -> Iterator[Case]:
     for v in (4, 6):
         here, there = LAN.host(v), WAN.host(v)
-        screened = {name: fields | {"screen": "land"} for name, fields in ALL_ZONES.items()}
-        rules = replace(BASE, zones=zones(**screened), screens=(Screens("land", land=True),))
+        screened = {name: fields | {"screen": "some"} for name, fields in ALL_ZONES.items()}
+        some = Screens("some", land=True, port_scan=1, sessions_source=1)
+        rules = replace(BASE, zones=zones(**screened), screens=(some,))
         packets = {
             Stage.FLOW: tcp(here, there),
             Stage.NEW: tcp(here, there),
@@ -392,6 +393,8 @@ def no_stage() -> Iterator[Case]:
             Stage.ANSWER: tcp(here, there, 113),
             Stage.FRAGMENT: later(here, there),
             Stage.SCREEN: tcp(here, here),
+            Stage.SCREEN_NEW: tcp(here, there),
+            Stage.SESSION_LIMIT: tcp(here, there),
         }
         assert packets.keys() == set(Stage)
         for stage, packet in packets.items():
@@ -399,7 +402,7 @@ def no_stage() -> Iterator[Case]:
             opens, counts = ("wan", ("permit",)) if stage is Stage.FORWARD else (None, ())
             if stage is Stage.ANSWER:
                 counts = ("no ident",)
-            needed = rules if stage is Stage.SCREEN else BASE
+            needed = rules if stage in {Stage.SCREEN, Stage.SCREEN_NEW, Stage.SESSION_LIMIT} else BASE
             yield Case(name, Reason.NO_STAGE, LAN, packet, DROP, None, opens, counts, needed, without=without)
         own = udp(WAN.own(v), there)
         yield Case(f"egress v{v}", Reason.NO_STAGE, WAN, own, SHOT, egress=True, without=("egress_stages", 0))
@@ -498,7 +501,7 @@ OF_TUNNELS = {
 
 
 OF_SCREENS = {reason for reason in Reason if reason >= Reason.SCREEN_LAND}
-"""test_screens.py."""
+"""test_screens.py, test_screen_thresholds.py."""
 
 
 def test_every_reason_of_the_firewall_has_a_case() -> None:

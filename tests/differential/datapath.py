@@ -22,7 +22,7 @@ from xdp_steer.gateway import Steering
 from xdp_steer.layout import Control, VerdictCountLeaf
 from xdp_steer.prog_run import TcAction, XdpAction, prog_run, prog_run_egress
 from xdp_steer.reasons import Reason
-from xdp_steer.screen_layout import Screen, count_index
+from xdp_steer.screen_layout import Screen, ScreenKeyLeaf, count_index
 
 CLOCK_MONOTONIC_COARSE = 6
 SESSION_ENTRIES = 20
@@ -140,6 +140,8 @@ class Datapath:
         if fragments:
             for fragment_key in list(libbpf.map_keys(self._maps["fragments"], flow_layout.FragmentKeyLeaf)):
                 libbpf.map_delete(self._maps["fragments"], fragment_key)
+        for count_key in list(libbpf.map_keys(self._maps["session_counts"], ScreenKeyLeaf)):
+            libbpf.map_delete(self._maps["session_counts"], count_key)
         left = []
         for leaf in list(libbpf.map_keys(self._maps["sessions"], flow_layout.FlowKeyLeaf)):
             left.append(bytes(leaf))

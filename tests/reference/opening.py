@@ -8,6 +8,7 @@ from tests.reference.fib import Kind
 from tests.reference.machine import Machine, Way, answer, is_ipsec
 from tests.reference.packets import ACK, FIN, REQUESTS, RST, SYN, TCP, Key, Packet, Verdict, drop, is_martian
 from tests.reference.rules import Asked, Decision, decide
+from tests.reference.screens import limit_sessions
 from tests.reference.sessions import Entry
 from xdp_steer.flow_layout import SessionFlag, State
 from xdp_steer.reasons import Reason
@@ -24,6 +25,7 @@ def open_session(machine: Machine, way: Way, key: Key) -> Entry:
         raise Verdict("PASS", Reason.HOST_IKE)
     to_zone = way.egress.zone if way.egress else SELF
     decision = permit(machine, way, to_zone, destination.address, destination.port)
+    limit_sessions(machine, way, key)
     choice = _source(machine, way, key, to_zone, destination)
     return _insert(machine, way, key, to_zone, destination, decision, choice)
 

@@ -25,7 +25,7 @@ from ipsec_gw.model.firewall import (
 from ipsec_gw.model.ids import IpNetwork
 from ipsec_gw.model.screens import Screens
 from tests.reference.network import LINKS
-from xdp_steer.screen_layout import Screen
+from xdp_steer.screen_layout import OF_SESSIONS, Screen
 
 PREFIXES = tuple(
     ip_network(text)
@@ -138,8 +138,9 @@ def _zones(random: Random) -> tuple[Zone, ...]:
 
 def _screens(random: Random, name: str, chance: float) -> Screens:
     """Each one is on by that chance."""
-    switches = {screen.name.lower(): random.random() < chance for screen in Screen}
-    return Screens(name, **switches, alarm_only=random.random() < 0.3)
+    switches = {screen.name.lower(): random.random() < chance for screen in Screen if screen <= Screen.PING_OF_DEATH}
+    limits = {screen.name.lower(): random.choice((None, 1, 2, 3)) for screen in OF_SESSIONS}
+    return Screens(name, **switches, **limits, alarm_only=random.random() < 0.3)
 
 
 def _some(random: Random, chance: float = 0.5) -> tuple[IpNetwork, ...]:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from ipsec_gw.model.screens import Screens
 from tests.reference.machine import Machine, Way
-from tests.reference.packets import ACK, FIN, FRAGMENT, HOP_BY_HOP, OPTIONS, ROUTING, SYN, Packet, drop
+from tests.reference.packets import ACK, FIN, FRAGMENT, HOP_BY_HOP, OPTIONS, ROUTING, SYN, Key, Packet, drop
+from xdp_steer.flow_layout import SessionFlag
 from xdp_steer.reasons import Reason
 from xdp_steer.screen_layout import Screen
 
@@ -37,6 +38,20 @@ def hit(machine: Machine, way: Way, profile: Screens, screen: Screen) -> None:
     machine.screened[place] = (packets + 1, octets + way.packet.length)
     if not profile.alarm_only:
         raise drop(Reason(Reason.SCREEN_LAND + screen))
+
+
+def limit_sessions(machine: Machine, way: Way, key: Key) -> None:
+    """Raises Verdict when a new session would be one too many of its source or its destination."""
+    profile = profile_of(machine, way)
+    if profile is None:
+        return
+    forward = [
+        k for k, e in machine.sessions.entries.items() if k.zone == key.zone and not e.flags & SessionFlag.REVERSE
+    ]
+    if profile.sessions_source and sum(k.src == key.src for k in forward) >= profile.sessions_source:
+        hit(machine, way, profile, Screen.SESSIONS_SOURCE)
+    if profile.sessions_destination and sum(k.dst == key.dst for k in forward) >= profile.sessions_destination:
+        hit(machine, way, profile, Screen.SESSIONS_DESTINATION)
 
 
 def hits(packet: Packet) -> Iterator[Screen]:

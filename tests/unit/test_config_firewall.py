@@ -226,13 +226,44 @@ def test_the_edges() -> None:
 def test_screens() -> None:
     rules = ruleset(GOOD / "screens.toml")
     assert [zone.screen for zone in rules.zones] == ["outside", None]
-    outside, watched = rules.screens
+    outside, watched, counted, limited = rules.screens
     assert outside == Screens("outside", land=True, no_flag=True)
     assert watched == Screens("watched", ping_of_death=True, alarm_only=True)
+    assert counted == Screens(
+        "counted",
+        syn_flood=1,
+        icmp_flood=1_000_000_000,
+        udp_flood=2,
+        syn_source=3,
+        syn_destination=4,
+        port_scan=65535,
+        ip_sweep=1,
+        sessions_source=5,
+        sessions_destination=1_000_000_000,
+        window=60,
+    )
+    assert limited == Screens("limited", sessions_source=1, window=1)
     shown = describe(rules)["screens"]
     assert shown == [
-        {"name": "outside", "action": "drop", "screens": ["land", "no flag"]},
-        {"name": "watched", "action": "alarm", "screens": ["ping of death"]},
+        {"name": "outside", "action": "drop", "window": 1, "screens": ["land", "no flag"]},
+        {"name": "watched", "action": "alarm", "window": 1, "screens": ["ping of death"]},
+        {
+            "name": "counted",
+            "action": "drop",
+            "window": 60,
+            "screens": [
+                "syn flood 1",
+                "icmp flood 1000000000",
+                "udp flood 2",
+                "syn source 3",
+                "syn destination 4",
+                "port scan 65535",
+                "ip sweep 1",
+                "sessions source 5",
+                "sessions destination 1000000000",
+            ],
+        },
+        {"name": "limited", "action": "drop", "window": 1, "screens": ["sessions source 1"]},
     ]
     assert "screens outside" in describe(rules)["zones"][0]["options"]
 

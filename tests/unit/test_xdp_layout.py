@@ -11,7 +11,7 @@ import pytest
 
 from ipsec_gw.errors import EnvironmentMissing, SteeringError
 from ipsec_gw.model.ids import SaKey
-from xdp_steer import flow_layout, layout, libbpf, pipeline, reasons
+from xdp_steer import flow_layout, layout, libbpf, pipeline, reasons, screen_layout
 from xdp_steer.headers import Headers, find_headers
 from xdp_steer.reasons import Reason
 
@@ -87,6 +87,15 @@ def test_a_session_table_that_allocates_each_entry_is_refused_whatever_its_size(
     layout.check_map(flow_layout.SESSIONS, libbpf.MapInfo(**right))
     with pytest.raises(SteeringError, match=r"pinned map sessions .* flags 0x1, not 1, \(40, \d+\), 10, 0x0\)"):
         layout.check_map(flow_layout.SESSIONS, libbpf.MapInfo(**right, map_flags=libbpf.BPF_F_NO_PREALLOC))
+
+
+def test_screens_of_before_there_were_thresholds_are_refused() -> None:
+    entries, switches = screen_layout.SCREENS.entries, 8  # bytes
+    found = libbpf.MapInfo(type=libbpf.MAP_ARRAY, key_size=4, value_size=switches, max_entries=entries)
+    with pytest.raises(SteeringError, match=r"pinned map screens has another layout .*run `ipsec-gw off` first"):
+        layout.check_map(screen_layout.SCREENS, found)
+    found.value_size = ctypes.sizeof(screen_layout.ScreenLeaf)
+    layout.check_map(screen_layout.SCREENS, found)
 
 
 def test_the_source_is_whole_and_its_digest_covers_everything(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -284,8 +284,11 @@ int stage_create(struct xdp_md *ctx)
 	if (!m)
 		return drop(ctx, REASON_NO_STAGE);
 	reason = create(m);
-	if (reason != NEXT)
+	if (reason != NEXT) {
+		if (m->in_flags & PORT_SESSION_LIMIT)
+			release_session(m->bank, &m->key);
 		return drop(ctx, reason);
+	}
 	m->mss = m->fresh.mss;
 	if (m->shape & SHAPE_FRAGMENT)
 		remember_fragment(m);

@@ -102,7 +102,9 @@ static __always_inline bool is_suspect(struct meta *m)
 		return true;
 	if (m->key.protocol == IPPROTO_TCP)
 		return flags & (TCP_SYN | TCP_URG) || (flags & (TCP_FIN | TCP_ACK)) == TCP_FIN || !flags;
-	return false;
+	if (m->key.protocol == IPPROTO_UDP)
+		return m->in_flags & PORT_SCREEN_UDP;
+	return m->in_flags & PORT_SCREEN_ICMP && is_icmp(m);
 }
 
 /* A packet that is let in: to the stage of its kind. */

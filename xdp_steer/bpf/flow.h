@@ -13,6 +13,7 @@
 #define META_PARTIAL	0x20	/* its L4 checksum was left to hardware */
 #define META_LOOKED	0x40	/* the route was looked up by this packet */
 #define META_TO_SELF	0x80
+#define META_SCREENED	0x100	/* what the screens have against new flows was looked at */
 
 #define TCP_FIN		0x01
 #define TCP_SYN		0x02

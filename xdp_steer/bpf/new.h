@@ -51,6 +51,8 @@ int stage_new(struct xdp_md *ctx)
 		return drop(ctx, REASON_NO_STAGE);
 	if (m->flags & META_LATER)	/* its session ended meanwhile */
 		return drop(ctx, REASON_FRAGMENT_UNKNOWN);
+	if (m->in_flags & PORT_SCREEN_NEW && !(m->flags & META_SCREENED))
+		return go(ctx, STAGE_SCREEN_NEW);
 	remain(m);
 	if (is_martian(&m->key.saddr))
 		return drop(ctx, REASON_MARTIAN_SOURCE);

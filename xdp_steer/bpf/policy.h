@@ -71,6 +71,8 @@ int stage_policy(struct xdp_md *ctx)
 	action = judge(m);
 	matched = m->row_flags & ROW_MATCHED;
 	if (action == ACTION_PERMIT) {
+		if (!group && m->in_flags & PORT_SESSION_LIMIT)
+			return go(ctx, STAGE_SESSION_LIMIT);
 		if (!group)
 			return go(ctx, STAGE_CREATE);
 		count_rule(m->rule, m->length);

@@ -8,43 +8,6 @@
 #define TEAR_DROP_OCTETS	8	/* a fragment that carries less overlaps, or is made to */
 #define IP_MAXIMUM		65535
 
-/* Count one in a window; how many there are then. All CPUs share the word, window << 32 | count, and more than
- * `enough` is not counted: the word is left alone where it would be fought over most. */
-static __always_inline u32 tally(u64 *word, u32 window, u32 enough)
-{
-	u64 seen = *(volatile u64 *)word;
-
-	if ((s32)(window - (u32)(seen >> 32)) > 0) {
-		if (__sync_val_compare_and_swap(word, seen, (u64)window << 32 | 1) == seen)
-			return 1;
-	} else if ((u32)seen > enough) {
-		return seen;
-	}
-	return __sync_fetch_and_add(word, 1) + 1;
-}
-
-static __always_inline struct screen *screen_of(struct meta *m)
-{
-	u32 index = m->bank * MAX_ZONES + m->key.zone;
-
-	return screens.lookup(&index);
-}
-
-/* Count a hit, and tell of it unless the last second was full of them. */
-static __always_inline void note(struct meta *m, u32 reason, u32 kind)
-{
-	u32 index = m->key.zone * MAX_SCREENS + reason - REASON_SCREEN_LAND;
-	struct verdict_count *count = screen_counts.lookup(&index);
-	u64 *told = screen_told.lookup(&index);
-
-	if (!count || !told)
-		return;
-	count->packets++;
-	count->octets += m->length;
-	if (tally(told, bpf_ktime_get_coarse_ns() / SECOND_NS, SCREEN_EVENTS) <= SCREEN_EVENTS)
-		report(m, kind, reason);
-}
-
 /* Before anything is known of where the packet goes. */
 static __always_inline void describe_arrival(struct meta *m)
 {
@@ -102,6 +65,74 @@ static __always_inline u32 screen_packet(struct xdp_md *ctx, struct meta *m, u32
 	return NEXT;
 }
 
+static __always_inline bool is_syn(struct meta *m)
+{
+	return m->key.protocol == IPPROTO_TCP && !(m->flags & META_LATER) && (m->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+}
+
+/* The count of an address of this zone. */
+static __always_inline u64 *screen_word(struct meta *m, const struct address *a, u16 screen)
+{
+	struct screen_key key = { .addr = *a, .zone = m->key.zone, .screen = screen };
+	u64 *word = screen_words.lookup(&key), none = 0;
+
+	if (word)
+		return word;
+	screen_words.insert(&key, &none);	/* another CPU may win */
+	return screen_words.lookup(&key);
+}
+
+/* One more packet of this zone: are that too many in the window? */
+static __always_inline bool floods(struct meta *m, struct screen *screen, u32 which)
+{
+	u32 index = m->key.zone * MAX_SCREENS + which, limit = screen->thresholds[which & (MAX_SCREENS - 1)];
+	u64 *word;
+
+	if (!(screen->wanted & 1 << which))
+		return false;
+	word = screen_floods.lookup(&index);
+	return word && tally(word, window_of(screen), limit) > limit;
+}
+
+/* The same for one address. */
+static __always_inline bool floods_of(struct meta *m, struct screen *screen, u32 which, const struct address *a)
+{
+	u32 limit = screen->thresholds[which & (MAX_SCREENS - 1)];
+	u64 *word;
+
+	if (!(screen->wanted & 1 << which))
+		return false;
+	word = screen_word(m, a, which);
+	return word && tally(word, window_of(screen), limit) > limit;
+}
+
+/* IPsec to this machine, or a fragment of what may be: whatever else there is, it gets to the kernel. */
+static __always_inline bool is_own_ipsec(struct meta *m)
+{
+	if (m->flags & META_LATER ? m->key.protocol != IPPROTO_UDP : !is_ipsec(m->key.protocol, m->key.dport))
+		return false;
+	return local_addresses.lookup(&m->key.daddr);
+}
+
+/* More of a kind than a zone, a source or a destination may see in a window. */
+static __always_inline u32 screen_flood(struct meta *m, struct screen *screen)
+{
+	if (is_syn(m)) {
+		if (floods(m, screen, SCREEN_SYN_FLOOD))
+			return REASON_SCREEN_SYN_FLOOD;
+		if (floods_of(m, screen, SCREEN_SYN_SOURCE, &m->key.saddr))
+			return REASON_SCREEN_SYN_SOURCE;
+		if (floods_of(m, screen, SCREEN_SYN_DESTINATION, &m->key.daddr))
+			return REASON_SCREEN_SYN_DESTINATION;
+		return NEXT;
+	}
+	if (is_icmp(m) && floods(m, screen, SCREEN_ICMP_FLOOD))
+		return REASON_SCREEN_ICMP_FLOOD;
+	if (m->key.protocol == IPPROTO_UDP && !is_own_ipsec(m) && floods(m, screen, SCREEN_UDP_FLOOD))
+		return REASON_SCREEN_UDP_FLOOD;
+	return NEXT;
+}
+
 int stage_screen(struct xdp_md *ctx)
 {
 	struct meta *m = meta_of(META_XDP);
@@ -110,15 +141,107 @@ int stage_screen(struct xdp_md *ctx)
 
 	if (!m)
 		return drop(ctx, REASON_NO_STAGE);
-	screen = screen_of(m);
+	screen = screens_of(m->bank, m->key.zone);
 	if (!screen)
 		return admit(ctx, m);
 	reason = screen_packet(ctx, m, screen->wanted);
+	if (reason == NEXT)
+		reason = screen_flood(m, screen);
 	if (reason != NEXT) {
 		describe_arrival(m);
-		note(m, reason, screen->flags & SCREEN_ALARM_ONLY ? EVENT_ALARM : EVENT_SCREEN);
-		if (!(screen->flags & SCREEN_ALARM_ONLY))
+		if (screen_hit(m, screen, reason) != NEXT)
 			return drop(ctx, reason);
 	}
 	return admit(ctx, m);
+}
+
+/* How many different ports or addresses a source has asked for in this window, this one included. */
+static __always_inline u32 distinct(struct meta *m, u16 screen, const struct address *item, u32 window, u32 enough)
+{
+	struct screen_item key = { .source = m->key.saddr, .item = *item, .zone = m->key.zone, .screen = screen };
+	u64 *word = screen_word(m, &m->key.saddr, screen), *seen, now = window;
+
+	if (!word)
+		return 0;
+	if (!is_past(*word, window) && (u32)*word > enough)
+		return *word;
+	seen = screen_items.lookup(&key);
+	if (!seen)
+		return screen_items.insert(&key, &now) ? 0 : tally(word, window, enough);
+	now = *(volatile u64 *)seen;
+	if (now == window || __sync_val_compare_and_swap(seen, now, (u64)window) != now)
+		return 0;	/* counted already, by another CPU at this moment perhaps */
+	return tally(word, window, enough);
+}
+
+/* What a source looks for, told by the flows that it would begin. */
+static __always_inline u32 screen_search(struct meta *m, struct screen *screen)
+{
+	u32 window = window_of(screen), limit;
+	struct address port = {};
+
+	if (screen->wanted & 1 << SCREEN_PORT_SCAN && is_syn(m)) {
+		limit = screen->thresholds[SCREEN_PORT_SCAN];
+		port.addr[0] = m->key.dport;
+		if (distinct(m, SCREEN_PORT_SCAN, &port, window, limit) > limit)
+			return REASON_SCREEN_PORT_SCAN;
+	}
+	if (screen->wanted & 1 << SCREEN_IP_SWEEP && !is_own_ipsec(m)) {
+		limit = screen->thresholds[SCREEN_IP_SWEEP];
+		if (distinct(m, SCREEN_IP_SWEEP, &m->key.daddr, window, limit) > limit)
+			return REASON_SCREEN_IP_SWEEP;
+	}
+	return NEXT;
+}
+
+/* A packet of no session, before it may begin one. */
+int stage_screen_new(struct xdp_md *ctx)
+{
+	struct meta *m = meta_of(META_XDP);
+	struct screen *screen;
+	u32 reason;
+
+	if (!m)
+		return drop(ctx, REASON_NO_STAGE);
+	m->flags |= META_SCREENED;
+	screen = screens_of(m->bank, m->key.zone);
+	reason = screen ? screen_search(m, screen) : NEXT;
+	if (reason != NEXT) {
+		describe_arrival(m);
+		if (screen_hit(m, screen, reason) != NEXT)
+			return drop(ctx, reason);
+	}
+	return go(ctx, STAGE_NEW);
+}
+
+/* NEXT, or the limit of sessions that this one would exceed. It is counted in, then. */
+static __always_inline u32 limit_sessions(struct meta *m)
+{
+	struct screen *screen = screens_of(m->bank, m->key.zone);
+	u32 reason = NEXT;
+
+	if (!screen)
+		return NEXT;
+	if (screen->wanted & 1 << SCREEN_SESSIONS_SOURCE &&
+	    count_in(&m->key.saddr, m->key.zone, SCREEN_SESSIONS_SOURCE, screen->thresholds[SCREEN_SESSIONS_SOURCE]))
+		reason = screen_hit(m, screen, REASON_SCREEN_SESSIONS_SOURCE);
+	if (screen->wanted & 1 << SCREEN_SESSIONS_DESTINATION &&
+	    count_in(&m->key.daddr, m->key.zone, SCREEN_SESSIONS_DESTINATION,
+		     screen->thresholds[SCREEN_SESSIONS_DESTINATION]) && reason == NEXT)
+		reason = screen_hit(m, screen, REASON_SCREEN_SESSIONS_DESTINATION);
+	if (reason != NEXT)
+		release_session(m->bank, &m->key);
+	return reason;
+}
+
+/* A permitted flow, before its session is made. */
+int stage_session_limit(struct xdp_md *ctx)
+{
+	struct meta *m = meta_of(META_XDP);
+	u32 reason;
+
+	if (!m)
+		return drop(ctx, REASON_NO_STAGE);
+	reason = limit_sessions(m);
+	return reason == NEXT ? go(ctx, STAGE_CREATE) : drop(ctx, reason);
 }

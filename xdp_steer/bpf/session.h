@@ -151,7 +151,10 @@ static __always_inline void end_session(struct meta *m, struct session *s, u64 n
 	else if (logged && peer)
 		describe_end(&event, &reply, peer, s, now);
 	sessions.delete(reverse ? &m->key : &reply);
-	if (!sessions.delete(reverse ? &reply : &m->key) && event.kind)
+	if (sessions.delete(reverse ? &reply : &m->key))
+		return;
+	release_session(m->bank, reverse ? &reply : &m->key);
+	if (event.kind)
 		tell(&event);
 }
 

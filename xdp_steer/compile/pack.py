@@ -115,7 +115,10 @@ def _pool(row: PoolRow) -> fl.PoolLeaf:
 def _screen(row: ScreenRow | None) -> sl.ScreenLeaf:
     if row is None:
         return sl.ScreenLeaf()
-    return sl.ScreenLeaf(sum(1 << screen for screen in row.wanted), row.flags)
+    leaf = sl.ScreenLeaf(sum(1 << screen for screen in row.wanted), row.flags, row.window)
+    for screen, threshold in row.thresholds.items():
+        leaf.thresholds[screen] = threshold
+    return leaf
 
 
 def _port(row: PortRow) -> fl.PortLeaf:

@@ -85,10 +85,12 @@ class PoolRow:
 
 @dataclass(frozen=True, slots=True)
 class ScreenRow:
-    """Of ``screens``."""
+    """Of ``screens``; ``window`` is in seconds."""
 
     wanted: frozenset[Screen]
     flags: ScreenFlag
+    window: int = 1
+    thresholds: Mapping[Screen, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from ipsec_gw.model.firewall import TUNNEL_INTERFACES, Pool, Ruleset, Zone
 from xdp_steer.compile.classify import prefix_rows, service_rows, source_port_rows, zone_bits
 from xdp_steer.compile.errors import CompileError
 from xdp_steer.compile.ids import Ids
-from xdp_steer.compile.rows import PoolRow, PortInfo, PortRow, Rows, TableRows
-from xdp_steer.compile.screens import screen_rows
+from xdp_steer.compile.rows import PoolRow, PortInfo, PortRow, Rows, ScreenRow, TableRows
+from xdp_steer.compile.screens import screen_flags, screen_rows
 from xdp_steer.compile.terms import ACTIONS, Term, Terms
 from xdp_steer.flow_layout import (
     MAX_POOLS,
@@ -41,13 +41,14 @@ def compile_ruleset(ruleset: Ruleset, ids: Ids, interfaces: Mapping[str, PortInf
     }
     _check_prefixes(tables)
     timeouts = tuple(int(getattr(ruleset.sessions.timeouts, timeout.name.lower())) for timeout in Timeout)
+    screens = screen_rows(ruleset, ids)
     return Rows(
-        ports=tuple(_ports(ruleset.zones, ids, interfaces)),
+        ports=tuple(_ports(ruleset.zones, ids, interfaces, screens)),
         tables=tables,
         pools=tuple(_pools(ruleset.pools)),
         timeouts=timeouts,
         default=ACTIONS[ruleset.default],
-        screens=screen_rows(ruleset, ids),
+        screens=screens,
     )
 
 
@@ -82,9 +83,12 @@ def _check_prefixes(tables: Mapping[Table, TableRows]) -> None:
         raise CompileError(f"the rules use {count} prefixes, {MAX_PREFIXES} are possible - merge address sets")
 
 
-def _ports(zones: Iterable[Zone], ids: Ids, interfaces: Mapping[str, PortInfo]) -> Iterator[PortRow]:
+def _ports(
+    zones: Iterable[Zone], ids: Ids, interfaces: Mapping[str, PortInfo], screens: Mapping[int, ScreenRow]
+) -> Iterator[PortRow]:
     taken: dict[tuple[int, int], str] = {}
     for zone in zones:
+        row = screens.get(ids.zones[zone.name])
         for name in zone.ports:
             if name not in interfaces:
                 continue
@@ -95,20 +99,20 @@ def _ports(zones: Iterable[Zone], ids: Ids, interfaces: Mapping[str, PortInfo]) 
             if len(taken) == MAX_PORTS:
                 raise CompileError(f"zone {zone.name}: {name} is one interface too many, {MAX_PORTS} are possible")
             taken[place] = f"{name} of zone {zone.name}"
-            yield PortRow(info, ids.zones[zone.name], _port_flags(zone, name, info), zone.tcp_mss or 0)
-        yield from _routed(zone, ids, interfaces)
+            yield PortRow(info, ids.zones[zone.name], _port_flags(zone, name, info, row), zone.tcp_mss or 0)
+        yield from _routed(zone, ids, interfaces, row)
 
 
-def _routed(zone: Zone, ids: Ids, interfaces: Mapping[str, PortInfo]) -> Iterator[PortRow]:
+def _routed(zone: Zone, ids: Ids, interfaces: Mapping[str, PortInfo], screens: ScreenRow | None) -> Iterator[PortRow]:
     """The row of the tunnels' port by which packets of a zone's interfaces without Ethernet come in."""
     port = interfaces.get(TUNNEL_INTERFACES[1])
     if port is None or all(interfaces[name].ethernet for name in zone.interfaces if name in interfaces):
         return
     number = ids.zones[zone.name]
-    yield PortRow(replace(port, vid=number), number, _port_flags(zone, "", port), zone.tcp_mss or 0)
+    yield PortRow(replace(port, vid=number), number, _port_flags(zone, "", port, screens), zone.tcp_mss or 0)
 
 
-def _port_flags(zone: Zone, name: str, info: PortInfo) -> PortFlag:
+def _port_flags(zone: Zone, name: str, info: PortInfo, screens: ScreenRow | None) -> PortFlag:
     flags = {
         PortFlag.TUNNEL: name in TUNNEL_INTERFACES,
         PortFlag.DECRYPTED: name == TUNNEL_INTERFACES[1],
@@ -117,9 +121,8 @@ def _port_flags(zone: Zone, name: str, info: PortInfo) -> PortFlag:
         PortFlag.PARTIAL: info.partial,
         PortFlag.XFRM: info.xfrm,
         PortFlag.REDIRECT: info.redirect,
-        PortFlag.SCREEN: zone.screen is not None,
     }
-    return PortFlag(sum(flag for flag, wanted in flags.items() if wanted))
+    return PortFlag(sum(flag for flag, wanted in flags.items() if wanted)) | screen_flags(screens)
 
 
 def _pools(pools: tuple[Pool, ...]) -> Iterator[PoolRow]:

@@ -9,7 +9,9 @@ from ipsec_gw.model.screens import Screens
 from xdp_steer.compile.errors import CompileError
 from xdp_steer.compile.ids import Ids
 from xdp_steer.compile.rows import ScreenRow
-from xdp_steer.screen_layout import Screen, ScreenFlag
+from xdp_steer.flow_layout import PortFlag
+from xdp_steer.screen_layout import AT_ARRIVAL, OF_SESSIONS, WITHOUT_SESSION, Screen, ScreenFlag
+from xdp_steer.session_counts import Limited
 
 
 def screen_rows(ruleset: Ruleset, ids: Ids) -> Mapping[int, ScreenRow]:
@@ -26,5 +28,27 @@ def screen_rows(ruleset: Ruleset, ids: Ids) -> Mapping[int, ScreenRow]:
 
 
 def _row(screens: Screens) -> ScreenRow:
-    wanted = {screen for screen in Screen if getattr(screens, screen.name.lower())}
-    return ScreenRow(frozenset(wanted), ScreenFlag.ALARM_ONLY if screens.alarm_only else ScreenFlag(0))
+    given = {screen: getattr(screens, screen.name.lower()) for screen in Screen}
+    thresholds = {screen: value for screen, value in given.items() if screen >= Screen.SYN_FLOOD and value}
+    flags = ScreenFlag.ALARM_ONLY if screens.alarm_only else ScreenFlag(0)
+    wanted = frozenset(screen for screen, value in given.items() if value)
+    return ScreenRow(wanted, flags, screens.window, thresholds)
+
+
+def limited_zones(rows: Mapping[int, ScreenRow]) -> Limited:
+    """Zones that limit sessions."""
+    return frozenset((zone, screen) for zone, row in rows.items() for screen in row.wanted & OF_SESSIONS)
+
+
+def screen_flags(row: ScreenRow | None) -> PortFlag:
+    """How packets of a zone's ports are led by its screens."""
+    if row is None:
+        return PortFlag(0)
+    flags = {
+        PortFlag.SCREEN: row.wanted & AT_ARRIVAL,
+        PortFlag.SCREEN_UDP: row.wanted & {Screen.UDP_FLOOD},
+        PortFlag.SCREEN_ICMP: row.wanted & {Screen.ICMP_FLOOD},
+        PortFlag.SCREEN_NEW: row.wanted & WITHOUT_SESSION,
+        PortFlag.SESSION_LIMIT: row.wanted & OF_SESSIONS,
+    }
+    return PortFlag(sum(flag for flag, wanted in flags.items() if wanted))
