@@ -187,8 +187,8 @@ class World:
     def clear(self) -> None:
         """No sessions, no fragments, and nothing that screens have counted or told of."""
         for spec in (fl.SESSIONS, fl.FRAGMENTS, sl.SCREEN_WORDS, sl.SCREEN_ITEMS, sl.SESSION_COUNTS):
-            for leaf in list(libbpf.map_keys(self.maps[spec.name], spec.key)):
-                libbpf.map_delete(self.maps[spec.name], leaf)
+            left = list(libbpf.map_keys(self.maps[spec.name], spec.key))
+            libbpf.map_delete_batch(self.maps[spec.name], (spec.key * len(left))(*left), len(left))
         for spec in (sl.SCREEN_TOLD, sl.SCREEN_FLOODS):
             zeros = (ctypes.c_uint64 * spec.entries)()
             keys = (ctypes.c_uint32 * len(zeros))(*range(len(zeros)))

@@ -6,6 +6,7 @@ A window of 60 seconds may end while a test runs: what it sends within one windo
 from __future__ import annotations
 
 import ctypes
+import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -29,10 +30,10 @@ from xdp_steer import libbpf
 from xdp_steer import screen_layout as sl
 from xdp_steer.events import EventReader
 from xdp_steer.flow_layout import EventKind, SessionLeaf, State
-from xdp_steer.layout import AddressLeaf
+from xdp_steer.layout import AddressLeaf, MapSpec
 from xdp_steer.prog_run import XdpAction
 from xdp_steer.reasons import Reason
-from xdp_steer.screen_layout import OF_SESSIONS, SCREEN_EVENTS, Screen, ScreenItemLeaf, ScreenKeyLeaf
+from xdp_steer.screen_layout import OF_SESSIONS, SCREEN_EVENTS, Screen, ScreenKeyLeaf
 from xdp_steer.session_counts import SessionCounts
 from xdp_steer.sessions import Flow
 
@@ -262,7 +263,7 @@ def test_a_window_begins_at_nothing(world: World, screen: Screen) -> None:
     assert second == [*first, *[reason_of(screen)] * len(more)]
 
 
-@pytest.mark.parametrize("screen", [Screen.SYN_FLOOD, Screen.SYN_SOURCE, Screen.PORT_SCAN], ids=lambda s: s.label)
+@pytest.mark.parametrize("screen", [Screen.SYN_FLOOD, Screen.PORT_SCAN], ids=lambda s: s.label)
 def test_the_clock_ends_a_window(world: World, screen: Screen) -> None:
     """Of one second, by the real clock: the threshold holds until the second is over, and no longer."""
     world.apply(screened(screen, limit=2, window=1))
@@ -425,17 +426,17 @@ def test_established_flows_go_on_whatever_their_source_is_up_to(world: World, sc
         (LAN, tcp(here, there, flags="FA")),
     ]
 
+    refused = nth(COUNTED[screen], LAN, 4, 1, 2)
+    if screen is Screen.SESSIONS_DESTINATION:
+        refused = [tcp(source(LAN, 4, n), there) for n in (1, 2)]
+
     def work() -> tuple[list[Reason], list[Reason]]:
         world.send(LAN, tcp(here, there))
-        first = sent(world, LAN, nth(COUNTED[screen], LAN, 4, 1, 2) if screen is not Screen.SESSIONS_DESTINATION else [
-            tcp(source(LAN, 4, n), there) for n in (1, 2)
-        ])  # fmt: skip
-        return first, [world.send(port, packet).reason for port, packet in going_on]
+        return sent(world, LAN, refused), [world.send(port, packet).reason for port, packet in going_on]
 
     first, rest = in_one_window(world, work)
     assert first == [reason_of(screen)] * 2
-    assert set(rest) == {Reason.FORWARDED, Reason.TO_KERNEL} - ({Reason.TO_KERNEL} - set(rest))
-    assert reason_of(screen) not in rest
+    assert rest == [Reason.FORWARDED] * len(going_on)
 
 
 @pytest.mark.parametrize("screen", COUNTING, ids=lambda screen: screen.label)
@@ -490,31 +491,30 @@ def test_another_length_of_the_window_takes_over(world: World) -> None:
     assert in_one_window(world, work) == [Reason.FORWARDED, hit, Reason.FORWARDED, Reason.FORWARDED, hit]
 
 
-def fill(world: World, spec: sl.MapSpec, leaves: list[ctypes.Structure], value: int) -> None:
-    keys = (spec.key * len(leaves))(*leaves)
-    libbpf.map_update_batch(
-        world.maps[spec.name], keys, (ctypes.c_uint64 * len(leaves))(*[value] * len(leaves)), len(leaves)
-    )
+def fill(world: World, spec: MapSpec, keys: Sequence[bytes], value: int) -> None:
+    packed = (spec.key * len(keys)).from_buffer_copy(b"".join(keys))
+    values = (ctypes.c_uint64 * len(keys))(*[value] * len(keys))
+    libbpf.map_update_batch(world.maps[spec.name], packed, values, len(keys))
 
 
-@pytest.mark.parametrize("screen", APART, ids=lambda screen: screen.label)
+@pytest.mark.parametrize("screen", [Screen.SYN_SOURCE, Screen.PORT_SCAN, Screen.SESSIONS_SOURCE], ids=lambda s: s.label)
 def test_more_addresses_than_room_are_harmless(world: World, screen: Screen) -> None:
     """Those of others are forgotten; the threshold of who comes now is exact, and nobody else is dropped."""
     world.apply(screened(screen))
-    zone = world.zone("lan")
-    crowd = [AddressLeaf.of(ip_address("172.16.0.0") + n) for n in range(sl.MAX_SCREEN_WORDS + 1000)]
+    nobody = ip_address("2001:db8:ffff::").packed
+    crowd = [nobody[:12] + n.to_bytes(4, "big") for n in range(sl.MAX_SCREEN_ITEMS + 1000)]
+    place = struct.pack("=HH", world.zone("lan"), screen)
     spec = sl.SESSION_COUNTS if screen in OF_SESSIONS else sl.SCREEN_WORDS
     packets = nth(COUNTED[screen], LAN, 4, *range(LIMIT + 1))
 
     def work() -> tuple[list[Reason], list[Reason]]:
-        fill(world, spec, [ScreenKeyLeaf(address, zone, screen) for address in crowd], LIMIT)
-        if screen in {Screen.PORT_SCAN, Screen.IP_SWEEP}:
-            items = [ScreenItemLeaf(address, address, zone, screen) for address in crowd]
-            fill(world, sl.SCREEN_ITEMS, items + [ScreenItemLeaf(a, crowd[0], zone, screen) for a in crowd], 1)
+        fill(world, spec, [address + place for address in crowd[: spec.entries + 1000]], LIMIT)
+        if screen is Screen.PORT_SCAN:
+            fill(world, sl.SCREEN_ITEMS, [address + nobody + place for address in crowd], 1)
         return sent(world, LAN, packets), sent(world, LAN, nth(APART[screen], LAN, 4, 1))
 
     assert in_one_window(world, work) == ([*[Reason.FORWARDED] * LIMIT, reason_of(screen)], [Reason.FORWARDED])
-    assert len(list(libbpf.map_keys(world.maps[spec.name], spec.key))) <= spec.entries
+    assert len(list(libbpf.map_keys(world.maps[spec.name], spec.key))) > spec.entries // 2, "it was full"
 
 
 LIMITED = tuple(sorted(OF_SESSIONS))

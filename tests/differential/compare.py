@@ -20,7 +20,7 @@ from tests.reference.model import Outcome, Pipeline
 from tests.reference.network import SEED, make_port
 from tests.reference.packets import ESP, UDP, Key, Malformed, parse_ethernet
 from tests.reference.rules import Ids, Port
-from tests.reference.rulesets import Configuration, Traits, configuration
+from tests.reference.rulesets import WINDOW, Configuration, Traits, configuration
 from tests.reference.sessions import SECOND, Entry
 from tests.reference.traffic import Age, Send, Step, Traffic
 from xdp_steer.flow_layout import SessionLeaf
@@ -32,7 +32,7 @@ NAT_T = 4500
 PER_CONFIGURATION = 100
 """Sequences with seeds of the same hundred share a configuration."""
 STALL_NS = SECOND // 5
-"""A sequence that took longer says nothing about time."""
+"""A sequence that took longer says nothing about time, nor does one in which a window of screens ended."""
 
 _PLAIN = ("packets", "octets", "timeout", "ack", "flags", "state", "out_zone", "mss", "app_timeout")
 _PLAIN += ("rule", "snat_rule", "dnat_rule", "out_ifindex")
@@ -131,6 +131,8 @@ class Sequence:
         if isinstance(step, Age):
             self._shift += int(step.seconds * SECOND)
             self._datapath.age(sessions.entries, step.seconds)
+            self._datapath.next_window()
+            self._reference.windows.clear()
             return
         outcome = self._reference.packet(step.ingress, step.frame, self._now())
         action, frame = self._datapath.run(step.ingress, step.frame)
@@ -243,11 +245,12 @@ def run_sequence(
     found: Difference | None = None
     for _ in range(4):
         sequence = Sequence(datapath, setting, fib, indexes, seed, thorough=found is not None)
-        begun = time.monotonic_ns()
+        begun, window = time.monotonic_ns(), coarse_now_ns() // (WINDOW * SECOND)
         try:
             sequence.run()
         except Difference as difference:
             stalled = time.monotonic_ns() - begun > STALL_NS
+            stalled |= coarse_now_ns() // (WINDOW * SECOND) != window
             if not stalled and found is not None:
                 return sequence.reasons, difference
             found = found or difference

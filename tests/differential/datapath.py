@@ -15,14 +15,14 @@ from tests.reference.packets import Key
 from tests.reference.rules import Ids
 from tests.reference.rulesets import Configuration
 from xdp_steer import compile as compiler
-from xdp_steer import flow_layout, libbpf, tables
+from xdp_steer import flow_layout, libbpf, screen_layout, tables
 from xdp_steer.firewall import Firewall
 from xdp_steer.flow_layout import FragmentLeaf, SessionLeaf
 from xdp_steer.gateway import Steering
-from xdp_steer.layout import Control, VerdictCountLeaf
+from xdp_steer.layout import Control, MapSpec, VerdictCountLeaf
 from xdp_steer.prog_run import TcAction, XdpAction, prog_run, prog_run_egress
 from xdp_steer.reasons import Reason
-from xdp_steer.screen_layout import Screen, ScreenKeyLeaf, count_index
+from xdp_steer.screen_layout import Screen, count_index
 
 CLOCK_MONOTONIC_COARSE = 6
 SESSION_ENTRIES = 20
@@ -130,6 +130,19 @@ class Datapath:
             fragment.seen_ns -= step
             libbpf.map_update(fragments, fragment_key, fragment)
 
+    def next_window(self) -> None:
+        """As if what screens have counted in this window had been another one."""
+        self._empty(screen_layout.SCREEN_WORDS)
+        self._empty(screen_layout.SCREEN_ITEMS)
+        floods = screen_layout.SCREEN_FLOODS
+        numbers = (ctypes.c_uint32 * floods.entries)(*range(floods.entries))
+        zeros = (ctypes.c_uint64 * floods.entries)()
+        libbpf.map_update_batch(self._maps[floods.name], numbers, zeros, floods.entries)
+
+    def _empty(self, spec: MapSpec) -> None:
+        for key in list(libbpf.map_keys(self._maps[spec.name], spec.key)):
+            libbpf.map_delete(self._maps[spec.name], key)
+
     def forget(self, keys: Iterable[Key], *, fragments: bool) -> list[bytes]:
         """Remove the sessions of these keys, and fragments. The keys of sessions that are left."""
         for key in keys:
@@ -140,8 +153,8 @@ class Datapath:
         if fragments:
             for fragment_key in list(libbpf.map_keys(self._maps["fragments"], flow_layout.FragmentKeyLeaf)):
                 libbpf.map_delete(self._maps["fragments"], fragment_key)
-        for count_key in list(libbpf.map_keys(self._maps["session_counts"], ScreenKeyLeaf)):
-            libbpf.map_delete(self._maps["session_counts"], count_key)
+        self.next_window()
+        self._empty(screen_layout.SESSION_COUNTS)
         left = []
         for leaf in list(libbpf.map_keys(self._maps["sessions"], flow_layout.FlowKeyLeaf)):
             left.append(bytes(leaf))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ipsec_gw.model.firewall import SELF, Ruleset
 from tests.reference import rewrite
@@ -44,9 +44,19 @@ class Way:
         return self.port.partial and is_partial(self.packet)
 
 
+@dataclass(slots=True)
+class Window:
+    """Packets since its first second, and different things that they asked for."""
+
+    begun: int
+    packets: int = 0
+    asked: set[bytes] = field(default_factory=set)
+
+
 class Machine:
-    """A firewall and what it remembers: ``counters`` are packets and octets by rule number, ``screened``
-    those that hit a screen, by the number of the zone and screen.
+    """A firewall and what it remembers: ``counters`` are packets and octets by rule number, ``screened`` those that hit
+    a screen, by the number of the zone and screen. ``windows`` are what screens count in, for a zone or an address of
+    it. ``own`` are addresses that are known as this machine's.
     """
 
     def __init__(self, ruleset: Ruleset, ids: Ids, ports: Iterable[Port], fib: Fib, seed: int) -> None:
@@ -59,6 +69,8 @@ class Machine:
         self.fragments = Fragments()
         self.counters: dict[int, tuple[int, int]] = {}
         self.screened: dict[tuple[int, Screen], tuple[int, int]] = {}
+        self.windows: dict[tuple[int, Screen, bytes], Window] = {}
+        self.own: frozenset[bytes] = frozenset()
         self.zones = {zone.name: zone for zone in ruleset.zones}
 
     def number(self, zone: str) -> int:

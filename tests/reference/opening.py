@@ -8,7 +8,7 @@ from tests.reference.fib import Kind
 from tests.reference.machine import Machine, Way, answer, is_ipsec
 from tests.reference.packets import ACK, FIN, REQUESTS, RST, SYN, TCP, Key, Packet, Verdict, drop, is_martian
 from tests.reference.rules import Asked, Decision, decide
-from tests.reference.screens import limit_sessions
+from tests.reference.screens import limit_sessions, search
 from tests.reference.sessions import Entry
 from xdp_steer.flow_layout import SessionFlag, State
 from xdp_steer.reasons import Reason
@@ -17,6 +17,7 @@ from xdp_steer.reasons import Reason
 def open_session(machine: Machine, way: Way, key: Key) -> Entry:
     """The forward entry of a new session. Raises Verdict when there is none."""
     packet = way.packet
+    search(machine, way)
     _check_beginning(machine, way)
     asked = asked_of(packet, packet.dst, packet.dport)
     destination = nat.destination_nat(machine.ruleset, machine.ids, way.port.zone, asked, packet.dport)

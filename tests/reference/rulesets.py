@@ -25,7 +25,7 @@ from ipsec_gw.model.firewall import (
 from ipsec_gw.model.ids import IpNetwork
 from ipsec_gw.model.screens import Screens
 from tests.reference.network import LINKS
-from xdp_steer.screen_layout import OF_SESSIONS, Screen
+from xdp_steer.screen_layout import Screen
 
 PREFIXES = tuple(
     ip_network(text)
@@ -72,6 +72,8 @@ SERVICES = (
 PORTS = (22, 53, 80, 443, 8080, 500, 4500)
 """Destination ports of flows, most of them named by a service."""
 CLIENT_PORTS = (1023, 1024, 5000, 40000, 40001, 40002, 65535)
+WINDOW = 60
+"""Of screens, in seconds: the real thing's clock should not end it while a sequence runs."""
 EXTERNAL4, EXTERNAL6 = ip_network("198.51.100.64/28"), ip_network("2001:db8:d:1::/80")
 
 
@@ -137,10 +139,11 @@ def _zones(random: Random) -> tuple[Zone, ...]:
 
 
 def _screens(random: Random, name: str, chance: float) -> Screens:
-    """Each one is on by that chance."""
+    """Each switch is on by that chance, and a few thresholds: with all of them the first would hide the others."""
     switches = {screen.name.lower(): random.random() < chance for screen in Screen if screen <= Screen.PING_OF_DEATH}
-    limits = {screen.name.lower(): random.choice((None, 1, 2, 3)) for screen in OF_SESSIONS}
-    return Screens(name, **switches, **limits, alarm_only=random.random() < 0.3)
+    counting = [screen for screen in Screen if screen > Screen.PING_OF_DEATH]
+    thresholds = {screen.name.lower(): random.choice((1, 1, 2, 4)) for screen in random.sample(counting, 4)}
+    return Screens(name, **switches, **thresholds, window=WINDOW, alarm_only=random.random() < 0.3)
 
 
 def _some(random: Random, chance: float = 0.5) -> tuple[IpNetwork, ...]:

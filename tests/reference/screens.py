@@ -1,4 +1,7 @@
-"""Screens: what a zone does not want to see, before sessions and policies."""
+"""Screens: what a zone does not want to see, before sessions and policies; limits of sessions after them.
+
+A window has a count for a whole zone, or a source or destination of it.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ import struct
 from collections.abc import Iterator
 
 from ipsec_gw.model.screens import Screens
-from tests.reference.machine import Machine, Way
-from tests.reference.packets import ACK, FIN, FRAGMENT, HOP_BY_HOP, OPTIONS, ROUTING, SYN, Key, Packet, drop
+from tests.reference.machine import Machine, Way, Window, is_ipsec
+from tests.reference.packets import ACK, FIN, FRAGMENT, HOP_BY_HOP, OPTIONS, ROUTING, SYN, UDP, Key, Packet, drop
+from tests.reference.sessions import SECOND
 from xdp_steer.flow_layout import SessionFlag
 from xdp_steer.reasons import Reason
 from xdp_steer.screen_layout import Screen
@@ -21,6 +25,10 @@ def screen(machine: Machine, way: Way) -> None:
     if profile is None:
         return
     found = next((screen for screen in hits(way.packet) if getattr(profile, screen.name.lower())), None)
+    if found is None:
+        found = next(
+            (kind for kind, place in counted(machine, way) if is_flood(machine, way, profile, kind, place)), None
+        )
     if found is not None:
         hit(machine, way, profile, found)
 
@@ -38,6 +46,72 @@ def hit(machine: Machine, way: Way, profile: Screens, screen: Screen) -> None:
     machine.screened[place] = (packets + 1, octets + way.packet.length)
     if not profile.alarm_only:
         raise drop(Reason(Reason.SCREEN_LAND + screen))
+
+
+def window_of(machine: Machine, way: Way, profile: Screens, kind: Screen, place: bytes) -> Window:
+    """The present one of a zone and an address, no address for the whole zone."""
+    second = way.now // SECOND
+    begun = second - second % profile.window
+    key = (machine.number(way.port.zone), kind, place)
+    if key not in machine.windows or machine.windows[key].begun != begun:
+        machine.windows[key] = Window(begun)
+    return machine.windows[key]
+
+
+def counted(machine: Machine, way: Way) -> Iterator[tuple[Screen, bytes]]:
+    """What a packet is part of, in the order of the screens."""
+    packet = way.packet
+    if is_syn(packet):
+        yield Screen.SYN_FLOOD, b""
+        yield Screen.SYN_SOURCE, packet.src
+        yield Screen.SYN_DESTINATION, packet.dst
+    elif packet.is_icmp:
+        yield Screen.ICMP_FLOOD, b""
+    elif packet.protocol == UDP and not is_own_ipsec(machine, packet):
+        yield Screen.UDP_FLOOD, b""
+
+
+def is_syn(packet: Packet) -> bool:
+    return packet.is_tcp and packet.flags & (SYN | ACK) == SYN
+
+
+def is_own_ipsec(machine: Machine, packet: Packet) -> bool:
+    """To an address of this machine, by what can be told of it."""
+    ours = packet.protocol == UDP if packet.later_fragment else is_ipsec(packet.protocol, packet.dport)
+    return ours and packet.dst in machine.own
+
+
+def is_flood(machine: Machine, way: Way, profile: Screens, kind: Screen, place: bytes) -> bool:
+    """Count a packet. Are those too many?"""
+    allowed = getattr(profile, kind.name.lower())
+    if allowed is None:
+        return False
+    window = window_of(machine, way, profile, kind, place)
+    window.packets += 1
+    return window.packets > allowed
+
+
+def search(machine: Machine, way: Way) -> None:
+    """Raises Verdict when the source of a packet without a session asks for too many different things."""
+    profile = profile_of(machine, way)
+    if profile is None:
+        return
+    packet = way.packet
+    if is_syn(packet) and _asks(machine, way, profile, Screen.PORT_SCAN, struct.pack("!H", packet.dport)):
+        hit(machine, way, profile, Screen.PORT_SCAN)
+    elif not is_own_ipsec(machine, packet) and _asks(machine, way, profile, Screen.IP_SWEEP, packet.dst):
+        hit(machine, way, profile, Screen.IP_SWEEP)
+
+
+def _asks(machine: Machine, way: Way, profile: Screens, kind: Screen, item: bytes) -> bool:
+    """One thing more: are those too many? From then on, all packets of the source are."""
+    allowed = getattr(profile, kind.name.lower())
+    if allowed is None:
+        return False
+    window = window_of(machine, way, profile, kind, way.packet.src)
+    if len(window.asked) <= allowed:
+        window.asked.add(item)
+    return len(window.asked) > allowed
 
 
 def limit_sessions(machine: Machine, way: Way, key: Key) -> None:

@@ -96,6 +96,7 @@ class Traffic:
             (self._odd_flags, 6),
             (self._error, 10),
             (self._fragments, 6),
+            (self._search, 3),
             (self._age, 4),
             (self._oddity, 10),
         )
@@ -130,6 +131,18 @@ class Traffic:
         if random.random() < 0.6:
             shape = replace(shape, ttl=64, size=min(shape.size, 100))
         return self._packet(flow, flow.client, shape, reverse=False)
+
+    def _search(self) -> Step:
+        """A source asks for one thing after another, and does not wait for answers."""
+        random = self.random
+        family, kind, link = random.choice((4, 6)), random.choice((TCP, TCP, UDP, ICMP)), self._link()
+        source, steps = self._source(link, family), []
+        for _ in range(5):
+            sport, dport = random.choice(CLIENT_PORTS), random.choice(PORTS)
+            end = End(self._places[link.name], source, self._target(link, family), sport, dport)
+            steps.append(self._packet(Flow(family, kind, end), end, Shape(), reverse=False))
+        self._pending += steps[1:]
+        return steps[0]
 
     def _sibling(self, flow: Flow) -> Flow:
         """Another client port or address for the same service: what competes for a pool."""
