@@ -166,6 +166,11 @@ def test_nat_gateway() -> None:
     pool, spare = rules.pools
     assert (pool.persistent, pool.overflow, pool.ports) == (True, "spare", (1024, 65535))
     assert (spare.first, spare.last, spare.ports) == (*[ip_address("198.51.100.32")] * 2, (10000, 65535))
+    assert [zone.screen for zone in rules.zones] == ["internet", None, "subscribers", None]
+    internet, subscribers = rules.screens
+    assert (internet.syn_flood, internet.syn_destination, internet.port_scan) == (50000, 10000, 100)
+    assert (internet.window, internet.sessions_source) == (1, None)
+    assert subscribers == Screens("subscribers", land=True, ip_sweep=200, sessions_source=4000, window=10)
     assert rules.sessions == Sessions(2_000_000, Timeouts(udp=30), high_water=95, low_water=85, early_ageout=10)
 
 
