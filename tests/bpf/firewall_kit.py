@@ -20,13 +20,14 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from ipaddress import ip_address
 from pathlib import Path
 from types import MappingProxyType
+from typing import TypeVar
 
 from scapy.layers.inet import IP
 from scapy.layers.inet6 import IPv6
@@ -54,6 +55,9 @@ SEED = 0x5EED
 SESSION_ENTRIES = 64
 """Of the table: few enough to be filled in no time."""
 SECOND = 1_000_000_000
+PATIENCE = 10.0
+"""Seconds."""
+T = TypeVar("T")
 CLOCK_MONOTONIC_COARSE = 6
 
 
@@ -273,6 +277,17 @@ class World:
                 value = libbpf.map_lookup(self.maps[spec.name], key, ctypes.c_uint64())
                 if value.value:
                     libbpf.map_update(self.maps[spec.name], key, ctypes.c_uint64(value.value - step))
+
+    def in_one_window(self, work: Callable[[], T], seconds: int = 60) -> T:
+        """What comes of some work when no window begins meanwhile. Each try is from the beginning, all cleared."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            before = self.seconds() // seconds
+            found = work()
+            if self.seconds() // seconds == before:
+                return found
+            assert time.monotonic() < deadline, "windows are shorter than the work"
+            self.clear()
 
     def fragments(self) -> int:
         """Number of first fragments that are remembered."""

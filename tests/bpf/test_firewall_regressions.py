@@ -1,14 +1,16 @@
 """Defects that another XDP firewall had (P: found and fixed there, N: found by reading), each one impossible here.
 
-Not here: screens (P14 in part, N4, N8), NAT64 (P2, N2), NPTv6 (N13), policers (N7), mirroring (N10), HA and GRE (N9).
+Not here: SYN cookies (P14 in part), NAT64 (P2, N2), NPTv6 (N13), policers (N7), mirroring (N10), HA and GRE (N9).
 P18 to P23 are about attaching and compiling.
 """
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator
 from dataclasses import replace
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -48,11 +50,25 @@ from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6ND_NS, ICMPv6PacketTooBi
 from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
-from ipsec_gw.model.firewall import Action, DestinationNat, Policy, Ruleset, Service, SourceNat, Translation, Zone
+from ipsec_gw.firewall.collector import Collector
+from ipsec_gw.model.firewall import (
+    Action,
+    DestinationNat,
+    Policy,
+    Ruleset,
+    Service,
+    Sessions,
+    SourceNat,
+    Translation,
+    Zone,
+)
+from ipsec_gw.model.screens import Screens
 from xdp_steer.compile.ids import Ids, assign
 from xdp_steer.flow_layout import NameKind, Stage, State
 from xdp_steer.prog_run import TcAction, XdpAction
 from xdp_steer.reasons import Reason
+from xdp_steer.screen_layout import SESSION_COUNTS, Screen
+from xdp_steer.session_counts import SessionCounts
 
 pytestmark = pytest.mark.root
 
@@ -318,6 +334,59 @@ def test_p14_fragments_without_flags_are_no_bad_segments(world: World, v: int) -
     assert (world.session().state, world.session().forward.packets) == (State.OPENING, 2)
 
 
+def screened(**screens: int | bool) -> Ruleset:
+    """Everything is permitted, without a SYN as well, and lan has screens."""
+    profile = Screens("these", **screens)
+    fields = {"lan": {"screen": "these", "syn_check": False}, "wan": {"syn_check": False}}
+    return replace(OPEN, zones=zones(**fields), screens=(profile,))
+
+
+@both
+def test_p14_fragments_without_flags_hit_no_screen_for_flags(world: World, v: int) -> None:
+    world.apply(screened(no_flag=True, fin_no_ack=True, syn_fin=True))
+    base = {"src": LAN.host(v), "dst": WAN.host(v)}
+    if v == 4:
+        first = IP(flags="MF", id=4, proto=6, **base) / TCP(flags="A") / Raw(bytes(4))
+        rest = IP(frag=3, id=4, proto=6, **base) / Raw(bytes(36))
+    else:
+        first = IPv6(**base) / IPv6ExtHdrFragment(nh=6, id=4, m=1) / TCP(flags="A") / Raw(bytes(4))
+        rest = IPv6(**base) / IPv6ExtHdrFragment(nh=6, id=4, offset=3) / Raw(bytes(36))
+    assert [world.send(LAN, piece).reason for piece in (first, rest)] == [Reason.FORWARDED] * 2
+
+
+@both
+def test_p14_no_flag_is_seen_in_an_established_session(world: World, v: int) -> None:
+    world.apply(screened(no_flag=True))
+    client, _ = handshake(world, v)
+    null = changed(client)
+    null[TCP].flags = 0
+    assert world.send(LAN, client).reason is Reason.FORWARDED
+    assert world.send(LAN, null).reason is Reason.SCREEN_NO_FLAG
+
+
+@both
+def test_p14_a_syn_in_fragments_is_dropped(world: World, v: int) -> None:
+    world.apply(screened(syn_fragment=True))
+    base = {"src": LAN.host(v), "dst": WAN.host(v)}
+    layer = IP(flags="MF", proto=6, **base) if v == 4 else IPv6(**base) / IPv6ExtHdrFragment(nh=6, m=1)
+    assert world.send(LAN, layer / TCP(flags="S") / Raw(bytes(4))).reason is Reason.SCREEN_SYN_FRAGMENT
+
+
+def test_p14_a_ping_of_death_is_more_than_16_bits_hold(world: World) -> None:
+    world.apply(screened(ping_of_death=True))
+    last = IP(src=LAN.host4, dst=WAN.host4, proto=1, frag=8189) / Raw(bytes(40))
+    assert 8189 * 8 + 60 > 0xFFFF
+    assert world.send(LAN, last).reason is Reason.SCREEN_PING_OF_DEATH
+
+
+@both
+def test_p14_a_sweep_with_acks_alone_is_one(world: World, v: int) -> None:
+    world.apply(screened(ip_sweep=2, window=60))
+    packets = [tcp(LAN.host(v), str(ip_address(FAR[v]) + n), flags="A") for n in range(3)]
+    reasons = world.in_one_window(lambda: [world.send(LAN, packet).reason for packet in packets])
+    assert reasons == [Reason.FORWARDED, Reason.FORWARDED, Reason.SCREEN_IP_SWEEP]
+
+
 @both
 def test_p15_no_two_flows_get_the_same_translated_tuple(world: World, v: int) -> None:
     world.apply(HIDE)
@@ -414,6 +483,32 @@ def test_n3_every_rule_of_every_zone_pair_counts_for_itself(world: World) -> Non
     assert moved == {f"{a} {b} 19" for a, b in pairs}
 
 
+def test_n4_sources_of_ipv6_are_told_apart_by_all_of_their_address(world: World) -> None:
+    """The words of these, and their bytes, come to the same when they are folded."""
+    world.apply(screened(sessions_source=1))
+    sources = ["2001:db8:1:0:1:2:3:4", "2001:db8:1:0:2:1:3:4", "2001:db8:1:0:3:4:1:2", "2001:db8:0:1:1:2:3:4"]
+    for port, expected in ((5000, Reason.FORWARDED), (5001, Reason.SCREEN_SESSIONS_SOURCE)):
+        reasons = [world.send(LAN, udp(source, WAN.host6, port)).reason for source in sources]
+        assert reasons == [expected] * len(sources)
+
+
+@both
+def test_n4_a_limited_source_is_let_in_again(world: World, v: int) -> None:
+    world.apply(screened(sessions_source=1))
+    first, second = (udp(LAN.host(v), WAN.host(v), port) for port in (5000, 5001))
+    collector = Collector(
+        world.table, Sessions(), lambda _: None, session_counts=SessionCounts(world.maps[SESSION_COUNTS.name])
+    )
+    collector.configure(Sessions(), frozenset({(world.zone("lan"), Screen.SESSIONS_SOURCE)}))
+    assert [world.send(LAN, packet).reason for packet in (first, second)] == [
+        Reason.FORWARDED,
+        Reason.SCREEN_SESSIONS_SOURCE,
+    ]
+    world.age(3600)
+    collector.sweep(time.monotonic_ns())
+    assert world.send(LAN, second).reason is Reason.FORWARDED
+
+
 @both
 def test_n5_later_fragments_keep_their_payload(world: World, v: int) -> None:
     world.apply(HIDE)
@@ -439,6 +534,39 @@ def test_n6_packet_too_big_comes_through_and_is_made(world: World, v: int) -> No
     error = result.ip[ICMP] if v == 4 else result.ip[ICMPv6PacketTooBig]
     assert (error.nexthopmtu if v == 4 else error.mtu) == 1300
     assert_sound(result.frame)
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
+def test_n8_a_threshold_is_one_for_all_cpus(world: World) -> None:
+    world.apply(screened(udp_flood=4, window=60))
+    cpus = os.sched_getaffinity(0)
+
+    def work() -> list[Reason]:
+        reasons = []
+        for cpu in sorted(cpus)[:2] * 3:
+            os.sched_setaffinity(0, {cpu})
+            reasons.append(world.send(LAN, udp(LAN.host4, WAN.host4)).reason)
+        return reasons
+
+    try:
+        reasons = world.in_one_window(work)
+    finally:
+        os.sched_setaffinity(0, cpus)
+    assert reasons == [*[Reason.FORWARDED] * 4, *[Reason.SCREEN_UDP_FLOOD] * 2]
+
+
+def test_n8_what_leaves_is_not_counted_with_what_comes_in(world: World) -> None:
+    """And ends no window of it."""
+    world.apply(screened(udp_flood=2, window=60))
+
+    def work() -> list[Reason]:
+        reasons = []
+        for number in range(3):
+            world.emit(LAN, udp(LAN.own(4), LAN.host4, 6000 + number))
+            reasons.append(world.send(LAN, udp(LAN.host4, WAN.host4)).reason)
+        return reasons
+
+    assert world.in_one_window(work) == [Reason.FORWARDED, Reason.FORWARDED, Reason.SCREEN_UDP_FLOOD]
 
 
 @both

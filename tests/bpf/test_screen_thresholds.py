@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
-from firewall_kit import DMZ, FAR, LAN, SESSION_ENTRIES, VLAN, WAN, Port, Result, World, firewall_world, zones
+from firewall_kit import DMZ, FAR, LAN, PATIENCE, SESSION_ENTRIES, VLAN, WAN, Port, Result, World, firewall_world, zones
 from firewall_packets import echo, ip_layer, later, other, partial, tcp, udp
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6ND_NS, IPv6, IPv6ExtHdrFragment
@@ -42,9 +41,6 @@ pytestmark = pytest.mark.root
 COUNTING = tuple(screen for screen in Screen if screen > Screen.PING_OF_DEATH)
 OF_ZONES = (Screen.SYN_FLOOD, Screen.ICMP_FLOOD, Screen.UDP_FLOOD)
 LIMIT, WINDOW = 3, 60
-PATIENCE = 10.0
-"""Seconds."""
-T = TypeVar("T")
 
 
 def screened(*wanted: Screen, limit: int = LIMIT, window: int = WINDOW, alarm_only: bool = False) -> Ruleset:
@@ -108,18 +104,6 @@ def world(arena: World) -> World:
     return arena
 
 
-def in_one_window(world: World, work: Callable[[], T], window: int = WINDOW) -> T:
-    """What comes of it when no window begins meanwhile; each try is from the beginning."""
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        before = world.seconds() // window
-        found = work()
-        if world.seconds() // window == before:
-            return found
-        assert time.monotonic() < deadline, "windows are shorter than the work"
-        world.clear()
-
-
 def sent(world: World, port: Port, packets: Sequence[Packet]) -> list[Reason]:
     return [world.send(port, packet).reason for packet in packets]
 
@@ -143,7 +127,7 @@ def test_as_many_as_allowed_and_not_one_more(world: World, screen: Screen, port:
     def work() -> tuple[list[Reason], int, list[Result]]:
         return sent(world, port, allowed), len(world.sessions()), [world.send(port, packet) for packet in more]
 
-    reasons, sessions, refused = in_one_window(world, work)
+    reasons, sessions, refused = world.in_one_window(work)
     assert reasons == [Reason.FORWARDED] * LIMIT
     assert sessions == LIMIT
     assert {(result.action, result.reason) for result in refused} == {(XdpAction.DROP, reason_of(screen))}
@@ -155,7 +139,7 @@ def test_as_many_as_allowed_and_not_one_more(world: World, screen: Screen, port:
 def test_checksums_that_are_left_to_hardware_make_no_difference(world: World, screen: Screen, v: int) -> None:
     world.apply(screened(screen), lan={"partial": True})
     packets = [partial(packet) for packet in nth(COUNTED[screen], LAN, v, *range(LIMIT + 1))]
-    reasons = in_one_window(world, lambda: sent(world, LAN, packets))
+    reasons = world.in_one_window(lambda: sent(world, LAN, packets))
     assert reasons == [*[Reason.TO_KERNEL] * LIMIT, reason_of(screen)]
 
 
@@ -164,7 +148,7 @@ def test_checksums_that_are_left_to_hardware_make_no_difference(world: World, sc
 def test_each_source_or_destination_has_its_own_count(world: World, screen: Screen, v: int) -> None:
     world.apply(screened(screen))
     packets = [*nth(COUNTED[screen], LAN, v, *range(LIMIT + 1)), *nth(APART[screen], LAN, v, 1, 2)]
-    reasons = in_one_window(world, lambda: sent(world, LAN, packets))
+    reasons = world.in_one_window(lambda: sent(world, LAN, packets))
     assert reasons[LIMIT:] == [reason_of(screen), Reason.FORWARDED, Reason.FORWARDED]
 
 
@@ -182,7 +166,7 @@ def test_each_zone_has_its_own_count(world: World, screen: Screen) -> None:
         return first, sent(world, VLAN, [VLAN.frame(packet) for packet in packets])
 
     expected = [*[Reason.FORWARDED] * LIMIT, reason_of(screen)]
-    assert in_one_window(world, work) == (expected, expected)
+    assert world.in_one_window(work) == (expected, expected)
 
 
 def reply_of(flow: Flow) -> Flow:
@@ -215,7 +199,7 @@ def test_alarm_counts_and_tells_and_lets_go(world: World, screen: Screen) -> Non
         return reasons, hits, [(event.kind, event.reason) for event in reader.read().events]
 
     try:
-        reasons, hits, told = in_one_window(world, work)
+        reasons, hits, told = world.in_one_window(work)
     finally:
         reader.close()
     assert reasons == [Reason.FORWARDED] * (LIMIT + 2)
@@ -258,7 +242,7 @@ def test_a_window_begins_at_nothing(world: World, screen: Screen) -> None:
             libbpf.map_delete(world.maps["sessions"], key)
         return first, sent(world, LAN, [*packets, *more])
 
-    first, second = in_one_window(world, work)
+    first, second = world.in_one_window(work)
     assert first == [*[Reason.FORWARDED] * LIMIT, reason_of(screen)]
     assert second == [*first, *[reason_of(screen)] * len(more)]
 
@@ -295,7 +279,7 @@ def test_windows_begin_at_multiples_of_their_length(world: World) -> None:
         world.send(LAN, tcp(LAN.host4, WAN.host4))
         return now - now % 7, libbpf.map_lookup(world.maps[sl.SCREEN_WORDS.name], key, ctypes.c_uint64()).value
 
-    begun, word = in_one_window(world, work, 7)
+    begun, word = world.in_one_window(work, 7)
     assert (word >> 32, word & 0xFFFFFFFF) == (begun, 1)
 
 
@@ -343,7 +327,7 @@ def test_what_is_not_counted(world: World, screen: Screen) -> None:
         reasons = sent(world, LAN, packets)
         return reasons, len(world.sessions())
 
-    reasons, _ = in_one_window(world, work)
+    reasons, _ = world.in_one_window(work)
     assert reason_of(screen) not in reasons[:-1]
     assert reasons[-1] is reason_of(screen)
 
@@ -351,14 +335,14 @@ def test_what_is_not_counted(world: World, screen: Screen) -> None:
 def test_the_same_port_again_is_no_scan(world: World) -> None:
     world.apply(screened(Screen.PORT_SCAN, limit=1))
     again = [tcp(LAN.host4, target(4, n)) for n in range(5)]
-    reasons = in_one_window(world, lambda: sent(world, LAN, [*again, tcp(LAN.host4, target(4, 0), 81), again[0]]))
+    reasons = world.in_one_window(lambda: sent(world, LAN, [*again, tcp(LAN.host4, target(4, 0), 81), again[0]]))
     assert reasons == [*[Reason.FORWARDED] * 5, Reason.SCREEN_PORT_SCAN, Reason.FORWARDED], "the last has a session"
 
 
 def test_a_sweep_with_bare_acks_is_one(world: World) -> None:
     world.apply(screened(Screen.IP_SWEEP, limit=2))
     packets = [tcp(LAN.host4, target(4, n), flags="A") for n in range(3)]
-    reasons = in_one_window(world, lambda: sent(world, LAN, packets))
+    reasons = world.in_one_window(lambda: sent(world, LAN, packets))
     assert reasons == [Reason.FORWARDED, Reason.FORWARDED, Reason.SCREEN_IP_SWEEP]
 
 
@@ -367,7 +351,7 @@ def test_first_fragments_and_later_ones_are_part_of_a_flood(world: World) -> Non
     first4 = IP(src=LAN.host4, dst=WAN.host4, id=9, flags="MF") / UDP(dport=53, len=32) / Raw(bytes(16))
     first6 = IPv6(src=LAN.host6, dst=WAN.host6) / IPv6ExtHdrFragment(id=9, m=1) / UDP(dport=53, len=32) / Raw(bytes(16))
     packets = [first4, later(LAN.host4, WAN.host4), first6, later(LAN.host6, WAN.host6)]
-    reasons = in_one_window(world, lambda: sent(world, LAN, [*packets, *packets]))
+    reasons = world.in_one_window(lambda: sent(world, LAN, [*packets, *packets]))
     assert not {*reasons[:4]} & {Reason.SCREEN_UDP_FLOOD}
     assert reasons[4:] == [Reason.SCREEN_UDP_FLOOD] * 4
 
@@ -398,7 +382,7 @@ def test_ipsec_to_this_machine_is_never_held_up(world: World, v: int) -> None:
         before = sent(world, WAN, ipsec(v) * 2)
         return before, sent(world, WAN, loud), sent(world, WAN, ipsec(v) * 2)
 
-    before, during, after = in_one_window(world, work)
+    before, during, after = world.in_one_window(work)
     assert before == after == [*[Reason.HOST_IKE] * 6, Reason.LOCAL_FRAGMENT] * 2
     assert during[0] is Reason.FORWARDED, "it was the first that counts"
     assert set(during[1:]) <= {reason_of(screen) for screen in COUNTING}
@@ -406,7 +390,7 @@ def test_ipsec_to_this_machine_is_never_held_up(world: World, v: int) -> None:
 
 def test_ike_of_others_is_part_of_a_flood(world: World) -> None:
     world.apply(screened(Screen.UDP_FLOOD, limit=1))
-    reasons = in_one_window(world, lambda: sent(world, LAN, [udp(LAN.host4, WAN.host4, 500) for _ in range(2)]))
+    reasons = world.in_one_window(lambda: sent(world, LAN, [udp(LAN.host4, WAN.host4, 500) for _ in range(2)]))
     assert reasons == [Reason.FORWARDED, Reason.SCREEN_UDP_FLOOD]
 
 
@@ -434,7 +418,7 @@ def test_established_flows_go_on_whatever_their_source_is_up_to(world: World, sc
         world.send(LAN, tcp(here, there))
         return sent(world, LAN, refused), [world.send(port, packet).reason for port, packet in going_on]
 
-    first, rest = in_one_window(world, work)
+    first, rest = world.in_one_window(work)
     assert first == [reason_of(screen)] * 2
     assert rest == [Reason.FORWARDED] * len(going_on)
 
@@ -451,7 +435,7 @@ def test_a_reload_keeps_what_was_counted(world: World, screen: Screen) -> None:
         world.apply(more)
         return [*first, *sent(world, LAN, packets[-1:])]
 
-    assert in_one_window(world, work) == [*[Reason.FORWARDED] * LIMIT, reason_of(screen)]
+    assert world.in_one_window(work) == [*[Reason.FORWARDED] * LIMIT, reason_of(screen)]
 
 
 @pytest.mark.parametrize("screen", COUNTING, ids=lambda screen: screen.label)
@@ -470,7 +454,7 @@ def test_a_reload_changes_thresholds(world: World, screen: Screen) -> None:
         return found + sent(world, LAN, packets[5:])
 
     hit, gone_by = reason_of(screen), Reason.FORWARDED
-    found = in_one_window(world, work)
+    found = world.in_one_window(work)
     # More than enough is counted once: the one that was too much before.
     third = gone_by if screen in OF_SESSIONS else hit
     assert found == [gone_by, hit, gone_by, third, hit, *[gone_by] * 4]
@@ -488,7 +472,7 @@ def test_another_length_of_the_window_takes_over(world: World) -> None:
         return before + sent(world, LAN, nth(COUNTED[Screen.SYN_FLOOD], LAN, 4, 2, 3, 4))
 
     hit = Reason.SCREEN_SYN_FLOOD
-    assert in_one_window(world, work) == [Reason.FORWARDED, hit, Reason.FORWARDED, Reason.FORWARDED, hit]
+    assert world.in_one_window(work) == [Reason.FORWARDED, hit, Reason.FORWARDED, Reason.FORWARDED, hit]
 
 
 def fill(world: World, spec: MapSpec, keys: Sequence[bytes], value: int) -> None:
@@ -513,7 +497,7 @@ def test_more_addresses_than_room_are_harmless(world: World, screen: Screen) -> 
             fill(world, sl.SCREEN_ITEMS, [address + nobody + place for address in crowd], 1)
         return sent(world, LAN, packets), sent(world, LAN, nth(APART[screen], LAN, 4, 1))
 
-    assert in_one_window(world, work) == ([*[Reason.FORWARDED] * LIMIT, reason_of(screen)], [Reason.FORWARDED])
+    assert world.in_one_window(work) == ([*[Reason.FORWARDED] * LIMIT, reason_of(screen)], [Reason.FORWARDED])
     assert len(list(libbpf.map_keys(world.maps[spec.name], spec.key))) > spec.entries // 2, "it was full"
 
 
