@@ -24,6 +24,7 @@ from tests.integration.firewall_world import (
     firewall_box,
     nothing,
 )
+from xdp_steer.reasons import Reason
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root for network namespaces")]
 
@@ -61,6 +62,15 @@ from = "lan"
 to = "wan"
 translate = "interface"
 """
+LIMITED = (
+    BASE.replace("[zones.wan]", 'screen = "few"\n[zones.wan]')
+    + """
+[screens.few]
+sessions_source = 1
+[sessions.timeouts]
+udp = 10
+"""
+)
 WITH_DMZ = (
     BASE
     + """
@@ -305,6 +315,35 @@ def test_a_restart_adopts_without_compiling(box: FirewallBox, number: int) -> No
     assert box.gw("off").returncode == 0
     assert box.traces() == NOTHING
     assert settings(box) == before, "the settings of before the first start"
+
+
+def test_a_limit_of_sessions_outlives_a_restart_and_ends_with_the_session(box: FirewallBox) -> None:
+    box.write(LIMITED.replace('screen = "few"', ""))
+    first = box.run()
+    with closing(box.udp(SERVER, port=FREE)) as server, closing(box.udp(CLIENT)) as client:
+        exchange(client, (ADDRESS[SERVER], FREE), server)
+        box.write(LIMITED)
+        assert box.gw("reload").returncode == 0
+        exchange(client, (ADDRESS[SERVER], FREE), server)
+        is_one_too_many(box)  # the session from before the limit counts
+        hits = {rule["name"]: rule["packets"] for rule in box.ask("firewall")["rules"] if rule["kind"] == "screen"}
+        assert hits == {"lan sessions-source": 1}
+        box.stop(first, signal.SIGKILL)
+        box.run()
+        exchange(client, (ADDRESS[SERVER], FREE), server)
+        is_one_too_many(box)
+    until(lambda: box.sessions(port=FREE) == [], "the session is over")
+    passes(box)
+    is_one_too_many(box)
+
+
+def is_one_too_many(box: FirewallBox) -> None:
+    """A datagram from the client is dropped by the limit."""
+    before = box.verdict(Reason.SCREEN_SESSIONS_SOURCE)
+    with closing(box.udp(SERVER, port=CAUGHT + 1)) as server, closing(box.udp(CLIENT)) as client:
+        client.sendto(b"x", (ADDRESS[SERVER], CAUGHT + 1))
+        until(lambda: box.verdict(Reason.SCREEN_SESSIONS_SOURCE) == before + 1, "the screen has counted")
+        assert nothing(server)
 
 
 def test_a_restart_with_another_configuration_ends_what_it_takes_away(box: FirewallBox) -> None:
