@@ -52,8 +52,14 @@ class Screen(IntEnum):
 
 
 AT_ARRIVAL = frozenset(screen for screen in Screen if screen <= Screen.SYN_DESTINATION)
+"""For every packet that comes in."""
 WITHOUT_SESSION = frozenset({Screen.PORT_SCAN, Screen.IP_SWEEP})
+"""For packets that belong to no session."""
 OF_SESSIONS = frozenset({Screen.SESSIONS_SOURCE, Screen.SESSIONS_DESTINATION})
+"""For flows that are about to become one."""
+
+Limited = frozenset[tuple[int, Screen]]
+"""Zones, by number, with the limits (of OF_SESSIONS) that they have."""
 
 
 class ScreenFlag(IntFlag):

@@ -15,6 +15,7 @@ from ipsec_gw.model.screens import Screens
 
 SCREENS = "screens"
 MAX_THRESHOLD = 1_000_000_000
+"""Packets or sessions: counts stay far from the 32 bits that the datapath has for them."""
 MAX_DIFFERENT = 65535
 """Of ports that are scanned, or destinations that are swept: there are no more ports."""
 MAX_WINDOW = 60

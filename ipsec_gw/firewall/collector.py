@@ -20,7 +20,8 @@ from ipsec_gw.firewall import ageing
 from ipsec_gw.firewall.ageing import SECOND, Close, CloseReason, Counts, Filter
 from ipsec_gw.model.firewall import Sessions
 from xdp_steer.flow_layout import FlowKeyLeaf, SessionFlag, SessionLeaf
-from xdp_steer.session_counts import Limited, SessionCounts
+from xdp_steer.screen_layout import Limited
+from xdp_steer.session_counts import SessionCounts
 from xdp_steer.sessions import Batch, Session, SessionTable, partner_key
 
 log = structlog.get_logger(__name__)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network
 
+import numpy as np
 import pytest
 
 from ipsec_gw.firewall.ageing import MAX_INTERVAL, RECOUNT_INTERVAL, SECOND, Close, CloseReason, Filter
@@ -15,10 +16,10 @@ from ipsec_gw.firewall.collector import Collector
 from ipsec_gw.model.firewall import Sessions
 from xdp_steer import libbpf
 from xdp_steer.flow_layout import SESSIONS, SessionFlag, SessionLeaf, State
-from xdp_steer.layout import MapSpec
-from xdp_steer.screen_layout import SESSION_COUNTS, Screen, ScreenKeyLeaf
-from xdp_steer.session_counts import Limited, SessionCounts
-from xdp_steer.sessions import Flow, SessionTable
+from xdp_steer.layout import AddressLeaf, MapSpec
+from xdp_steer.screen_layout import SESSION_COUNTS, Limited, Screen, ScreenKeyLeaf
+from xdp_steer.session_counts import SessionCounts
+from xdp_steer.sessions import KEY, ROW, Batch, Flow, SessionTable
 
 pytestmark = [
     pytest.mark.root,
@@ -155,6 +156,20 @@ def test_a_sweep_corrects_and_forgets(desk: Desk) -> None:
     desk.plant(DMZ, SOURCE, "10.0.0.9", 5)
     desk.collector.sweep(START)
     assert desk.counted() == OF_LAN
+
+
+def test_of_more_addresses_than_room_those_with_the_most_sessions_are_written(maps: dict[str, int]) -> None:
+    counts = SessionCounts(maps[SESSION_COUNTS.name])
+    counts.limited = frozenset({(LAN, SOURCE)})
+    keys, rows = np.zeros(SESSION_COUNTS.entries + 5000, KEY), np.zeros(SESSION_COUNTS.entries + 5000, ROW)
+    keys["zone"] = LAN
+    keys["saddr"]["addr"][:, 3] = np.arange(len(keys))
+    keys["saddr"]["addr"][-300:, 3] = 7 << 16  # the last in order, were it not for their number
+    counts.begin()
+    counts.add(Batch(keys, rows))
+    counts.write()
+    busy = ScreenKeyLeaf(AddressLeaf((ctypes.c_uint32 * 4)(0, 0, 0, 7 << 16)), LAN, SOURCE)
+    assert libbpf.map_lookup(maps[SESSION_COUNTS.name], busy, ctypes.c_uint64()).value == 300
 
 
 def test_what_a_sweep_ends_is_not_counted(desk: Desk) -> None:

@@ -10,8 +10,7 @@ from xdp_steer.compile.errors import CompileError
 from xdp_steer.compile.ids import Ids
 from xdp_steer.compile.rows import ScreenRow
 from xdp_steer.flow_layout import PortFlag
-from xdp_steer.screen_layout import AT_ARRIVAL, OF_SESSIONS, WITHOUT_SESSION, Screen, ScreenFlag
-from xdp_steer.session_counts import Limited
+from xdp_steer.screen_layout import AT_ARRIVAL, OF_SESSIONS, WITHOUT_SESSION, Limited, Screen, ScreenFlag
 
 
 def screen_rows(ruleset: Ruleset, ids: Ids) -> Mapping[int, ScreenRow]:
