@@ -158,9 +158,9 @@ def new() -> Iterator[Case]:
     """Every packet begins a session."""
     syn = _lan(_v4() / TCP(sport=1024, dport=443, flags="S"))
     udp = _lan(_v4() / UDP(sport=1024, dport=POOL_PORT))
-    for rules in (Rules(), Rules(1000)):
+    for name, rules in (("2 rules", Rules()), ("1000 rules", Rules(1000)), ("screens", SCREENED)):
         yield Case(
-            f"new session, {rules.count} rules", syn, XdpAction.REDIRECT, Reason.FORWARDED, 50,
+            f"new session, {name}", syn, XdpAction.REDIRECT, Reason.FORWARDED, None if rules.screen else 50,
             entry=Entry.EACH, clients=(NEWCOMERS, 0, 0), rules=rules, opens=True,
         )  # fmt: skip
     yield Case(
@@ -183,7 +183,8 @@ def established(machine: Machine) -> Iterator[Case]:
         key = machine.key(client, server, (1024, 53), 17, "lan")
         machine.keep_fresh(key)
         yield _established(f"established UDP, IPv{version}", udp, key)
-        yield _established(f"established UDP, IPv{version}, screens", udp, key, rules=SCREENED)
+        # Every packet of it is counted, so there is no target.
+        yield _established(f"established UDP, IPv{version}, screens", udp, key, rules=SCREENED, target=None)
     yield from _translated(machine)
     yield from _many(machine)
 

@@ -50,7 +50,7 @@ from xdp_steer import dock, libbpf
 from xdp_steer.flow_layout import Stage
 
 ROUNDS = 9
-_NEW_CASES = 3
+_NEW_CASES = 4
 _SPARE = 10_000
 _PAGE = 110
 """Columns of a table that goes into a file."""
