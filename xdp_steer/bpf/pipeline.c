@@ -43,6 +43,7 @@
 #include "egress.h"
 #include "decrypted.h"
 #include "screen.h"
+#include "screen_new.h"
 #endif
 
 static __always_inline int take(struct xdp_md *ctx)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0
  *
  * Screens: what a zone does not want to see whatever its policies say. Every packet that comes in by a port of a zone with
- * screens is looked at in passing (is_suspect()); the few that may be something have a stage of their own, before
+ * screens is looked at in passing (is_suspect()); what may be something, or is counted, has a stage of its own, before
  * sessions are looked up.
  */
 #define PORT_NETBIOS		139
@@ -85,7 +85,7 @@ static __always_inline u64 *screen_word(struct meta *m, const struct address *a,
 /* One more packet of this zone: are that too many in the window? */
 static __always_inline bool floods(struct meta *m, struct screen *screen, u32 which)
 {
-	u32 index = m->key.zone * MAX_SCREENS + which, limit = screen->thresholds[which & (MAX_SCREENS - 1)];
+	u32 index = m->key.zone * MAX_SCREENS + which, limit = screen->thresholds[which];
 	u64 *word;
 
 	if (!(screen->wanted & 1 << which))
@@ -97,7 +97,7 @@ static __always_inline bool floods(struct meta *m, struct screen *screen, u32 wh
 /* The same for one address. */
 static __always_inline bool floods_of(struct meta *m, struct screen *screen, u32 which, const struct address *a)
 {
-	u32 limit = screen->thresholds[which & (MAX_SCREENS - 1)];
+	u32 limit = screen->thresholds[which];
 	u64 *word;
 
 	if (!(screen->wanted & 1 << which))
@@ -153,95 +153,4 @@ int stage_screen(struct xdp_md *ctx)
 			return drop(ctx, reason);
 	}
 	return admit(ctx, m);
-}
-
-/* How many different ports or addresses a source has asked for in this window, this one included. */
-static __always_inline u32 distinct(struct meta *m, u16 screen, const struct address *item, u32 window, u32 enough)
-{
-	struct screen_item key = { .source = m->key.saddr, .item = *item, .zone = m->key.zone, .screen = screen };
-	u64 *word = screen_word(m, &m->key.saddr, screen), *seen, now = window;
-
-	if (!word)
-		return 0;
-	if (!is_past(*word, window) && (u32)*word > enough)
-		return *word;
-	seen = screen_items.lookup(&key);
-	if (!seen)
-		return screen_items.insert(&key, &now) ? 0 : tally(word, window, enough);
-	now = *(volatile u64 *)seen;
-	if (now == window || __sync_val_compare_and_swap(seen, now, (u64)window) != now)
-		return 0;	/* counted already, by another CPU at this moment perhaps */
-	return tally(word, window, enough);
-}
-
-/* What a source looks for, told by the flows that it would begin. */
-static __always_inline u32 screen_search(struct meta *m, struct screen *screen)
-{
-	u32 window = window_of(screen), limit;
-	struct address port = {};
-
-	if (screen->wanted & 1 << SCREEN_PORT_SCAN && is_syn(m)) {
-		limit = screen->thresholds[SCREEN_PORT_SCAN];
-		port.addr[0] = m->key.dport;
-		if (distinct(m, SCREEN_PORT_SCAN, &port, window, limit) > limit)
-			return REASON_SCREEN_PORT_SCAN;
-	}
-	if (screen->wanted & 1 << SCREEN_IP_SWEEP && !is_own_ipsec(m)) {
-		limit = screen->thresholds[SCREEN_IP_SWEEP];
-		if (distinct(m, SCREEN_IP_SWEEP, &m->key.daddr, window, limit) > limit)
-			return REASON_SCREEN_IP_SWEEP;
-	}
-	return NEXT;
-}
-
-/* A packet of no session, before it may begin one. */
-int stage_screen_new(struct xdp_md *ctx)
-{
-	struct meta *m = meta_of(META_XDP);
-	struct screen *screen;
-	u32 reason;
-
-	if (!m)
-		return drop(ctx, REASON_NO_STAGE);
-	m->flags |= META_SCREENED;
-	screen = screens_of(m->bank, m->key.zone);
-	reason = screen ? screen_search(m, screen) : NEXT;
-	if (reason != NEXT) {
-		describe_arrival(m);
-		if (screen_hit(m, screen, reason) != NEXT)
-			return drop(ctx, reason);
-	}
-	return go(ctx, STAGE_NEW);
-}
-
-/* NEXT, or the limit of sessions that this one would exceed. It is counted in, then. */
-static __always_inline u32 limit_sessions(struct meta *m)
-{
-	struct screen *screen = screens_of(m->bank, m->key.zone);
-	u32 reason = NEXT;
-
-	if (!screen)
-		return NEXT;
-	if (screen->wanted & 1 << SCREEN_SESSIONS_SOURCE &&
-	    count_in(&m->key.saddr, m->key.zone, SCREEN_SESSIONS_SOURCE, screen->thresholds[SCREEN_SESSIONS_SOURCE]))
-		reason = screen_hit(m, screen, REASON_SCREEN_SESSIONS_SOURCE);
-	if (screen->wanted & 1 << SCREEN_SESSIONS_DESTINATION &&
-	    count_in(&m->key.daddr, m->key.zone, SCREEN_SESSIONS_DESTINATION,
-		     screen->thresholds[SCREEN_SESSIONS_DESTINATION]) && reason == NEXT)
-		reason = screen_hit(m, screen, REASON_SCREEN_SESSIONS_DESTINATION);
-	if (reason != NEXT)
-		release_session(m->bank, &m->key);
-	return reason;
-}
-
-/* A permitted flow, before its session is made. */
-int stage_session_limit(struct xdp_md *ctx)
-{
-	struct meta *m = meta_of(META_XDP);
-	u32 reason;
-
-	if (!m)
-		return drop(ctx, REASON_NO_STAGE);
-	reason = limit_sessions(m);
-	return reason == NEXT ? go(ctx, STAGE_CREATE) : drop(ctx, reason);
 }
