@@ -44,7 +44,7 @@ from xdp_steer.compile.ids import Ids, RuleName
 from xdp_steer.compile.rows import PortInfo
 from xdp_steer.firewall import Firewall
 from xdp_steer.gateway import Steering
-from xdp_steer.layout import AddressLeaf, Control
+from xdp_steer.layout import AddressLeaf, Control, MapSpec
 from xdp_steer.prog_run import RunResult, TcAction, XdpAction, prog_run, prog_run_egress
 from xdp_steer.reasons import Reason
 from xdp_steer.screen_layout import Screen
@@ -55,7 +55,7 @@ SEED = 0x5EED
 SESSION_ENTRIES = 64
 """Of the table: few enough to be filled in no time."""
 SECOND = 1_000_000_000
-PATIENCE = 10.0
+PATIENCE = 60.0
 """Seconds."""
 T = TypeVar("T")
 CLOCK_MONOTONIC_COARSE = 6
@@ -190,13 +190,17 @@ class World:
 
     def clear(self) -> None:
         """No sessions, no fragments, and nothing that screens have counted or told of."""
-        for spec in (fl.SESSIONS, fl.FRAGMENTS, sl.SCREEN_WORDS, sl.SCREEN_ITEMS, sl.SESSION_COUNTS):
-            left = list(libbpf.map_keys(self.maps[spec.name], spec.key))
-            libbpf.map_delete_batch(self.maps[spec.name], (spec.key * len(left))(*left), len(left))
+        self.forget(fl.SESSIONS, fl.FRAGMENTS, sl.SCREEN_WORDS, sl.SCREEN_ITEMS, sl.SESSION_COUNTS)
         for spec in (sl.SCREEN_TOLD, sl.SCREEN_FLOODS):
             zeros = (ctypes.c_uint64 * spec.entries)()
             keys = (ctypes.c_uint32 * len(zeros))(*range(len(zeros)))
             libbpf.map_update_batch(self.maps[spec.name], keys, zeros, len(zeros))
+
+    def forget(self, *specs: MapSpec) -> None:
+        """Empty these maps, which are no arrays."""
+        for spec in specs:
+            left = list(libbpf.map_keys(self.maps[spec.name], spec.key))
+            libbpf.map_delete_batch(self.maps[spec.name], (spec.key * len(left))(*left), len(left))
 
     def send(self, port: Port, packet: Packet) -> Result:
         """An IP packet (or a whole frame) comes in by a port."""
