@@ -18,9 +18,10 @@ from ipsec_gw.errors import EngineError, EngineUnavailable, EnvironmentMissing
 from vpp_conf.locate import VppInstallation, locate_vpp
 from vpp_conf.paths import VppPaths
 from vpp_conf.process import ProcessId, identify
-from vpp_conf.startup.plan import StartupPlan, plan_startup
+from vpp_conf.startup.plan import plan_startup
 from vpp_conf.startup.probe import probe_machine
-from vpp_conf.startup.render import render_startup
+from vpp_conf.startup.render import render_commands, render_startup
+from vpp_conf.startup.values import Needs, StartupPlan
 
 START_SECONDS = 60.0
 """VPP needs about one second on hardware and a dozen in an emulated machine."""
@@ -54,10 +55,10 @@ class VppStatus:
     notes: tuple[str, ...] = ()
 
 
-def up(run_dir: Path, deadline: float = START_SECONDS) -> VppStatus:
+def up(run_dir: Path, deadline: float = START_SECONDS, needs: Needs | None = None) -> VppStatus:
     """Start VPP in this network namespace and wait until its API answers. A running one is left as it is.
 
-    VPP outlives the caller. Raises EnvironmentMissing (no root, no VPP, missing plugin) or EngineUnavailable
+    VPP outlives the caller. Raises EnvironmentMissing (no root, no VPP, no plan for this machine) or EngineUnavailable
     (VPP ended or did not answer within ``deadline`` seconds; the text carries the end of its log).
     """
     if os.geteuid() != 0:
@@ -72,7 +73,7 @@ def up(run_dir: Path, deadline: float = START_SECONDS) -> VppStatus:
             return VppStatus(True, True, running.pid, installation.version, run_dir)
         _clean(paths)
         started = time.monotonic()
-        plan = plan_startup(probe_machine(installation))
+        plan = plan_startup(probe_machine(installation), needs)
         process = _spawn(installation, paths, plan)
         try:
             _await_api(paths, process, deadline)
@@ -128,6 +129,7 @@ def api_answers(path: Path, timeout: float = 2.0) -> bool:
 
 def _spawn(installation: VppInstallation, paths: VppPaths, plan: StartupPlan) -> ProcessId:
     paths.startup.write_text(render_startup(plan, paths, installation))
+    paths.commands.write_text(render_commands(plan))
     if paths.log.exists():
         paths.log.replace(paths.old_log)
     process = identify(_run_detached([str(installation.binary), "-c", str(paths.startup)], paths.log))

@@ -1,15 +1,23 @@
-"""`ipsec-gw vpp`: start, stop and look at the VPP of this gateway."""
+"""`ipsec-gw vpp`: plan, prepare, start, stop and look at the VPP of this gateway."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
 
 from ipsec_gw.cli.main import Options
+from ipsec_gw.cli.vpp_options import machine_of, with_machine, with_needs
+from ipsec_gw.cli.vpp_plan import print_plan, print_refusal
 from vpp_conf import lifecycle
 from vpp_conf.lifecycle import VppStatus
+from vpp_conf.startup.describe import describe_findings, describe_machine, describe_plan
+from vpp_conf.startup.plan import plan_startup
+from vpp_conf.startup.prepare import apply_settings, check_applied
+from vpp_conf.startup.values import Needs, PlanRefused
 
 
 @click.group()
@@ -18,15 +26,57 @@ def vpp() -> None:
 
 
 @vpp.command()
+@with_needs
+@with_machine
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+@click.pass_context
+def plan(ctx: click.Context, /, root: Path, release: str | None, as_json: bool, **needs: Any) -> None:
+    """What VPP would be started with on this machine, and why. Changes nothing."""
+    machine = machine_of(root, release)
+    try:
+        planned = plan_startup(machine, Needs(**needs))
+    except PlanRefused as refused:
+        if as_json:
+            _print_json({"machine": describe_machine(machine), "findings": describe_findings(refused.findings)})
+        else:
+            print_refusal(describe_findings(refused.findings))
+        ctx.exit(refused.exit_code)
+    if as_json:
+        _print_json({"machine": describe_machine(machine)} | describe_plan(planned))
+        return
+    print_plan(describe_machine(machine), describe_plan(planned))
+
+
+@vpp.command()
+@with_needs
+@with_machine
+@click.option("--dry-run", is_flag=True, help="Print the commands, change nothing.")
+def prepare(root: Path, release: str | None, dry_run: bool, **needs: Any) -> None:
+    """Set hugepages and kernel settings as the plan wants them. They last until the next boot."""
+    settings = plan_startup(machine_of(root, release), Needs(**needs)).settings
+    if not settings:
+        click.echo("everything is as the plan wants it")
+    if dry_run:
+        for setting in settings:
+            click.echo(setting.command)
+        return
+    applied = apply_settings(settings, root)
+    for one in applied:
+        click.echo(f"/{one.setting.path}: {one.setting.now} -> {one.setting.now if one.after is None else one.after}")
+    check_applied(applied)
+
+
+@vpp.command()
+@with_needs
 @click.pass_obj
-def up(options: Options) -> None:
+def up(options: Options, /, **needs: Any) -> None:
     """Start VPP in this network namespace from a rendered startup.conf."""
     console = Console(stderr=True)
     with console.status("starting VPP"):
-        state = lifecycle.up(options.run_dir)
+        state = lifecycle.up(options.run_dir, needs=Needs(**needs))
     _print(state)
     for note in state.notes:
-        console.print(f"note: {note}", highlight=False)
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
 
 
 @vpp.command()
@@ -43,7 +93,7 @@ def status(options: Options, as_json: bool) -> None:
     """Is it running, and does it answer?"""
     state = lifecycle.status(options.run_dir)
     if as_json:
-        click.echo(json.dumps({"running": state.running, "answering": state.answering, "version": state.version}))
+        _print_json({"running": state.running, "answering": state.answering, "version": state.version})
         return
     _print(state)
 
@@ -54,3 +104,7 @@ def _print(state: VppStatus) -> None:
         return
     answer = "answers" if state.answering else "does not answer yet"
     click.echo(f"VPP {state.version or ''} runs as process {state.pid} and {answer}")
+
+
+def _print_json(answer: dict[str, Any]) -> None:
+    click.echo(json.dumps(answer, indent=2))
