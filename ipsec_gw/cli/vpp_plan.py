@@ -19,7 +19,8 @@ def print_plan(machine: dict[str, Any], plan: dict[str, Any]) -> None:
     console.print(escape(_machine_line(machine)), highlight=False)
     values = [(one["name"], one["value"], one["reason"]) for one in plan["values"]]
     _table(console, "startup.conf", ("name", "value", "reason"), values)
-    console.print(f"memory: {plan['memoryBytes'] // MEGABYTE} MB at most", highlight=False)
+    ordinary, huge = plan["ordinaryBytes"] // MEGABYTE, plan["hugepageBytes"] // MEGABYTE
+    console.print(f"memory, at most: {ordinary} MB, and {huge} MB of hugepages", highlight=False)
     if plan["settings"]:
         console.print("settings that `ipsec-gw vpp prepare` makes:", highlight=False)
     for one in plan["settings"]:

@@ -222,7 +222,7 @@ def test_statistics_grow_with_sas_and_threads(xeon: Machine) -> None:
 def test_too_little_memory_is_an_error(small: Machine) -> None:
     poor = replace(small, memory_available=400 * MEGABYTE)
     assert "MB" in refusal(poor).text
-    assert plan_startup(poor, Needs(sas=100, tunnels=50, sessions=1000)).memory_bytes < 400 * MEGABYTE
+    assert plan_startup(poor, Needs(sas=100, tunnels=50, sessions=1000)).ordinary_bytes < 400 * MEGABYTE
 
 
 def test_the_control_groups_memory_counts(small: Machine) -> None:

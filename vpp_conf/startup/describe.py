@@ -15,7 +15,8 @@ def describe_plan(plan: StartupPlan) -> dict[str, Any]:
     """Values, reasons, findings and settings of a plan."""
     return {
         "values": [{"name": one.name, "value": one.value, "reason": one.reason} for one in plan.numbers],
-        "memoryBytes": plan.memory_bytes,
+        "ordinaryBytes": plan.ordinary_bytes,
+        "hugepageBytes": plan.hugepage_bytes,
         "findings": describe_findings(plan.findings),
         "settings": [_setting(one) for one in plan.settings],
     }

@@ -78,7 +78,8 @@ def plan_startup(machine: Machine, needs: Needs | None = None) -> StartupPlan:
         handlers=crypto.handlers,
         policy_buckets=buckets,
         qat=crypto.qat,
-        memory_bytes=memory.base_bytes + memory.huge_bytes,
+        ordinary_bytes=memory.base_bytes,
+        hugepage_bytes=memory.huge_bytes,
         numbers=(
             _poll_sleep_number(poll_sleep),
             *cpus.numbers,

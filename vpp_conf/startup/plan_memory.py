@@ -6,7 +6,7 @@ Measured with VPP 26.06, one thread: 34 MB of heap at the start; 4.6 kB of heap 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vpp_conf.startup.machine import Machine
 from vpp_conf.startup.plan_buffers import FEWEST_BUFFERS, Pages, pages_for
@@ -85,18 +85,18 @@ def plan_memory(machine: Machine, needs: Needs, demand: Demand) -> MemoryPlan:
     """Sizes and pages of buffers, heap and statistics. An error among the findings: it does not fit."""
     budget = _budget(machine, needs, demand.threads)
     heap_least = HEAP_BASE + demand.threads * HEAP_THREAD + GROWTH * _objects(needs, HEAP_SA, HEAP_TUNNEL)
+    heap_least = -(-heap_least // MEGABYTE) * MEGABYTE
     statseg = max(STATS_USUAL, power_of_two(_statistics(needs, demand.threads)))
-    huge = _huge_buffers(machine, demand)
-    buffers = huge or _ordinary_buffers(machine, demand, budget - heap_least - statseg)
+    buffers = _huge_buffers(machine, demand) or _ordinary_buffers(machine, demand, budget - heap_least - statseg)
     if buffers is None:
-        return _refused(machine, demand, heap_least + statseg, budget)
-    left = budget - statseg - (0 if huge else buffers.total_bytes * len(machine.nodes))
-    heap = next((heap for heap in (power_of_two(max(HEAP_USUAL, heap_least)), heap_least) if heap <= left), 0)
-    heap = heap // MEGABYTE * MEGABYTE if heap else 0
-    if not heap:
-        return _refused(machine, demand, heap_least + statseg, budget)
-    heap_page = buffers.page_bytes if huge and _heap_fits(machine, demand, buffers, heap) else machine.page_bytes
-    return _settle(machine, needs, demand, buffers, heap, heap_page, statseg)
+        return _refused(machine, needs, demand, heap_least + statseg)
+    ordinary = 0 if buffers.page_bytes != machine.page_bytes else buffers.total_bytes * len(machine.nodes)
+    sizes = (power_of_two(max(HEAP_USUAL, heap_least)), heap_least)
+    for heap in sizes:
+        page = _heap_page(machine, demand, buffers, heap)
+        if (0 if page else heap) + statseg + ordinary <= budget:
+            return _settle(machine, needs, demand, buffers, heap, page or machine.page_bytes, statseg)
+    return _refused(machine, needs, demand, heap_least + statseg)
 
 
 def _settle(
@@ -105,14 +105,14 @@ def _settle(
     in_huge = buffers.page_bytes != machine.page_bytes
     all_buffers = buffers.total_bytes * len(machine.nodes)
     heap_huge = heap_page != machine.page_bytes
-    missing = 0 if in_huge and heap_huge else _missing(machine, demand, heap)
+    missing = 0 if in_huge and heap_huge else _missing(machine, needs, demand, buffers if in_huge else None, heap)
     return MemoryPlan(
         buffers=buffers,
         heap_bytes=heap,
         heap_page=heap_page,
         statseg_bytes=statseg,
         base_bytes=statseg + (0 if in_huge else all_buffers) + (0 if heap_huge else heap),
-        huge_bytes=(all_buffers if in_huge else 0) + (heap if heap_huge else 0),
+        huge_bytes=(all_buffers if in_huge else 0) + (-(-heap // heap_page) * heap_page if heap_huge else 0),
         missing_pages=missing,
         numbers=_numbers(needs, demand, buffers, heap, heap_page, statseg),
         findings=_page_findings(machine, in_huge, heap_huge, missing),
@@ -165,24 +165,36 @@ def _ordinary_buffers(machine: Machine, demand: Demand, budget: int) -> Pages | 
     return None
 
 
-def _heap_fits(machine: Machine, demand: Demand, buffers: Pages, heap: int) -> bool:
-    """The whole heap has to come from one node's pages."""
-    taken = buffers.count + _dpdk_pages(demand, buffers.page_bytes)
-    return _free_pages(machine, buffers.page_bytes) - taken >= -(-heap // buffers.page_bytes)
+def _heap_page(machine: Machine, demand: Demand, buffers: Pages, heap: int) -> int:
+    """Size of hugepages that hold the whole heap on one node beside the buffers, 0 if there are none."""
+    for page_bytes in sorted({pool.page_bytes for pool in machine.pools}):
+        taken = buffers.count + _dpdk_pages(demand, page_bytes) if page_bytes == buffers.page_bytes else 0
+        if _free_pages(machine, page_bytes) - taken >= -(-heap // page_bytes):
+            return page_bytes
+    return 0
 
 
-def _missing(machine: Machine, demand: Demand, heap: int) -> int:
-    """Pages of the default size to add on each node, 0 if so many would leave too little or are not allowed."""
+def _missing(machine: Machine, needs: Needs, demand: Demand, buffers: Pages | None, heap: int) -> int:
+    """Pages of the default size to add on each node, 0 if so many would leave too little or are not allowed.
+
+    ``buffers`` are those that are in hugepages already.
+    """
     page_bytes = machine.hugepage_bytes
-    pages = pages_for(demand.buffers, page_bytes, demand.data_bytes, demand.extension) if page_bytes else None
-    if pages is None:
+    wanted = -(-heap // page_bytes) if page_bytes else 0
+    if buffers is None:
+        pages = pages_for(demand.buffers, page_bytes, demand.data_bytes, demand.extension) if page_bytes else None
+        if pages is None:
+            return 0
+        wanted += pages.count + _dpdk_pages(demand, page_bytes)
+    elif buffers.page_bytes == page_bytes:
+        wanted += buffers.count + _dpdk_pages(demand, page_bytes)
+    missing = max(0, wanted - _free_pages(machine, page_bytes))
+    taken = missing * page_bytes * len(machine.nodes)
+    if taken > machine.memory_available // HUGE_SHARE or not _allowed(machine, page_bytes, wanted):
         return 0
-    wanted = pages.count + _dpdk_pages(demand, page_bytes) + -(-heap // page_bytes)
-    if not _allowed(machine, page_bytes, wanted):
-        return 0
-    missing = wanted - _free_pages(machine, page_bytes)
-    fits = missing * page_bytes * len(machine.nodes) <= machine.memory_available // HUGE_SHARE
-    return missing if missing > 0 and fits else 0
+    after = replace(machine, memory_available=machine.memory_available - taken)
+    statseg = max(STATS_USUAL, power_of_two(_statistics(needs, demand.threads)))
+    return missing if _budget(after, needs, demand.threads) >= statseg else 0
 
 
 def _allowed(machine: Machine, page_bytes: int, pages: int) -> bool:
@@ -205,7 +217,8 @@ def _page_findings(machine: Machine, in_huge: bool, heap_huge: bool, missing: in
     return (Finding(Severity.WARNING, "hugepages", text, "ipsec-gw vpp prepare, then start VPP again"),)
 
 
-def _refused(machine: Machine, demand: Demand, others: int, budget: int) -> MemoryPlan:
+def _refused(machine: Machine, needs: Needs, demand: Demand, others: int) -> MemoryPlan:
+    budget = _budget(machine, needs, demand.threads)
     if demand.hugepages_only:
         text, way_out = "QAT needs buffers in hugepages, and too few are free", "ipsec-gw vpp prepare"
     else:
@@ -215,7 +228,7 @@ def _refused(machine: Machine, demand: Demand, others: int, budget: int) -> Memo
         if machine.limits.memory_bytes is None:
             way_out = "free memory, or plan for fewer SAs, tunnels and sessions"
     nothing = Pages(machine.page_bytes, 0, 0, 0)
-    missing = _missing(machine, demand, HEAP_USUAL)
+    missing = _missing(machine, needs, demand, None, HEAP_USUAL)
     return MemoryPlan(nothing, 0, 0, 0, 0, 0, missing, (), (Finding(Severity.ERROR, "memory", text, way_out),))
 
 

@@ -103,7 +103,8 @@ class StartupPlan:
 
     ``buffers`` is what VPP is asked for per NUMA node, ``buffers_usable`` what comes out of it on all nodes but the
     idle ones: buffers that would cross a page are lost. ``poll_sleep_usec`` and ``policy_buckets`` 0 leave theirs out.
-    ``section`` and ``engine_plugins`` tell how this release takes its crypto engines.
+    ``section``: crypto engines have one in this release. ``ordinary_bytes`` and ``hugepage_bytes`` are what VPP takes
+    at most from either kind of memory.
     """
 
     release: tuple[int, int]
@@ -124,7 +125,8 @@ class StartupPlan:
     handlers: tuple[Handler, ...]
     policy_buckets: int
     qat: QatPlan | None
-    memory_bytes: int
+    ordinary_bytes: int
+    hugepage_bytes: int
     numbers: tuple[Number, ...]
     findings: tuple[Finding, ...]
     settings: tuple[Setting, ...]
