@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,16 @@ import click
 from rich.console import Console
 
 from ipsec_gw.cli.main import Options
-from ipsec_gw.cli.vpp_options import machine_of, with_machine, with_needs
+from ipsec_gw.cli.vpp_options import machine_of, with_drop_in, with_machine, with_needs
 from ipsec_gw.cli.vpp_plan import print_plan, print_refusal
 from vpp_conf import lifecycle
 from vpp_conf.lifecycle import VppStatus
+from vpp_conf.paths import VppPaths
 from vpp_conf.startup.describe import describe_findings, describe_machine, describe_plan
+from vpp_conf.startup.drop_in import read_drop_in
 from vpp_conf.startup.plan import plan_startup
 from vpp_conf.startup.prepare import apply_settings, check_applied
+from vpp_conf.startup.render import merged_startup
 from vpp_conf.startup.values import Needs, PlanRefused
 
 
@@ -28,11 +32,23 @@ def vpp() -> None:
 @vpp.command()
 @with_needs
 @with_machine
+@with_drop_in
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+@click.option("--text", "as_text", is_flag=True, help="startup.conf itself on stdout.")
 @click.pass_context
-def plan(ctx: click.Context, /, root: Path, release: str | None, as_json: bool, **needs: Any) -> None:
+def plan(
+    ctx: click.Context,
+    /,
+    root: Path,
+    release: str | None,
+    drop_in: Path | None,
+    as_json: bool,
+    as_text: bool,
+    **needs: Any,
+) -> None:
     """What VPP would be started with on this machine, and why. Changes nothing."""
-    machine = machine_of(root, release)
+    machine, installation = machine_of(root, release)
+    paths = VppPaths(ctx.obj.run_dir)
     try:
         planned = plan_startup(machine, Needs(**needs))
     except PlanRefused as refused:
@@ -41,6 +57,11 @@ def plan(ctx: click.Context, /, root: Path, release: str | None, as_json: bool, 
         else:
             print_refusal(describe_findings(refused.findings))
         ctx.exit(refused.exit_code)
+    merged = merged_startup(planned, paths, installation, read_drop_in(drop_in))
+    planned = replace(planned, findings=(*planned.findings, *merged.findings))
+    if as_text:
+        click.echo(merged.text, nl=False)
+        return
     if as_json:
         _print_json({"machine": describe_machine(machine)} | describe_plan(planned))
         return
@@ -53,7 +74,8 @@ def plan(ctx: click.Context, /, root: Path, release: str | None, as_json: bool, 
 @click.option("--dry-run", is_flag=True, help="Print the commands, change nothing.")
 def prepare(root: Path, release: str | None, dry_run: bool, **needs: Any) -> None:
     """Set hugepages and kernel settings as the plan wants them. They last until the next boot."""
-    settings = plan_startup(machine_of(root, release), Needs(**needs)).settings
+    machine, _ = machine_of(root, release)
+    settings = plan_startup(machine, Needs(**needs)).settings
     if not settings:
         click.echo("everything is as the plan wants it")
     if dry_run:
@@ -68,12 +90,13 @@ def prepare(root: Path, release: str | None, dry_run: bool, **needs: Any) -> Non
 
 @vpp.command()
 @with_needs
+@with_drop_in
 @click.pass_obj
-def up(options: Options, /, **needs: Any) -> None:
+def up(options: Options, /, drop_in: Path | None, **needs: Any) -> None:
     """Start VPP in this network namespace from a rendered startup.conf."""
     console = Console(stderr=True)
     with console.status("starting VPP"):
-        state = lifecycle.up(options.run_dir, needs=Needs(**needs))
+        state = lifecycle.up(options.run_dir, needs=Needs(**needs), drop_in=read_drop_in(drop_in))
     _print(state)
     for note in state.notes:
         console.print(f"note: {note}", highlight=False, soft_wrap=True)

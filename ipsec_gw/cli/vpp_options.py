@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
-from vpp_conf.locate import locate_vpp
+from vpp_conf.locate import VppInstallation, locate_vpp
+from vpp_conf.startup.drop_in import DEFAULT_DROP_IN
 from vpp_conf.startup.files import Files
 from vpp_conf.startup.machine import Machine
 from vpp_conf.startup.probe import ROOT, probe_machine, read_machine
@@ -61,12 +62,24 @@ def with_machine(command: Command) -> Command:
     return _with(_MACHINE, command)
 
 
-def machine_of(root: Path, release: str | None) -> Machine:
+def with_drop_in(command: Command) -> Command:
+    """The option that names the operator's own settings, for :func:`read_drop_in`."""
+    return click.option(
+        "--drop-in",
+        type=click.Path(path_type=Path),
+        help=f"Your own settings for startup.conf. Default: {DEFAULT_DROP_IN}, if it is there.",
+    )(command)
+
+
+def machine_of(root: Path, release: str | None) -> tuple[Machine, VppInstallation]:
     """The machine below the root, with the VPP of that release or the installed one."""
     if release is None:
-        return probe_machine(locate_vpp(), root)
+        installed = locate_vpp()
+        return probe_machine(installed, root), installed
     year, _, month = release.partition(".")
-    return read_machine(Files(root), complete_offer((int(year), int(month))))
+    number = (int(year), int(month))
+    named = VppInstallation(Path("/usr/bin/vpp"), f"VPP {release}", number, Path("/usr"), None, None, None, None)
+    return read_machine(Files(root), complete_offer(number)), named
 
 
 def _with(options: tuple[Callable[[Any], Any], ...], command: Command) -> Command:

@@ -17,6 +17,7 @@ from ipsec_gw.errors import EnvironmentMissing
 from tests.support.machines import NAMES, probe
 from vpp_conf.locate import VppInstallation
 from vpp_conf.paths import VppPaths
+from vpp_conf.startup.drop_in import DropIn, merge_drop_in
 from vpp_conf.startup.machine import Machine
 from vpp_conf.startup.plan import plan_startup
 from vpp_conf.startup.probe import probe_machine
@@ -160,3 +161,10 @@ def test_two_instances_share_nothing(tmp_path: Path) -> None:
     first, second = VppPaths(tmp_path / "a"), VppPaths(tmp_path / "b")
     assert first.segment_prefix != second.segment_prefix
     assert not set(first.sockets) & set(second.sockets)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_text_is_as_the_merge_writes_it(name: str, tmp_path: Path) -> None:
+    """So that a drop-in changes nothing but what it names."""
+    text = render_startup(plan_startup(probe(name, tmp_path)), PATHS, packaged(NEWEST))
+    assert merge_drop_in(text, DropIn("empty", ""), NEWEST).text == text

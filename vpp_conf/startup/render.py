@@ -11,6 +11,7 @@ from ipsec_gw.errors import EnvironmentMissing
 from vpp_conf.locate import VppInstallation
 from vpp_conf.paths import VppPaths
 from vpp_conf.startup.cpu_lists import show_cpus
+from vpp_conf.startup.drop_in import DropIn, Merged, merge_drop_in
 from vpp_conf.startup.syntax import handler_names
 from vpp_conf.startup.values import StartupPlan, size
 
@@ -38,6 +39,12 @@ def render_startup(plan: StartupPlan, paths: VppPaths, installation: VppInstalla
     environment.filters |= {"size": size, "cpus": show_cpus}
     template = environment.get_template(TEMPLATE)
     return template.render(plan=plan, paths=paths, installation=installation, commands=render_commands(plan))
+
+
+def merged_startup(plan: StartupPlan, paths: VppPaths, installation: VppInstallation, drop_in: DropIn | None) -> Merged:
+    """The text of startup.conf with the operator's settings. Raises ConfigError if these do not hold."""
+    text = render_startup(plan, paths, installation)
+    return Merged(text, (), frozenset()) if drop_in is None else merge_drop_in(text, drop_in, plan.release)
 
 
 def render_commands(plan: StartupPlan) -> str:
