@@ -19,6 +19,7 @@ from vpp_conf.locate import VppInstallation, locate_vpp
 from vpp_conf.paths import VppPaths
 from vpp_conf.process import ProcessId, identify
 from vpp_conf.startup.drop_in import DropIn, Merged
+from vpp_conf.startup.expectation import expect, expectation_to_json
 from vpp_conf.startup.plan import plan_startup
 from vpp_conf.startup.probe import probe_machine
 from vpp_conf.startup.render import merged_startup, render_commands
@@ -139,6 +140,7 @@ def _notes(plan: StartupPlan, merged: Merged) -> tuple[str, ...]:
 def _spawn(installation: VppInstallation, paths: VppPaths, plan: StartupPlan, merged: Merged) -> ProcessId:
     paths.startup.write_text(merged.text)
     paths.commands.write_text(render_commands(plan))
+    paths.plan.write_text(expectation_to_json(expect(plan, merged.theirs)))
     if paths.log.exists():
         paths.log.replace(paths.old_log)
     process = identify(_run_detached([str(installation.binary), "-c", str(paths.startup)], paths.log))

@@ -10,13 +10,16 @@ from typing import Any
 import click
 from rich.console import Console
 
-from ipsec_gw.cli.main import Options
+from ipsec_gw.cli.main import Options, run_async
 from ipsec_gw.cli.vpp_options import machine_of, with_drop_in, with_machine, with_needs
-from ipsec_gw.cli.vpp_plan import print_plan, print_refusal
+from ipsec_gw.cli.vpp_plan import print_checks, print_plan, print_refusal
+from ipsec_gw.errors import EngineError
 from vpp_conf import lifecycle
 from vpp_conf.lifecycle import VppStatus
+from vpp_conf.locate import locate_vpp
 from vpp_conf.paths import VppPaths
-from vpp_conf.startup.describe import describe_findings, describe_machine, describe_plan
+from vpp_conf.reality import check_startup
+from vpp_conf.startup.describe import describe_checks, describe_findings, describe_machine, describe_plan
 from vpp_conf.startup.drop_in import read_drop_in
 from vpp_conf.startup.plan import plan_startup
 from vpp_conf.startup.prepare import apply_settings, check_applied
@@ -100,6 +103,8 @@ def up(options: Options, /, drop_in: Path | None, **needs: Any) -> None:
     _print(state)
     for note in state.notes:
         console.print(f"note: {note}", highlight=False, soft_wrap=True)
+    checks = _checks(options)
+    print_checks([one for one in checks if not one["holds"]])
 
 
 @vpp.command()
@@ -113,12 +118,25 @@ def down(options: Options) -> None:
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 @click.pass_obj
 def status(options: Options, as_json: bool) -> None:
-    """Is it running, and does it answer?"""
+    """Is it running, does it answer, and is it what it was planned to be?"""
     state = lifecycle.status(options.run_dir)
+    checks = _checks(options) if state.answering else []
     if as_json:
-        _print_json({"running": state.running, "answering": state.answering, "version": state.version})
+        answer = {"running": state.running, "answering": state.answering, "version": state.version}
+        _print_json(answer | {"checks": checks})
         return
     _print(state)
+    print_checks(checks)
+
+
+def _checks(options: Options) -> list[dict[str, Any]]:
+    """The running VPP beside its plan; nothing, and why on stderr, if they cannot be compared."""
+    try:
+        checks = run_async(check_startup(VppPaths(options.run_dir.resolve()), locate_vpp()))
+    except EngineError as error:
+        click.echo(f"not compared with its plan: {error}", err=True)
+        return []
+    return describe_checks(checks)
 
 
 def _print(state: VppStatus) -> None:

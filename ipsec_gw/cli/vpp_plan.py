@@ -36,6 +36,18 @@ def print_refusal(findings: Sequence[dict[str, str]]) -> None:
     console.print("no VPP can be started on this machine as it is", highlight=False)
 
 
+def print_checks(checks: Sequence[dict[str, Any]]) -> None:
+    """A running VPP beside its plan; ways out only for what does not hold."""
+    console = Console()
+    rows = [(one["name"], one["planned"], one["actual"]) for one in checks]
+    _table(console, "as planned, and as it is", ("name", "planned", "actual"), rows)
+    for one in checks:
+        if not one["holds"]:
+            text = f"{one['name']} is {one['actual']}, planned was {one['planned']}"
+            console.print(f"[yellow]warning[/]: {escape(text)}", highlight=False, soft_wrap=True)
+            console.print(f"    way out: {escape(one['wayOut'])}", highlight=False, soft_wrap=True)
+
+
 def _machine_line(machine: dict[str, Any]) -> str:
     parts = [
         machine["cpu"],

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vpp_conf.startup.cpu_lists import show_cpus
+from vpp_conf.startup.expectation import Check
 from vpp_conf.startup.machine import CryptoDevice, Machine, Nic
 from vpp_conf.startup.syntax import show
 from vpp_conf.startup.values import Finding, Setting, StartupPlan
@@ -27,6 +28,14 @@ def describe_findings(findings: Sequence[Finding]) -> list[dict[str, str]]:
     return [
         {"severity": one.severity.value, "subject": one.subject, "text": one.text, "wayOut": one.way_out}
         for one in findings
+    ]
+
+
+def describe_checks(checks: Sequence[Check]) -> list[dict[str, Any]]:
+    """A running VPP beside its plan."""
+    return [
+        {"name": one.name, "planned": one.planned, "actual": one.actual, "holds": one.holds, "wayOut": one.way_out}
+        for one in checks
     ]
 
 
