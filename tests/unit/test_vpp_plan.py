@@ -111,6 +111,23 @@ def test_without_iommu_qat_is_left_out(xeon: Machine) -> None:
     assert "intel_iommu=on" in finding(plan, "qat").way_out
 
 
+def test_functions_without_a_group_have_no_iommu(xeon: Machine) -> None:
+    crypto = tuple(replace(device, iommu_group=None) for device in xeon.crypto)
+    assert "IOMMU" in finding(plan_startup(replace(xeon, crypto=crypto)), "qat").text
+
+
+def test_functions_that_the_kernel_uses_are_not_taken(xeon: Machine) -> None:
+    physical, *virtual = xeon.crypto
+    some = [replace(device, driver="4xxxvf") for device in virtual[:3]]
+    plan = plan_startup(replace(xeon, crypto=(physical, *some, *virtual[3:])))
+    assert plan.qat is not None
+    assert plan.qat.devices == tuple(f"0000:76:00.{number}" for number in range(4, 8))
+    most = [replace(device, driver="4xxxvf") for device in virtual[:4]]
+    plan = plan_startup(replace(xeon, crypto=(physical, *most, *virtual[4:])))
+    assert plan.qat is None
+    assert "driverctl set-override 0000:76:00.1 vfio-pci" in finding(plan, "qat").way_out
+
+
 def test_with_too_few_functions_qat_is_left_out(xeon: Machine) -> None:
     plan = plan_startup(replace(xeon, crypto=xeon.crypto[:4]))
     assert plan.qat is None
@@ -185,6 +202,19 @@ def test_the_control_groups_time_limits_the_workers(tmp_path: Path) -> None:
     plan = plan_startup(probe("atom-qat", tmp_path))
     assert len(plan.workers) == 3
     assert "cpu.max" in finding(plan, "cpu").way_out
+
+
+def test_where_all_cores_are_isolated_one_is_for_the_main_thread(small: Machine) -> None:
+    plan = plan_startup(replace(small, isolated=frozenset({0, 1}), tickless=frozenset({0, 1})))
+    assert (plan.main_core, plan.workers) == (1, (0,))
+    alone = plan_startup(replace(small, isolated=frozenset({0, 1}), allowed=frozenset({1})))
+    assert (alone.main_core, alone.workers) == (1, ())
+
+
+def test_isolated_cores_that_still_tick_are_mentioned(small: Machine) -> None:
+    plan = plan_startup(replace(small, isolated=frozenset({0})))
+    assert plan.workers == (0,)
+    assert "nohz_full=0" in finding(plan, "cpu").way_out
 
 
 def test_no_cpu_at_all_is_an_error(small: Machine) -> None:

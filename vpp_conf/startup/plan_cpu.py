@@ -112,10 +112,8 @@ def _how_many(
         reason = "the isolated cores of the interfaces' NUMA nodes, one thread per core"
     else:
         wanted, reason = _shared_workers(cores, nics, near, free)
-    if wanted <= room:
-        return wanted, reason, ()
     if quota is None or int(quota) - 1 >= wanted:
-        return min(wanted, room), reason, ()
+        return min(wanted, room), reason if min(wanted, room) or not wanted else "none: no core is left for them", ()
     text = f"the control group allows {quota:g} CPUs: {room} workers instead of {wanted}"
     return room, f"{reason}; cut to {quota:g} CPUs", (Finding(Severity.WARNING, "cpu", text, "raise its cpu.max"),)
 

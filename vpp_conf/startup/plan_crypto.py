@@ -14,6 +14,8 @@ from vpp_conf.startup.values import Finding, Handler, Needs, Number, QatPlan, Se
 
 WIDE_VECTORS = frozenset({"avx512f", "vaes"})
 DPDK_PLUGIN = "dpdk_plugin.so"
+VFIO = "vfio-pci"
+FREE_DRIVERS = (None, VFIO)
 QUEUE_PAIRS = 2
 """Symmetric queue pairs that DPDK offers for each virtual function of QAT."""
 
@@ -86,11 +88,16 @@ def _qat(machine: Machine, needs: Needs, threads: int) -> tuple[QatPlan | None, 
     problem = _qat_problem(machine, devices, virtual, count, workers)
     if problem:
         return None, f"left out: {problem.text}", (problem,)
-    near = _spread(virtual, {cpu.node for cpu in machine.usable})
+    near = _spread([device for device in virtual if _is_free(device)], {cpu.node for cpu in machine.usable})
     taken = tuple(sorted(device.address for device in near[:count]))
     plan = QatPlan(taken, count * QUEUE_PAIRS)
     reason = f"{plan.queue_pairs} queue pairs for {workers} threads: with fewer the engine does not register"
     return plan, reason, ()
+
+
+def _is_free(device: CryptoDevice) -> bool:
+    """VPP would take a function from the kernel's driver as well, and with it the kernel's own use of it."""
+    return device.driver in FREE_DRIVERS
 
 
 def _qat_problem(
@@ -99,11 +106,10 @@ def _qat_problem(
     if not virtual:
         first = devices[0]
         text = f"QAT {first.qat} at {first.address} has no virtual functions"
-        way_out = (
-            f"to use it: echo {min(count, first.functions_possible) or count} > /sys/bus/pci/devices/{first.address}"
-        )
-        return Finding(Severity.NOTE, "qat", text, f"{way_out}/sriov_numvfs")
-    if not machine.iommu:
+        number = min(count, first.functions_possible) or count
+        way_out = f"to use it: echo {number} > /sys/bus/pci/devices/{first.address}/sriov_numvfs"
+        return Finding(Severity.NOTE, "qat", text, way_out)
+    if not machine.iommu or any(device.iommu_group is None for device in virtual):
         vendor = "amd_iommu=on" if "amd" in machine.model.lower() else "intel_iommu=on"
         text = "QAT needs an IOMMU, and none is active"
         return Finding(Severity.WARNING, "qat", text, f"enable it in the firmware and boot with {vendor} iommu=pt")
@@ -111,13 +117,12 @@ def _qat_problem(
         return Finding(Severity.WARNING, "qat", "VPP's dpdk plugin is not installed", "install vpp-plugin-dpdk")
     if len(virtual) < count:
         text = f"{workers} threads need {count} virtual functions of QAT, {len(virtual)} are there"
-        parent = virtual[0].parent
-        return Finding(
-            Severity.WARNING,
-            "qat",
-            text,
-            f"echo {count} > /sys/bus/pci/devices/{parent}/sriov_numvfs, or fewer workers",
-        )
+        path = f"/sys/bus/pci/devices/{virtual[0].parent}/sriov_numvfs"
+        return Finding(Severity.WARNING, "qat", text, f"echo {count} > {path}, or fewer workers")
+    taken = [device for device in virtual if not _is_free(device)]
+    if len(virtual) - len(taken) < count:
+        text = f"{len(taken)} virtual functions of QAT belong to the kernel's driver {taken[0].driver}"
+        return Finding(Severity.WARNING, "qat", text, f"driverctl set-override {taken[0].address} {VFIO}, and so on")
     return None
 
 
