@@ -15,7 +15,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from vpp_conf.startup.files import Files
 from vpp_conf.startup.machine import Machine
@@ -41,9 +44,15 @@ def unpack_machine(name: str, root: Path) -> Path:
     return root
 
 
-def probe(name: str, root: Path, release: tuple[int, int] = TESTED[-1]) -> Machine:
+def probe(name: str, release: tuple[int, int] = TESTED[-1]) -> Machine:
     """A machine as the probe sees it, with all of a VPP of this release."""
-    return read_machine(Files(unpack_machine(name, root)), complete_offer(release))
+    return replace(_probed(name), vpp=complete_offer(release))
+
+
+@cache
+def _probed(name: str) -> Machine:
+    with TemporaryDirectory() as folder:
+        return read_machine(Files(unpack_machine(name, Path(folder))), complete_offer(TESTED[-1]))
 
 
 def _expand(line: str) -> Iterator[str]:

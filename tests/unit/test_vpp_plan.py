@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -35,18 +34,18 @@ def refusal(machine: Machine, needs: Needs | None = None) -> Finding:
 
 
 @pytest.fixture
-def small(tmp_path: Path) -> Machine:
-    return probe("vm-two-cpus", tmp_path)
+def small() -> Machine:
+    return probe("vm-two-cpus")
 
 
 @pytest.fixture
-def xeon(tmp_path: Path) -> Machine:
-    return probe("xeon-one-socket-qat", tmp_path)
+def xeon() -> Machine:
+    return probe("xeon-one-socket-qat")
 
 
 @pytest.fixture
-def two_sockets(tmp_path: Path) -> Machine:
-    return probe("xeon-two-sockets-qat", tmp_path)
+def two_sockets() -> Machine:
+    return probe("xeon-two-sockets-qat")
 
 
 def test_two_cpus_without_hugepages_get_one_sleeping_thread_on_ordinary_pages(small: Machine) -> None:
@@ -59,9 +58,9 @@ def test_two_cpus_without_hugepages_get_one_sleeping_thread_on_ordinary_pages(sm
 
 
 @pytest.mark.parametrize("name", ["vm-two-cpus", "laptop", "cloud-jumbo", "arm-altra"])
-def test_the_hugepages_asked_for_are_enough(name: str, tmp_path: Path) -> None:
+def test_the_hugepages_asked_for_are_enough(name: str) -> None:
     """Following the advice once leads to hugepages for buffers and heap, and to nothing more to do."""
-    machine = probe(name, tmp_path)
+    machine = probe(name)
     wanted = {one.path: one.wanted for one in plan_startup(machine).settings}
     pools = tuple(
         replace(pool, total=wanted[path], free=pool.free + wanted[path] - pool.total)
@@ -102,6 +101,23 @@ def test_every_worker_has_a_queue_pair_of_qat(xeon: Machine) -> None:
     assert plan.qat.queue_pairs == 8
     assert plan.qat.devices == tuple(f"0000:76:00.{number}" for number in range(1, 5))
     assert "dpdk_plugin.so" in plan.plugins
+
+
+def test_an_odd_number_of_workers_has_enough_queue_pairs(xeon: Machine) -> None:
+    plan = plan_startup(xeon, Needs(workers=3))
+    assert plan.qat is not None
+    assert (plan.qat.queue_pairs, len(plan.qat.devices)) == (4, 2)
+
+
+def test_dpdk_has_hugepages_of_its_own_beside_the_buffers(xeon: Machine) -> None:
+    """43 for the buffers and 128 for DPDK: with one less QAT would come up without memory, and not register."""
+
+    def with_pages(free: int) -> Machine:
+        pools = tuple(replace(pool, total=free, free=free) for pool in xeon.pools if pool.page_bytes == 2 * MEGABYTE)
+        return replace(xeon, pools=pools)
+
+    assert plan_startup(with_pages(43 + 128)).qat is not None
+    assert plan_startup(with_pages(43 + 128 - 1)).qat is None
 
 
 def test_without_iommu_qat_is_left_out(xeon: Machine) -> None:
@@ -180,8 +196,12 @@ def test_the_interfaces_that_are_named_decide_the_node(two_sockets: Machine) -> 
     assert plan.idle_nodes == (0,)
 
 
-def test_nodes_without_threads_and_interfaces_get_no_buffers(tmp_path: Path) -> None:
-    plan = plan_startup(probe("epyc-four-nodes", tmp_path))
+def test_a_node_with_an_interface_only_has_buffers(two_sockets: Machine) -> None:
+    assert plan_startup(two_sockets, Needs(workers=0)).idle_nodes == ()
+
+
+def test_nodes_without_threads_and_interfaces_get_no_buffers() -> None:
+    plan = plan_startup(probe("epyc-four-nodes"))
     assert plan.idle_nodes == (0, 1, 3)
     assert plan.buffer_page == "2M"
     assert [one.path for one in plan.settings] == ["proc/sys/kernel/numa_balancing"]
@@ -198,8 +218,8 @@ def test_more_workers_than_cores_are_an_error(small: Machine, xeon: Machine) -> 
     assert len(plan_startup(xeon, Needs(workers=7)).workers) == 7
 
 
-def test_the_control_groups_time_limits_the_workers(tmp_path: Path) -> None:
-    plan = plan_startup(probe("atom-qat", tmp_path))
+def test_the_control_groups_time_limits_the_workers() -> None:
+    plan = plan_startup(probe("atom-qat"))
     assert len(plan.workers) == 3
     assert "cpu.max" in finding(plan, "cpu").way_out
 
@@ -221,8 +241,8 @@ def test_no_cpu_at_all_is_an_error(small: Machine) -> None:
     assert refusal(replace(small, allowed=frozenset())).subject == "cpu"
 
 
-def test_an_mtu_above_the_limit_is_an_error_where_it_was_chosen(tmp_path: Path) -> None:
-    machine = probe("cloud-jumbo", tmp_path)
+def test_an_mtu_above_the_limit_is_an_error_where_it_was_chosen() -> None:
+    machine = probe("cloud-jumbo")
     assert finding(plan_startup(machine), "mtu").severity is Severity.WARNING
     assert "mtu 1774" in refusal(machine, Needs(interfaces=("ens5",))).way_out
     assert refusal(machine, Needs(mtu=3567)).subject == "mtu"
@@ -236,8 +256,8 @@ def test_with_hugepages_a_larger_mtu_fits(small: Machine) -> None:
     assert "with hugepages" in refusal(small, Needs(mtu=3566)).way_out
 
 
-def test_a_nic_without_xdp_is_a_warning(tmp_path: Path) -> None:
-    assert finding(plan_startup(probe("laptop", tmp_path)), "interface").severity is Severity.WARNING
+def test_a_nic_without_xdp_is_a_warning() -> None:
+    assert finding(plan_startup(probe("laptop")), "interface").severity is Severity.WARNING
 
 
 def test_statistics_grow_with_sas_and_threads(xeon: Machine) -> None:
@@ -260,8 +280,8 @@ def test_the_control_groups_memory_counts(small: Machine) -> None:
     assert "limit" in refusal(limited).way_out
 
 
-def test_the_control_groups_hugepages_count(tmp_path: Path) -> None:
-    machine = probe("container", tmp_path)
+def test_the_control_groups_hugepages_count() -> None:
+    machine = probe("container")
     plan = plan_startup(machine)
     assert (plan.buffer_page, plan.heap_page) == ("2M", "4K")
     assert "hugetlb" in finding(plan, "hugepages").way_out
@@ -313,8 +333,8 @@ def test_more_tunnels_than_vpp_has_interfaces_are_a_warning(xeon: Machine) -> No
     assert finding(plan_startup(xeon, Needs(tunnels=20_000, sas=40_000)), "tunnels").severity is Severity.WARNING
 
 
-def test_settings_of_the_kernel(tmp_path: Path) -> None:
-    settings = {one.path: one for one in plan_startup(probe("cloud-jumbo", tmp_path)).settings}
+def test_settings_of_the_kernel() -> None:
+    settings = {one.path: one for one in plan_startup(probe("cloud-jumbo")).settings}
     assert settings["proc/sys/net/core/bpf_jit_enable"].command == "sysctl -w net.core.bpf_jit_enable=1"
     mappings = settings["proc/sys/vm/max_map_count"]
     assert (mappings.now, mappings.wanted) == (1024, 65530)
@@ -323,8 +343,8 @@ def test_settings_of_the_kernel(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_number_has_a_reason(name: str, tmp_path: Path) -> None:
-    machine = probe(name, tmp_path)
+def test_every_number_has_a_reason(name: str) -> None:
+    machine = probe(name)
     for release in TESTED:
         plan = plan_startup(replace(machine, vpp=complete_offer(release)))
         assert len(plan.numbers) > 10

@@ -25,8 +25,8 @@ def free(machine: Machine, page_bytes: int) -> dict[int, int]:
     return {pool.node: pool.free for pool in machine.pools if pool.page_bytes == page_bytes}
 
 
-def test_a_laptop(tmp_path: Path) -> None:
-    machine = probe("laptop", tmp_path)
+def test_a_laptop() -> None:
+    machine = probe("laptop")
     assert machine.model == "11th Gen Intel(R) Core(TM) i7-1185G7 @ 3.00GHz"
     assert len(machine.cpus) == 8
     assert len({cpu.core for cpu in machine.cpus}) == 4
@@ -42,8 +42,8 @@ def test_a_laptop(tmp_path: Path) -> None:
     assert machine.crypto == ()
 
 
-def test_a_small_vm_made_from_an_image_is_no_container(tmp_path: Path) -> None:
-    machine = probe("vm-two-cpus", tmp_path)
+def test_a_small_vm_made_from_an_image_is_no_container() -> None:
+    machine = probe("vm-two-cpus")
     assert machine.container is None
     assert machine.allowed == {0, 1}
     assert machine.limits.memory_bytes is None
@@ -54,8 +54,8 @@ def test_a_small_vm_made_from_an_image_is_no_container(tmp_path: Path) -> None:
     assert nic(machine, "ifb0").driver is None
 
 
-def test_isolated_cpus_are_allowed_though_they_are_in_no_affinity(tmp_path: Path) -> None:
-    machine = probe("xeon-one-socket-qat", tmp_path)
+def test_isolated_cpus_are_allowed_though_they_are_in_no_affinity() -> None:
+    machine = probe("xeon-one-socket-qat")
     assert machine.isolated == machine.tickless == {*range(2, 10), *range(34, 42)}
     assert machine.allowed == set(range(64))
     assert "isolcpus=2-9,34-41" in machine.kernel.parameters
@@ -67,8 +67,8 @@ def test_isolated_cpus_outside_of_the_cpuset_are_not(tmp_path: Path) -> None:
     assert read_machine(Files(root), OFFER).allowed == {0, 1, 2, 3, 4, 5, *range(10, 34), *range(42, 64)}
 
 
-def test_qat_with_its_functions(tmp_path: Path) -> None:
-    machine = probe("xeon-one-socket-qat", tmp_path)
+def test_qat_with_its_functions() -> None:
+    machine = probe("xeon-one-socket-qat")
     physical, *virtual = machine.crypto
     assert (physical.qat, physical.driver, physical.functions, physical.parent) == ("4xxx", "4xxx", 16, None)
     assert len(virtual) == 7
@@ -78,14 +78,14 @@ def test_qat_with_its_functions(tmp_path: Path) -> None:
     assert [one.iommu_group for one in virtual] == list(range(91, 98))
 
 
-def test_a_folder_of_interfaces_holds_other_files_too(tmp_path: Path) -> None:
-    machine = probe("xeon-one-socket-qat", tmp_path)
+def test_a_folder_of_interfaces_holds_other_files_too() -> None:
+    machine = probe("xeon-one-socket-qat")
     assert [one.name for one in machine.nics] == ["eno1", "eno2", "idrac"]
     assert (nic(machine, "eno1").rx_queues, nic(machine, "eno1").tx_queues, nic(machine, "eno1").node) == (8, 8, 0)
 
 
-def test_two_sockets(tmp_path: Path) -> None:
-    machine = probe("xeon-two-sockets-qat", tmp_path)
+def test_two_sockets() -> None:
+    machine = probe("xeon-two-sockets-qat")
     assert machine.nodes == (0, 1)
     assert len({cpu.core for cpu in machine.cpus}) == 56
     assert {cpu.number for cpu in machine.cpus if cpu.node == 1} == {*range(28, 56), *range(84, 112)}
@@ -105,15 +105,15 @@ def test_a_node_without_memory_gets_no_buffers(tmp_path: Path) -> None:
     assert read_machine(Files(root), OFFER).nodes == (1,)
 
 
-def test_four_nodes_on_one_socket(tmp_path: Path) -> None:
-    machine = probe("epyc-four-nodes", tmp_path)
+def test_four_nodes_on_one_socket() -> None:
+    machine = probe("epyc-four-nodes")
     assert machine.nodes == (0, 1, 2, 3)
     assert free(machine, 2 << 20) == {0: 0, 1: 0, 2: 1024, 3: 0}
     assert nic(machine, "enp65s0f0np0").node == 2
 
 
-def test_an_arm_server_has_larger_pages_and_no_name(tmp_path: Path) -> None:
-    machine = probe("arm-altra", tmp_path)
+def test_an_arm_server_has_larger_pages_and_no_name() -> None:
+    machine = probe("arm-altra")
     assert machine.model == "Arm Neoverse-N1"
     assert "aes" in machine.flags
     assert machine.page_bytes == 64 << 10
@@ -121,16 +121,16 @@ def test_an_arm_server_has_larger_pages_and_no_name(tmp_path: Path) -> None:
     assert {pool.page_bytes for pool in machine.pools} == {2 << 20, 512 << 20}
 
 
-def test_a_kernel_without_numa(tmp_path: Path) -> None:
-    machine = probe("cloud-virtio", tmp_path)
+def test_a_kernel_without_numa() -> None:
+    machine = probe("cloud-virtio")
     assert machine.nodes == (0,)
     assert free(machine, 2 << 20) == {0: 400}
     assert machine.sysctls.numa_balancing is None
     assert not nic(machine, "ens3").zero_copy(machine.kernel)
 
 
-def test_a_container_has_limits(tmp_path: Path) -> None:
-    machine = probe("container", tmp_path)
+def test_a_container_has_limits() -> None:
+    machine = probe("container")
     assert machine.container == "docker"
     assert machine.allowed == {4, 5, 6, 7}
     assert machine.limits.memory_bytes == 2 * GIGABYTE
@@ -139,8 +139,8 @@ def test_a_container_has_limits(tmp_path: Path) -> None:
     assert machine.limits.hugepage_bytes(GIGABYTE) is None
 
 
-def test_the_limits_of_all_groups_above_hold(tmp_path: Path) -> None:
-    machine = probe("atom-qat", tmp_path)
+def test_the_limits_of_all_groups_above_hold() -> None:
+    machine = probe("atom-qat")
     assert machine.limits.memory_bytes == 4 * GIGABYTE
     assert machine.limits.cpus == 4.0
     assert not machine.iommu

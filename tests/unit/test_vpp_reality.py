@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -39,8 +38,8 @@ default-numa-1         1     1   2304     2048    8000    8000      0       0
 
 
 @pytest.fixture
-def planned(tmp_path: Path) -> Expectation:
-    return expect(plan_startup(probe("xeon-one-socket-qat", tmp_path)), frozenset())
+def planned() -> Expectation:
+    return expect(plan_startup(probe("xeon-one-socket-qat")), frozenset())
 
 
 def as_planned(planned: Expectation) -> Observation:

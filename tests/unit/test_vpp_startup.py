@@ -56,9 +56,9 @@ def rendered(machine: Machine, release: tuple[int, int] = NEWEST) -> str:
     return render_startup(plan, PATHS, packaged(release)) + (f"\n# {PATHS.commands}\n{commands}" if commands else "")
 
 
-def golden_text(name: str, folder: Path) -> str:
+def golden_text(name: str) -> str:
     """What the golden file of a machine has to hold."""
-    machine = probe(name, folder)
+    machine = probe(name)
     newest = rendered(machine)
     parts = [f"==== {show(NEWEST)}\n{newest}"]
     for release in TESTED[:-1]:
@@ -73,8 +73,8 @@ def _changes(lines: Iterator[str]) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_golden(name: str, tmp_path: Path) -> None:
-    text = golden_text(name, tmp_path)
+def test_golden(name: str) -> None:
+    text = golden_text(name)
     golden = GOLDEN / f"{name}.txt"
     if os.environ.get(UPDATE):
         golden.write_text(text)
@@ -85,40 +85,40 @@ def test_no_golden_file_is_left_over() -> None:
     assert {path.stem for path in GOLDEN.iterdir()} == set(NAMES)
 
 
-def test_old_releases_have_their_engines_among_the_plugins(tmp_path: Path) -> None:
-    text = rendered(probe("vm-two-cpus", tmp_path), (24, 10))
+def test_old_releases_have_their_engines_among_the_plugins() -> None:
+    text = rendered(probe("vm-two-cpus"), (24, 10))
     assert "plugin crypto_native_plugin.so { enable }" in text
     assert "crypto-engines {" not in text
 
 
-def test_in_between_the_engines_are_all_loaded(tmp_path: Path) -> None:
-    text = rendered(probe("vm-two-cpus", tmp_path), (25, 2))
+def test_in_between_the_engines_are_all_loaded() -> None:
+    text = rendered(probe("vm-two-cpus"), (25, 2))
     assert "crypto_native_plugin.so" not in text
     assert "crypto-engines {" not in text
 
 
 @pytest.mark.parametrize("release", [(25, 6), (25, 10), (26, 2), (26, 6)])
-def test_new_releases_have_a_section_for_engines(release: tuple[int, int], tmp_path: Path) -> None:
-    text = rendered(probe("vm-two-cpus", tmp_path), release)
+def test_new_releases_have_a_section_for_engines(release: tuple[int, int]) -> None:
+    text = rendered(probe("vm-two-cpus"), release)
     assert "crypto-engines {\n  default { disable }\n  native { enable }\n" in text
     assert "crypto_native_plugin.so" not in text
 
 
-def test_handlers_are_set_by_the_names_that_esp_uses(tmp_path: Path) -> None:
-    newest = render_commands(plan_startup(probe("laptop", tmp_path / "a", (26, 6))))
+def test_handlers_are_set_by_the_names_that_esp_uses() -> None:
+    newest = render_commands(plan_startup(probe("laptop", (26, 6))))
     assert "set crypto handler simple aes-256-gcm-icv16-aad12 ipsecmb\n" in newest
-    before = render_commands(plan_startup(probe("laptop", tmp_path / "b", (26, 2))))
+    before = render_commands(plan_startup(probe("laptop", (26, 2))))
     assert "set crypto handler simple aes-256-gcm ipsecmb\n" in before
     assert "icv16" not in before
 
 
-def test_without_commands_none_are_run(tmp_path: Path) -> None:
-    assert "exec" not in rendered(probe("vm-two-cpus", tmp_path / "a"))
-    assert f"exec {PATHS.commands}\n" in rendered(probe("laptop", tmp_path / "b"))
+def test_without_commands_none_are_run() -> None:
+    assert "exec" not in rendered(probe("vm-two-cpus"))
+    assert f"exec {PATHS.commands}\n" in rendered(probe("laptop"))
 
 
-def test_policies_have_a_section(tmp_path: Path) -> None:
-    machine = probe("vm-two-cpus", tmp_path)
+def test_policies_have_a_section() -> None:
+    machine = probe("vm-two-cpus")
     text = render_startup(plan_startup(machine, Needs(policies=3000)), PATHS, packaged(NEWEST))
     assert "ipv4-inbound-spd-fast-path on\n" in text
     assert "spd-fast-path-num-buckets 4096\n" in text
@@ -139,9 +139,9 @@ def test_the_text_names_the_instance_and_only_what_is_needed(tmp_path: Path) -> 
     assert text.count("{") == text.count("}")
 
 
-def test_this_machine_gets_what_it_always_had(tmp_path: Path) -> None:
+def test_this_machine_gets_what_it_always_had() -> None:
     """Two CPUs without hugepages: one thread, ordinary pages, VPP's own buffer size."""
-    machine = replace(probe("vm-two-cpus", tmp_path), nics=())
+    machine = replace(probe("vm-two-cpus"), nics=())
     text = render_startup(plan_startup(machine), PATHS, packaged(NEWEST))
     assert "corelist-workers" not in "".join(line for line in text.splitlines() if not line.startswith("#"))
     assert "  page-size 4K\n" in text
@@ -151,8 +151,8 @@ def test_this_machine_gets_what_it_always_had(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", ["a b", "a#b", "a{b", "a\tb"])
-def test_paths_that_vpp_cannot_read_are_refused(folder: str, tmp_path: Path) -> None:
-    plan = plan_startup(probe("vm-two-cpus", tmp_path))
+def test_paths_that_vpp_cannot_read_are_refused(folder: str) -> None:
+    plan = plan_startup(probe("vm-two-cpus"))
     with pytest.raises(EnvironmentMissing, match="cannot read the path"):
         render_startup(plan, VppPaths(Path("/run") / folder), packaged(NEWEST))
 
@@ -164,7 +164,7 @@ def test_two_instances_share_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_text_is_as_the_merge_writes_it(name: str, tmp_path: Path) -> None:
+def test_the_text_is_as_the_merge_writes_it(name: str) -> None:
     """So that a drop-in changes nothing but what it names."""
-    text = render_startup(plan_startup(probe(name, tmp_path)), PATHS, packaged(NEWEST))
+    text = render_startup(plan_startup(probe(name)), PATHS, packaged(NEWEST))
     assert merge_drop_in(text, DropIn("empty", ""), NEWEST).text == text
