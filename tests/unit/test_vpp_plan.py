@@ -89,6 +89,15 @@ def test_hugepages_are_not_proposed_where_memory_is_short(small: Machine) -> Non
     assert finding(plan, "hugepages").severity is Severity.NOTE
 
 
+def test_hugepages_that_would_leave_too_little_for_the_rest_are_not_proposed() -> None:
+    """Three pages of 512 MiB are less than half of the memory, but the sessions of the firewall need the other half."""
+    machine = replace(probe("arm-altra"), memory_available=3200 * MEGABYTE)
+    assert [one.wanted for one in plan_startup(machine).settings] == [3]
+    plan = plan_startup(machine, Needs(sessions=3_060_000))
+    assert plan.settings == ()
+    assert finding(plan, "hugepages").severity is Severity.NOTE
+
+
 def test_isolated_cores_become_workers_and_the_main_thread_is_elsewhere(xeon: Machine) -> None:
     plan = plan_startup(xeon)
     assert plan.workers == tuple(range(2, 10))
@@ -157,7 +166,10 @@ def test_without_hugepages_qat_is_left_out_and_prepare_makes_room_for_it(xeon: M
     assert "prepare" in finding(plan, "qat").way_out
     wanted = plan.settings[0].wanted
     after = replace(xeon, pools=tuple(replace(one, total=wanted, free=wanted) for one in pools[1:]))
-    assert plan_startup(after).qat is not None
+    prepared = plan_startup(after)
+    assert prepared.qat is not None
+    assert prepared.heap_page == "2M"
+    assert prepared.settings == ()
 
 
 def test_qat_without_functions_is_only_mentioned(two_sockets: Machine) -> None:
