@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
+import time
 
 from ipsec_gw.errors import EngineError
 from vpp_conf.api import VppApi
@@ -17,13 +19,15 @@ ENGINE_ROW = re.compile(r"^(?P<name>[a-z]\w*)\s+\d+\s", re.MULTILINE)
 POOL_ROW = re.compile(
     r"^default-numa-\d+\s+(?P<index>\d+)\s+(?P<node>\d+)\s+\d+\s+(?P<data>\d+)\s+(?P<total>\d+)\s", re.MULTILINE
 )
+POLL_SECONDS = 0.1
 MAIN_THREAD = "vpp_main"
 WORKER_PREFIX = "vpp_wk_"
 
 
-async def check_startup(paths: VppPaths, installation: VppInstallation) -> tuple[Check, ...]:
+async def check_startup(paths: VppPaths, installation: VppInstallation, patience: float = 0.0) -> tuple[Check, ...]:
     """Compare the running VPP with the plan that it was started with.
 
+    VPP may answer before it has run its commands: for ``patience`` seconds what does not hold yet is looked at again.
     Raises EngineError if that plan is not there or not readable, EngineUnavailable if VPP does not answer.
     """
     try:
@@ -35,7 +39,12 @@ async def check_startup(paths: VppPaths, installation: VppInstallation) -> tuple
     api = VppApi(paths.api_socket, installation.api_dir)
     await api.connect()
     try:
-        return compare(planned, await observe(api))
+        deadline = time.monotonic() + patience
+        while True:
+            checks = compare(planned, await observe(api))
+            if all(check.holds for check in checks) or time.monotonic() >= deadline:
+                return checks
+            await asyncio.sleep(POLL_SECONDS)
     finally:
         await api.close()
 

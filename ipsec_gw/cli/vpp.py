@@ -13,7 +13,7 @@ from rich.console import Console
 from ipsec_gw.cli.main import Options, run_async
 from ipsec_gw.cli.vpp_options import machine_of, with_drop_in, with_machine, with_needs
 from ipsec_gw.cli.vpp_plan import print_checks, print_plan, print_refusal
-from ipsec_gw.errors import EngineError
+from ipsec_gw.errors import EngineError, EnvironmentMissing
 from vpp_conf import lifecycle
 from vpp_conf.lifecycle import VppStatus
 from vpp_conf.locate import locate_vpp
@@ -25,6 +25,9 @@ from vpp_conf.startup.plan import plan_startup
 from vpp_conf.startup.prepare import apply_settings, check_applied
 from vpp_conf.startup.render import merged_startup
 from vpp_conf.startup.values import Needs, PlanRefused
+
+PATIENCE_SECONDS = 5.0
+"""For a VPP that has just been started to run its commands."""
 
 
 @click.group()
@@ -103,8 +106,7 @@ def up(options: Options, /, drop_in: Path | None, **needs: Any) -> None:
     _print(state)
     for note in state.notes:
         console.print(f"note: {note}", highlight=False, soft_wrap=True)
-    checks = _checks(options)
-    print_checks([one for one in checks if not one["holds"]])
+    print_checks([one for one in _checks(options, PATIENCE_SECONDS) if not one["holds"]])
 
 
 @vpp.command()
@@ -129,11 +131,11 @@ def status(options: Options, as_json: bool) -> None:
     print_checks(checks)
 
 
-def _checks(options: Options) -> list[dict[str, Any]]:
+def _checks(options: Options, patience: float = 0.0) -> list[dict[str, Any]]:
     """The running VPP beside its plan; nothing, and why on stderr, if they cannot be compared."""
     try:
-        checks = run_async(check_startup(VppPaths(options.run_dir.resolve()), locate_vpp()))
-    except EngineError as error:
+        checks = run_async(check_startup(VppPaths(options.run_dir.resolve()), locate_vpp(), patience))
+    except (EngineError, EnvironmentMissing) as error:
         click.echo(f"not compared with its plan: {error}", err=True)
         return []
     return describe_checks(checks)

@@ -12,8 +12,12 @@ from click.testing import CliRunner, Result
 from ipsec_gw.cli.main import cli
 from ipsec_gw.errors import EnvironmentMissing
 from tests.support.machines import unpack_machine
+from vpp_conf import lifecycle
+from vpp_conf.lifecycle import VppStatus
+from vpp_conf.paths import VppPaths
+from vpp_conf.startup.drop_in import DropIn
 from vpp_conf.startup.prepare import Applied, apply_settings, check_applied
-from vpp_conf.startup.values import PlanRefused, Setting
+from vpp_conf.startup.values import Needs, PlanRefused, Setting
 
 HUGEPAGES = "sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages"
 
@@ -107,6 +111,40 @@ def test_a_setting_that_cannot_be_written_does_not_stop_the_others(tmp_path: Pat
     assert isinstance(result.exception, EnvironmentMissing)
     assert f"/{HUGEPAGES} cannot be written" in str(result.exception)
     assert (root / "proc/sys/net/core/bpf_jit_enable").read_text() == "1\n"
+
+
+def test_up_takes_needs_and_the_operators_own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def started(run_dir: Path, **arguments: Any) -> VppStatus:
+        seen.update(arguments)
+        return VppStatus(True, True, 7, "vpp v26.06", run_dir, 1.0, ("a note",))
+
+    monkeypatch.setattr(lifecycle, "up", started)
+    own = tmp_path / "own.conf"
+    own.write_text("logging { x 1 }\n")
+    options = ["--run-dir", str(tmp_path), "vpp", "up", "--workers", "2", "--sas", "9", "--drop-in", str(own)]
+    result = CliRunner().invoke(cli, options)
+    assert result.exit_code == 0, result.output
+    assert seen == {"needs": Needs(workers=2, sas=9), "drop_in": DropIn(str(own), "logging { x 1 }\n")}
+    assert "process 7 and answers" in result.stdout
+    assert "note: a note" in result.stderr
+    assert "not compared with its plan" in result.stderr
+
+
+@pytest.mark.parametrize("content", [None, "{}", "no json"])
+def test_the_status_of_a_vpp_without_its_plan_is_still_told(
+    content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "status", lambda run_dir: VppStatus(True, True, 7, "vpp v26.06", run_dir))
+    monkeypatch.setattr("ipsec_gw.cli.vpp.locate_vpp", lambda: None)
+    if content is not None:
+        VppPaths(tmp_path).folder.mkdir()
+        VppPaths(tmp_path).plan.write_text(content)
+    result = CliRunner().invoke(cli, ["--run-dir", str(tmp_path), "vpp", "status", "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout) == {"running": True, "answering": True, "version": "vpp v26.06", "checks": []}
+    assert "plan.json cannot be read" in result.stderr
 
 
 class Stingy(type(Path())):  # type: ignore[misc]

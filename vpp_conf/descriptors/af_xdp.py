@@ -14,10 +14,7 @@ MAC_REUSE = 2
 """``AF_XDP_API_FLAGS_MAC_REUSE``: VPP answers to the kernel interface's own MAC."""
 
 NO_SYSCALL_LOCK = 1
-"""``AF_XDP_API_FLAGS_NO_SYSCALL_LOCK``: with workers VPP refuses interrupt mode otherwise. The lock works around a race
-
-that Linux 5.6 has mended.
-"""
+"""``AF_XDP_API_FLAGS_NO_SYSCALL_LOCK``: with workers VPP refuses interrupt mode otherwise (a race before Linux 5.6)."""
 
 MODE_AUTO = 0
 """``AF_XDP_API_MODE_AUTO``: zero-copy where the driver has it, else copies."""
