@@ -76,11 +76,10 @@ def test_two_lines_of_the_operators_that_disagree_are_named() -> None:
 
 
 def test_devices_and_plugins_add_up() -> None:
-    merged = merge(
-        "dpdk {\n dev 0000:01:00.0\n dev 0000:01:00.1 { num-rx-queues 2 }\n}\nplugins { plugin x.so { enable } }"
-    )
+    devices = "dpdk {\n dev 0000:01:00.0\n dev 0000:01:00.1 { num-rx-queues 2 }\n}\n"
+    merged = merge(devices + "plugins {\n plugin x.so { enable }\n plugin dpdk_plugin.so { enable }\n}")
     assert settings(merged.text, "dpdk") == ["dev 0000:01:00.0", "dev 0000:01:00.1 { num-rx-queues 2 }"]
-    assert settings(merged.text, "plugins")[-1] == "plugin x.so { enable }"
+    assert settings(merged.text, "plugins")[-2:] == ["plugin x.so { enable }", "plugin dpdk_plugin.so { enable }"]
     assert merged.findings == ()
 
 
@@ -110,6 +109,7 @@ def test_what_the_gateway_owns_is_refused_all_at_once() -> None:
         ("tap", (25, 10), True),
         ("tap", (26, 2), False),
         ("ikev2", (26, 6), False),
+        ("ikev2", (26, 2), False),
         ("logging", (24, 10), True),
     ],
 )
@@ -118,8 +118,24 @@ def test_sections_that_a_release_does_not_have_are_refused(section: str, release
     if fits:
         assert f"{section} {{" in merge(text, release).text
         return
-    with pytest.raises(ConfigError, match=rf"^vpp.conf:1: VPP {release[0]}.*has no section {section}"):
+    with pytest.raises(ConfigError, match=rf"^vpp.conf:1: .*section {section}.* - "):
         merge(text, release)
+
+
+def test_sections_of_plugins_need_their_plugin() -> None:
+    section = "linux-cp { lcp-sync }\n"
+    with pytest.raises(ConfigError, match=r"^vpp.conf:1: .*add: plugins { plugin linux_cp_plugin.so { enable } }"):
+        merge(section)
+    enable = "plugins { plugin linux_cp_plugin.so { enable } }\n"
+    assert settings(merge(section + enable).text, "linux-cp") == ["lcp-sync"]
+    with pytest.raises(ConfigError, match="needs its plugin"):
+        merge(enable + section + "plugins { plugin linux_cp_plugin.so { disable } }\n")
+
+
+def test_a_name_that_is_none_is_refused_unless_a_foreign_plugin_may_have_it() -> None:
+    with pytest.raises(ConfigError, match=r"^vpp.conf:2: VPP has no section bufers"):
+        merge("\nbufers { x }\n")
+    assert "bufers {" in merge("bufers { x }\nplugins { plugin our_own_plugin.so { enable } }\n").text
 
 
 @pytest.mark.parametrize(

@@ -75,10 +75,11 @@ def merge_drop_in(text: str, drop_in: DropIn, release: Release) -> Merged:
     not know, or no startup.conf at all.
     """
     theirs = parse_conf(drop_in.text, drop_in.source)
-    problems = [problem for section in theirs for problem in _problems(section, release)]
+    header, sections = _split(text)
+    plugins = _enabled([*sections, *theirs])
+    problems = [problem for section in theirs for problem in _problems(section, release, plugins)]
     if problems:
         raise ConfigError("\n".join(problems))
-    header, sections = _split(text)
     findings: list[Finding] = []
     replaced: set[str] = set()
     for section in theirs:
@@ -89,9 +90,9 @@ def merge_drop_in(text: str, drop_in: DropIn, release: Release) -> Merged:
     return Merged(f"{header}\n{write_conf(_spare_nics(sections))}", tuple(findings), frozenset(replaced))
 
 
-def _problems(section: Entry, release: Release) -> list[str]:
-    unknown = section_problem(release, section.name)
-    problems = [f"{section.origin}: {unknown} - remove it"] if unknown else []
+def _problems(section: Entry, release: Release, plugins: frozenset[str]) -> list[str]:
+    unknown = section_problem(release, section.name, plugins)
+    problems = [f"{section.origin}: {unknown}"] if unknown else []
     for entry in section.body or ():
         if (section.name, _key(entry)) in OWNED:
             problems.append(f"{entry.origin}: {section.name} {_key(entry)} belongs to ipsec-gw - remove it")
@@ -139,14 +140,20 @@ def _value(entry: Entry) -> str:
     return entry.name.removeprefix(_key(entry)).strip() or "set"
 
 
-def _spare_nics(sections: list[Entry]) -> list[Entry]:
-    """DPDK without a list of devices would look for NICs that are not in use, and take them from the kernel."""
-    enabled = any(
-        entry.name == f"plugin {DPDK}" and entry.body is not None and [one.name for one in entry.body] == ["enable"]
+def _enabled(sections: list[Entry]) -> frozenset[str]:
+    """Plugins whose last word is enable."""
+    states = {
+        entry.words[-1]: [one.name for one in entry.body]
         for section in sections
         for entry in section.body or ()
-        if section.name == "plugins"
-    )
+        if section.name == "plugins" and entry.words[0] == "plugin" and entry.body is not None
+    }
+    return frozenset(plugin for plugin, words in states.items() if words == ["enable"] and plugin != "default")
+
+
+def _spare_nics(sections: list[Entry]) -> list[Entry]:
+    """DPDK without a list of devices would look for NICs that are not in use, and take them from the kernel."""
+    enabled = DPDK in _enabled(sections)
     dpdk = next((section for section in sections if section.name == "dpdk"), Entry(("dpdk",), ()))
     names = [entry.words[0] for entry in dpdk.body or () if entry.words[:2] != ("dev", "default")]
     if not enabled or "dev" in names or "no-pci" in names:
