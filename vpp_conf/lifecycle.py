@@ -18,9 +18,12 @@ from ipsec_gw.errors import EngineError, EngineUnavailable, EnvironmentMissing
 from vpp_conf.locate import VppInstallation, locate_vpp
 from vpp_conf.paths import VppPaths
 from vpp_conf.process import ProcessId, identify
-from vpp_conf.startup.plan import StartupPlan, plan_startup
+from vpp_conf.startup.drop_in import DropIn, Merged
+from vpp_conf.startup.expectation import expect, expectation_to_json
+from vpp_conf.startup.plan import plan_startup
 from vpp_conf.startup.probe import probe_machine
-from vpp_conf.startup.render import render_startup
+from vpp_conf.startup.render import merged_startup, render_commands
+from vpp_conf.startup.values import Needs, StartupPlan
 
 START_SECONDS = 60.0
 """VPP needs about one second on hardware and a dozen in an emulated machine."""
@@ -54,11 +57,14 @@ class VppStatus:
     notes: tuple[str, ...] = ()
 
 
-def up(run_dir: Path, deadline: float = START_SECONDS) -> VppStatus:
+def up(
+    run_dir: Path, deadline: float = START_SECONDS, needs: Needs | None = None, drop_in: DropIn | None = None
+) -> VppStatus:
     """Start VPP in this network namespace and wait until its API answers. A running one is left as it is.
 
-    VPP outlives the caller. Raises EnvironmentMissing (no root, no VPP, missing plugin) or EngineUnavailable
-    (VPP ended or did not answer within ``deadline`` seconds; the text carries the end of its log).
+    VPP outlives the caller. Raises EnvironmentMissing (no root, no VPP, no plan for this machine), ConfigError (the
+    operator's settings) or EngineUnavailable (VPP ended or did not answer within ``deadline`` seconds; the text carries
+    the end of its log).
     """
     if os.geteuid() != 0:
         raise EnvironmentMissing("starting VPP needs root - run it with sudo or from systemd")
@@ -72,8 +78,9 @@ def up(run_dir: Path, deadline: float = START_SECONDS) -> VppStatus:
             return VppStatus(True, True, running.pid, installation.version, run_dir)
         _clean(paths)
         started = time.monotonic()
-        plan = plan_startup(probe_machine(installation))
-        process = _spawn(installation, paths, plan)
+        plan = plan_startup(probe_machine(installation), needs)
+        merged = merged_startup(plan, paths, installation, drop_in)
+        process = _spawn(installation, paths, plan, merged)
         try:
             _await_api(paths, process, deadline)
         except EngineUnavailable:
@@ -81,7 +88,7 @@ def up(run_dir: Path, deadline: float = START_SECONDS) -> VppStatus:
             _clean(paths)
             raise
         seconds = time.monotonic() - started
-        return VppStatus(True, True, process.pid, installation.version, run_dir, seconds, plan.notes)
+        return VppStatus(True, True, process.pid, installation.version, run_dir, seconds, _notes(plan, merged))
 
 
 def down(run_dir: Path) -> VppStatus:
@@ -126,8 +133,14 @@ def api_answers(path: Path, timeout: float = 2.0) -> bool:
     return answer[FRAME.size :] == SOCKCLNT_CREATE_REPLY.to_bytes(2, "big")
 
 
-def _spawn(installation: VppInstallation, paths: VppPaths, plan: StartupPlan) -> ProcessId:
-    paths.startup.write_text(render_startup(plan, paths, installation))
+def _notes(plan: StartupPlan, merged: Merged) -> tuple[str, ...]:
+    return (*plan.notes, *map(str, merged.findings))
+
+
+def _spawn(installation: VppInstallation, paths: VppPaths, plan: StartupPlan, merged: Merged) -> ProcessId:
+    paths.startup.write_text(merged.text)
+    paths.commands.write_text(render_commands(plan))
+    paths.plan.write_text(expectation_to_json(expect(plan, merged.theirs)))
     if paths.log.exists():
         paths.log.replace(paths.old_log)
     process = identify(_run_detached([str(installation.binary), "-c", str(paths.startup)], paths.log))

@@ -25,6 +25,16 @@ class VppPaths:
         return self.folder / "startup.conf"
 
     @property
+    def commands(self) -> Path:
+        """CLI commands that VPP runs when it has started: startup.conf has no words for them."""
+        return self.folder / "commands.vpp"
+
+    @property
+    def plan(self) -> Path:
+        """What the running VPP was started with, to compare it with what came of it."""
+        return self.folder / "plan.json"
+
+    @property
     def api_socket(self) -> Path:
         return self.folder / "api.sock"
 

@@ -1,15 +1,33 @@
-"""`ipsec-gw vpp`: start, stop and look at the VPP of this gateway."""
+"""`ipsec-gw vpp`: plan, prepare, start, stop and look at the VPP of this gateway."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
 
-from ipsec_gw.cli.main import Options
+from ipsec_gw.cli.main import Options, run_async
+from ipsec_gw.cli.vpp_options import machine_of, with_drop_in, with_machine, with_needs
+from ipsec_gw.cli.vpp_plan import print_checks, print_plan, print_refusal
+from ipsec_gw.errors import EngineError, EnvironmentMissing
 from vpp_conf import lifecycle
 from vpp_conf.lifecycle import VppStatus
+from vpp_conf.locate import locate_vpp
+from vpp_conf.paths import VppPaths
+from vpp_conf.reality import check_startup
+from vpp_conf.startup.describe import describe_checks, describe_findings, describe_machine, describe_plan
+from vpp_conf.startup.drop_in import read_drop_in
+from vpp_conf.startup.plan import plan_startup
+from vpp_conf.startup.prepare import apply_settings, check_applied
+from vpp_conf.startup.render import merged_startup
+from vpp_conf.startup.values import Needs, PlanRefused
+
+PATIENCE_SECONDS = 5.0
+"""For a VPP that has just been started to run its commands."""
 
 
 @click.group()
@@ -18,15 +36,77 @@ def vpp() -> None:
 
 
 @vpp.command()
+@with_needs
+@with_machine
+@with_drop_in
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+@click.option("--text", "as_text", is_flag=True, help="startup.conf itself on stdout.")
+@click.pass_context
+def plan(
+    ctx: click.Context,
+    /,
+    root: Path,
+    release: str | None,
+    drop_in: Path | None,
+    as_json: bool,
+    as_text: bool,
+    **needs: Any,
+) -> None:
+    """What VPP would be started with on this machine, and why. Changes nothing."""
+    machine, installation = machine_of(root, release)
+    paths = VppPaths(ctx.obj.run_dir)
+    try:
+        planned = plan_startup(machine, Needs(**needs))
+    except PlanRefused as refused:
+        if as_json:
+            _print_json({"machine": describe_machine(machine), "findings": describe_findings(refused.findings)})
+        else:
+            print_refusal(describe_findings(refused.findings))
+        ctx.exit(refused.exit_code)
+    merged = merged_startup(planned, paths, installation, read_drop_in(drop_in))
+    planned = replace(planned, findings=(*planned.findings, *merged.findings))
+    if as_text:
+        click.echo(merged.text, nl=False)
+        return
+    if as_json:
+        _print_json({"machine": describe_machine(machine)} | describe_plan(planned))
+        return
+    print_plan(describe_machine(machine), describe_plan(planned))
+
+
+@vpp.command()
+@with_needs
+@with_machine
+@click.option("--dry-run", is_flag=True, help="Print the commands, change nothing.")
+def prepare(root: Path, release: str | None, dry_run: bool, **needs: Any) -> None:
+    """Set hugepages and kernel settings as the plan wants them. They last until the next boot."""
+    machine, _ = machine_of(root, release)
+    settings = plan_startup(machine, Needs(**needs)).settings
+    if not settings:
+        click.echo("everything is as the plan wants it")
+    if dry_run:
+        for setting in settings:
+            click.echo(setting.command)
+        return
+    applied = apply_settings(settings, root)
+    for one in applied:
+        click.echo(f"/{one.setting.path}: {one.setting.now} -> {one.setting.now if one.after is None else one.after}")
+    check_applied(applied)
+
+
+@vpp.command()
+@with_needs
+@with_drop_in
 @click.pass_obj
-def up(options: Options) -> None:
+def up(options: Options, /, drop_in: Path | None, **needs: Any) -> None:
     """Start VPP in this network namespace from a rendered startup.conf."""
     console = Console(stderr=True)
     with console.status("starting VPP"):
-        state = lifecycle.up(options.run_dir)
+        state = lifecycle.up(options.run_dir, needs=Needs(**needs), drop_in=read_drop_in(drop_in))
     _print(state)
     for note in state.notes:
-        console.print(f"note: {note}", highlight=False)
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+    print_checks([one for one in _checks(options, PATIENCE_SECONDS) if not one["holds"]])
 
 
 @vpp.command()
@@ -40,12 +120,25 @@ def down(options: Options) -> None:
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 @click.pass_obj
 def status(options: Options, as_json: bool) -> None:
-    """Is it running, and does it answer?"""
+    """Is it running, does it answer, and is it what it was planned to be?"""
     state = lifecycle.status(options.run_dir)
+    checks = _checks(options) if state.answering else []
     if as_json:
-        click.echo(json.dumps({"running": state.running, "answering": state.answering, "version": state.version}))
+        answer = {"running": state.running, "answering": state.answering, "version": state.version}
+        _print_json(answer | {"checks": checks})
         return
     _print(state)
+    print_checks(checks)
+
+
+def _checks(options: Options, patience: float = 0.0) -> list[dict[str, Any]]:
+    """The running VPP beside its plan; nothing, and why on stderr, if they cannot be compared."""
+    try:
+        checks = run_async(check_startup(VppPaths(options.run_dir.resolve()), locate_vpp(), patience))
+    except (EngineError, EnvironmentMissing) as error:
+        click.echo(f"not compared with its plan: {error}", err=True)
+        return []
+    return describe_checks(checks)
 
 
 def _print(state: VppStatus) -> None:
@@ -54,3 +147,7 @@ def _print(state: VppStatus) -> None:
         return
     answer = "answers" if state.answering else "does not answer yet"
     click.echo(f"VPP {state.version or ''} runs as process {state.pid} and {answer}")
+
+
+def _print_json(answer: dict[str, Any]) -> None:
+    click.echo(json.dumps(answer, indent=2))

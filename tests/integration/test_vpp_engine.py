@@ -44,19 +44,23 @@ from vpp_conf.inventory import FIRST_SAD_ID, sad_entry
 from vpp_conf.locate import locate_vpp
 from vpp_conf.paths import VppPaths
 from vpp_conf.process import identify
+from vpp_conf.startup.values import Needs
 
 pytestmark = [pytest.mark.root, pytest.mark.vpp, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    """A fresh VPP for every test: they break it in different ways."""
+def world(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[World]:
+    """A fresh VPP for every test: they break it in different ways. A parameter is the number of workers."""
     try:
         locate_vpp()
     except EnvironmentMissing as missing:
         pytest.skip(str(missing))
+    workers: int | None = getattr(request, "param", None)
+    if workers and len(os.sched_getaffinity(0)) <= workers:
+        pytest.skip(f"needs {workers + 1} CPUs")
     with World(tmp_path, "vppe") as built:
-        lifecycle.up(tmp_path)
+        lifecycle.up(tmp_path, needs=Needs(workers=workers))
         try:
             yield built
         finally:
@@ -79,6 +83,7 @@ def objects(site: Site) -> dict[object, EngineObject]:
     return {obj.key: obj for obj in (HOP, site.inbound, site.outbound, site.tunnel)}
 
 
+@pytest.mark.parametrize("world", [0, 1], indirect=True, ids=["one-thread", "worker"])
 async def test_a_new_daemon_adopts_what_is_there(world: World) -> None:
     first = await opened(world)
     site = await make_site(first)

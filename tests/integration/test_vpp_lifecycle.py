@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -12,9 +13,14 @@ import pytest
 
 from ipsec_gw.errors import EngineUnavailable, EnvironmentMissing
 from vpp_conf import lifecycle
+from vpp_conf.api import VppApi
 from vpp_conf.locate import BINARY_VARIABLE, locate_vpp
 from vpp_conf.paths import VppPaths
 from vpp_conf.process import identify
+from vpp_conf.reality import check_startup, observe
+from vpp_conf.startup.drop_in import DropIn
+from vpp_conf.startup.expectation import Observation, expectation_from_json
+from vpp_conf.startup.values import Needs
 
 pytestmark = [
     pytest.mark.root,
@@ -72,6 +78,53 @@ def test_up_status_down_and_again(vpp: None, run_dir: Path) -> None:
         assert left_behind(run_dir) == []
     assert identify(first.pid) is None
     assert not lifecycle.status(run_dir).running
+
+
+def differing(run_dir: Path) -> dict[str, str]:
+    """What of the running VPP is not as it was planned."""
+    checks = asyncio.run(check_startup(VppPaths(run_dir), locate_vpp()))
+    assert len(checks) > 5
+    return {check.name: check.actual for check in checks if not check.holds}
+
+
+@pytest.mark.vpp
+def test_the_running_vpp_is_as_planned(vpp: None, run_dir: Path) -> None:
+    state = lifecycle.up(run_dir)
+    assert differing(run_dir) == {}
+    assert state.pid is not None
+    os.sched_setaffinity(state.pid, os.sched_getaffinity(0))
+    if len(os.sched_getaffinity(0)) > 1:
+        assert differing(run_dir) == {"cpu main-core": "-"}
+
+
+@pytest.mark.vpp
+def test_workers_get_the_cpus_that_were_planned(vpp: None, run_dir: Path) -> None:
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs two CPUs")
+    lifecycle.up(run_dir, needs=Needs(workers=1))
+    assert differing(run_dir) == {}
+    assert len(expectation_from_json(VppPaths(run_dir).plan.read_text()).workers) == 1
+
+
+@pytest.mark.vpp
+def test_the_operators_own_settings_hold(vpp: None, run_dir: Path) -> None:
+    own = DropIn("own.conf", "buffers {\n  buffers-per-numa 20000\n}\nlogging { default-log-level info }\n")
+    state = lifecycle.up(run_dir, drop_in=own)
+    assert any("own.conf:2" in note for note in state.notes)
+    assert differing(run_dir) == {}
+    usual = expectation_from_json(VppPaths(run_dir).plan.read_text()).buffers
+
+    async def running() -> Observation:
+        api = VppApi(VppPaths(run_dir).api_socket, locate_vpp().api_dir)
+        await api.connect()
+        try:
+            return await observe(api)
+        finally:
+            await api.close()
+
+    actual = asyncio.run(running()).buffers
+    assert actual is not None
+    assert actual > usual
 
 
 @pytest.mark.vpp

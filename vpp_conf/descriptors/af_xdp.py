@@ -13,6 +13,9 @@ KIND = "af_xdp"
 MAC_REUSE = 2
 """``AF_XDP_API_FLAGS_MAC_REUSE``: VPP answers to the kernel interface's own MAC."""
 
+NO_SYSCALL_LOCK = 1
+"""``AF_XDP_API_FLAGS_NO_SYSCALL_LOCK``: with workers VPP refuses interrupt mode otherwise (a race before Linux 5.6)."""
+
 MODE_AUTO = 0
 """``AF_XDP_API_MODE_AUTO``: zero-copy where the driver has it, else copies."""
 
@@ -49,7 +52,7 @@ class AfXdpDescriptor(Descriptor[AfXdp]):
                 name=value.name,
                 rxq_num=ALL_QUEUES,
                 mode=MODE_AUTO,
-                flags=MAC_REUSE,
+                flags=MAC_REUSE | NO_SYSCALL_LOCK,
             )
         except VppApiError as error:
             raise EngineError(

@@ -1,116 +1,203 @@
-"""What VPP is started with, and why. Pure: a probe in, a plan out."""
+"""What VPP is started with, and why. Pure: a machine and needs in, a plan out."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ipsec_gw.errors import EnvironmentMissing
-
-MEGABYTE = 1 << 20
-BUFFER_HEADROOM_BYTES = 256
-"""vlib_buffer_t (metadata and pre-data) in front of the packet bytes, ``vlib/buffer.h``."""
-
-DATA_BYTES = 2048
-"""VPP's default, and the largest that AF_XDP takes on 4 KiB pages together with the buffer's own header."""
-
-BUFFERS = 16384
-"""Room for the 512-entry rings of a few queues in both directions and for what is under way between them."""
+from vpp_conf.startup.machine import Machine, Nic
+from vpp_conf.startup.plan_buffers import DPDK_HEADER_BYTES, SMALL_BYTES, DataPlan, needed_buffers, plan_data
+from vpp_conf.startup.plan_cpu import CpuPlan, plan_cpus, used_nodes
+from vpp_conf.startup.plan_crypto import CryptoPlan, plan_crypto
+from vpp_conf.startup.plan_memory import Demand, MemoryPlan, plan_memory
+from vpp_conf.startup.plan_nics import plan_nics
+from vpp_conf.startup.plan_settings import plan_settings
+from vpp_conf.startup.syntax import TESTED, show
+from vpp_conf.startup.values import Finding, Needs, Number, PlanRefused, Severity, StartupPlan, power_of_two, size
 
 NEEDED_PLUGINS = ("af_xdp_plugin.so",)
 """Without these the gateway cannot work with VPP at all."""
 
-CRYPTO_ENGINES = ("native", "ipsecmb", "openssl")
-"""Every software engine that VPP knows; native has no ChaCha20-Poly1305, the others have."""
+UNKNOWN_RELEASE = (0, 0)
+MOST_TUNNELS = 16384
+"""IPsec interfaces that VPP can have (``vnet/ipsec/ipsec_itf.c``)."""
 
-SPLIT_ENGINES_RELEASE = (25, 10)
-"""From about here crypto engines live outside the plugin folder and have a ``crypto-engines`` section."""
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """What was found on the machine. ``hugepages`` are of the default size, in pages."""
-
-    cpus: int
-    hugepage_bytes: int
-    hugepages_total: int
-    hugepages_free: int
-    release: tuple[int, int]
-    plugins: frozenset[str]
-    crypto_engines: frozenset[str]
+FEWEST_POLICY_BUCKETS = 1024
+POLL_SLEEP_USEC = 100
+"""Where one thread has to poll a device and shares its core: a tenth of a millisecond more latency, an idle core."""
 
 
-@dataclass(frozen=True, slots=True)
-class StartupPlan:
-    """The numbers of startup.conf. ``reasons`` says for each why it is so, in the order of the file.
+def plan_startup(machine: Machine, needs: Needs | None = None) -> StartupPlan:
+    """Plan a VPP for this machine.
 
-    ``buffer_page`` and ``heap_page`` are VPP page sizes (``4K``, ``2M``). ``poll_sleep_usec`` 0 leaves it out.
+    Raises PlanRefused with everything that was found, each with its way out, if there is an error among it.
     """
-
-    buffers: int
-    buffer_page: str
-    data_bytes: int
-    heap: str
-    heap_page: str
-    statseg: str
-    poll_sleep_usec: int
-    plugins: tuple[str, ...]
-    crypto_engines: tuple[str, ...]
-    crypto_section: bool
-    reasons: tuple[tuple[str, str], ...]
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """The reasons that an operator could do something about."""
-        return tuple(reason for name, reason in self.reasons if name == "buffers" and self.buffer_page == "4K")
-
-
-def plan_startup(probe: Probe) -> StartupPlan:
-    """Plan a small VPP for this machine. Raises EnvironmentMissing if a needed plugin is not installed."""
-    missing = [plugin for plugin in NEEDED_PLUGINS if plugin not in probe.plugins]
-    if missing:
-        raise EnvironmentMissing(
-            f"VPP lacks {', '.join(missing)} - install vpp-plugin-core of the official fd.io packages"
-        )
-    engines = tuple(engine for engine in CRYPTO_ENGINES if engine in probe.crypto_engines)
-    if not engines:
-        raise EnvironmentMissing("VPP has no crypto engine - install vpp-plugin-core of the official fd.io packages")
-    buffers, page, memory_reason = _buffers(probe)
-    split = probe.release >= SPLIT_ENGINES_RELEASE
-    plugins = NEEDED_PLUGINS if split else (*NEEDED_PLUGINS, *(f"crypto_{engine}_plugin.so" for engine in engines))
+    needs = needs or Needs()
+    known = _with_known_release(machine)
+    nics, nic_numbers, nic_findings = plan_nics(known, needs)
+    cpus = plan_cpus(known, needs, nics)
+    crypto = plan_crypto(known, needs, cpus.threads)
+    local = replace(known, nodes=used_nodes(known, cpus, nics))
+    room = _room(local, needs, nics, cpus, crypto)
+    missing_pages = room.missing_pages
+    if crypto.qat and _refuses(room.memory.findings):
+        without = plan_crypto(known, replace(needs, qat=False), cpus.threads)
+        crypto = replace(without, findings=(*without.findings, _no_room_for_qat(missing_pages)))
+        room = _room(local, needs, nics, cpus, crypto)
+        missing_pages = max(missing_pages, room.missing_pages)
+    memory = room.memory
+    findings = (
+        *_vpp_findings(machine),
+        *_scale_findings(needs),
+        *nic_findings,
+        *cpus.findings,
+        *crypto.findings,
+        *room.findings,
+        *_container_findings(machine),
+    )
+    if _refuses(findings):
+        raise PlanRefused(findings)
+    plugins = (*NEEDED_PLUGINS, *crypto.plugins)
+    poll_sleep = POLL_SLEEP_USEC if crypto.qat and not cpus.workers else 0
+    buckets = power_of_two(max(FEWEST_POLICY_BUCKETS, needs.policies)) if needs.policies else 0
     return StartupPlan(
-        buffers=buffers,
-        buffer_page=page,
-        data_bytes=DATA_BYTES,
-        heap="512M",
-        heap_page="4K",
-        statseg="32M",
-        poll_sleep_usec=0,
+        release=known.vpp.release,
+        main_core=cpus.main_core,
+        workers=cpus.workers,
+        idle_nodes=tuple(node for node in machine.nodes if node not in local.nodes),
+        buffers=memory.buffers.asked,
+        buffers_usable=memory.buffers.usable * len(local.nodes),
+        buffer_page=size(memory.buffers.page_bytes),
+        data_bytes=room.data.data_bytes,
+        heap_bytes=memory.heap_bytes,
+        heap_page=size(memory.heap_page),
+        statseg_bytes=memory.statseg_bytes,
+        poll_sleep_usec=poll_sleep,
         plugins=plugins,
-        crypto_engines=engines,
-        crypto_section=split,
-        reasons=(
-            ("cpu", f"one thread, no workers: {probe.cpus} CPUs are shared with everything else"),
-            ("poll-sleep-usec", "left out: receive queues are in interrupt mode, an idle VPP sleeps in epoll"),
-            ("memory main-heap-size", "512M of address space, used as it fills: about 1.5 kB per SA, 4 kB per tunnel"),
-            ("buffers", memory_reason),
-            ("statseg size", "32M: 144 bytes per SA and thread, and VPP's own counters"),
-            ("plugins", "everything off but what the gateway uses: less memory, no stray listeners"),
-            ("crypto-engines", f"all that are installed: {', '.join(engines)}"),
+        engines=crypto.engines,
+        section=crypto.section,
+        handlers=crypto.handlers,
+        policy_buckets=buckets,
+        qat=crypto.qat,
+        ordinary_bytes=memory.base_bytes,
+        hugepage_bytes=memory.huge_bytes,
+        numbers=(
+            _poll_sleep_number(poll_sleep),
+            *cpus.numbers,
+            *memory.numbers,
+            *_idle_numbers(machine, local),
+            room.data.number,
+            Number("plugins", " ".join(plugins), "everything off but what is used: less memory, no stray listeners"),
+            *crypto.numbers,
+            _policies_number(needs, buckets),
+            *nic_numbers,
         ),
+        findings=findings,
+        settings=plan_settings(machine, local.nodes, missing_pages),
     )
 
 
-def _buffers(probe: Probe) -> tuple[int, str, str]:
-    """Number of buffers, their page size and why.
+@dataclass(frozen=True, slots=True)
+class _Room:
+    """Buffers' size and memory. ``missing_pages`` is what the better plan would need that this one is not."""
 
-    AF_XDP takes ordinary pages as well as hugepages: VPP lets no buffer cross a page. Hugepages save TLB misses.
-    """
-    frame = DATA_BYTES + BUFFER_HEADROOM_BYTES
-    per_page = probe.hugepage_bytes // frame
-    needed = -(-BUFFERS // per_page) if per_page else 0
-    if needed and probe.hugepages_free >= needed:
-        size = f"{probe.hugepage_bytes // MEGABYTE}M"
-        return BUFFERS, size, f"{BUFFERS} buffers in {needed} of {probe.hugepages_free} free hugepages of {size}"
-    way_out = f"; for speed: sysctl vm.nr_hugepages={probe.hugepages_total + needed}" if needed else ""
-    reason = f"{BUFFERS} buffers in 4 KiB pages (64 MB): {probe.hugepages_free} hugepages are free"
-    return BUFFERS, "4K", f"{reason}, {needed} would be needed{way_out}"
+    data: DataPlan
+    memory: MemoryPlan
+    missing_pages: int
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        return (*self.data.findings, *self.memory.findings)
+
+
+def _room(machine: Machine, needs: Needs, nics: tuple[Nic, ...], cpus: CpuPlan, crypto: CryptoPlan) -> _Room:
+    """Large buffers where the MTU wants them and there are pages that hold them well, else small ones."""
+    data = plan_data(machine, needs, nics)
+    memory = plan_memory(machine, needs, _demand(data, nics, cpus, crypto))
+    if data.data_bytes == SMALL_BYTES or not _refuses(memory.findings):
+        return _Room(data, memory, memory.missing_pages)
+    small = plan_data(machine, needs, nics, most=SMALL_BYTES)
+    narrow = plan_memory(machine, needs, _demand(small, nics, cpus, crypto))
+    return _Room(small, narrow, max(memory.missing_pages, narrow.missing_pages))
+
+
+def _demand(data: DataPlan, nics: tuple[Nic, ...], cpus: CpuPlan, crypto: CryptoPlan) -> Demand:
+    return Demand(
+        buffers=needed_buffers(nics, cpus.threads),
+        data_bytes=data.data_bytes,
+        extension=DPDK_HEADER_BYTES if crypto.qat else 0,
+        threads=cpus.threads,
+        hugepages_only=crypto.qat is not None,
+    )
+
+
+def _idle_numbers(machine: Machine, local: Machine) -> tuple[Number, ...]:
+    reason = "none: no thread and no interface is on this node"
+    return tuple(Number(f"buffers numa {node}", "0", reason) for node in machine.nodes if node not in local.nodes)
+
+
+def _with_known_release(machine: Machine) -> Machine:
+    """A VPP whose version cannot be read is taken for the newest that is known."""
+    if machine.vpp.release != UNKNOWN_RELEASE:
+        return machine
+    return replace(machine, vpp=replace(machine.vpp, release=TESTED[-1]))
+
+
+def _refuses(findings: tuple[Finding, ...]) -> bool:
+    return any(finding.severity is Severity.ERROR for finding in findings)
+
+
+def _no_room_for_qat(missing_pages: int) -> Finding:
+    text = "QAT is there but left out: it needs all buffers in hugepages, and too few are free"
+    way_out = "ipsec-gw vpp prepare, then start VPP again" if missing_pages else "more memory would be needed for them"
+    return Finding(Severity.WARNING, "qat", text, way_out)
+
+
+def _vpp_findings(machine: Machine) -> tuple[Finding, ...]:
+    findings: list[Finding] = []
+    missing = [plugin for plugin in NEEDED_PLUGINS if plugin not in machine.vpp.plugins]
+    if missing:
+        way_out = "install vpp-plugin-core of the official fd.io packages"
+        findings.append(Finding(Severity.ERROR, "plugins", f"VPP lacks {', '.join(missing)}", way_out))
+    release = machine.vpp.release
+    if release == UNKNOWN_RELEASE:
+        text = f"VPP's version cannot be read; {show(TESTED[-1])} is assumed"
+        findings.append(Finding(Severity.WARNING, "vpp", text, "install the official fd.io packages"))
+    elif release < TESTED[0]:
+        text = f"VPP {show(release)} is older than any that is known here"
+        findings.append(Finding(Severity.WARNING, "vpp", text, f"install {show(TESTED[0])} or later"))
+    elif release > TESTED[-1]:
+        text = f"VPP {show(release)} is newer than any that is known here; written as for {show(TESTED[-1])}"
+        findings.append(Finding(Severity.NOTE, "vpp", text))
+    if not machine.kernel.af_xdp:
+        text = f"Linux {machine.kernel.release or 'of unknown version'} has no AF_XDP as VPP uses it"
+        findings.append(Finding(Severity.ERROR, "kernel", text, "boot Linux 5.4 or later; the gateway needs 6.1"))
+    return tuple(findings)
+
+
+def _scale_findings(needs: Needs) -> tuple[Finding, ...]:
+    if needs.tunnels <= MOST_TUNNELS:
+        return ()
+    text = f"VPP has {MOST_TUNNELS} IPsec interfaces, {needs.tunnels} tunnels are asked for"
+    return (Finding(Severity.WARNING, "tunnels", text, "the others stay in the kernel; spread them over two gateways"),)
+
+
+def _container_findings(machine: Machine) -> tuple[Finding, ...]:
+    if machine.container is None:
+        return ()
+    text = f"this is a container ({machine.container}): hugepages and kernel settings belong to its host"
+    return (Finding(Severity.NOTE, "container", text, "run what `ipsec-gw vpp plan` lists as settings there"),)
+
+
+def _poll_sleep_number(poll_sleep: int) -> Number:
+    if poll_sleep:
+        reason = "the only thread polls QAT on a core that others need: it sleeps in between"
+        return Number("unix poll-sleep-usec", str(poll_sleep), reason)
+    reason = "left out: receive queues are in interrupt mode, an idle VPP sleeps in epoll"
+    return Number("unix poll-sleep-usec", "-", reason)
+
+
+def _policies_number(needs: Needs, buckets: int) -> Number:
+    if not buckets:
+        return Number("ipsec spd-fast-path", "-", "left out: tunnels are interfaces with routes, not policies")
+    reason = f"fast path for {needs.policies} policies; no flow caches: each change walks all of a cache"
+    return Number("ipsec spd-fast-path-num-buckets", str(buckets), reason)

@@ -1,0 +1,88 @@
+"""Options that the commands of `ipsec-gw vpp` share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from vpp_conf.locate import VppInstallation, locate_vpp
+from vpp_conf.startup.drop_in import DEFAULT_DROP_IN
+from vpp_conf.startup.files import Files
+from vpp_conf.startup.machine import Machine
+from vpp_conf.startup.probe import ROOT, probe_machine, read_machine
+from vpp_conf.startup.syntax import TESTED, complete_offer, show
+from vpp_conf.startup.values import Needs
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_DEFAULTS = Needs()
+
+_NEEDS = (
+    click.option(
+        "--sas", type=click.IntRange(1), default=_DEFAULTS.sas, show_default=True, help="SAs, both directions."
+    ),
+    click.option("--tunnels", type=click.IntRange(1), default=_DEFAULTS.tunnels, show_default=True, help="CHILD_SAs."),
+    click.option(
+        "--sessions", type=click.IntRange(0), default=_DEFAULTS.sessions, show_default=True, help="Of the firewall."
+    ),
+    click.option("--policies", type=click.IntRange(0), default=0, show_default=True, help="SPD entries in VPP."),
+    click.option(
+        "--interface", "interfaces", multiple=True, help="For VPP; can be repeated. Default: NICs with a link."
+    ),
+    click.option("--mtu", type=click.IntRange(68), help="Default: the largest of the interfaces."),
+    click.option("--workers", type=click.IntRange(0), help="Worker threads. Default: by cores and queues."),
+    click.option("--qat/--no-qat", default=True, help="Use QAT if its virtual functions are there."),
+)
+
+_MACHINE = (
+    click.option(
+        "--root",
+        type=click.Path(path_type=Path, exists=True, file_okay=False),
+        default=ROOT,
+        help="Another machine's /proc and /sys below this folder.",
+    ),
+    click.option(
+        "--release",
+        type=click.Choice([show(release) for release in TESTED]),
+        help="For a VPP of this release with all its engines. Default: the installed one.",
+    ),
+)
+
+
+def with_needs(command: Command) -> Command:
+    """Options that become :class:`Needs`."""
+    return _with(_NEEDS, command)
+
+
+def with_machine(command: Command) -> Command:
+    """Options that name a machine, for :func:`machine_of`."""
+    return _with(_MACHINE, command)
+
+
+def with_drop_in(command: Command) -> Command:
+    """The option that names the operator's own settings, for :func:`read_drop_in`."""
+    return click.option(
+        "--drop-in",
+        type=click.Path(path_type=Path),
+        help=f"Your own settings for startup.conf. Default: {DEFAULT_DROP_IN}, if it is there.",
+    )(command)
+
+
+def machine_of(root: Path, release: str | None) -> tuple[Machine, VppInstallation]:
+    """The machine below the root, with the VPP of that release or the installed one."""
+    if release is None:
+        installed = locate_vpp()
+        return probe_machine(installed, root), installed
+    year, _, month = release.partition(".")
+    number = (int(year), int(month))
+    named = VppInstallation(Path("/usr/bin/vpp"), f"VPP {release}", number, Path("/usr"), None, None, None, None)
+    return read_machine(Files(root), complete_offer(number)), named
+
+
+def _with(options: tuple[Callable[[Any], Any], ...], command: Command) -> Command:
+    for option in reversed(options):
+        command = option(command)
+    return command

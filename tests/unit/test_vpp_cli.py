@@ -1,0 +1,167 @@
+"""`ipsec-gw vpp plan` and `prepare` on machines below a folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from ipsec_gw.cli.main import cli
+from ipsec_gw.errors import EnvironmentMissing
+from tests.support.machines import unpack_machine
+from vpp_conf import lifecycle
+from vpp_conf.lifecycle import VppStatus
+from vpp_conf.paths import VppPaths
+from vpp_conf.startup.drop_in import DropIn
+from vpp_conf.startup.prepare import Applied, apply_settings, check_applied
+from vpp_conf.startup.values import Needs, PlanRefused, Setting
+
+HUGEPAGES = "sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages"
+
+
+def vpp(root: Path, command: str, *options: str) -> Result:
+    return CliRunner().invoke(cli, ["vpp", command, "--root", str(root), "--release", "26.06", *options])
+
+
+def plan_json(root: Path, *options: str) -> dict[str, Any]:
+    result = vpp(root, "plan", "--json", *options)
+    answer: dict[str, Any] = json.loads(result.stdout)
+    return answer
+
+
+def test_the_table_and_json_say_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
+    root = unpack_machine("xeon-one-socket-qat", tmp_path)
+    answer = plan_json(root)
+    result = vpp(root, "plan")
+    assert result.exit_code == 0
+    for value in answer["values"]:
+        line = next(line for line in result.stdout.splitlines() if line.startswith(f"{value['name']} "))
+        assert value["value"] in line
+        assert value["reason"] in line
+    assert answer["machine"]["isolated"] == "2-9,34-41"
+    assert answer["machine"]["interfaces"][0]["zeroCopy"]
+    assert answer["machine"]["cryptoDevices"][1]["id"] == "8086:4941"
+
+
+def test_findings_and_settings_are_printed_with_the_way_out(tmp_path: Path) -> None:
+    root = unpack_machine("cloud-jumbo", tmp_path)
+    result = vpp(root, "plan")
+    answer = plan_json(root)
+    assert {one["subject"] for one in answer["findings"]} == {"mtu", "hugepages"}
+    for one in answer["findings"]:
+        assert f"{one['severity']}: {one['text']}" in result.stdout
+        assert f"way out: {one['wayOut']}" in result.stdout
+    for one in answer["settings"]:
+        assert f"{one['command']}\n" in result.stdout
+
+
+def test_needs_are_options(tmp_path: Path) -> None:
+    root = unpack_machine("xeon-one-socket-qat", tmp_path)
+    values = {
+        one["name"]: one["value"]
+        for one in plan_json(root, "--workers", "3", "--sas", "200000", "--no-qat", "--interface", "eno2")["values"]
+    }
+    assert values["cpu corelist-workers"] == "2-4"
+    assert values["dpdk dev"] == "-"
+    assert "af_xdp eno1" not in values
+
+
+def test_a_plan_that_is_refused_is_an_exit_code_and_its_findings(tmp_path: Path) -> None:
+    root = unpack_machine("vm-two-cpus", tmp_path)
+    result = vpp(root, "plan", "--workers", "9")
+    assert result.exit_code == PlanRefused.exit_code == 1
+    assert "9 workers are asked for" in result.stderr
+    assert "way out: " in result.stderr
+    answer = plan_json(root, "--workers", "9")
+    assert answer["findings"][0]["severity"] == "error"
+    assert "values" not in answer
+
+
+def test_prepare_makes_the_settings_hold(tmp_path: Path) -> None:
+    root = unpack_machine("cloud-jumbo", tmp_path)
+    wanted = {one["path"]: one["wanted"] for one in plan_json(root)["settings"]}
+    assert len(wanted) == 3
+    result = vpp(root, "prepare")
+    assert result.exit_code == 0, result.output
+    assert {path: int((root / path[1:]).read_text()) for path in wanted} == wanted
+    assert f"/{HUGEPAGES}: 0 -> {wanted[f'/{HUGEPAGES}']}" in result.stdout
+    # The kernel would have counted them up:
+    (root / HUGEPAGES).with_name("free_hugepages").write_text((root / HUGEPAGES).read_text())
+    assert vpp(root, "prepare").stdout == "everything is as the plan wants it\n"
+
+
+def test_a_dry_run_prints_the_commands_and_changes_nothing(tmp_path: Path) -> None:
+    root = unpack_machine("cloud-jumbo", tmp_path)
+    before = (root / HUGEPAGES).read_text()
+    result = vpp(root, "prepare", "--dry-run")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == [one["command"] for one in plan_json(root)["settings"]]
+    assert (root / HUGEPAGES).read_text() == before
+
+
+def test_a_setting_that_cannot_be_written_does_not_stop_the_others(tmp_path: Path) -> None:
+    root = unpack_machine("cloud-jumbo", tmp_path)
+    (root / HUGEPAGES).unlink()
+    (root / HUGEPAGES).mkdir()
+    result = vpp(root, "prepare")
+    assert isinstance(result.exception, EnvironmentMissing)
+    assert f"/{HUGEPAGES} cannot be written" in str(result.exception)
+    assert (root / "proc/sys/net/core/bpf_jit_enable").read_text() == "1\n"
+
+
+def test_up_takes_needs_and_the_operators_own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def started(run_dir: Path, **arguments: Any) -> VppStatus:
+        seen.update(arguments)
+        return VppStatus(True, True, 7, "vpp v26.06", run_dir, 1.0, ("a note",))
+
+    monkeypatch.setattr(lifecycle, "up", started)
+    own = tmp_path / "own.conf"
+    own.write_text("logging { x 1 }\n")
+    options = ["--run-dir", str(tmp_path), "vpp", "up", "--workers", "2", "--sas", "9", "--drop-in", str(own)]
+    result = CliRunner().invoke(cli, options)
+    assert result.exit_code == 0, result.output
+    assert seen == {"needs": Needs(workers=2, sas=9), "drop_in": DropIn(str(own), "logging { x 1 }\n")}
+    assert "process 7 and answers" in result.stdout
+    assert "note: a note" in result.stderr
+    assert "not compared with its plan" in result.stderr
+
+
+@pytest.mark.parametrize("content", [None, "{}", "no json"])
+def test_the_status_of_a_vpp_without_its_plan_is_still_told(
+    content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "status", lambda run_dir: VppStatus(True, True, 7, "vpp v26.06", run_dir))
+    monkeypatch.setattr("ipsec_gw.cli.vpp.locate_vpp", lambda: None)
+    if content is not None:
+        VppPaths(tmp_path).folder.mkdir()
+        VppPaths(tmp_path).plan.write_text(content)
+    result = CliRunner().invoke(cli, ["--run-dir", str(tmp_path), "vpp", "status", "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout) == {"running": True, "answering": True, "version": "vpp v26.06", "checks": []}
+    assert "plan.json cannot be read" in result.stderr
+
+
+class Stingy(type(Path())):  # type: ignore[misc]
+    """A kernel that gives 100 hugepages, whatever is asked for."""
+
+    def write_text(self, data: str, *args: Any, **kwargs: Any) -> int:
+        written: int = super().write_text("100\n", *args, **kwargs)
+        return written
+
+
+def test_fewer_hugepages_than_asked_for_are_said(tmp_path: Path) -> None:
+    setting = Setting("nr_hugepages", 0, 266, "echo 266 > /nr_hugepages", "some")
+    applied = apply_settings((setting,), Stingy(tmp_path))
+    assert applied[0].after == 100
+    with pytest.raises(EnvironmentMissing, match=r"266 asked for, 100 given - .*compact_memory"):
+        check_applied(applied)
+
+
+def test_what_was_given_is_no_problem() -> None:
+    check_applied((Applied(Setting("x", 0, 1, "", ""), 1),))
