@@ -287,6 +287,7 @@ def _join(config: Config, senses: Senses, link: EngineLink, plumbing: Plumbing |
         guard = GuardDriver(plumbing.steering, senses.kernel, sent=link.sent, refuse=refusals.add)
         drivers = Drivers(engine=link, guard=guard, steer=steer, lead=plumbing.lead)
         follow = guard.follow
+        link.on_counters = guard.keep_ahead
         readers = [link.retrieve, guard.retrieve, steer.retrieve, plumbing.lead.retrieve]
 
     async def retrieve() -> Mapping[ObjectKey, ManagedObject]:

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from ipsec_gw.model.ids import Direction, TunnelId
+from ipsec_gw.model.ids import Direction
 from ipsec_gw.model.objects import (
     EngineSa,
     Guard,
@@ -32,6 +32,8 @@ from ipsec_gw.model.objects import (
     SteerKey,
     Tunnel,
 )
+
+_NONE: frozenset[ObjectKey] = frozenset()
 
 
 class Action(StrEnum):
@@ -83,13 +85,19 @@ def describe(obj: ManagedObject) -> str:
 def plan(desired: Mapping[ObjectKey, ManagedObject], in_place: Mapping[ObjectKey, ManagedObject]) -> tuple[Op, ...]:
     """The operations that turn ``in_place`` into ``desired``. Empty exactly when the two are equal."""
     before, after = _Users(in_place), _Users(desired)
+    # Leads whose tunnel is not known, because its engine is out of reach: it may be alive, with any of the SAs.
+    orphans = frozenset(k for k, v in in_place.items() if isinstance(v, Lead) and k not in desired and not before.of(k))
     coming = [
         Op(_action(value, in_place), value, needs=_needs(value, after))
         for value in desired.values()
         if in_place.get(value.key) != value
     ]
     going = [
-        Op(Action.DELETE, value, frees=_frees(value, before, in_place))
+        Op(
+            Action.DELETE,
+            value,
+            frees=_frees(value, before, in_place) | (orphans if isinstance(value, Guard) else _NONE),
+        )
         for key, value in in_place.items()
         if key not in desired
     ]
@@ -100,15 +108,19 @@ class _Users:
     """Which tunnels use an SA, the next hop to a peer, or a selector."""
 
     def __init__(self, objects: Mapping[ObjectKey, ManagedObject]) -> None:
-        self._users: dict[ObjectKey, list[TunnelId]] = defaultdict(list)
+        self._users: dict[ObjectKey, list[Tunnel]] = defaultdict(list)
         for tunnel in objects.values():
             if isinstance(tunnel, Tunnel):
                 for key in {*tunnel.inbound, tunnel.outbound, tunnel.remote, *tunnel.selectors}:
-                    self._users[key].append(tunnel.key)
+                    self._users[key].append(tunnel)
 
     def of(self, key: ObjectKey) -> frozenset[ObjectKey]:
         """The tunnels."""
-        return frozenset(self._users.get(key, ()))
+        return frozenset(tunnel.key for tunnel in self._users.get(key, ()))
+
+    def guards(self, key: ObjectKey) -> frozenset[ObjectKey]:
+        """The guards of the SAs that the tunnels send with."""
+        return frozenset(GuardKey(tunnel.outbound) for tunnel in self._users.get(key, ()))
 
 
 def _ordered(coming: list[Op], going: list[Op]) -> Iterator[Op]:
@@ -136,11 +148,11 @@ def _needs(value: ManagedObject, users: _Users) -> frozenset[ObjectKey]:
         case EngineSa() if value.direction is Direction.OUT:
             return frozenset({GuardKey(value.key)})
         case Tunnel():
-            return frozenset({*value.inbound, value.outbound, value.remote})
+            return frozenset({*value.inbound, value.outbound, value.remote, GuardKey(value.outbound)})
         case Steer():
             return users.of(value.key.sa)
         case Lead():
-            return users.of(value.key)
+            return users.of(value.key) | users.guards(value.key)
         case _:
             return frozenset()
 
