@@ -17,7 +17,7 @@ import structlog
 
 from ipsec_gw import __version__
 from ipsec_gw.config.model import Config, EngineChoice
-from ipsec_gw.errors import EngineError, IpsecGwError, XfrmError
+from ipsec_gw.errors import IpsecGwError, XfrmError
 from ipsec_gw.firewall.keeper import Keeper
 from ipsec_gw.gateway import Gateway, Paths, build, check_machine, remove_everything, vpp_runs
 from ipsec_gw.ike.watcher import CharonWatcher
@@ -214,7 +214,7 @@ class Daemon:
                 losses = link.losses
                 self._look_again()
             elif not link.up:
-                with contextlib.suppress(EngineError):
+                with contextlib.suppress(IpsecGwError):
                     await link.open()
                     self._look_again()
             await asyncio.sleep(_LOOK_SECONDS)

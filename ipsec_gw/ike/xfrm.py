@@ -34,6 +34,8 @@ _HEADER = struct.Struct("=IHHII")
 _RECEIVE_BYTES = 1 << 18
 _ANSWER_SECONDS = 5.0
 _ESP = socket.IPPROTO_ESP
+_LAST, _LAST_ESN = (1 << 32) - 1, (1 << 64) - 1
+"""The last sequence numbers without and with ESN (RFC 4303, 2.2.1)."""
 
 M = TypeVar("M", bound=XfrmMessage)
 
@@ -83,13 +85,15 @@ class XfrmSocket:
     def raise_oseq(self, key: SaKey, oseq: int) -> None:
         """Set the last used outbound sequence number of a live SA (NEWAE), never downwards.
 
-        The attribute must be the one that the SA has: the other one succeeds and does nothing.
+        At most to the last number that there is: from then on the kernel sends no more with this SA. The attribute must
+        be the one that the SA has: the other one succeeds and does nothing.
         """
         message = self._get(key)
         if message is None:
             raise XfrmError(f"SA {key} is gone from the kernel", errno.ESRCH)
         sa = parse_sa(message)
-        if oseq < sa.replay.oseq:
+        oseq = min(oseq, _LAST_ESN if sa.replay.esn else _LAST)
+        if oseq <= sa.replay.oseq:
             return
         extended = message.get_attr("XFRMA_REPLAY_ESN_VAL")
         event = AeventId()

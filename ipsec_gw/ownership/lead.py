@@ -2,13 +2,14 @@
 
 ::
 
-    216  iif ipsecgw-vp goto 218               what the engine did not take goes XFRM's way, not in a circle
-    217  from SOURCE to DESTINATION lookup T   forwarded packets, and local ones with a chosen source
-    217  from 0.0.0.0 to DESTINATION iif lo lookup T      local ones that have none yet: T gives charon's
-    218  nop
+    214  iif ipsecgw-vp goto 219               what the engine did not take goes XFRM's way, not in a circle
+    215  from SOURCE to DESTINATION lookup T   forwarded packets, and local ones with a chosen source
+    215  from 0.0.0.0 to DESTINATION iif lo lookup T      local ones that have none yet: T gives charon's
+    219  nop
 
-All of it precedes strongSwan's own rule (220). The routes of table T lead to a next hop that exists only as a
-permanent neighbour (the IPv4 dummy address of RFC 7600), on a device that XFRM leaves alone.
+215 is for prefixes on both sides; 216, 217 and 218 for any source, any destination, and both. All of it precedes
+strongSwan's own rule (220). The routes of table T lead to a next hop that exists only as a permanent neighbour (the
+IPv4 dummy address of RFC 7600), on a device that XFRM leaves alone.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from ipsec_gw.model.ids import IpAddress, IpNetwork
 from ipsec_gw.model.objects import Lead, ManagedObject, Selector
 
 TABLE = 21700
-_RETURN_RULE, _LEAD_RULE, _AFTER_RULE = 216, 217, 218
+_RETURN_RULE, _LEAD_RULE, _ANY_SOURCE, _ANY_DESTINATION, _AFTER_RULE = 214, 215, 1, 2, 219
 _DUMMY_HOP = "192.0.0.8"
 _RTNH_F_ONLINK = 4
 _UNSPECIFIED = "0.0.0.0"  # noqa: S104 - "no address" in rules and routes, nothing is bound to it
@@ -172,7 +173,7 @@ class LeadDriver:
         return [
             (None if rule.get("iifname") else _network(rule, "src"), _network(rule, "dst"))
             for rule in await _read(self._route.get_rules(family=2))
-            if int(rule.get("priority") or 0) == _LEAD_RULE and rule.get("table") == TABLE
+            if _LEAD_RULE <= int(rule.get("priority") or 0) < _AFTER_RULE and rule.get("table") == TABLE
         ]
 
     @staticmethod
@@ -220,7 +221,16 @@ def _binds(lead: Lead) -> bool:
 
 
 def _rule(destination: IpNetwork, source: IpNetwork) -> dict[str, Any]:
-    return {"priority": _LEAD_RULE, "src": str(source), "dst": str(destination), "table": TABLE}
+    priority = _priority(source, destination)
+    return {"priority": priority, "src": str(source), "dst": str(destination), "table": TABLE}
+
+
+def _priority(source: IpNetwork, destination: IpNetwork) -> int:
+    """Looking for the rule to delete, or for one that exists, the kernel takes "any" for "whichever" (fib_rules.c), so
+    a rule with it must not meet one without. Among leads the order means nothing.
+    """
+    any_source, any_destination = source.prefixlen == 0, destination.prefixlen == 0
+    return _LEAD_RULE + _ANY_SOURCE * any_source + _ANY_DESTINATION * any_destination
 
 
 def _unbound_rule(destination: IpNetwork) -> dict[str, Any]:

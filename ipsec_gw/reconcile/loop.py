@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
 import structlog
@@ -20,7 +20,7 @@ from ipsec_gw.reconcile.delta import DeltaTracker
 from ipsec_gw.reconcile.execute import Executor
 from ipsec_gw.reconcile.plan import Action, Op, plan
 from ipsec_gw.reconcile.record import History, Outcome, Record, Step
-from ipsec_gw.reconcile.retry import Retries, split
+from ipsec_gw.reconcile.retry import Retries, Waiting, split
 
 log = structlog.get_logger()
 
@@ -130,14 +130,14 @@ class Reconciler:
         self.refusals.settle(alive)
         self._link.forget(alive)
 
-    async def _converge(self, waiting: Mapping[ObjectKey, str]) -> Record:
+    async def _converge(self, waiting: Waiting) -> Record:
         """Decide and act; decide once more if acting refused an SA, so that nothing is left half in place.
 
         What failed may be half done: the second time everything in place is read again before.
         """
         refused = len(self._refused(waiting))
         record = await self._decide_and_act(waiting)
-        waiting = {**self._retries.waiting(self._clock()), **waiting}
+        waiting = waiting.and_more(self._retries.waiting(self._clock()))
         if len(self._refused(waiting)) != refused:
             if self._stale:
                 await self._resync()
@@ -145,22 +145,22 @@ class Reconciler:
             record = Record(again.at, record.seconds + again.seconds, record.steps + again.steps)
         return record
 
-    def _refused(self, waiting: Mapping[ObjectKey, str]) -> dict[SaKey, str]:
+    def _refused(self, waiting: Waiting) -> dict[SaKey, str]:
         """SAs that stay in the kernel: outbound ones for good, inbound ones until they are tried again."""
         inbound = {
-            key: f"the engine did not take it, it is tried again: {waiting[key]}"
-            for key in self._inbound() & waiting.keys()
+            key: f"the engine did not take it, it is tried again: {waiting.puts[key]}"
+            for key in self._inbound() & waiting.puts.keys()
         }
         return {**inbound, **self.refusals.reasons()}
 
     def _inbound(self) -> set[SaKey]:
         return {sa.key for sa in self.snapshot.sas if sa.key.destination in self.snapshot.local_addresses}
 
-    async def _decide_and_act(self, waiting: Mapping[ObjectKey, str]) -> Record:
+    async def _decide_and_act(self, waiting: Waiting) -> Record:
         self.decision = desired(self._link.offer, self._settings, self.snapshot, self._refused(waiting))
         self._tracker.want(self.decision.objects)
         # An inbound SA that waits is not wanted meanwhile, and yet it is tried again.
-        self._retries.settle(self.decision.objects, self._tracker.in_place, self._inbound())
+        self._retries.settle(self.decision.objects.keys() | self._inbound(), self._tracker.in_place)
         if self._follow is not None:
             kept = {
                 v.sa.key for v in self.decision.verdicts if v.owner is Owner.KERNEL and v.direction is Direction.OUT
@@ -176,23 +176,24 @@ class Reconciler:
             return Record(at=time.time(), seconds=0.0, steps=())
         record = await self._executor.run(operations)
         self.history.add(record)
+        spared = _spared(record.failures)
         for step in record.steps:
-            self._report(step)
+            self._report(step, spared)
         return record
 
-    def _report(self, step: Step) -> None:
+    def _report(self, step: Step, spared: frozenset[ObjectKey]) -> None:
         if step.outcome is Outcome.DONE:
             log.info("done", op=str(step.op))
-            if step.op.obj is not None:
-                self._retries.succeeded(step.op.obj.key)
+            self._retries.succeeded(step.op)
             if isinstance(step.op.obj, Tunnel) and step.op.action is not Action.DELETE:
                 self.refusals.pacer.succeed(step.op.obj.remote)
             return
         log.warning(str(step.outcome), op=str(step.op), reason=step.detail)
         self.distrust()  # what failed may be half done
-        if step.op.obj is not None and step.outcome is Outcome.FAILED:
-            self._retries.failed(step.op.obj.key, step.detail, self._clock())
-        self._isolate(step.op, f"failed: {step.detail}")
+        if step.outcome is Outcome.FAILED:
+            self._retries.failed(step.op, step.detail, self._clock())
+        if step.op.obj is not None and step.op.obj.key not in spared:
+            self._isolate(step.op, f"failed: {step.detail}")
 
     def _isolate(self, op: Op, why: str) -> None:
         """What cannot be put in place stays in the kernel, and one bad object does not hold up the rest.
@@ -213,6 +214,19 @@ class Reconciler:
                         self.refusals.add(user.outbound, f"{op} {why}")
             case _:
                 pass
+
+
+def _spared(failures: Sequence[Step]) -> frozenset[ObjectKey]:
+    """Tunnels that were skipped for inbound SAs alone, and leads to them: the next decision does without those SAs."""
+    failed = {step.op.obj.key for step in failures if step.op.obj is not None}
+    spared: set[ObjectKey] = set()
+    for step in failures:
+        if step.outcome is Outcome.SKIPPED and isinstance(step.op.obj, Tunnel | Lead):
+            obstacles = (step.op.needs | step.op.frees) & failed
+            harmless = {*step.op.obj.inbound} if isinstance(step.op.obj, Tunnel) else spared
+            if obstacles <= harmless:
+                spared.add(step.op.obj.key)
+    return frozenset(spared)
 
 
 async def reconcile_forever(

@@ -6,10 +6,10 @@ One object that fails for good costs one attempt a minute, and neither holds up 
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ipsec_gw.model.objects import ObjectKey
-from ipsec_gw.reconcile.plan import Op
+from ipsec_gw.reconcile.plan import Action, Op
 
 FIRST_SECONDS, LONGEST_SECONDS = 0.5, 60.0
 
@@ -21,42 +21,76 @@ class _Failure:
     not_before: float
 
 
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Objects that must not be put in place yet, and those that must not be removed yet, each with what the last
+    attempt said. To remove what could not be put in place waits for nothing.
+    """
+
+    puts: Mapping[ObjectKey, str] = field(default_factory=dict)
+    removals: Mapping[ObjectKey, str] = field(default_factory=dict)
+
+    def holds(self, op: Op) -> bool:
+        """Whether this operation is one of them."""
+        if op.obj is None:
+            return False
+        return op.obj.key in (self.removals if op.action is Action.DELETE else self.puts)
+
+    def and_more(self, other: Waiting) -> Waiting:
+        """Both; what is here is kept as it is."""
+        return Waiting({**other.puts, **self.puts}, {**other.removals, **self.removals})
+
+
 class Retries:
     """The failed objects by key, and when each may be tried again. Times are seconds of the caller's clock."""
 
     def __init__(self) -> None:
-        self._failures: dict[ObjectKey, _Failure] = {}
+        self._puts: dict[ObjectKey, _Failure] = {}
+        self._removals: dict[ObjectKey, _Failure] = {}
 
-    def failed(self, key: ObjectKey, reason: str, now: float) -> None:
+    def failed(self, op: Op, reason: str, now: float) -> None:
         """An attempt failed: the next one waits twice as long as this one did."""
-        last = self._failures.get(key)
+        if op.obj is None:
+            return
+        failures = self._failures_of(op)
+        last = failures.get(op.obj.key)
         delay = min(last.delay * 2, LONGEST_SECONDS) if last else FIRST_SECONDS
-        self._failures[key] = _Failure(reason, delay, now + delay)
+        failures[op.obj.key] = _Failure(reason, delay, now + delay)
 
-    def succeeded(self, key: ObjectKey) -> None:
+    def succeeded(self, op: Op) -> None:
         """It went well: its next failure starts with the shortest delay."""
-        self._failures.pop(key, None)
+        if op.obj is not None:
+            self._failures_of(op).pop(op.obj.key, None)
 
-    def settle(self, *known: Container[ObjectKey]) -> None:
-        """Forget objects that are in none of these: nobody wants them any more."""
-        self._failures = {key: one for key, one in self._failures.items() if any(key in objects for objects in known)}
+    def settle(self, wanted: Container[ObjectKey], in_place: Container[ObjectKey]) -> None:
+        """Forget objects that nobody wants to put in place any more, and those that are gone."""
+        self._puts = {key: one for key, one in self._puts.items() if key in wanted}
+        self._removals = {key: one for key, one in self._removals.items() if key in in_place}
 
-    def waiting(self, now: float) -> dict[ObjectKey, str]:
-        """Objects that must not be tried yet, each with what its last attempt said."""
-        return {key: one.reason for key, one in self._failures.items() if now < one.not_before}
+    def waiting(self, now: float) -> Waiting:
+        """What must not be tried yet."""
+        return Waiting(*(_reasons(failures, now) for failures in (self._puts, self._removals)))
 
     def next(self, now: float) -> float | None:
         """When the first of those that wait may be tried again, None if none waits."""
-        return min((one.not_before for one in self._failures.values() if now < one.not_before), default=None)
+        failures = (*self._puts.values(), *self._removals.values())
+        return min((one.not_before for one in failures if now < one.not_before), default=None)
+
+    def _failures_of(self, op: Op) -> dict[ObjectKey, _Failure]:
+        return self._removals if op.action is Action.DELETE else self._puts
 
 
-def split(operations: Sequence[Op], waiting: Mapping[ObjectKey, str]) -> tuple[tuple[Op, ...], tuple[Op, ...]]:
-    """What can be done now, and what waits: for a failed object, or behind an operation that does."""
-    held: set[ObjectKey] = set(waiting)
+def _reasons(failures: Mapping[ObjectKey, _Failure], now: float) -> dict[ObjectKey, str]:
+    return {key: one.reason for key, one in failures.items() if now < one.not_before}
+
+
+def split(operations: Sequence[Op], waiting: Waiting) -> tuple[tuple[Op, ...], tuple[Op, ...]]:
+    """What can be done now, and what waits: for its own time, or behind an operation that does. In the plan's order."""
+    held: set[ObjectKey] = set()
     now: list[Op] = []
     later: list[Op] = []
     for op in operations:
-        if op.obj is not None and (op.obj.key in held or not (held.isdisjoint(op.needs) and held.isdisjoint(op.frees))):
+        if op.obj is not None and (waiting.holds(op) or not held.isdisjoint({op.obj.key, *op.needs, *op.frees})):
             held.add(op.obj.key)
             later.append(op)
         else:

@@ -1,13 +1,14 @@
 """Everything outside of the control plane, as fakes that know what reaches the wire.
 
 Each call of the control plane crosses an :class:`Edge`: there it may fail once, the daemon may die, and the world may
-go on in between. What must hold at every step is checked where it would be broken.
+go on in between. What must hold at every step (:class:`Law`) is checked at every such crossing.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from random import Random
 from typing import Any
@@ -17,11 +18,13 @@ from pyroute2.netlink.exceptions import NetlinkError
 from ipsec_gw.engines.port import Capabilities, Counters
 from ipsec_gw.errors import EngineError, EngineUnavailable, SteeringError, UsedKeyError, XfrmError
 from ipsec_gw.model.algorithms import ALGORITHMS
-from ipsec_gw.model.ids import Direction, EngineName, SaKey
+from ipsec_gw.model.ids import Direction, EngineName, IpNetwork, SaKey
 from ipsec_gw.model.objects import EngineKey, EngineObject, EngineSa, Selector, Tunnel
 from ipsec_gw.model.snapshot import XfrmSa
-from ipsec_gw.ownership.guard import HAND_BACK_MARGIN
+from ipsec_gw.ownership.guard import HAND_BACK_MARGIN, KEPT_AHEAD
 from ipsec_gw.ownership.lead import TABLE
+
+ANY = "0.0.0.0/0"
 
 
 class Crash(BaseException):
@@ -33,17 +36,23 @@ class Broken(AssertionError):
 
 
 class Edge:
-    """Where the control plane meets the world. Countdowns of calls until one fails, and until the daemon dies."""
+    """Where the control plane meets the world. Countdowns of calls until one fails, and until the daemon dies;
+    ``failures`` counts those that did.
+    """
 
     def __init__(self, random: Random, note: Callable[[str], None]) -> None:
         self.random = random
         self.note = note
         self.fails_in = self.dies_in = -1
+        self.failures = 0
         self.between: Callable[[], None] = lambda: None
+        self.law: Callable[[], None] = lambda: None
 
     def cross(self, what: str, error: Callable[[str], Exception]) -> None:
+        self.law()
         self.note(f"    {what}")
         self.between()
+        self.law()
         self.dies_in -= 1
         self.fails_in -= 1
         if self.dies_in == 0:
@@ -51,6 +60,7 @@ class Edge:
             raise Crash
         if self.fails_in == 0:
             self.note(f"  {what} fails")
+            self.failures += 1
             raise error(f"{what} refused by the test")
 
     def calm(self) -> None:
@@ -85,6 +95,7 @@ class FakeXfrm:
         self.edge = edge
         self.sas: dict[SaKey, XfrmSa] = {}
         self.expired: list[SaKey] = []
+        self.steering: FakeSteering
 
     def sa(self, key: SaKey) -> XfrmSa | None:
         self.edge.cross(f"GETSA {key}", XfrmError)
@@ -95,6 +106,8 @@ class FakeXfrm:
         sa = self.sas.get(key)
         if sa is None:
             raise XfrmError(f"SA {key} is gone from the kernel")
+        if self.steering.owner.get(key) != "engine":
+            raise Broken(f"the number of {key} is written, which is the kernel's own (invariant 4)")
         if oseq > sa.replay.oseq:
             self.sas[key] = replace(sa, replay=replace(sa.replay, oseq=oseq))
 
@@ -113,6 +126,7 @@ class FakeSteering:
         self.owner: dict[SaKey, str] = {}
         self.seen: dict[SaKey, Seen] = {}
         self.entries: set[SaKey] = set()
+        self.undrained: set[SaKey] = set()
         self.holding = True
         self.engine: FakeEngine
         self.routes: FakeRoutes
@@ -163,13 +177,12 @@ class FakeSteering:
 
     def steer(self, key: SaKey) -> None:
         self.edge.cross(f"steer {key}", SteeringError)
-        tunnels = self.engine.tunnels()
-        if self.engine.alive and not self.engine.restarted and all(key not in t.inbound for t in tunnels):
-            raise Broken(f"XDP steers {key}, which the engine does not hold (invariant 2)")
         self.entries.add(key)
 
     def unsteer(self, key: SaKey) -> None:
         self.edge.cross(f"unsteer {key}", SteeringError)
+        if key in self.entries and self.engine.works:
+            self.undrained.add(key)
         self.entries.discard(key)
 
     def steered(self) -> frozenset[SaKey]:
@@ -183,7 +196,10 @@ class FakeSteering:
 
 
 class FakeEngine:
-    """The engine port. ``alive`` is the process, ``reachable`` its API; ``restarted`` until the daemon has noticed."""
+    """The engine port. ``alive`` is the process, ``reachable`` its API; ``restarted`` until the daemon has noticed.
+
+    ``taken`` is the process that has the interfaces: they are lost with it, and taken by opening it.
+    """
 
     name = EngineName.VPP
 
@@ -193,9 +209,10 @@ class FakeEngine:
         self.sent: dict[SaKey, int] = {}
         self.process = 1
         self.seen_process = 1
+        self.taken = 0
         self.alive = self.reachable = True
         self.used: set[bytes] = set()
-        self.on_read: Callable[[], None] = lambda: None
+        self.taking: Callable[[], None] = lambda: None
         self.steering: FakeSteering
 
     @property
@@ -204,8 +221,18 @@ class FakeEngine:
         return self.seen_process
 
     @property
+    def works(self) -> bool:
+        """Packets that are steered or led to it get into it, whether its API answers or not."""
+        return self.alive and self.taken == self.process
+
+    @property
     def restarted(self) -> bool:
         return self.seen_process != self.process
+
+    def sa(self, key: SaKey) -> EngineSa:
+        found = self.objects[key]
+        assert isinstance(found, EngineSa)
+        return found
 
     def tunnels(self) -> list[Tunnel]:
         return [obj for obj in self.objects.values() if isinstance(obj, Tunnel)]
@@ -221,14 +248,14 @@ class FakeEngine:
         self.alive = self.reachable = True
 
     def encrypts(self, key: SaKey, count: int) -> None:
-        sa = self.objects[key]
-        assert isinstance(sa, EngineSa)
-        self.wire.emit("the engine", material(sa), self.sent[key] + 1, count)
+        self.wire.emit("the engine", material(self.sa(key)), self.sent[key] + 1, count)
         self.sent[key] += count
 
     async def open(self) -> Capabilities:
         self._cross("open")
-        self.seen_process = self.process
+        if self.taken != self.process:
+            self.taking()
+        self.seen_process = self.taken = self.process
         self._remember()
         return Capabilities(frozenset(ALGORITHMS), True, False, 4096, True, "fake")
 
@@ -251,7 +278,6 @@ class FakeEngine:
 
     async def counters(self) -> Mapping[SaKey, Counters]:
         self._cross("counters")
-        self.on_read()
         return {key: Counters(count, count) for key, count in self.sent.items()}
 
     def _cross(self, what: str) -> None:
@@ -284,7 +310,8 @@ class FakeEngine:
             return
         if material(sa) in self.used:
             raise UsedKeyError(f"{sa.key} has a key that was here before")
-        if material(sa) in self.wire.sent:
+        # What charon moves to another address between the check and this call is sent on behind the raised number.
+        if any(first <= KEPT_AHEAD for first, _ in self.wire.sent.get(material(sa), ())):
             raise Broken(f"a used key is given to the engine with {sa.key} (invariant 3)")
         if self.steering.owner.get(sa.key) != "engine":
             raise Broken(f"the engine gets {sa.key} before its guard is closed (invariant 3)")
@@ -297,7 +324,15 @@ class FakeEngine:
         if isinstance(obj, EngineSa) and (not isinstance(old, EngineSa) or replace(old, source=obj.source) != obj):
             raise EngineError(f"{obj.key}: only the source can change")
         self._check(obj)
+        if isinstance(old, Tunnel) and isinstance(obj, Tunnel):
+            for key in set(old.inbound) - set(obj.inbound):
+                self._drained(key)
         self.objects[obj.key] = obj
+
+    def _drained(self, key: EngineKey) -> None:
+        for one in self.objects[key].inbound if isinstance(self.objects[key], Tunnel) else (key,):
+            if one in self.steering.undrained:
+                raise Broken(f"{one} leaves the engine while packets that were steered to it are on their way")
 
     def _check(self, obj: EngineObject) -> None:
         if not isinstance(obj, Tunnel):
@@ -314,8 +349,7 @@ class FakeEngine:
         for other in self.tunnels():
             if key in {*other.inbound, other.outbound, other.remote}:
                 raise EngineError(f"{key} is used by {other.key}")
-        if key in self.steering.entries:
-            raise Broken(f"{key} leaves the engine while XDP steers it (invariant 2)")
+        self._drained(key)
         gone = self.objects.pop(key)
         if isinstance(gone, EngineSa) and not self.sent.pop(gone.key) and gone.direction is Direction.OUT:
             self.used.discard(material(gone))
@@ -335,50 +369,76 @@ class Message(dict[str, Any]):
         return self.get(name)
 
 
-@dataclass
-class FakeRoutes:
-    """The part of AsyncIPRoute that the lead driver uses: rules and routes of the lead table."""
+FOREIGN_RULES: list[dict[str, Any]] = [
+    {"priority": 215, "src": "192.168.1.0/24", "dst": "172.16.1.0/24", "table": 100},
+    {"priority": 213, "src": "192.168.1.0/24", "dst": "172.16.1.0/24", "table": TABLE},
+    {"priority": 220, "src": "0.0.0.0/0", "dst": "0.0.0.0/0", "table": 220},
+]
+FOREIGN_ROUTES: list[dict[str, Any]] = [
+    {"table": table, "dst": dst, "metrics": {"mtu": 1400}} for table in (100, 220, 254) for dst in ("172.16.1.0/24",)
+]
+"""An administrator's, and charon's."""
 
-    edge: Edge
-    rules: list[dict[str, Any]] = field(default_factory=list)
-    table: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+class FakeRoutes:
+    """The part of AsyncIPRoute that the lead driver uses: rules, and the routes of all tables."""
+
+    def __init__(self, edge: Edge) -> None:
+        self.edge = edge
+        self.rules = list(FOREIGN_RULES)
+        self.table = {(route["table"], route["dst"]): route for route in FOREIGN_ROUTES}
 
     def leads(self, selector: Selector) -> bool:
-        wanted = {"src": str(selector.source), "dst": str(selector.destination)}
-        return str(selector.destination) in self.table and any(
-            rule["src"] == wanted["src"] and rule["dst"] == wanted["dst"] and "iifname" not in rule
+        source, destination = _text(selector.source), _text(selector.destination)
+        return (TABLE, destination) in self.table and any(
+            (rule["src"], rule["dst"], rule["table"]) == (source, destination, TABLE) and "iifname" not in rule
             for rule in self.rules
+            if rule not in FOREIGN_RULES
         )
 
-    def facts(self) -> tuple[list[str], dict[str, str]]:
+    def facts(self) -> set[str]:
         """To compare with others."""
-        return sorted(map(str, map(sorted, map(dict.items, self.rules)))), {d: str(r) for d, r in self.table.items()}
+        return {str(sorted(rule.items())) for rule in self.rules} | {str(route) for route in self.table.values()}
 
     async def rule(self, command: str, **rule: Any) -> None:
         self.edge.cross(f"rule {command} {rule}", lambda _text: NetlinkError(105))
+        found = next((one for one in self.rules if self._matches(one, rule)), None)
         if command == "add":
-            if rule in self.rules:
+            if found is not None:
                 raise NetlinkError(17)
             self.rules.append(rule)
-        elif rule in self.rules:
-            self.rules.remove(rule)
-        else:
+        elif found is None:
             raise NetlinkError(2)
+        else:
+            if found in FOREIGN_RULES:
+                raise Broken(f"{found} is deleted, which belongs to somebody else")
+            self.rules.remove(found)
+
+    @staticmethod
+    def _matches(there: dict[str, Any], asked: dict[str, Any]) -> bool:
+        """As the kernel looks for a rule: what is not asked for, or for any address, may be whatever it is."""
+        return all(
+            there.get(name) == value for name, value in asked.items() if name not in {"src", "dst"} or value != ANY
+        )
 
     async def route(self, command: str, **route: Any) -> None:
         self.edge.cross(f"route {command} {route['dst']}", lambda _text: NetlinkError(105))
+        key = (route["table"], route["dst"])
+        if self.table.get(key) in FOREIGN_ROUTES:
+            raise Broken(f"{command} of {self.table[key]}, which belongs to somebody else")
         if command == "replace":
-            self.table[route["dst"]] = route
-        elif self.table.pop(route["dst"], None) is None:
+            self.table[key] = route
+        elif self.table.pop(key, None) is None:
             raise NetlinkError(3)
 
     async def get_rules(self, **_filter: Any) -> AsyncIterator[Message]:
         self.edge.cross("get rules", lambda _text: NetlinkError(105))
         return self._each([self._rule(rule) for rule in self.rules])
 
-    async def get_routes(self, **_filter: Any) -> AsyncIterator[Message]:
+    async def get_routes(self, **asked: Any) -> AsyncIterator[Message]:
         self.edge.cross("get routes", lambda _text: NetlinkError(105))
-        return self._each([self._route(route) for route in self.table.values()])
+        wanted = asked.get("table")
+        return self._each([self._route(r) for (table, _), r in self.table.items() if wanted in {None, table}])
 
     @staticmethod
     async def _each(messages: list[Message]) -> AsyncIterator[Message]:
@@ -387,7 +447,7 @@ class FakeRoutes:
 
     @staticmethod
     def _rule(rule: dict[str, Any]) -> Message:
-        shown = Message(priority=rule["priority"], table=TABLE, iifname=rule.get("iifname"))
+        shown = Message(priority=rule["priority"], table=rule["table"], iifname=rule.get("iifname"))
         for side in ("src", "dst"):
             network = ip_network(rule[side])
             shown |= {side: str(network.network_address), f"{side}_len": network.prefixlen}
@@ -402,6 +462,43 @@ class FakeRoutes:
             prefsrc=route.get("prefsrc"),
             RTA_METRICS={"attrs": [("RTAX_MTU", route["metrics"]["mtu"])]},
         )
+
+
+@functools.cache
+def _text(network: IpNetwork) -> str:
+    return str(network)
+
+
+@dataclass
+class Law:
+    """What holds at every step (DESIGN.md, section 3). Numbers used twice are :class:`Wire`'s business."""
+
+    xfrm: FakeXfrm
+    steering: FakeSteering
+    engine: FakeEngine
+    routes: FakeRoutes
+
+    def check(self) -> None:
+        if not self.engine.works:
+            return
+        tunnels = self.engine.tunnels()
+        held = {key for tunnel in tunnels for key in tunnel.inbound}
+        if not self.steering.entries <= held:
+            strangers = ", ".join(map(str, self.steering.entries - held))
+            raise Broken(f"XDP steers {strangers}, which the engine does not hold (invariant 2)")
+        for tunnel in tunnels:
+            self._one_owner(tunnel)
+
+    def _one_owner(self, tunnel: Tunnel) -> None:
+        sa = self.xfrm.sas.get(tunnel.outbound)
+        if sa is None or sa.aead is None or sa.aead.secret.reveal() != material(self.engine.sa(tunnel.outbound)):
+            return
+        claimed = self.steering.owner.get(tunnel.outbound) == "engine"
+        if not claimed and any(map(self.routes.leads, tunnel.selectors)):
+            raise Broken(f"the kernel and the engine may both send with {tunnel.outbound} (invariant 3)")
+        sent = self.engine.sent[tunnel.outbound]
+        if claimed and sa.replay.oseq <= sent:
+            raise Broken(f"the kernel's number of {tunnel.outbound} is not ahead of the engine's (invariant 4)")
 
 
 BETWEEN_LOOKS = HAND_BACK_MARGIN - 1

@@ -9,7 +9,7 @@ from random import Random
 from typing import Any, TypeVar
 
 from ipsec_gw.desired import desired
-from ipsec_gw.errors import EngineError, IpsecGwError, XfrmError
+from ipsec_gw.errors import IpsecGwError, XfrmError
 from ipsec_gw.model.ids import IpAddress, SaKey
 from ipsec_gw.model.objects import EngineSa, Guard, Lead, ManagedObject, NextHop, ObjectKey, Selector, Steer, Tunnel
 from ipsec_gw.model.secret import Secret
@@ -43,6 +43,7 @@ from tests.property.convergence_edges import (
     FakeRoutes,
     FakeSteering,
     FakeXfrm,
+    Law,
     Wire,
 )
 from tests.support.world import SETTINGS
@@ -51,8 +52,8 @@ T = TypeVar("T")
 
 LOCAL = ip_address("10.0.0.1")
 PEERS = [ip_address(f"10.0.0.{n}") for n in (2, 3, 4)]
-HERE = [ip_network("192.168.0.0/16"), ip_network("192.168.1.0/24"), ip_network("10.8.0.0/24")]
-THERE = [ip_network(f"172.16.{n}.0/24") for n in range(6)] + [ip_network("172.16.0.0/22")]
+HERE = [ip_network(n) for n in ("192.168.0.0/16", "192.168.1.0/24", "10.8.0.0/24", "0.0.0.0/0")]
+THERE = [ip_network(f"172.16.{n}.0/24") for n in range(6)] + [ip_network("172.16.0.0/22"), ip_network("0.0.0.0/0")]
 HINT = ip_address("192.168.1.1")
 BOUND = 8
 """Passes after the last disturbance until the state must be what is computed from scratch."""
@@ -83,6 +84,7 @@ class Daemon:
     """The control plane, put together as the gateway does it."""
 
     def __init__(self, world: World) -> None:
+        self._world = world
         self.link = EngineLink(world.engine)
         self.refusals = Refusals(RekeyPacer())
         self.losses = 0
@@ -99,6 +101,7 @@ class Daemon:
 
         async def drain(_seconds: float) -> None:
             world.edge.between()
+            world.steering.undrained.clear()
 
         self.reconciler = Reconciler(
             source=world,
@@ -117,14 +120,17 @@ class Daemon:
 
     async def look(self) -> None:
         """As the daemon's task looks at its engine."""
+        failures = self._world.edge.failures
         await self.link.look()
+        if self.link.up and self._world.edge.failures == failures:
+            self._world.looked()
         if self.link.losses != self.losses:
             self.losses = self.link.losses
             self.reconciler.distrust()
         elif not self.link.up:
             try:
                 await self.link.open()
-            except EngineError:
+            except IpsecGwError:
                 return
             self.reconciler.distrust()
 
@@ -143,7 +149,11 @@ class World:
         self.engine = FakeEngine(self.edge, self.wire)
         self.routes = FakeRoutes(self.edge)
         self.steering.engine, self.steering.routes, self.engine.steering = self.engine, self.routes, self.steering
-        self.engine.on_read = self._looked
+        self.xfrm.steering = self.steering
+        self.law = Law(self.xfrm, self.steering, self.engine, self.routes)
+        self.edge.law = self.law.check
+        self.engine.taking = SteerDriver(self.steering).clear
+        self.moved = False
         self.budget = BETWEEN_LOOKS
         self.children: list[Child] = []
         self.policies: dict[tuple[int, Selector], XfrmPolicy] = {}
@@ -156,9 +166,6 @@ class World:
 
     def now(self) -> float:
         return self.clock
-
-    def _looked(self) -> None:
-        self.budget = BETWEEN_LOOKS
 
     # What the control plane sees
 
@@ -228,6 +235,7 @@ class World:
 
     def move(self, child: Child) -> None:
         """MOBIKE or a NAT's new mind: every SA is deleted and installed again with the same key and numbers."""
+        self.moved = True
         old, child.peer = child.peer, self.random.choice([peer for peer in PEERS if peer != child.peer])
         for inbound, outbound in child.pairs:
             if (sa := self.xfrm.sas.get(SaKey(LOCAL, inbound))) is not None:
@@ -325,6 +333,11 @@ class World:
         self.steering.holding = True
         self._guarded(self.daemon.look())
 
+    def looked(self) -> None:
+        """A look came through. When charon has moved an SA, a pass has to follow before the next."""
+        if not self.moved:
+            self.budget = BETWEEN_LOOKS
+
     def run_pass(self) -> bool:
         """One pass as the daemon's loop runs it; True if it left nothing to do."""
 
@@ -336,6 +349,7 @@ class World:
                 self.daemon.reconciler.distrust()
                 return False
             self.log.extend(f"  = {step.op}: {step.outcome} {step.detail}" for step in record.steps)
+            self.moved = self.moved and bool(record.failures)
             return not record.failures and self.daemon.reconciler.in_sync
 
         return bool(self._guarded(once()))
@@ -365,6 +379,7 @@ class World:
     def _die(self) -> None:
         """The daemon is gone for a while: nobody holds newborn SPIs, and the world goes on."""
         self.edge.calm()
+        self.steering.undrained.clear()  # a restart takes longer than that
         self.steering.holding = self.random.random() < 0.5
         for _ in range(self.random.randint(0, 6)):
             self.random.choice([self.plaintext, self.something_of_charon])()
@@ -493,6 +508,11 @@ class World:
             "guard": (held, claimed),
             "steering": (self.steering.entries, {o.key.sa for o in wanted.values() if isinstance(o, Steer)}),
             "rules and routes": (self.routes.facts(), ideal.facts()),
+            "rest until the next pass": (self.daemon.reconciler.rest(0.5, 5.0), 5.0),
+            "leftovers of the daemon": (
+                {*self.daemon.refusals.reasons(), *self.daemon.link.counters()} - self.xfrm.sas.keys(),
+                set(),
+            ),
             "leftovers of the guard": ({*self.steering.owner, *self.steering.seen} - self.xfrm.sas.keys(), set()),
         }
         return [f"{what}: {_difference(*pair)}" for what, pair in checks.items() if pair[0] != pair[1]]

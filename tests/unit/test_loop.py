@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pytest
@@ -57,8 +59,19 @@ def second_life(world: World) -> World:
     return join(world.engine, world.source, world.maps, world.kernel, world.steer, world.lead)
 
 
+def join_anew(clock: Callable[[], float] = time.monotonic) -> World:
+    """A world in which nothing has happened yet."""
+    return join(FakeEngine(), FakeSource(Snapshot()), Maps(), Kernel(), FakeDriver(), FakeDriver(), clock)
+
+
 def join(
-    engine: FakeEngine, source: FakeSource, maps: Maps, kernel: Kernel, steer: FakeDriver, lead: FakeDriver
+    engine: FakeEngine,
+    source: FakeSource,
+    maps: Maps,
+    kernel: Kernel,
+    steer: FakeDriver,
+    lead: FakeDriver,
+    clock: Callable[[], float] = time.monotonic,
 ) -> World:
     link = EngineLink(engine)
     refusals = Refusals(RekeyPacer())
@@ -85,13 +98,14 @@ def join(
         retrieve=retrieve,
         refusals=refusals,
         follow=guard.follow,
+        clock=clock,
     )
     return World(engine, source, maps, kernel, steer, lead, link, reconciler, refusals)
 
 
 @pytest.fixture
 async def world() -> World:
-    made = join(FakeEngine(), FakeSource(Snapshot()), Maps(), Kernel(), FakeDriver(), FakeDriver())
+    made = join_anew()
     await made.link.open()
     return made
 
