@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import resource
 import signal
 import time
@@ -214,9 +213,11 @@ class Daemon:
                 losses = link.losses
                 self._look_again()
             elif not link.up:
-                with contextlib.suppress(IpsecGwError):
+                try:
                     await link.open()
                     self._look_again()
+                except IpsecGwError as error:
+                    self._gateway.reconciler.history.trouble(f"the engine cannot be opened: {error}")
             await asyncio.sleep(_LOOK_SECONDS)
         log.info("another engine has become available")
         self._end(Ending.REBUILD)
@@ -233,7 +234,7 @@ class Daemon:
                     self._gateway.senses.kernel.expire_soft(key)
                     log.info("asked charon for a rekey", sa=str(key))
                 except XfrmError as error:
-                    log.warning("rekey not asked for", sa=str(key), reason=str(error))
+                    self._gateway.reconciler.history.trouble(f"charon was not asked for a rekey of SA {key}: {error}")
             await asyncio.sleep(_PACER_SECONDS)
 
 

@@ -38,6 +38,7 @@ from ipsec_gw.ownership.uplink import ENGINE_END, KERNEL_END, raise_uplink, remo
 from ipsec_gw.reconcile.delta import DeltaTracker
 from ipsec_gw.reconcile.execute import Drivers, Executor
 from ipsec_gw.reconcile.loop import Reconciler
+from ipsec_gw.reconcile.record import History
 from vpp_conf.paths import VppPaths
 from xdp_steer.gateway import Role, Steering
 
@@ -283,9 +284,17 @@ def _join(config: Config, senses: Senses, link: EngineLink, plumbing: Plumbing |
     readers: list[Callable[[], Awaitable[Mapping[Any, ManagedObject]]]] = []
     pacer = RekeyPacer()
     refusals = Refusals(pacer)
+    history = History()
+    link.tell = history.trouble
     if plumbing is not None:
         steer = SteerDriver(plumbing.steering)
-        guard = GuardDriver(plumbing.steering, senses.kernel, sent=link.sent, refuse=refusals.add)
+        guard = GuardDriver(
+            plumbing.steering,
+            senses.kernel,
+            sent=link.sent,
+            refuse=refusals.add,
+            tell=history.trouble,
+        )
         drivers = Drivers(engine=link, guard=guard, steer=steer, lead=plumbing.lead)
         follow = guard.follow
         link.on_counters = guard.keep_ahead
@@ -303,6 +312,7 @@ def _join(config: Config, senses: Senses, link: EngineLink, plumbing: Plumbing |
         retrieve=retrieve,
         refusals=refusals,
         follow=follow,
+        history=history,
     )
     return Gateway(senses, link, reconciler, plumbing)
 

@@ -136,6 +136,9 @@ def history(options: Options, as_json: bool) -> None:
     for number, record in enumerate(answer["passes"], 1):
         for step in record["steps"]:
             table.add_row(str(number), step["op"], step["outcome"], step["detail"])
+        if record["trouble"]:
+            times = f"{record['times']} times" if record["times"] > 1 else ""
+            table.add_row(str(number), times, "trouble", record["trouble"])
     Console().print(table)
 
 

@@ -116,9 +116,11 @@ def sa_view(
 
 
 def record_view(record: Record) -> dict[str, Any]:
-    """One pass of the history: its operations in words, never their values."""
+    """One record of the history: its operations in words, never their values, or a trouble without any."""
     return {
         "at": record.at,
         "seconds": record.seconds,
+        "trouble": record.trouble,
+        "times": record.times,
         "steps": [{"op": str(s.op), "outcome": str(s.outcome), "detail": s.detail} for s in record.steps],
     }

@@ -20,7 +20,7 @@ class EngineLink:
 
     ``losses`` counts how often the engine went away with its objects, ``trouble`` tells why it is away now. As a
     driver it passes objects on. While the engine is away, what is deleted is gone already. ``on_counters`` is called
-    with the counters that an engine just told which is alive.
+    with the counters that an engine just told which is alive, ``tell`` with troubles that no caller hears of.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -32,6 +32,7 @@ class EngineLink:
         self.losses = 0
         self.trouble = ""
         self.on_counters: Callable[[Mapping[SaKey, Counters]], None] = lambda _counters: None
+        self.tell: Callable[[str], None] = lambda _trouble: None
 
     @property
     def up(self) -> bool:
@@ -71,7 +72,7 @@ class EngineLink:
         except EngineUnavailable as error:
             self._lose(str(error))
         except EngineError as error:
-            log.warning("the engine's counters cannot be read", reason=str(error))
+            self.tell(f"the engine's counters cannot be read: {error}")
         return {}
 
     async def look(self) -> None:
@@ -129,6 +130,7 @@ class EngineLink:
             self._absent = f"engine {self.engine.name} is away"
             self.trouble = why
             log.error("engine lost", engine=str(self.engine.name), reason=why)
+            self.tell(f"the engine was lost: {why}")
 
 
 def _engine_object(obj: ManagedObject) -> EngineObject:

@@ -13,15 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-import structlog
-
 from ipsec_gw.engines.port import Counters
 from ipsec_gw.errors import IpsecGwError, UsedKeyError
 from ipsec_gw.model.ids import IpAddress, SaKey
 from ipsec_gw.model.objects import Guard, GuardKey, ManagedObject
 from ipsec_gw.model.snapshot import Snapshot, XfrmSa
-
-log = structlog.get_logger()
 
 HAND_BACK_MARGIN = 1 << 26
 """More than an engine sends with one SA between two looks at its counters, also while its API does not answer or no
@@ -88,7 +84,8 @@ class GuardDriver:
     """Claims outbound SAs for the engine and hands them back to the kernel.
 
     ``sent`` tells what the engine sent with an SA in this life of the engine, if it is known. ``refuse`` is called
-    with every SA whose key must not be given to an engine any more, and why.
+    with every SA whose key must not be given to an engine any more, and why, ``tell`` with troubles that no caller
+    hears of.
     """
 
     def __init__(
@@ -98,11 +95,13 @@ class GuardDriver:
         *,
         sent: Callable[[SaKey], Counters | None],
         refuse: Callable[[SaKey, str], None],
+        tell: Callable[[str], None] = lambda _trouble: None,
     ) -> None:
         self._maps = maps
         self._kernel = kernel
         self._sent = sent
         self._refuse = refuse
+        self._tell = tell
         self._missed: frozenset[SaKey] = frozenset()
         self._released: frozenset[SaKey] = frozenset()
         self._written: dict[SaKey, int] = {}
@@ -115,7 +114,7 @@ class GuardDriver:
         try:
             claimed = self._maps.claimed() & carried.keys()
         except IpsecGwError as error:
-            log.warning("the kernel's numbers are not kept ahead", reason=str(error))
+            self._tell(f"the kernel's numbers are not kept ahead of the engine's: {error}")
             return
         self._written = {key: number for key, number in self._written.items() if key in claimed}
         for key in claimed:
@@ -126,7 +125,7 @@ class GuardDriver:
         try:
             self._kernel.raise_oseq(key, number)
         except IpsecGwError as error:  # it is gone, most likely; the others must not wait for it
-            log.warning("the kernel's number is not kept ahead", sa=str(key), reason=str(error))
+            self._tell(f"the kernel's number of SA {key} is not kept ahead of the engine's: {error}")
         else:
             self._written[key] = number
 

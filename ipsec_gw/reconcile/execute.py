@@ -80,7 +80,7 @@ class Executor:
         if not (failed.isdisjoint(op.needs) and failed.isdisjoint(op.frees)):
             obstacles = (op.needs | op.frees) & failed
             failed.add(op.obj.key)
-            return Step(op, Outcome.SKIPPED, f"an earlier step failed for {', '.join(map(str, obstacles))}")
+            return Step(op, Outcome.SKIPPED, f"an earlier step failed for {', '.join(sorted(map(str, obstacles)))}")
         try:
             await self._apply(op.action, op.obj)
         except IpsecGwError as error:

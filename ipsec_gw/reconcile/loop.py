@@ -52,6 +52,7 @@ class Reconciler:
         refusals: Refusals,
         follow: Callable[[Snapshot, frozenset[SaKey]], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        history: History | None = None,
     ) -> None:
         self._source = source
         self._link = link
@@ -63,7 +64,7 @@ class Reconciler:
         self._follow = follow
         self._clock = clock
         self._retries = Retries()
-        self.history = History()
+        self.history = history if history is not None else History()
         self.snapshot = Snapshot()
         self.decision = Desired()
         self._stale = True
@@ -95,12 +96,18 @@ class Reconciler:
         self._stale = True
 
     async def run_pass(self) -> Record:
-        """One pass. Errors of single objects are in the record; it raises only if nothing could be read."""
-        if self._stale:
-            await self._resync()
-        self.snapshot = await self._source.snapshot()
-        self._forget_the_dead()
-        return await self._converge(self._retries.waiting(self._clock()))
+        """One pass. Errors of single objects are in its record; it raises, and the history tells, if nothing could be
+        read.
+        """
+        try:
+            if self._stale:
+                await self._resync()
+            self.snapshot = await self._source.snapshot()
+            self._forget_the_dead()
+            return await self._converge(self._retries.waiting(self._clock()))
+        except IpsecGwError as error:
+            self.history.trouble(f"the pass ended early: {error}")
+            raise
 
     async def withdraw(self) -> Record:
         """Take everything away and leave all SAs to the kernel."""
@@ -248,7 +255,7 @@ async def reconcile_forever(
             await reconciler.run_pass()
             delay, patience = reconciler.rest(retry_seconds, look_again_seconds), retry_seconds
         except IpsecGwError as error:
-            log.error("pass failed", reason=str(error))
+            log.debug("pass failed", reason=str(error), again_in=patience)
             reconciler.distrust()
             delay, patience = patience, min(patience * 2, look_again_seconds)
         after_pass()

@@ -37,7 +37,7 @@ class Broken(AssertionError):
 
 class Edge:
     """Where the control plane meets the world. Countdowns of calls until one fails, and until the daemon dies;
-    ``failures`` counts those that did.
+    ``failures`` counts those that did, ``loses_answers`` is how probable it is that a call was done and not answered.
     """
 
     def __init__(self, random: Random, note: Callable[[str], None]) -> None:
@@ -45,6 +45,7 @@ class Edge:
         self.note = note
         self.fails_in = self.dies_in = -1
         self.failures = 0
+        self.loses_answers = 0.01
         self.between: Callable[[], None] = lambda: None
         self.law: Callable[[], None] = lambda: None
 
@@ -291,7 +292,7 @@ class FakeEngine:
         """The connection may break after the change was made: the caller cannot tell."""
         self._cross(what)
         change()
-        if self.edge.random.random() < 0.01 and self.edge.fails_in >= 0:
+        if self.edge.random.random() < self.edge.loses_answers and self.edge.fails_in >= 0:
             self.reachable = False
             self.edge.note(f"  engine {what} was done, but the answer is lost")
             raise EngineUnavailable("no answer")

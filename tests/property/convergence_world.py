@@ -34,6 +34,7 @@ from ipsec_gw.ownership.steer import SteerDriver
 from ipsec_gw.reconcile.delta import DeltaTracker
 from ipsec_gw.reconcile.execute import Drivers, Executor
 from ipsec_gw.reconcile.loop import Reconciler
+from ipsec_gw.reconcile.record import History
 from tests.property.convergence_edges import (
     BETWEEN_LOOKS,
     Broken,
@@ -88,7 +89,11 @@ class Daemon:
         self.link = EngineLink(world.engine)
         self.refusals = Refusals(RekeyPacer())
         self.losses = 0
-        guard = GuardDriver(world.steering, world.xfrm, sent=self.link.sent, refuse=self.refusals.add)
+        self.history = History(clock=world.now)
+        self.link.tell = self.history.trouble
+        guard = GuardDriver(
+            world.steering, world.xfrm, sent=self.link.sent, refuse=self.refusals.add, tell=self.history.trouble
+        )
         steer = SteerDriver(world.steering)
         self.lead = lead = LeadDriver(world.routes, kernel_index=7, engine_name="vp", engine_mac="02:00:00:00:00:07")
         tracker: DeltaTracker[ObjectKey, ManagedObject] = DeltaTracker()
@@ -115,6 +120,7 @@ class Daemon:
             refusals=self.refusals,
             follow=guard.follow,
             clock=world.now,
+            history=self.history,
         )
         self.link.on_counters = guard.keep_ahead
 
@@ -130,7 +136,8 @@ class Daemon:
         elif not self.link.up:
             try:
                 await self.link.open()
-            except IpsecGwError:
+            except IpsecGwError as error:
+                self.history.trouble(f"the engine cannot be opened: {error}")
                 return
             self.reconciler.distrust()
 
@@ -365,7 +372,7 @@ class World:
         try:
             self.xfrm.expire_soft(key)
         except XfrmError as error:
-            self.log.append(f"  rekey not asked for: {error}")
+            self.daemon.history.trouble(f"charon was not asked for a rekey of SA {key}: {error}")
         except Crash:
             self._die()
 

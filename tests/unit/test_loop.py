@@ -15,7 +15,7 @@ from ipsec_gw.model.ids import SaKey, TunnelId
 from ipsec_gw.model.objects import Guard, GuardKey, ManagedObject, ObjectKey, Selector, SteerKey
 from ipsec_gw.model.snapshot import Snapshot
 from ipsec_gw.ownership.engine_link import EngineLink
-from ipsec_gw.ownership.guard import HAND_BACK_MARGIN, GuardDriver
+from ipsec_gw.ownership.guard import HAND_BACK_MARGIN, KEPT_AHEAD, GuardDriver
 from ipsec_gw.ownership.refusals import Refusals
 from ipsec_gw.ownership.rekey import RekeyPacer
 from ipsec_gw.reconcile.delta import DeltaTracker
@@ -25,6 +25,9 @@ from ipsec_gw.reconcile.record import Outcome
 from tests.support.fakes import FakeDriver, FakeEngine, FakeSource
 from tests.support.world import HERE, LOCAL, REMOTE, SETTINGS, THERE, established, policy, sa, snapshot
 from tests.unit.test_ownership import Kernel, Maps, with_oseq
+
+FAR = KEPT_AHEAD + 500
+"""More than the kernel's number was raised at birth."""
 
 OUT, IN, TUNNEL = SaKey(REMOTE, 0x22), SaKey(LOCAL, 0x11), TunnelId(1, REMOTE)
 
@@ -192,7 +195,7 @@ async def test_one_bad_sa_does_not_hold_up_the_rest(world: World) -> None:
 
 async def test_a_dead_engine_gives_everything_to_the_kernel_behind_its_numbers(world: World) -> None:
     await world.show(established())
-    world.engine.sent[OUT] = Counters(500, 1)
+    world.engine.sent[OUT] = Counters(FAR, 1)
     await world.link.look()
     assert world.link.losses == 0
     world.engine.broken = True
@@ -200,7 +203,7 @@ async def test_a_dead_engine_gives_everything_to_the_kernel_behind_its_numbers(w
     assert world.link.losses == 1
     world.reconciler.distrust()
     await world.reconciler.run_pass()
-    assert world.kernel.sas[OUT].replay.oseq == 500 + HAND_BACK_MARGIN
+    assert world.kernel.sas[OUT].replay.oseq == FAR + HAND_BACK_MARGIN
     assert world.maps.owner == {OUT: "kernel"}
     assert world.steer.objects == {}
     assert world.lead.objects == {}
@@ -249,11 +252,11 @@ async def test_a_restarted_daemon_catches_up_with_what_happened_meanwhile(world:
 
 async def test_withdrawal_hands_everything_back(world: World) -> None:
     await world.show(established())
-    world.engine.sent[OUT] = Counters(7, 1)
+    world.engine.sent[OUT] = Counters(FAR, 1)
     record = await world.reconciler.withdraw()
     assert {step.outcome for step in record.steps} == {Outcome.DONE}
     assert world.empty()
-    assert world.kernel.sas[OUT].replay.oseq == 7 + HAND_BACK_MARGIN
+    assert world.kernel.sas[OUT].replay.oseq == FAR + HAND_BACK_MARGIN
 
 
 async def test_leftovers_of_a_crash_are_swept(world: World) -> None:
