@@ -187,6 +187,7 @@ class Daemon:
                 reason.label: count.packets for reason, count in (steering.verdicts() if steering else {}).items()
             },
             netlinkOverruns=gateway.senses.monitor.overruns,
+            malformedMessages=gateway.senses.kernel.malformed + self._charon.malformed,
         )
 
     def _after_pass(self) -> None:

@@ -70,7 +70,7 @@ class DockView:
 @dataclass(frozen=True, slots=True)
 class StatusView:
     """The daemon at a glance. ``verdicts`` are packets at XDP and TC egress by the reason's label, as ``unknown-spi``;
-    zeros are in it as well.
+    zeros are in it as well. ``malformedMessages`` came from the kernel's XFRM or from charon and could not be read.
     """
 
     version: str
@@ -84,6 +84,7 @@ class StatusView:
     docks: tuple[DockView, ...]
     verdicts: Mapping[str, int]
     netlinkOverruns: int  # noqa: N815
+    malformedMessages: int  # noqa: N815
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``json``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
 from itertools import count
@@ -90,12 +91,10 @@ def settle(world: World) -> None:
         world.pace()
 
 
+@functools.cache
 def calls() -> list[str]:
     """What crosses to the outside in a life without a failure, in order."""
     return [line.strip() for line in live(0).log if line.startswith("    ")]
-
-
-CALLS = calls()
 
 
 def told(world: World) -> list[dict[str, Any]]:
@@ -110,8 +109,8 @@ def texts(records: list[dict[str, Any]]) -> list[str]:
 
 
 def test_this_life_makes_every_kind_of_call() -> None:
-    assert [kind for kind in KINDS if not any(call.startswith(kind) for call in CALLS)] == []
-    assert [call for call in CALLS if not call.startswith(KINDS)] == []
+    assert [kind for kind in KINDS if not any(call.startswith(kind) for call in calls())] == []
+    assert [call for call in calls() if not call.startswith(KINDS)] == []
 
 
 def test_a_life_without_a_failure_tells_of_none() -> None:
@@ -122,10 +121,10 @@ def test_a_life_without_a_failure_tells_of_none() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_failing_call_is_explained(kind: str) -> None:
     """By what was to be done and by what the outside said, in every phase of the life."""
-    numbers = [n for n, call in enumerate(CALLS, 1) if call.startswith(kind)]
+    numbers = [n for n, call in enumerate(calls(), 1) if call.startswith(kind)]
     for number in numbers[:: len(numbers) // 6 + 1]:
         world = live(number)
-        call = CALLS[number - 1]
+        call = calls()[number - 1]
         assert world.edge.failures == 1
         reason = "No buffer space" if call.startswith(("rule", "route", "get ")) else f"{call} refused by the test"
         explained = [text for text in texts(told(world)) if reason in text]
@@ -135,7 +134,7 @@ def test_every_failing_call_is_explained(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["engine create", "rule add", "dump SAs", "EXPIRE"])
 def test_people_and_scripts_read_it(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    number = next(n for n, call in enumerate(CALLS, 1) if call.startswith(kind))
+    number = next(n for n, call in enumerate(calls(), 1) if call.startswith(kind))
     answer = json.loads(json.dumps({"passes": told(live(number))}))
     monkeypatch.setattr(control, "ask", lambda _run_dir, _question: answer)
     as_json = CliRunner().invoke(cli, ["show", "history", "--json"])
