@@ -30,7 +30,7 @@ _DIRECTIONS = {0: PolicyDirection.IN, 1: PolicyDirection.OUT, 2: PolicyDirection
 _UDP_ENCAP_ESPINUDP = 2
 _ALGORITHM_NAME_BYTES = 64
 UNREADABLE = "attributes that cannot be read"
-"""In place of the algorithm, and among the extras, of an SA whose attributes are not what they should be."""
+"""Among the extras of an SA whose attributes are not what they should be."""
 
 _HONOURED = frozenset(
     {"ALG_AEAD", "ALG_AUTH", "ALG_AUTH_TRUNC", "ALG_CRYPT", "ENCAP", "REPLAY_VAL", "REPLAY_ESN_VAL", "MARK", "IF_ID"}
@@ -70,7 +70,7 @@ def parse_sa(message: XfrmMessage) -> XfrmSa:
             extras=frozenset(attributes) - _HONOURED - _NEUTRAL,
         )
     except (struct.error, ValueError, TypeError, KeyError, IndexError):
-        return replace(sa, algorithm=UNREADABLE, extras=frozenset({UNREADABLE}))
+        return replace(sa, algorithm="that cannot be read", extras=frozenset({UNREADABLE}))
 
 
 def _bare_sa(message: XfrmMessage) -> XfrmSa:

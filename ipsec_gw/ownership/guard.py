@@ -119,15 +119,20 @@ class GuardDriver:
         self._written = {key: number for key, number in self._written.items() if key in claimed}
         for key in claimed:
             if self._written.get(key, 0) - carried[key].packets < HAND_BACK_MARGIN:
-                self._keep_one_ahead(key, carried[key].packets + KEPT_AHEAD)
+                self._keep_one_ahead(key, carried[key].packets)
 
-    def _keep_one_ahead(self, key: SaKey, number: int) -> None:
+    def _keep_one_ahead(self, key: SaKey, sent: int) -> None:
         try:
-            self._kernel.raise_oseq(key, number)
+            if self._number(key) < sent:
+                self._tell(
+                    f"the engine passed the kernel's number of SA {key} while nobody looked for too long: had it died"
+                    " then, numbers would have come twice"
+                )
+            self._kernel.raise_oseq(key, sent + KEPT_AHEAD)
         except IpsecGwError as error:  # it is gone, most likely; the others must not wait for it
             self._tell(f"the kernel's number of SA {key} is not kept ahead of the engine's: {error}")
         else:
-            self._written[key] = number
+            self._written[key] = sent + KEPT_AHEAD
 
     def follow(self, snapshot: Snapshot, kept: frozenset[SaKey]) -> None:
         """Keep up with the machine's addresses, let the kernel send with what it keeps, forget SAs that are gone.

@@ -46,6 +46,7 @@ from tests.property.convergence_edges import (
     FakeXfrm,
     Law,
     Wire,
+    nothing_happens,
 )
 from tests.support.world import SETTINGS
 
@@ -314,14 +315,14 @@ class World:
     # Packets
 
     def plaintext(self) -> None:
-        """Packets of a selector: to the engine if they are led to one that is alive, else XFRM's way."""
+        """Packets of a selector: to the engine if they are led to one that takes them, else XFRM's way."""
         if not self.policies:
             return
         (_, selector), policy = self.random.choice(list(self.policies.items()))
-        count = self._burst()
-        if self.random.random() < 0.8 and self.routes.leads(selector) and self.engine.alive:
+        if self.random.random() < 0.8 and self.routes.leads(selector) and self.engine.works:
+            count = self._burst()
             for tunnel in self.engine.tunnels():
-                if selector in tunnel.selectors:
+                if count and selector in tunnel.selectors:
                     self.engine.encrypts(tunnel.outbound, count)
             return
         key = SaKey(policy.templates[0].destination, policy.templates[0].spi)
@@ -329,9 +330,9 @@ class World:
             self.steering.kernel_sends(key, self.random.randint(1, 3))
 
     def _burst(self) -> int:
-        count = min(self.budget, self.random.choice([1, 2, 3, BETWEEN_LOOKS // 2]))
+        count = min(self.budget, self.random.choice([1, 3, BETWEEN_LOOKS // 2, BETWEEN_LOOKS]))
         self.budget -= count
-        return max(count, 0) or 1
+        return count
 
     # The daemon
 
@@ -434,11 +435,11 @@ class World:
     def kill_soon(self) -> None:
         self.edge.dies_in = self.random.randint(1, 60)
 
-    def _meanwhile(self) -> None:
+    def _meanwhile(self) -> bool:
         """Between two calls of the daemon the world goes on, and so do its other tasks, now and then."""
         if self.random.random() >= self.unrest:
-            return
-        between, self.edge.between = self.edge.between, lambda: None
+            return False
+        between, self.edge.between = self.edge.between, nothing_happens
         try:
             kinds = [self.plaintext, self.plaintext, self.something_of_charon, self.something_of_the_engine, self._look]
             kind = self.random.choice(kinds)
@@ -446,6 +447,7 @@ class World:
             kind()
         finally:
             self.edge.between = between
+        return True
 
     def _look(self) -> None:
         finish(self.daemon.look())

@@ -192,6 +192,19 @@ def test_the_kernel_is_kept_ahead_in_steps_upwards_and_only_of_what_is_claimed()
     assert len(kernel.written) == 4, "never after the kernel took it over"
 
 
+@pytest.mark.parametrize(("oseq", "told"), [(999, 1), (1000, 0), (KEPT_AHEAD, 0)])
+def test_an_outage_that_was_longer_than_the_margin_is_told(oseq: int, told: int) -> None:
+    maps, kernel = Maps(), Kernel(with_oseq(sa(0x22), oseq))
+    maps.claim(KEY)
+    troubles: list[str] = []
+    guard = GuardDriver(maps, kernel, sent=lambda _key: None, refuse=lambda *_: None, tell=troubles.append)
+    for _ in range(3):
+        guard.keep_ahead({KEY: Counters(1000, 0)})
+    assert len(troubles) == told
+    assert all(str(KEY) in trouble for trouble in troubles)
+    assert kernel.sas[KEY].replay.oseq == 1000 + KEPT_AHEAD
+
+
 def test_one_number_that_cannot_be_written_does_not_hold_up_the_others() -> None:
     keys = [SaKey(REMOTE, spi) for spi in (0x22, 0x33, 0x44)]
     for victim in keys:
