@@ -221,8 +221,10 @@ def _binds(lead: Lead) -> bool:
 
 
 def _rule(destination: IpNetwork, source: IpNetwork) -> dict[str, Any]:
-    priority = _priority(source, destination)
-    return {"priority": priority, "src": str(source), "dst": str(destination), "table": TABLE}
+    # "Any" is no address at all: with 0.0.0.0/0 the kernel refuses the rule (fib_rules.c).
+    sides = {"src": source, "dst": destination}
+    named = {side: str(network) for side, network in sides.items() if network.prefixlen}
+    return {"priority": _priority(source, destination), "table": TABLE, **named}
 
 
 def _priority(source: IpNetwork, destination: IpNetwork) -> int:

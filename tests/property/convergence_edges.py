@@ -410,25 +410,21 @@ class FakeRoutes:
         return {str(sorted(rule.items())) for rule in self.rules} | {str(route) for route in self.table.values()}
 
     async def rule(self, command: str, **rule: Any) -> None:
+        """As the kernel looks for a rule: what is not asked for, an address above all, may be whatever it is."""
         self.edge.cross(f"rule {command} {rule}", lambda _text: NetlinkError(105))
-        found = next((one for one in self.rules if self._matches(one, rule)), None)
+        if ANY in {rule.get("src"), rule.get("dst")}:
+            raise NetlinkError(22)
+        found = next((one for one in self.rules if rule.items() <= one.items()), None)
         if command == "add":
             if found is not None:
                 raise NetlinkError(17)
-            self.rules.append(rule)
+            self.rules.append({"src": ANY, "dst": ANY, **rule})
         elif found is None:
             raise NetlinkError(2)
         else:
             if found in FOREIGN_RULES:
                 raise Broken(f"{found} is deleted, which belongs to somebody else")
             self.rules.remove(found)
-
-    @staticmethod
-    def _matches(there: dict[str, Any], asked: dict[str, Any]) -> bool:
-        """As the kernel looks for a rule: what is not asked for, or for any address, may be whatever it is."""
-        return all(
-            there.get(name) == value for name, value in asked.items() if name not in {"src", "dst"} or value != ANY
-        )
 
     async def route(self, command: str, **route: Any) -> None:
         self.edge.cross(f"route {command} {route['dst']}", lambda _text: NetlinkError(105))
