@@ -304,3 +304,36 @@ async def test_an_ineligible_sa_is_released_at_once(world: World) -> None:
     await world.show(Snapshot())
     await world.show(Snapshot())
     assert world.maps.owner == {}
+
+
+async def test_a_successor_that_the_engine_refuses_is_the_kernels_before_its_turn_comes(world: World) -> None:
+    """When the policies switch to it, the kernel may send with it at once."""
+    await world.show(established())
+    successor = SaKey(REMOTE, 0x44)
+    world.engine.refuses.add(successor)
+    await world.show(
+        snapshot(
+            sa(0x11, inbound=True), sa(0x22), sa(0x33, inbound=True, age=1), sa(0x44, age=1), policies=(policy(0x22),)
+        )
+    )
+    assert world.maps.owner == {OUT: "engine", successor: "kernel"}
+    assert world.engine.objects[TUNNEL].outbound == OUT, "the one in use goes on"
+    assert successor in world.refusals.reasons()
+
+
+async def test_an_engine_that_comes_back_does_not_get_what_the_kernel_took_over(world: World) -> None:
+    await world.show(established())
+    world.engine.sent[OUT] = Counters(FAR, 1)
+    world.engine.broken = True
+    await world.link.look()
+    world.reconciler.distrust()
+    await world.reconciler.run_pass()
+    assert world.maps.owner == {OUT: "kernel"}
+    reborn = second_life(world)
+    world.engine.broken = False
+    await reborn.link.open()
+    await reborn.reconciler.run_pass()
+    assert OUT not in world.engine.objects
+    assert TUNNEL not in world.engine.objects
+    assert world.maps.owner == {OUT: "kernel"}
+    assert "the kernel took it over" in reborn.reasons()[0x22][1]
