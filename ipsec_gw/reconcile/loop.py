@@ -85,11 +85,16 @@ class Reconciler:
         until the first object that failed may be tried again.
         """
         now = self._clock()
-        able, _ = split(plan(self._tracker.desired, self._tracker.in_place), self._retries.waiting(now))
-        if self._stale or self.unresolved or able:
+        if self._stale or self.unresolved or self._able(now):
             return shortest
         due = self._retries.next(now)
         return longest if due is None else min(longest, max(due - now, shortest))
+
+    def _able(self, now: float) -> bool:
+        """Whether an operation is left that waits for nothing."""
+        if self._tracker.in_sync():
+            return False
+        return bool(split(plan(self._tracker.desired, self._tracker.in_place), self._retries.waiting(now))[0])
 
     def distrust(self) -> None:
         """Read everything that is in place again at the next pass."""

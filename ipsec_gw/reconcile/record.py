@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import takewhile
 
 import structlog
 
@@ -36,8 +37,8 @@ class Step:
 class Record:
     """One pass: when it ended (Unix time), how long it took (seconds) and its steps.
 
-    Or a trouble that belongs to no step: then ``trouble`` says what and why, and ``times`` how often it came in a row;
-    ``at`` is the last time.
+    Or a trouble that belongs to no step: then ``trouble`` says what and why, and ``times`` how often it came with no
+    pass between; ``at`` is the last time.
     """
 
     at: float
@@ -65,11 +66,13 @@ class History:
             self._records.append(record)
 
     def trouble(self, what: str) -> None:
-        """Log and keep what went wrong outside of a step. Again and again the same is one record."""
-        times = 1
-        if self._records and self._records[-1].trouble == what:
-            times = self._records.pop().times + 1
-        log.warning("trouble", what=what, times=times)
+        """Log and keep what went wrong outside of a step. The same again, with no pass between, is one record."""
+        earlier = next((r for r in takewhile(lambda r: r.trouble, reversed(self._records)) if r.trouble == what), None)
+        if earlier is None:
+            log.warning("trouble", what=what)
+        else:
+            self._records.remove(earlier)
+        times = earlier.times + 1 if earlier else 1
         self._records.append(Record(self._clock(), 0.0, (), what, times))
 
     def __iter__(self) -> Iterator[Record]:

@@ -152,8 +152,8 @@ async def test_what_the_engine_refuses_is_the_kernels_and_nothing_is_half_in_pla
 ) -> None:
     world.engine.refuses.add(victim)
     await world.show(established())
-    await world.reconciler.run_pass()
     assert world.maps.claimed() == frozenset(), "a claimed SA without a tunnel would be a black hole"
+    assert world.maps.owner == {OUT: "kernel"}
     assert world.lead.objects == {}
     assert world.steer.objects == {}
     owner, reason = world.reasons()[0x22]
