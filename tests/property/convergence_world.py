@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network
@@ -57,6 +58,12 @@ PEERS = [ip_address(f"10.0.0.{n}") for n in (2, 3, 4)]
 HERE = [ip_network(n) for n in ("192.168.0.0/16", "192.168.1.0/24", "10.8.0.0/24", "0.0.0.0/0")]
 THERE = [ip_network(f"172.16.{n}.0/24") for n in range(6)] + [ip_network("172.16.0.0/22"), ip_network("0.0.0.0/0")]
 HINT = ip_address("192.168.1.1")
+TALLIED = (
+    *("call failed", "daemon killed", "engine died", "engine out of reach", "charon restarted", "peer moved"),
+    *("burst through the engine", "tunnel in the engine at the end"),
+)
+"""What must not be missing in a run of many sequences."""
+
 BOUND = 8
 """Passes after the last disturbance until the state must be what is computed from scratch."""
 
@@ -149,6 +156,7 @@ class World:
     def __init__(self, seed: int) -> None:
         self.random = Random(seed)
         self.log: list[str] = []
+        self.tally: Counter[str] = Counter(dict.fromkeys(TALLIED, 0))
         self.clock = 1000.0
         self.edge = Edge(self.random, self.log.append)
         self.wire = Wire()
@@ -234,6 +242,7 @@ class World:
         self.children.remove(child)
 
     def restart_charon(self) -> None:
+        self.tally["charon restarted"] += 1
         self.xfrm.sas.clear()
         self.policies.clear()
         count, self.reqid = len(self.children), 0
@@ -244,6 +253,7 @@ class World:
     def move(self, child: Child) -> None:
         """MOBIKE or a NAT's new mind: every SA is deleted and installed again with the same key and numbers."""
         self.moved = True
+        self.tally["peer moved"] += 1
         old, child.peer = child.peer, self.random.choice([peer for peer in PEERS if peer != child.peer])
         for inbound, outbound in child.pairs:
             if (sa := self.xfrm.sas.get(SaKey(LOCAL, inbound))) is not None:
@@ -323,6 +333,7 @@ class World:
             count = self._burst()
             for tunnel in self.engine.tunnels():
                 if count and selector in tunnel.selectors:
+                    self.tally["burst through the engine"] += 1
                     self.engine.encrypts(tunnel.outbound, count)
             return
         key = SaKey(policy.templates[0].destination, policy.templates[0].spi)
@@ -386,6 +397,7 @@ class World:
 
     def _die(self) -> None:
         """The daemon is gone for a while: nobody holds newborn SPIs, and the world goes on."""
+        self.tally["daemon killed"] += 1
         self.edge.calm()
         self.steering.undrained.clear()  # a restart takes longer than that
         self.steering.holding = self.random.random() < 0.5
@@ -418,9 +430,11 @@ class World:
             self.engine.start()
         elif chance < 0.4:
             self.engine.die()
+            self.tally["engine died"] += 1
             if self.random.random() < 0.5:
                 self.engine.start()
         else:
+            self.tally["engine out of reach"] += 1
             self.engine.reachable = False
 
     def something_of_the_network(self) -> None:
@@ -495,6 +509,8 @@ class World:
             for _ in range(4):
                 self.plaintext()
             if not self.differences() and self.run_pass() and not self.differences():
+                self.tally["call failed"] = self.edge.failures
+                self.tally["tunnel in the engine at the end"] = len(self.engine.tunnels())
                 return passes
         raise Broken("; ".join(self.differences()) or "a system in sync plans operations")
 
