@@ -43,9 +43,9 @@ def nothing_happens() -> bool:
 class Edge:
     """Where the control plane meets the world. Countdowns of calls until one fails, and until the daemon dies.
 
-    ``between`` is what the world does before a call, and tells if it did anything; ``law`` is what holds at every step.
-    ``failures`` counts the calls that failed, ``loses_answers`` is how probable it is that a call is done and not
-    answered.
+    ``broken`` is a call that fails again and again. ``between`` is what the world does before a call, and tells if it
+    did anything; ``law`` is what holds at every step. ``failures`` counts the calls that failed; ``loses_answers`` is
+    how probable it is that a call is done and not answered.
     """
 
     def __init__(self, random: Random, note: Callable[[str], None]) -> None:
@@ -53,6 +53,7 @@ class Edge:
         self.note = note
         self.fails_in = self.dies_in = -1
         self.failures = 0
+        self.broken = ""
         self.loses_answers = 0.01
         self.between: Callable[[], bool] = nothing_happens
         self.law: Callable[[], None] = lambda: None
@@ -67,13 +68,14 @@ class Edge:
         if self.dies_in == 0:
             self.note(f"  the daemon dies before {what}")
             raise Crash
-        if self.fails_in == 0:
+        if self.fails_in == 0 or what == self.broken:
             self.note(f"  {what} fails")
             self.failures += 1
             raise error(f"{what} refused by the test")
 
     def calm(self) -> None:
         self.fails_in = self.dies_in = -1
+        self.broken = ""
         self.between = nothing_happens
 
 

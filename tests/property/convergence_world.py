@@ -59,10 +59,12 @@ HERE = [ip_network(n) for n in ("192.168.0.0/16", "192.168.1.0/24", "10.8.0.0/24
 THERE = [ip_network(f"172.16.{n}.0/24") for n in range(6)] + [ip_network("172.16.0.0/22"), ip_network("0.0.0.0/0")]
 HINT = ip_address("192.168.1.1")
 TALLIED = (
-    *("call failed", "daemon killed", "engine died", "engine out of reach", "charon restarted", "peer moved"),
-    *("burst through the engine", "tunnel in the engine at the end"),
+    *("call failed", "call failed for good", "daemon killed", "engine died", "engine out of reach"),
+    *("charon restarted", "peer moved", "burst through the engine", "tunnel in the engine at the end"),
 )
 """What must not be missing in a run of many sequences."""
+
+_REMEMBERED = 200
 
 BOUND = 8
 """Passes after the last disturbance until the state must be what is computed from scratch."""
@@ -446,6 +448,12 @@ class World:
     def break_something(self) -> None:
         self.edge.fails_in = self.random.randint(1, 30)
 
+    def break_for_good(self) -> None:
+        """A call that was made before fails from now on, until the daemon is killed or something else breaks."""
+        calls = [line.strip() for line in self.log[-_REMEMBERED:] if line.startswith("    ")]
+        self.edge.broken = self.random.choice(calls or [""])
+        self.tally["call failed for good"] += bool(calls)
+
     def kill_soon(self) -> None:
         self.edge.dies_in = self.random.randint(1, 60)
 
@@ -477,6 +485,7 @@ class World:
             (self.hear_expiries, 4),
             (self.something_of_the_engine, 4),
             (self.break_something, 6),
+            (self.break_for_good, 2),
             (self.kill_soon, 2),
             (self.something_of_the_network, 3),
         ]
