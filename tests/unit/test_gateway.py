@@ -81,6 +81,19 @@ async def test_only_an_engine_that_is_alive_moves_the_kernels_numbers(fate: str)
             engine.counters = refuse  # type: ignore[method-assign]
     await made.link.look()
     assert kernel.sas[OUT].replay.oseq == before
+    (told,) = [record.trouble for record in made.reconciler.history if record.trouble]
+    assert {"dead": "the engine was lost", "restarted": "the engine was lost", "silent": "cannot be read"}[fate] in told
+
+
+async def test_a_number_that_cannot_be_kept_ahead_is_in_the_history() -> None:
+    engine, kernel, steering = FakeEngine(), Kernel(*established().sas), Steering()
+    made = gateway(engine, kernel, steering)
+    await made.link.open()
+    await made.reconciler.run_pass()
+    kernel.refuses.add(OUT)
+    await made.link.look()
+    (told,) = [record.trouble for record in made.reconciler.history if record.trouble]
+    assert f"the kernel's number of SA {OUT} is not kept ahead" in told
 
 
 def test_clearing_takes_every_entry_off_and_says_if_it_cannot() -> None:
