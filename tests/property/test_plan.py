@@ -153,3 +153,29 @@ def walk(before: Objects, after: Objects, fails: Op | None = None) -> None:
             state[op.obj.key] = op.obj
         check(state)
     assert (state == after) is (not failed)
+
+
+def test_a_tunnel_that_goes_makes_way_before_the_one_that_takes_its_sas_over() -> None:
+    look = snapshot(sa(1, inbound=True), sa(2), policies=(policy(2),))
+    other = replace(
+        look,
+        sas=tuple(map(moved, look.sas)),
+        policies=(replace(policy(2), templates=(replace(policy(2).templates[0], destination=PEER),)),),
+        next_hops={PEER: replace(look.next_hops[REMOTE], gateway=PEER)},
+    )
+    before, after = (dict(desired(OFFER, SETTINGS, one).objects) for one in (look, other))
+    tunnels = [op for op in plan(after, before) if isinstance(op.obj, Tunnel)]
+    assert [op.action for op in tunnels] == [Action.DELETE, Action.CREATE]
+    assert tunnels[0].obj is not None
+    assert tunnels[0].obj.key in tunnels[1].frees
+
+
+def test_plaintext_is_led_only_behind_a_closed_guard_and_the_guard_opens_only_without_a_lead() -> None:
+    """Also a lead whose tunnel nobody knows, because its engine is out of reach: it may encrypt still."""
+    objects = dict(desired(OFFER, SETTINGS, snapshot(sa(1, inbound=True), sa(2), policies=(policy(2),))).objects)
+    guard, lead = (next(o for o in objects.values() if isinstance(o, kind)) for kind in (Guard, Lead))
+    put = next(op for op in plan(objects, {}) if op.obj == lead)
+    assert guard.key in put.needs
+    alone: Objects = {guard.key: guard, lead.key: lead}
+    opened = next(op for op in plan({}, alone) if op.obj == guard)
+    assert lead.key in opened.frees

@@ -331,3 +331,14 @@ def test_dead_sas_are_forgotten() -> None:
     pacer.request(KEY)
     pacer.settle(lambda _key: False)
     assert pacer.waiting == frozenset()
+
+
+def test_an_sa_that_nobody_rekeys_is_asked_for_again_after_five_minutes() -> None:
+    pacer = RekeyPacer()
+    pacer.request(KEY)
+    assert pacer.due(0.0) == KEY
+    assert pacer.due(299.0) is None
+    assert pacer.due(300.0) == KEY
+    assert pacer.due(301.0) is None
+    pacer.settle(lambda _key: False)
+    assert pacer.due(900.0) is None
