@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import resource
 import signal
 import time
@@ -17,7 +16,7 @@ import structlog
 
 from ipsec_gw import __version__
 from ipsec_gw.config.model import Config, EngineChoice
-from ipsec_gw.errors import EngineError, IpsecGwError, XfrmError
+from ipsec_gw.errors import IpsecGwError, XfrmError
 from ipsec_gw.firewall.keeper import Keeper
 from ipsec_gw.gateway import Gateway, Paths, build, check_machine, remove_everything, vpp_runs
 from ipsec_gw.ike.watcher import CharonWatcher
@@ -188,6 +187,7 @@ class Daemon:
                 reason.label: count.packets for reason, count in (steering.verdicts() if steering else {}).items()
             },
             netlinkOverruns=gateway.senses.monitor.overruns,
+            malformedMessages=gateway.senses.kernel.malformed + self._charon.malformed,
         )
 
     def _after_pass(self) -> None:
@@ -214,9 +214,11 @@ class Daemon:
                 losses = link.losses
                 self._look_again()
             elif not link.up:
-                with contextlib.suppress(EngineError):
+                try:
                     await link.open()
                     self._look_again()
+                except IpsecGwError as error:
+                    self._gateway.reconciler.history.trouble(f"the engine cannot be opened: {error}")
             await asyncio.sleep(_LOOK_SECONDS)
         log.info("another engine has become available")
         self._end(Ending.REBUILD)
@@ -233,7 +235,7 @@ class Daemon:
                     self._gateway.senses.kernel.expire_soft(key)
                     log.info("asked charon for a rekey", sa=str(key))
                 except XfrmError as error:
-                    log.warning("rekey not asked for", sa=str(key), reason=str(error))
+                    self._gateway.reconciler.history.trouble(f"charon was not asked for a rekey of SA {key}: {error}")
             await asyncio.sleep(_PACER_SECONDS)
 
 

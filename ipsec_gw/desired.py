@@ -83,7 +83,9 @@ class Desired:
 def desired(
     offer: EngineOffer, settings: Settings, snapshot: Snapshot, refused: Mapping[SaKey, str] | None = None
 ) -> Desired:
-    """Decide. ``refused`` are outbound SAs that must not go to the engine any more, each with its reason."""
+    """Decide. ``refused`` are SAs that must not go to the engine, each with its reason: outbound ones for good, inbound
+    ones for as long as they are in it.
+    """
     refused = refused or {}
     lineages = lineages_of(snapshot)
     conflicts = shared_destinations(lineages)
@@ -170,10 +172,11 @@ def _why_not_sa(sa: XfrmSa, offer: EngineOffer) -> str:
 def _build(lineage: Lineage, snapshot: Snapshot, refused: Mapping[SaKey, str]) -> dict[ObjectKey, ManagedObject]:
     """The objects of an eligible tunnel: as many of them as can exist at this moment of its life.
 
-    A successor of a refused outbound SA is claimed and installed before the kernel's policy switches to it.
+    A successor of a refused outbound SA is claimed and installed before the kernel's policy switches to it. With no
+    inbound SA in the engine there is no tunnel, and nothing is claimed that only a tunnel could use.
     """
-    outbound = [sa for sa in lineage.outbound if sa.key not in refused]
-    inbound = lineage.inbound[-MAX_INBOUND:]
+    inbound = _takeable(lineage.inbound, refused)[-MAX_INBOUND:]
+    outbound = _takeable(lineage.outbound, refused) if inbound or not lineage.inbound else ()
     hop = snapshot.next_hops[lineage.key.remote]
     objects: list[ManagedObject] = [
         NextHop(lineage.key.remote, lineage.local, hop.interface, hop.gateway, hop.mac),
@@ -190,6 +193,10 @@ def _build(lineage: Lineage, snapshot: Snapshot, refused: Mapping[SaKey, str]) -
         mtu = inner_mtu(hop.mtu, lineage.key.remote.version, encapsulated=inbound[-1].encap is not None)
         objects += [Lead(s, snapshot.sources.get(s.destination), mtu) for s in selectors]
     return {obj.key: obj for obj in objects}
+
+
+def _takeable(sas: tuple[XfrmSa, ...], refused: Mapping[SaKey, str]) -> tuple[XfrmSa, ...]:
+    return tuple(sa for sa in sas if sa.key not in refused)
 
 
 def _engine_sa(sa: XfrmSa, direction: Direction) -> EngineSa:
@@ -216,14 +223,20 @@ def _owner(
     if sa.key in refused:
         return Owner.KERNEL, refused[sa.key]
     tunnel = built.get(lineage.key)
-    if isinstance(tunnel, Tunnel):
-        if sa.key == tunnel.outbound or sa.key in tunnel.inbound:
-            return Owner.ENGINE, ""
-        if sa in lineage.inbound:
-            return Owner.KERNEL, f"the tunnel has more than {MAX_INBOUND} inbound SAs at a time"
-        return Owner.PENDING, "is not the outbound SA in use"
+    if not isinstance(tunnel, Tunnel):
+        return _owner_without_tunnel(lineage, refused)
+    if sa.key == tunnel.outbound or sa.key in tunnel.inbound:
+        return Owner.ENGINE, ""
+    if sa in lineage.inbound:
+        return Owner.KERNEL, f"the tunnel has more than {MAX_INBOUND} inbound SAs at a time"
+    return Owner.PENDING, "is not the outbound SA in use"
+
+
+def _owner_without_tunnel(lineage: Lineage, refused: Mapping[SaKey, str]) -> tuple[Owner, str]:
     if (current := lineage.current) and current in refused:
         return Owner.KERNEL, f"the outbound SA of its tunnel is in the kernel: {refused[current]}"
+    if lineage.inbound and not _takeable(lineage.inbound, refused):
+        return Owner.KERNEL, f"the inbound SA of its tunnel is in the kernel: {refused[lineage.inbound[-1].key]}"
     return Owner.PENDING, "waits for the rest of its CHILD_SA"
 
 

@@ -18,7 +18,7 @@ from ipsec_gw.config.model import Config, EngineChoice
 from ipsec_gw.desired import Settings
 from ipsec_gw.engines.kernel import KernelEngine
 from ipsec_gw.engines.port import Engine, EngineContext, Link
-from ipsec_gw.errors import EngineError, EnvironmentMissing, XfrmError
+from ipsec_gw.errors import EnvironmentMissing, IpsecGwError, XfrmError
 from ipsec_gw.firewall.keeper import Keeper, prepare
 from ipsec_gw.ike.observer import Observer
 from ipsec_gw.ike.watcher import CharonWatcher
@@ -38,6 +38,7 @@ from ipsec_gw.ownership.uplink import ENGINE_END, KERNEL_END, raise_uplink, remo
 from ipsec_gw.reconcile.delta import DeltaTracker
 from ipsec_gw.reconcile.execute import Drivers, Executor
 from ipsec_gw.reconcile.loop import Reconciler
+from ipsec_gw.reconcile.record import History
 from vpp_conf.paths import VppPaths
 from xdp_steer.gateway import Role, Steering
 
@@ -270,7 +271,8 @@ def _pipes(
     """The same parts as the control loop sees them and as an engine does. Touches nothing."""
     kernel_end, engine_end = uplink
     lead = LeadDriver(route, kernel_index=kernel_end.index, engine_name=ENGINE_END, engine_mac=engine_end.link.mac)
-    context = EngineContext(paths.run_dir, wan, kernel_end.link, engine_end.link, steering.xsks_map)
+    taking = SteerDriver(steering).clear
+    context = EngineContext(paths.run_dir, wan, kernel_end.link, engine_end.link, steering.xsks_map, taking)
     return Plumbing(steering, lead, wan), context
 
 
@@ -282,11 +284,20 @@ def _join(config: Config, senses: Senses, link: EngineLink, plumbing: Plumbing |
     readers: list[Callable[[], Awaitable[Mapping[Any, ManagedObject]]]] = []
     pacer = RekeyPacer()
     refusals = Refusals(pacer)
+    history = History()
+    link.tell = history.trouble
     if plumbing is not None:
         steer = SteerDriver(plumbing.steering)
-        guard = GuardDriver(plumbing.steering, senses.kernel, sent=link.sent, refuse=refusals.add)
+        guard = GuardDriver(
+            plumbing.steering,
+            senses.kernel,
+            sent=link.sent,
+            refuse=refusals.add,
+            tell=history.trouble,
+        )
         drivers = Drivers(engine=link, guard=guard, steer=steer, lead=plumbing.lead)
         follow = guard.follow
+        link.on_counters = guard.keep_ahead
         readers = [link.retrieve, guard.retrieve, steer.retrieve, plumbing.lead.retrieve]
 
     async def retrieve() -> Mapping[ObjectKey, ManagedObject]:
@@ -301,6 +312,7 @@ def _join(config: Config, senses: Senses, link: EngineLink, plumbing: Plumbing |
         retrieve=retrieve,
         refusals=refusals,
         follow=follow,
+        history=history,
     )
     return Gateway(senses, link, reconciler, plumbing)
 
@@ -322,7 +334,7 @@ async def hand_back(paths: Paths) -> None:
         plumbing, context = _pipes(paths, route, steering, wan, await raise_uplink(route))
         link = EngineLink(_engine(EngineName.VPP, context) if vpp_runs(paths) else KernelEngine(context))
         stack.push_async_callback(link.engine.close)
-        with contextlib.suppress(EngineError):  # off must not depend on an engine that is gone or refuses
+        with contextlib.suppress(IpsecGwError):  # off must not depend on an engine that is gone or refuses
             await link.open()
             await link.look()
         gateway = _join(Config(), senses, link, plumbing)

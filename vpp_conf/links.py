@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
@@ -52,10 +52,13 @@ class Links:
         return next((name for name, index in self.wan.items() if index == sw_if_index), None)
 
 
-async def take_links(api: VppApi, wan: Sequence[HostLink], up: HostLink, kernel_mac: str) -> Links:
+async def take_links(
+    api: VppApi, wan: Sequence[HostLink], up: HostLink, kernel_mac: str, taking: Callable[[], None]
+) -> Links:
     """Make what is missing of the gateway's tables and interfaces, and adopt what an earlier daemon left.
 
-    Raises EngineError naming the interface that VPP refuses.
+    ``taking`` is called before each interface that is new to VPP. Raises EngineError naming the interface that VPP
+    refuses.
     """
     for table, name in TABLE_NAMES.items():
         await api.call("ip_table_add_del", is_add=True, table={"table_id": table, "is_ip6": False, "name": name})
@@ -65,6 +68,7 @@ async def take_links(api: VppApi, wan: Sequence[HostLink], up: HostLink, kernel_
     for link, table in (*((link, OUTER_TABLE) for link in wan), (up, ENCAP_TABLE)):
         interface = held.get(link.name)
         if interface is None:
+            taking()
             interface = await sockets.create(AfXdp(link.name))
             await bring_up(api, interface.sw_if_index, table, link.mtu)
             if link is up:

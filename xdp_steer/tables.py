@@ -96,7 +96,7 @@ def _open_map(path: Path, spec: layout.MapSpec) -> int:
 
 @contextmanager
 def refused(what: str) -> Iterator[None]:
-    """Turn an OSError of a map write into a SteeringError that names the object."""
+    """Turn an OSError of a map into a SteeringError that names the object."""
     try:
         yield
     except OSError as error:
@@ -115,14 +115,15 @@ class SteerTable:
 
     def _entries(self) -> dict[SaKey, layout.SteerEntryLeaf]:
         found: dict[SaKey, layout.SteerEntryLeaf] = {}
-        for leaf in libbpf.map_keys(self._steer, layout.SaKeyLeaf):
-            found[leaf.key()] = libbpf.map_lookup(self._steer, leaf, layout.SteerEntryLeaf())
+        with refused("reading of the steered SAs"):
+            for leaf in libbpf.map_keys(self._steer, layout.SaKeyLeaf):
+                found[leaf.key()] = libbpf.map_lookup(self._steer, leaf, layout.SteerEntryLeaf())
         return found
 
     def add(self, key: SaKey) -> None:
         """Steer an SA, its counters from zero. Steered already is left alone."""
         leaf = layout.SaKeyLeaf.of(key)
-        with suppress(FileNotFoundError):
+        with refused(f"steering of {key}"), suppress(FileNotFoundError):
             if libbpf.map_lookup(self._steer, leaf, layout.SteerEntryLeaf()).owner == Owner.ENGINE:
                 return
             self.remove(key)
@@ -146,11 +147,12 @@ class SteerTable:
     def remove(self, key: SaKey) -> None:
         """Leave an SA to the kernel. Not steered is no error."""
         leaf = layout.SaKeyLeaf.of(key)
-        try:
-            entry = libbpf.map_lookup(self._steer, leaf, layout.SteerEntryLeaf())
-            libbpf.map_delete(self._steer, leaf)
-        except FileNotFoundError:
-            return
+        with refused(f"end of the steering of {key}"):
+            try:
+                entry = libbpf.map_lookup(self._steer, leaf, layout.SteerEntryLeaf())
+                libbpf.map_delete(self._steer, leaf)
+            except FileNotFoundError:
+                return
         self._slots.discard(entry.counter)
 
     def keys(self) -> frozenset[SaKey]:
@@ -187,30 +189,31 @@ class GuardTable:
     def forget(self, key: SaKey) -> None:
         """Remove the decision and the record. Unknown is no error."""
         for fd in (self._owner, self._seen):
-            try:
+            with refused(f"end of the guard of {key}"), suppress(FileNotFoundError):
                 libbpf.map_delete(fd, layout.SaKeyLeaf.of(key))
-            except FileNotFoundError:
-                continue
 
     def known(self) -> frozenset[SaKey]:
         """SAs with a decision or a record."""
-        keys = {leaf.key() for fd in (self._owner, self._seen) for leaf in libbpf.map_keys(fd, layout.SaKeyLeaf)}
+        with refused("reading of the guarded SAs"):
+            keys = {leaf.key() for fd in (self._owner, self._seen) for leaf in libbpf.map_keys(fd, layout.SaKeyLeaf)}
         return frozenset(keys)
 
     def owned_by(self, owner: Owner) -> frozenset[SaKey]:
         """SAs decided that way."""
         found = set()
-        for leaf in libbpf.map_keys(self._owner, layout.SaKeyLeaf):
-            if libbpf.map_lookup(self._owner, leaf, ctypes.c_uint32()).value == owner:
-                found.add(leaf.key())
+        with refused("reading of the guarded SAs"):
+            for leaf in libbpf.map_keys(self._owner, layout.SaKeyLeaf):
+                if libbpf.map_lookup(self._owner, leaf, ctypes.c_uint32()).value == owner:
+                    found.add(leaf.key())
         return frozenset(found)
 
     def counters(self) -> dict[SaKey, GuardCount]:
         """What the guard saw per SA."""
         found: dict[SaKey, GuardCount] = {}
-        for leaf in libbpf.map_keys(self._seen, layout.SaKeyLeaf):
-            record = libbpf.map_lookup(self._seen, leaf, layout.GuardRecordLeaf())
-            found[leaf.key()] = GuardCount(record.passed, record.dropped)
+        with refused("reading of the guard's counters"):
+            for leaf in libbpf.map_keys(self._seen, layout.SaKeyLeaf):
+                record = libbpf.map_lookup(self._seen, leaf, layout.GuardRecordLeaf())
+                found[leaf.key()] = GuardCount(record.passed, record.dropped)
         return found
 
 
@@ -222,12 +225,13 @@ class AddressTable:
 
     def replace(self, wanted: frozenset[IpAddress]) -> None:
         """Write the new ones, then remove the old ones."""
-        present = {leaf.address() for leaf in libbpf.map_keys(self._fd, layout.AddressLeaf)}
+        with refused("reading of the local addresses"):
+            present = {leaf.address() for leaf in libbpf.map_keys(self._fd, layout.AddressLeaf)}
         for address in wanted - present:
             with refused(f"local address {address}"):
                 libbpf.map_update(self._fd, layout.AddressLeaf.of(address), ctypes.c_uint32(1))
         for address in present - wanted:
-            with suppress(FileNotFoundError):
+            with refused(f"end of local address {address}"), suppress(FileNotFoundError):
                 libbpf.map_delete(self._fd, layout.AddressLeaf.of(address))
 
 

@@ -111,6 +111,8 @@ def status(options: Options, as_json: bool) -> None:
     facts.add_row("engine", f"{engine['name']}  {engine['note']}  [yellow]{engine['absent']}[/]")
     facts.add_row("in sync", "yes" if answer["inSync"] else "[yellow]no[/]")
     facts.add_row("WAN", ", ".join(answer["wan"]) or "-")
+    if answer["malformedMessages"]:
+        facts.add_row("unreadable", f"[yellow]{answer['malformedMessages']:,}[/] messages of the kernel or charon")
     console.print(facts)
     _counters(console, "steering", ("SA", "to engine", "to kernel"), answer["steer"])
     _counters(console, "egress guard", ("SA", "passed", "held back"), answer["guard"])
@@ -136,6 +138,9 @@ def history(options: Options, as_json: bool) -> None:
     for number, record in enumerate(answer["passes"], 1):
         for step in record["steps"]:
             table.add_row(str(number), step["op"], step["outcome"], step["detail"])
+        if record["trouble"]:
+            times = f"{record['times']} times" if record["times"] > 1 else ""
+            table.add_row(str(number), times, "trouble", record["trouble"])
     Console().print(table)
 
 

@@ -36,6 +36,9 @@ class EngineContext:
     veth pair between kernel and engine: what the engine decrypts leaves by ``up_engine`` towards ``up_kernel``'s MAC,
     and plaintext to encrypt arrives on ``up_engine``. ``xsks_map`` gives the file descriptor of a docked interface's
     XSKMAP (owned by the caller), for engines that enter their sockets themselves. ``run_dir`` is the runtime directory.
+
+    ``taking`` has to be called before an engine takes interfaces over that it did not hold: what an earlier life of it
+    was given must not be steered to this one, which does not hold it. It may raise IpsecGwError.
     """
 
     run_dir: Path
@@ -43,6 +46,7 @@ class EngineContext:
     up_kernel: Link
     up_engine: Link
     xsks_map: Callable[[str], int]
+    taking: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,7 @@ class VppEngine:
             context = self._context
             wan = [HostLink(link.name, link.mtu) for link in context.wan]
             up = HostLink(context.up_engine.name, context.up_engine.mtu)
-            self._links = await take_links(self._api, wan, up, context.up_kernel.mac.lower())
+            self._links = await take_links(self._api, wan, up, context.up_kernel.mac.lower(), context.taking)
             self._tunnels = TunnelBuilder(self._api, self._links, context.up_engine.mtu)
             await self._take_stock(self._links, self._tunnels)
             self._sad_id = self._reserved = self._inventory.highest_sad_id

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -28,6 +29,9 @@ _MODES = {0: Mode.TRANSPORT, 1: Mode.TUNNEL, 4: Mode.BEET}
 _DIRECTIONS = {0: PolicyDirection.IN, 1: PolicyDirection.OUT, 2: PolicyDirection.FWD}
 _UDP_ENCAP_ESPINUDP = 2
 _ALGORITHM_NAME_BYTES = 64
+UNREADABLE = "attributes that cannot be read"
+"""Among the extras of an SA whose attributes are not what they should be."""
+
 _HONOURED = frozenset(
     {"ALG_AEAD", "ALG_AUTH", "ALG_AUTH_TRUNC", "ALG_CRYPT", "ENCAP", "REPLAY_VAL", "REPLAY_ESN_VAL", "MARK", "IF_ID"}
 )
@@ -46,29 +50,47 @@ _NAMES = {
 
 
 def parse_sa(message: XfrmMessage) -> XfrmSa:
-    """An SA from NEWSA, UPDSA or a GETSA answer (``struct xfrm_usersa_info`` and its attributes)."""
+    """An SA from NEWSA, UPDSA or a GETSA answer (``struct xfrm_usersa_info`` and its attributes).
+
+    With attributes that cannot be read it has no key and an extra that keeps it in the kernel. Raises ValueError if not
+    even its key on the wire can be told.
+    """
+    sa = _bare_sa(message)
+    try:
+        attributes = dict(_attributes(message))
+        aead = _aead(attributes.get("ALG_AEAD"))
+        return replace(
+            sa,
+            aead=aead,
+            algorithm=_algorithm_name(attributes, aead),
+            replay=_replay(attributes, int(message["flags"]), sa.replay.window),
+            encap=_encap(attributes.get("ENCAP")),
+            mark=_mark(attributes.get("MARK")),
+            if_id=int(attributes.get("IF_ID", 0)),
+            extras=frozenset(attributes) - _HONOURED - _NEUTRAL,
+        )
+    except (struct.error, ValueError, TypeError, KeyError, IndexError):
+        return replace(sa, algorithm="that cannot be read", extras=frozenset({UNREADABLE}))
+
+
+def _bare_sa(message: XfrmMessage) -> XfrmSa:
+    """What the message itself says, without its attributes."""
     family = int(message["family"])
-    attributes = dict(_attributes(message))
-    aead = _aead(attributes.get("ALG_AEAD"))
     return XfrmSa(
         key=SaKey(_address(family, message["daddr"]), int(message["spi"])),
         source=_address(family, message["saddr"]),
         protocol=int(message["proto"]),
         mode=_MODES.get(int(message["mode"]), Mode.OTHER),
         reqid=int(message["reqid"]),
-        aead=aead,
-        algorithm=_algorithm_name(attributes, aead),
-        replay=_replay(attributes, int(message["flags"]), int(message["replay_window"])),
+        aead=None,
+        algorithm="none",
+        replay=_replay({}, int(message["flags"]), int(message["replay_window"])),
         lifetime=Lifetime(
             octets=int(message["cur_bytes"]),
             packets=int(message["cur_packets"]),
             add_time=int(message["cur_add_time"]),
             use_time=int(message["cur_use_time"]),
         ),
-        encap=_encap(attributes.get("ENCAP")),
-        mark=_mark(attributes.get("MARK")),
-        if_id=int(attributes.get("IF_ID", 0)),
-        extras=frozenset(attributes) - _HONOURED - _NEUTRAL,
     )
 
 
@@ -136,7 +158,10 @@ def _aead(raw: bytes | None) -> AeadKey | None:
         return None
     key_bits, icv_bits = struct.unpack_from("=II", raw, _ALGORITHM_NAME_BYTES)
     start = _ALGORITHM_NAME_BYTES + 8
-    return AeadKey(_c_string(raw), Secret(raw[start : start + key_bits // 8]), icv_bits)
+    end = start + key_bits // 8
+    if len(raw) < end:
+        raise ValueError("an AEAD key is shorter than it says")  # its first half might pass for a key of another length
+    return AeadKey(_c_string(raw), Secret(raw[start:end]), icv_bits)
 
 
 def _algorithm_name(attributes: dict[str, Any], aead: AeadKey | None) -> str:

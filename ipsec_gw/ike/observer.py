@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
-from ipsec_gw.errors import IkeError
+from pyroute2.netlink.exceptions import NetlinkError
+
+from ipsec_gw.errors import EnvironmentMissing, IkeError
 from ipsec_gw.ike.xfrm import XfrmMonitor, XfrmSocket
 from ipsec_gw.mirror.kernel import KernelView
 from ipsec_gw.model.snapshot import ChildName, Snapshot, XfrmPolicy, XfrmSa
@@ -57,6 +59,14 @@ class Observer:
             if self._monitor.changes == before:
                 break
         await self._see_to_names(sas)
+        try:
+            return await self._join(sas, policies)
+        except (NetlinkError, OSError) as error:
+            raise EnvironmentMissing(
+                f"the kernel's addresses, routes and neighbours cannot be read ({error}) - see `ip addr` and `dmesg`"
+            ) from None
+
+    async def _join(self, sas: list[XfrmSa], policies: list[XfrmPolicy]) -> Snapshot:
         addresses = await self._view.addresses()
         peers = {sa.key.destination for sa in sas if sa.key.destination not in addresses}
         return Snapshot(

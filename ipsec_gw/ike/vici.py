@@ -10,8 +10,9 @@ import asyncio
 import contextlib
 import struct
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
+import structlog
 from vici.exception import DeserializationException
 from vici.protocol import FiniteStream, Message, Packet
 
@@ -22,19 +23,34 @@ ViciSection = Mapping[str, Any]
 """A parsed vici message: values are bytes, lists of bytes, or sections."""
 
 DEFAULT_SOCKET = "unix:///var/run/charon.vici"
+T = TypeVar("T")
+U = TypeVar("U")
+log = structlog.get_logger()
+
 _MAX_MESSAGE = 512 * 1024
 _CLOSED = -1
 _EVENTS = ("ike-updown", "ike-rekey", "child-updown", "child-rekey")
 
 
 class ViciSession:
-    """A connection to charon. Create it with :meth:`connect`; all failures are IkeError."""
+    """A connection to charon. Create it with :meth:`connect`; all failures are IkeError.
 
-    def __init__(self, uri: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seconds: float) -> None:
+    ``malformed`` is called for every message that cannot be read. One that breaks the stream closes the connection.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        seconds: float,
+        malformed: Callable[[], None] = lambda: None,
+    ) -> None:
         self._uri = uri
         self._reader = reader
         self._writer = writer
         self._seconds = seconds
+        self._malformed = malformed
         self._turn = asyncio.Lock()
         self._answers: asyncio.Queue[tuple[int, ViciSection]] = asyncio.Queue()
         self._on_event: Callable[[str, ViciSection], None] = lambda _name, _section: None
@@ -42,7 +58,9 @@ class ViciSession:
         self.closed = asyncio.Event()
 
     @classmethod
-    async def connect(cls, uri: str = DEFAULT_SOCKET, seconds: float = 10.0) -> ViciSession:
+    async def connect(
+        cls, uri: str = DEFAULT_SOCKET, seconds: float = 10.0, malformed: Callable[[], None] = lambda: None
+    ) -> ViciSession:
         """Connect to ``unix:///path``. ``seconds`` bounds every later wait for an answer as well."""
         path = uri.removeprefix("unix://")
         try:
@@ -57,7 +75,7 @@ class ViciSession:
             raise IkeError(
                 f"vici socket {path} {reason} - is charon running (systemctl status strongswan) with the vici plugin?"
             ) from None
-        return cls(uri, reader, writer, seconds)
+        return cls(uri, reader, writer, seconds, malformed)
 
     async def close(self) -> None:
         """Close the connection."""
@@ -68,7 +86,7 @@ class ViciSession:
 
     async def version(self) -> str:
         """Charon's version, for instance ``5.9.8``."""
-        return _text((await self._request("version")).get("version", b"unknown"))
+        return self._read(_version, await self._request("version"))
 
     async def subscribe(self, on_event: Callable[[str, ViciSection], None]) -> None:
         """Call ``on_event(name, section)`` for every change of an IKE_SA or CHILD_SA from now on."""
@@ -78,29 +96,19 @@ class ViciSession:
 
     async def child_names(self) -> dict[int, ChildName]:
         """What the CHILD_SAs are called, by both of their SPIs (``list-sas``)."""
-        names: dict[int, ChildName] = {}
-        for sections in await self._streamed("list-sas", "list-sa"):
-            for connection, ike in sections.items():
-                for child in ike.get("child-sas", {}).values():
-                    name = ChildName(
-                        connection=connection,
-                        child=_text(child.get("name", b"?")),
-                        ike_id=int(ike.get("uniqueid", b"0")),
-                        child_id=int(child.get("uniqueid", b"0")),
-                        state=_text(child.get("state", b"?")),
-                    )
-                    for side in ("spi-in", "spi-out"):
-                        if side in child:
-                            names[int(child[side], 16)] = name
-        return names
+        return self._read(_names, await self._streamed("list-sas", "list-sa"))
 
     async def local_addresses(self) -> list[str]:
         """The ``local_addrs`` of all loaded connections, as written (``list-conns``)."""
-        found: list[str] = []
-        for sections in await self._streamed("list-conns", "list-conn"):
-            for connection in sections.values():
-                found += [_text(address) for address in connection.get("local_addrs", ())]
-        return found
+        return self._read(_local_addresses, await self._streamed("list-conns", "list-conn"))
+
+    def _read(self, parse: Callable[[T], U], what: T) -> U:
+        """Parse an answer. One that is not what charon sends is counted and taken for no answer."""
+        try:
+            return parse(what)
+        except (AttributeError, TypeError, ValueError) as error:
+            self._malformed()
+            raise IkeError(f"charon's vici answer cannot be read ({error}) - is it strongSwan 5.9 or newer?") from None
 
     async def _request(self, command: str) -> ViciSection:
         async with self._turn:
@@ -134,6 +142,7 @@ class ViciSession:
     async def _exchange(self, packet: bytes, expected: int, what: str) -> ViciSection:
         if self.closed.is_set():
             raise IkeError(f"vici connection {self._uri} was closed by charon - it reconnects when charon is back")
+        self._drop_unasked()
         self._writer.write(struct.pack("!I", len(packet)) + packet)
         try:
             async with asyncio.timeout(self._seconds):
@@ -152,6 +161,12 @@ class ViciSession:
             raise IkeError(f"charon does not know vici '{what}' - strongSwan 5.9 or newer is needed")
         return section
 
+    def _drop_unasked(self) -> None:
+        """An answer that nobody asked for must not be taken for that of the next question."""
+        while not self._answers.empty():
+            self._answers.get_nowait()
+            self._malformed()
+
     async def _listen(self) -> None:
         """Read packets for ever: answers go to whoever waits, events to the subscriber."""
         try:
@@ -159,18 +174,63 @@ class ViciSession:
                 (length,) = struct.unpack("!I", await self._reader.readexactly(4))
                 if length > _MAX_MESSAGE:
                     raise OSError(f"vici message of {length} bytes")
-                packet = Packet.parse(await self._reader.readexactly(length))
-                if packet.response_type == Packet.EVENT:
-                    name = packet.event_type.decode()
-                    self._on_event(name, cast(ViciSection, Message.deserialize(packet.payload)))
+                stream = _Exact(await self._reader.readexactly(length))
+                kind = stream.read(1)[0]
+                if kind == Packet.EVENT:
+                    name = stream.read(stream.read(1)[0]).decode()
+                    self._on_event(name, _payload(stream))
                 else:
-                    self._answers.put_nowait((packet.response_type, _payload(packet.payload)))
-        except (OSError, asyncio.IncompleteReadError, DeserializationException):
+                    self._answers.put_nowait((kind, _payload(stream)))
+        except (OSError, asyncio.IncompleteReadError):
             pass  # `closed` tells the rest; the owner reconnects
+        except (DeserializationException, struct.error, ValueError) as error:
+            self._malformed()
+            log.warning("a vici message cannot be read, the connection is closed", reason=str(error))
         finally:
             self.closed.set()
             self._answers.put_nowait((_CLOSED, {}))
             self._on_event("closed", {})
+
+
+class _Exact(FiniteStream):  # type: ignore[misc]
+    """A message that never gives less than was asked for: half a number would be another number."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = bytes(super().read(size))
+        if size is not None and len(data) < size:
+            raise DeserializationException(f"{size} bytes were announced, {len(data)} are there")
+        return data
+
+
+def _version(section: ViciSection) -> str:
+    return _text(section.get("version", b"unknown"))
+
+
+def _names(answers: list[ViciSection]) -> dict[int, ChildName]:
+    names: dict[int, ChildName] = {}
+    for sections in answers:
+        for connection, ike in sections.items():
+            for child in ike.get("child-sas", {}).values():
+                name = ChildName(
+                    connection=connection,
+                    child=_text(child.get("name", b"?")),
+                    ike_id=int(ike.get("uniqueid", b"0")),
+                    child_id=int(child.get("uniqueid", b"0")),
+                    state=_text(child.get("state", b"?")),
+                )
+                for side in ("spi-in", "spi-out"):
+                    if side in child:
+                        names[int(child[side], 16)] = name
+    return names
+
+
+def _local_addresses(answers: list[ViciSection]) -> list[str]:
+    return [
+        _text(address)
+        for sections in answers
+        for connection in sections.values()
+        for address in connection.get("local_addrs", ())
+    ]
 
 
 def _payload(stream: FiniteStream) -> ViciSection:

@@ -17,7 +17,10 @@ _RECONNECT_SECONDS = 1.0
 
 
 class CharonWatcher:
-    """Marks things dirty on vici events, answers questions, and reconnects when charon comes back."""
+    """Marks things dirty on vici events, answers questions, and reconnects when charon comes back.
+
+    ``malformed`` counts messages that could not be read.
+    """
 
     def __init__(self, uri: str, *, seconds: float = 10.0) -> None:
         self._uri = uri
@@ -25,6 +28,7 @@ class CharonWatcher:
         self._seconds = seconds
         self._questions: ViciSession | None = None
         self.version = ""
+        self.malformed = 0
 
     async def connect(self) -> None:
         """First contact: learn charon's version. Raises IkeError if it is absent or hangs."""
@@ -47,7 +51,7 @@ class CharonWatcher:
         absent = False
         while True:
             try:
-                session = await ViciSession.connect(self._uri, self._seconds)
+                session = await ViciSession.connect(self._uri, self._seconds, self._count_malformed)
                 await session.subscribe(lambda _name, _section: self._changed())
             except IkeError as error:
                 if not absent:
@@ -71,7 +75,10 @@ class CharonWatcher:
             await self._questions.close()
             self._questions = None
 
+    def _count_malformed(self) -> None:
+        self.malformed += 1
+
     async def _session(self) -> ViciSession:
         if self._questions is None or self._questions.closed.is_set():
-            self._questions = await ViciSession.connect(self._uri, self._seconds)
+            self._questions = await ViciSession.connect(self._uri, self._seconds, self._count_malformed)
         return self._questions

@@ -11,12 +11,14 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Self, TypeVar
+
+from pyroute2.netlink.exceptions import NetlinkDecodeError, NetlinkError
 
 from ipsec_gw.errors import XfrmError
 from ipsec_gw.ike import messages
-from ipsec_gw.ike.codec import family_of, pack_address, parse_policy, parse_sa, replay_esn_with_oseq
+from ipsec_gw.ike.codec import UNREADABLE, family_of, pack_address, parse_policy, parse_sa, replay_esn_with_oseq
 from ipsec_gw.ike.messages import AeventId, UserExpire, UserPolicyInfo, UserSaId, UserSaInfo, XfrmMessage
 from ipsec_gw.model.ids import SaKey
 from ipsec_gw.model.snapshot import XfrmPolicy, XfrmSa
@@ -34,14 +36,19 @@ _HEADER = struct.Struct("=IHHII")
 _RECEIVE_BYTES = 1 << 18
 _ANSWER_SECONDS = 5.0
 _ESP = socket.IPPROTO_ESP
+_LAST, _LAST_ESN = (1 << 32) - 1, (1 << 64) - 1
+"""The last sequence numbers without and with ESN (RFC 4303, 2.2.1)."""
 
 M = TypeVar("M", bound=XfrmMessage)
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 class XfrmSocket:
     """A request socket to the kernel's XFRM in this network namespace. Needs CAP_NET_ADMIN.
 
-    Raises XfrmError, with the kernel's errno, whenever the kernel says no.
+    Raises XfrmError, with the kernel's errno, whenever the kernel says no. ``malformed`` counts messages that could not
+    be read.
     """
 
     def __init__(self) -> None:
@@ -54,6 +61,7 @@ class XfrmSocket:
             ) from None
         self._socket.settimeout(_ANSWER_SECONDS)
         self._sequence = 0
+        self.malformed = 0
         self._turn = threading.Lock()  # dumps run in threads, beside single requests of the event loop's
 
     def __enter__(self) -> Self:
@@ -68,28 +76,34 @@ class XfrmSocket:
 
     def sas(self) -> list[XfrmSa]:
         """All SAs (GETSA dump), keys included."""
-        return [parse_sa(m) for m in self._request(UserSaInfo, messages.XFRM_MSG_GETSA, _NLM_F_DUMP, b"")]
+        answers = self._request(UserSaInfo, messages.XFRM_MSG_GETSA, _NLM_F_DUMP, b"")
+        return [self._read(parse_sa, answer) for answer in answers]
 
     def policies(self) -> list[XfrmPolicy]:
         """All policies (GETPOLICY dump) but per-socket ones."""
         answers = self._request(UserPolicyInfo, messages.XFRM_MSG_GETPOLICY, _NLM_F_DUMP, b"")
-        return [policy for policy in map(parse_policy, answers) if policy is not None]
+        found = (self._read(parse_policy, answer) for answer in answers)
+        return [policy for policy in found if policy is not None]
 
     def sa(self, key: SaKey) -> XfrmSa | None:
         """One SA, or None if the kernel has it no more."""
         message = self._get(key)
-        return None if message is None else parse_sa(message)
+        return None if message is None else self._read(parse_sa, message)
 
     def raise_oseq(self, key: SaKey, oseq: int) -> None:
         """Set the last used outbound sequence number of a live SA (NEWAE), never downwards.
 
-        The attribute must be the one that the SA has: the other one succeeds and does nothing.
+        At most to the last number that there is: from then on the kernel sends no more with this SA. The attribute must
+        be the one that the SA has: the other one succeeds and does nothing.
         """
         message = self._get(key)
         if message is None:
             raise XfrmError(f"SA {key} is gone from the kernel", errno.ESRCH)
-        sa = parse_sa(message)
-        if oseq < sa.replay.oseq:
+        sa = self._read(parse_sa, message)
+        if UNREADABLE in sa.extras:
+            raise XfrmError(f"SA {key} has {UNREADABLE}: its number is left alone", errno.EBADMSG)
+        oseq = min(oseq, _LAST_ESN if sa.replay.esn else _LAST)
+        if oseq <= sa.replay.oseq:
             return
         extended = message.get_attr("XFRMA_REPLAY_ESN_VAL")
         event = AeventId()
@@ -98,7 +112,7 @@ class XfrmSocket:
         if extended is not None:
             event["attrs"] = [("XFRMA_REPLAY_ESN_VAL", replay_esn_with_oseq(extended, oseq))]
         else:
-            current = message.get_attr("XFRMA_REPLAY_VAL")
+            current = message.get_attr("XFRMA_REPLAY_VAL") or {"seq": 0, "bitmap": 0}
             event["attrs"] = [
                 ("XFRMA_REPLAY_VAL", {"oseq": oseq, "seq": current["seq"], "bitmap": current["bitmap"]}),
             ]
@@ -133,6 +147,12 @@ class XfrmSocket:
             return self._exchange(kind, message_type, flags, body)
 
     def _exchange(self, kind: type[M], message_type: int, flags: int, body: bytes) -> list[M]:
+        try:
+            return self._converse(kind, message_type, flags, body)
+        except OSError as error:
+            raise XfrmError(f"the kernel's XFRM cannot be asked: {error.strerror}", error.errno or 0) from None
+
+    def _converse(self, kind: type[M], message_type: int, flags: int, body: bytes) -> list[M]:
         self._sequence += 1
         header = _HEADER.pack(_HEADER.size + len(body), message_type, _NLM_F_REQUEST | flags, self._sequence, 0)
         self._socket.send(header + body)
@@ -143,21 +163,40 @@ class XfrmSocket:
                 datagram = self._socket.recv(_RECEIVE_BYTES)
             except TimeoutError:
                 raise XfrmError("the kernel's XFRM did not answer within 5 s - see `dmesg`", errno.ETIMEDOUT) from None
-            for answer_type, sequence, raw in _messages(datagram):
+            for answer_type, sequence, raw in self._read(_messages, datagram):
                 if sequence != self._sequence:
                     continue
-                if answer_type == _NLMSG_ERROR:
-                    code = -int(struct.unpack_from("=i", raw, _HEADER.size)[0])
-                    if code:
+                if answer_type in {_NLMSG_ERROR, _NLMSG_DONE}:
+                    # Of a dump that broke off, the last message tells it: what came before is not all there is.
+                    if code := self._read(_error_code, raw):
                         raise XfrmError(f"the kernel refused an XFRM request: {os.strerror(code)}", code)
                     return answers
-                if answer_type == _NLMSG_DONE:
-                    return answers
-                message = kind(raw)
-                message.decode()
-                answers.append(message)
+                answers.append(self._read(_decoded(kind), raw))
                 if not several:
                     return answers
+
+    def _read(self, parse: Callable[[T], U], what: T) -> U:
+        """Parse a message. One that is not what the kernel sends is counted, and never taken for something else."""
+        try:
+            return parse(what)
+        except (NetlinkError, NetlinkDecodeError, struct.error, ValueError, TypeError, KeyError, IndexError) as error:
+            self.malformed += 1
+            reason = type(error).__name__  # its text may quote a key
+            raise XfrmError(f"a message of the kernel's XFRM cannot be read ({reason})", errno.EBADMSG) from None
+
+
+def _error_code(raw: bytes) -> int:
+    """The errno of an error or of the end of a dump, 0 for success."""
+    return -int(struct.unpack_from("=i", raw, _HEADER.size)[0])
+
+
+def _decoded(kind: type[M]) -> Callable[[bytes], M]:
+    def decode(raw: bytes) -> M:
+        message = kind(raw)
+        message.decode()
+        return message
+
+    return decode
 
 
 class XfrmMonitor:
@@ -222,11 +261,14 @@ def _body(message: XfrmMessage) -> bytes:
     return bytes(message.data[_HEADER.size :])
 
 
-def _messages(datagram: bytes) -> Iterator[tuple[int, int, bytes]]:
+def _messages(datagram: bytes) -> list[tuple[int, int, bytes]]:
+    """Type, sequence number and bytes of each message. Raises ValueError for one that is not there as a whole."""
+    found: list[tuple[int, int, bytes]] = []
     offset = 0
     while offset + _HEADER.size <= len(datagram):
         length, message_type, _, sequence, _ = _HEADER.unpack_from(datagram, offset)
-        if length < _HEADER.size:
-            return
-        yield message_type, sequence, datagram[offset : offset + length]
+        if length < _HEADER.size or offset + length > len(datagram):
+            raise ValueError(f"a message of {length} bytes")
+        found.append((message_type, sequence, datagram[offset : offset + length]))
         offset += (length + 3) & ~3
+    return found

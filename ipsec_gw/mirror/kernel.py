@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
@@ -130,4 +131,5 @@ class KernelView:
         return int(message.get("oif")), ip_address(gateway) if gateway else peer
 
     async def _resolve(self, index: int, gateway: IpAddress) -> None:
-        await self._route.neigh("replace", dst=str(gateway), ifindex=index, flags=_NTF_USE, state=0)
+        with contextlib.suppress(NetlinkError):  # the interface is down or has gone: then there is nothing to resolve
+            await self._route.neigh("replace", dst=str(gateway), ifindex=index, flags=_NTF_USE, state=0)

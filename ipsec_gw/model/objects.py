@@ -90,6 +90,9 @@ class GuardKey:
 
     sa: SaKey
 
+    def __str__(self) -> str:
+        return f"guard of {self.sa}"
+
 
 @dataclass(frozen=True, slots=True)
 class Guard:
@@ -103,6 +106,9 @@ class SteerKey:
     """Key of a :class:`Steer`."""
 
     sa: SaKey
+
+    def __str__(self) -> str:
+        return f"steering of {self.sa}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,7 +70,7 @@ class DockView:
 @dataclass(frozen=True, slots=True)
 class StatusView:
     """The daemon at a glance. ``verdicts`` are packets at XDP and TC egress by the reason's label, as ``unknown-spi``;
-    zeros are in it as well.
+    zeros are in it as well. ``malformedMessages`` came from the kernel's XFRM or from charon and could not be read.
     """
 
     version: str
@@ -84,6 +84,7 @@ class StatusView:
     docks: tuple[DockView, ...]
     verdicts: Mapping[str, int]
     netlinkOverruns: int  # noqa: N815
+    malformedMessages: int  # noqa: N815
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``json``."""
@@ -116,9 +117,11 @@ def sa_view(
 
 
 def record_view(record: Record) -> dict[str, Any]:
-    """One pass of the history: its operations in words, never their values."""
+    """One record of the history: its operations in words, never their values, or a trouble without any."""
     return {
         "at": record.at,
         "seconds": record.seconds,
+        "trouble": record.trouble,
+        "times": record.times,
         "steps": [{"op": str(s.op), "outcome": str(s.outcome), "detail": s.detail} for s in record.steps],
     }

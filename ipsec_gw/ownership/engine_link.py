@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import structlog
 
@@ -19,7 +19,8 @@ class EngineLink:
     """Opens an engine, notices its loss or restart, and keeps the last counters of every SA it had.
 
     ``losses`` counts how often the engine went away with its objects, ``trouble`` tells why it is away now. As a
-    driver it passes objects on. While the engine is away, what is deleted is gone already.
+    driver it passes objects on. While the engine is away, what is deleted is gone already. ``on_counters`` is called
+    with the counters that an engine just told which is alive, ``tell`` with troubles that no caller hears of.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -30,6 +31,8 @@ class EngineLink:
         self._counters: dict[SaKey, Counters] = {}
         self.losses = 0
         self.trouble = ""
+        self.on_counters: Callable[[Mapping[SaKey, Counters]], None] = lambda _counters: None
+        self.tell: Callable[[str], None] = lambda _trouble: None
 
     @property
     def up(self) -> bool:
@@ -59,21 +62,26 @@ class EngineLink:
         self._absent = self.trouble = ""
         log.info("engine is up", engine=str(self.engine.name), note=self.capabilities.note)
 
-    async def read_counters(self) -> None:
-        """Read the counters now; the last known ones stay if the engine does not tell."""
+    async def read_counters(self) -> Mapping[SaKey, Counters]:
+        """Read the counters now and return them; the last known ones stay if the engine does not tell."""
         try:
             if self.up:
-                self._counters |= await self.engine.counters()
+                fresh = await self.engine.counters()
+                self._counters |= fresh
+                return fresh
         except EngineUnavailable as error:
             self._lose(str(error))
         except EngineError as error:
-            log.warning("the engine's counters cannot be read", reason=str(error))
+            self.tell(f"the engine's counters cannot be read: {error}")
+        return {}
 
     async def look(self) -> None:
         """Read the counters, and notice whether the engine lost its objects since the last look: ``losses`` grows."""
-        await self.read_counters()
+        fresh = await self.read_counters()
         if self.up and self.engine.epoch != self._epoch:
             self._lose("it restarted")
+        elif fresh:
+            self.on_counters(fresh)
 
     def sent(self, key: SaKey) -> Counters | None:
         """The last known counters of an SA, None if it was never seen in the engine."""
@@ -122,6 +130,7 @@ class EngineLink:
             self._absent = f"engine {self.engine.name} is away"
             self.trouble = why
             log.error("engine lost", engine=str(self.engine.name), reason=why)
+            self.tell(f"the engine was lost: {why}")
 
 
 def _engine_object(obj: ManagedObject) -> EngineObject:

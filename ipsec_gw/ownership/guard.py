@@ -3,6 +3,9 @@
 Claiming is safe at any time: first the TC egress guard is closed, so that nothing can leave under this key any
 more; then the kernel is asked how many numbers it has given out. Those that the guard held back never reached
 the wire, so the key is fresh exactly when nothing passed the guard and the kernel's count equals what it held.
+
+From then on the kernel's number is a margin ahead of the engine's (invariant 4). Whoever takes the SA next finds it
+there: the kernel, a daemon that knows nothing of an earlier life, or charon when it moves the SA to another address.
 """
 
 from __future__ import annotations
@@ -16,8 +19,15 @@ from ipsec_gw.model.ids import IpAddress, SaKey
 from ipsec_gw.model.objects import Guard, GuardKey, ManagedObject
 from ipsec_gw.model.snapshot import Snapshot, XfrmSa
 
-HAND_BACK_MARGIN = 1 << 22
-"""Numbers that the kernel skips when it takes an SA over: more than an engine sends between two looks at it."""
+HAND_BACK_MARGIN = 1 << 26
+"""More than an engine sends with one SA between two looks at its counters, also while its API does not answer or no
+daemon runs: a minute at a million packets per second.
+"""
+
+KEPT_AHEAD = 2 * HAND_BACK_MARGIN
+"""How far the kernel's number is raised above the engine's last known one. It is raised again when less than a margin
+is left, so between two looks the engine never comes near.
+"""
 
 _LOOKS = 3
 """A packet between the kernel's numbering and the guard is counted by one and not yet by the other: look again."""
@@ -74,7 +84,8 @@ class GuardDriver:
     """Claims outbound SAs for the engine and hands them back to the kernel.
 
     ``sent`` tells what the engine sent with an SA in this life of the engine, if it is known. ``refuse`` is called
-    with every SA whose key must not be given to an engine any more, and why.
+    with every SA whose key must not be given to an engine any more, and why, ``tell`` with troubles that no caller
+    hears of.
     """
 
     def __init__(
@@ -84,13 +95,44 @@ class GuardDriver:
         *,
         sent: Callable[[SaKey], Counters | None],
         refuse: Callable[[SaKey, str], None],
+        tell: Callable[[str], None] = lambda _trouble: None,
     ) -> None:
         self._maps = maps
         self._kernel = kernel
         self._sent = sent
         self._refuse = refuse
+        self._tell = tell
         self._missed: frozenset[SaKey] = frozenset()
         self._released: frozenset[SaKey] = frozenset()
+        self._written: dict[SaKey, int] = {}
+
+    def keep_ahead(self, carried: Mapping[SaKey, Counters]) -> None:
+        """Raise the kernel's numbers before the engine comes near. ``carried`` was told by an engine that is alive.
+
+        Only of SAs that are claimed, so never after the kernel took one over.
+        """
+        try:
+            claimed = self._maps.claimed() & carried.keys()
+        except IpsecGwError as error:
+            self._tell(f"the kernel's numbers are not kept ahead of the engine's: {error}")
+            return
+        self._written = {key: number for key, number in self._written.items() if key in claimed}
+        for key in claimed:
+            if self._written.get(key, 0) - carried[key].packets < HAND_BACK_MARGIN:
+                self._keep_one_ahead(key, carried[key].packets)
+
+    def _keep_one_ahead(self, key: SaKey, sent: int) -> None:
+        try:
+            if self._number(key) < sent:
+                self._tell(
+                    f"the engine passed the kernel's number of SA {key} while nobody looked for too long: had it died"
+                    " then, numbers would have come twice"
+                )
+            self._kernel.raise_oseq(key, sent + KEPT_AHEAD)
+        except IpsecGwError as error:  # it is gone, most likely; the others must not wait for it
+            self._tell(f"the kernel's number of SA {key} is not kept ahead of the engine's: {error}")
+        else:
+            self._written[key] = sent + KEPT_AHEAD
 
     def follow(self, snapshot: Snapshot, kept: frozenset[SaKey]) -> None:
         """Keep up with the machine's addresses, let the kernel send with what it keeps, forget SAs that are gone.
@@ -116,25 +158,42 @@ class GuardDriver:
     async def create(self, obj: ManagedObject) -> None:
         """Claim an SA. Raises UsedKeyError, and leaves it to the kernel, if its key was used already."""
         key = _sa_key(obj)
-        self._maps.claim(key)
-        for _ in range(_LOOKS):
+        try:
+            self._maps.claim(key)
             escaped = self._escaped(key)
             if escaped == 0:
+                self._kernel.raise_oseq(key, self._number(key) + KEPT_AHEAD)
                 return
+        except _Gone:
+            self._maps.forget(key)
+            raise
+        except IpsecGwError:
+            self._maps.release(key)
+            raise
         self._maps.release(key)
         reason = f"the kernel has sent {escaped} packets with its key: a rekey brings a fresh one"
+        if escaped >= HAND_BACK_MARGIN:
+            reason = "its key may have been used by an engine before: a rekey brings a fresh one"
         self._refuse(key, reason)
         raise UsedKeyError(f"outbound SA {key} stays in the kernel: {reason}")
 
     def _escaped(self, key: SaKey) -> int:
         """How many sequence numbers may have reached the wire: given out by the kernel and not held back."""
+        escaped = 0
+        for _ in range(_LOOKS):
+            count = self._maps.guard_counters().get(key)
+            passed, held = (count.passed, count.dropped) if count else (0, 0)
+            escaped = max(passed, self._number(key) - held, 0)
+            if escaped == 0:
+                break
+        return escaped
+
+    def _number(self, key: SaKey) -> int:
+        """The last one that the kernel gave out."""
         sa = self._kernel.sa(key)
         if sa is None:
-            self._maps.forget(key)
-            raise IpsecGwError(f"SA {key} is gone from the kernel")
-        count = self._maps.guard_counters().get(key)
-        passed, held = (count.passed, count.dropped) if count else (0, 0)
-        return max(passed, sa.replay.oseq - held, 0)
+            raise _Gone(f"SA {key} is gone from the kernel - nothing needs to be done")
+        return sa.replay.oseq
 
     async def update(self, obj: ManagedObject) -> None:
         """A guard has nothing to change."""
@@ -142,14 +201,21 @@ class GuardDriver:
     async def delete(self, obj: ManagedObject) -> None:
         """Forget an SA that is gone; hand one that lives on back to the kernel, behind the engine's last number."""
         key = _sa_key(obj)
-        if self._kernel.sa(key) is None:
+        sa = self._kernel.sa(key)
+        if sa is None:
             self._maps.forget(key)
             return
         sent = self._sent(key)
         if sent is None or sent.packets:
-            self._kernel.raise_oseq(key, (sent.packets if sent else 0) + HAND_BACK_MARGIN)
+            # What the engine sent without telling is less than a margin above what the kernel was raised to.
+            last = sent.packets if sent else sa.replay.oseq
+            self._kernel.raise_oseq(key, last + HAND_BACK_MARGIN)
             self._refuse(key, "its key was used by the engine before: a rekey brings a fresh one")
         self._maps.release(key)
+
+
+class _Gone(IpsecGwError):
+    """The kernel deleted the SA meanwhile."""
 
 
 def _sa_key(obj: ManagedObject) -> SaKey:

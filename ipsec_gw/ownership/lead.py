@@ -2,19 +2,20 @@
 
 ::
 
-    216  iif ipsecgw-vp goto 218               what the engine did not take goes XFRM's way, not in a circle
-    217  from SOURCE to DESTINATION lookup T   forwarded packets, and local ones with a chosen source
-    217  from 0.0.0.0 to DESTINATION iif lo lookup T      local ones that have none yet: T gives charon's
-    218  nop
+    214  iif ipsecgw-vp goto 219               what the engine did not take goes XFRM's way, not in a circle
+    215  from SOURCE to DESTINATION lookup T   forwarded packets, and local ones with a chosen source
+    215  from 0.0.0.0 to DESTINATION iif lo lookup T      local ones that have none yet: T gives charon's
+    219  nop
 
-All of it precedes strongSwan's own rule (220). The routes of table T lead to a next hop that exists only as a
-permanent neighbour (the IPv4 dummy address of RFC 7600), on a device that XFRM leaves alone.
+215 is for prefixes on both sides; 216, 217 and 218 for any source, any destination, and both. All of it precedes
+strongSwan's own rule (220). The routes of table T lead to a next hop that exists only as a permanent neighbour (the
+IPv4 dummy address of RFC 7600), on a device that XFRM leaves alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -26,7 +27,7 @@ from ipsec_gw.model.ids import IpAddress, IpNetwork
 from ipsec_gw.model.objects import Lead, ManagedObject, Selector
 
 TABLE = 21700
-_RETURN_RULE, _LEAD_RULE, _AFTER_RULE = 216, 217, 218
+_RETURN_RULE, _LEAD_RULE, _ANY_SOURCE, _ANY_DESTINATION, _AFTER_RULE = 214, 215, 1, 2, 219
 _DUMMY_HOP = "192.0.0.8"
 _RTNH_F_ONLINK = 4
 _UNSPECIFIED = "0.0.0.0"  # noqa: S104 - "no address" in rules and routes, nothing is bound to it
@@ -61,55 +62,88 @@ class LeadDriver:
             )
 
     async def retrieve(self) -> Mapping[Selector, Lead]:
-        """The leads in place."""
-        routes = await self._routes()
+        """The leads in place. One that lacks a part differs from any that could be wanted; leftovers are removed."""
+        routes, rules = await self._routes(), await self._rules()
+        led = {destination for source, destination in rules if source is not None}
         leads: dict[Selector, Lead] = {}
-        for source, destination in await self._rules():
-            route = routes.get(destination)
-            if source is not None and route is not None:
-                selector = Selector(source, destination)
-                leads[selector] = Lead(selector, route.source_hint, route.mtu)
+        for source, destination in rules:
+            if source is not None:
+                lead = _lead_of(Selector(source, destination), routes.get(destination))
+                complete = not _binds(lead) or (None, destination) in rules
+                leads[lead.key] = lead if complete else replace(lead, mtu=0)
+        await self._sweep({dst for source, dst in rules if source is None} | routes.keys(), led)
         return leads
 
     async def create(self, obj: ManagedObject) -> None:
         """Route first, rules last: a packet never meets a rule without its route."""
         lead = _lead(obj)
-        try:
-            await self._put_route(lead)
-            for rule in _rules_of(lead):
-                await self._route.rule("add", **rule)
-        except NetlinkError as error:
-            raise IpsecGwError(f"policy route for {lead.key} refused: {error} - see `ip rule` and `dmesg`") from None
+        await self._ask(self._put_route(lead), lead)
+        await self._put_rule(_rule(lead.key.destination, lead.key.source), lead)
+        if _binds(lead):
+            await self._put_rule(_unbound_rule(lead.key.destination), lead)
 
     async def update(self, obj: ManagedObject) -> None:
         """Another MTU or source hint: the route is replaced in one step, then the rule for unbound packets follows."""
         lead = _lead(obj)
-        unbound = {**_rule(lead, f"{_UNSPECIFIED}/32"), "iifname": "lo"}
-        try:
-            await self._put_route(lead)
-            await self._forgiving(self._route.rule("del", **unbound))
-            if unbound in _rules_of(lead):
-                await self._route.rule("add", **unbound)
-        except NetlinkError as error:
-            raise IpsecGwError(f"policy route for {obj.key} refused: {error} - see `ip rule` and `dmesg`") from None
+        await self._ask(self._put_route(lead), lead)
+        if _binds(lead):
+            await self._put_rule(_unbound_rule(lead.key.destination), lead)
+        else:
+            await self._settle_unbound(lead, [lead, *await self._others(lead)])
 
     async def delete(self, obj: ManagedObject) -> None:
-        """Rules first; the route goes with the last lead to its destination."""
+        """Rules first; what leads to one destination share goes with the last of them that needs it."""
         lead = _lead(obj)
-        for rule in _rules_of(lead):
-            await self._forgiving(self._route.rule("del", **rule))
-        if all(destination != lead.key.destination for _, destination in await self._rules()):
-            await self._forgiving(self._route.route("del", table=TABLE, dst=str(lead.key.destination)))
+        await self._forgiving(self._route.rule("del", **_rule(lead.key.destination, lead.key.source)))
+        others = await self._others(lead)
+        await self._settle_unbound(lead, others)
+        if not others:
+            await self._drop_route(lead.key.destination)
 
     async def remove(self) -> None:
         """Take all rules and routes away, also those of an earlier life."""
-        async for rule in await self._route.get_rules(family=2):
-            if int(rule.get("priority") or 0) == _LEAD_RULE and rule.get("table") == TABLE:
-                await self._forgiving(self._route.rule("del", **_as_request(rule)))
+        for source, destination in await self._rules():
+            rule = _unbound_rule(destination) if source is None else _rule(destination, source)
+            await self._forgiving(self._route.rule("del", **rule))
         for priority in (_RETURN_RULE, _AFTER_RULE):
             await self._forgiving(self._route.rule("del", priority=priority))
         for destination in await self._routes():
-            await self._forgiving(self._route.route("del", table=TABLE, dst=str(destination)))
+            await self._drop_route(destination)
+
+    async def _sweep(self, present: set[IpNetwork], led: set[IpNetwork]) -> None:
+        """What an interrupted change left for destinations that nothing leads to any more."""
+        for destination in present - led:
+            await self._forgiving(self._route.rule("del", **_unbound_rule(destination)))
+            await self._drop_route(destination)
+
+    async def _others(self, lead: Lead) -> list[Lead]:
+        """The leads in place to the same destination: they share its route and the rule for unbound packets."""
+        return [
+            replace(lead, key=Selector(source, destination))
+            for source, destination in await self._rules()
+            if source is not None and destination == lead.key.destination and source != lead.key.source
+        ]
+
+    async def _settle_unbound(self, lead: Lead, leads: Sequence[Lead]) -> None:
+        if not any(_binds(one) for one in leads):
+            await self._forgiving(self._route.rule("del", **_unbound_rule(lead.key.destination)))
+
+    async def _put_rule(self, rule: dict[str, Any], lead: Lead) -> None:
+        try:
+            await self._route.rule("add", **rule)
+        except NetlinkError as error:
+            if error.code != _EXISTS:
+                raise _refused(lead, error) from None
+
+    @staticmethod
+    async def _ask(request: Any, lead: Lead) -> None:
+        try:
+            await request
+        except NetlinkError as error:
+            raise _refused(lead, error) from None
+
+    async def _drop_route(self, destination: IpNetwork) -> None:
+        await self._forgiving(self._route.route("del", table=TABLE, dst=str(destination)))
 
     async def _put_route(self, lead: Lead) -> None:
         extra = {"prefsrc": str(lead.source_hint)} if lead.source_hint else {}
@@ -126,23 +160,21 @@ class LeadDriver:
 
     async def _routes(self) -> dict[IpNetwork, _Route]:
         found: dict[IpNetwork, _Route] = {}
-        async for message in await self._route.get_routes(table=TABLE, family=2):
-            destination = _network(message, "dst")
+        for message in await _read(self._route.get_routes(table=TABLE, family=2)):
             metrics = dict(slot[:2] for slot in (message.get_attr("RTA_METRICS") or {"attrs": []})["attrs"])
             hint = message.get("prefsrc")
-            found[destination] = _Route(ip_address(hint) if hint else None, int(metrics.get("RTAX_MTU", 0)))
+            found[_network(message, "dst")] = _Route(
+                ip_address(hint) if hint else None, int(metrics.get("RTAX_MTU", 0))
+            )
         return found
 
     async def _rules(self) -> list[tuple[IpNetwork | None, IpNetwork]]:
         """Our lead rules as (source, destination); source None for those of local packets without one."""
-        found: list[tuple[IpNetwork | None, IpNetwork]] = []
-        async for rule in await self._route.get_rules(family=2):
-            if int(rule.get("priority") or 0) != _LEAD_RULE or rule.get("table") != TABLE:
-                continue
-            destination = _network(rule, "dst")
-            source = _network(rule, "src")
-            found.append((None if rule.get("iifname") else source, destination))
-        return found
+        return [
+            (None if rule.get("iifname") else _network(rule, "src"), _network(rule, "dst"))
+            for rule in await _read(self._route.get_rules(family=2))
+            if _LEAD_RULE <= int(rule.get("priority") or 0) < _AFTER_RULE and rule.get("table") == TABLE
+        ]
 
     @staticmethod
     async def _forgiving(request: Any) -> None:
@@ -157,6 +189,20 @@ class LeadDriver:
 _GONE = frozenset({2, 3, 19})
 """ENOENT, ESRCH, ENODEV."""
 
+_EXISTS = 17
+
+
+async def _read(answers: Any) -> list[Any]:
+    """A dump. Raises IpsecGwError if the kernel does not give it."""
+    try:
+        return [message async for message in await answers]
+    except NetlinkError as error:
+        raise IpsecGwError(f"policy routing cannot be read: {error} - see `ip rule`") from None
+
+
+def _refused(lead: Lead, error: NetlinkError) -> IpsecGwError:
+    return IpsecGwError(f"policy route for {lead.key} refused: {error} - see `ip rule` and `dmesg`")
+
 
 def _lead(obj: ManagedObject) -> Lead:
     if not isinstance(obj, Lead):
@@ -164,27 +210,35 @@ def _lead(obj: ManagedObject) -> Lead:
     return obj
 
 
-def _rules_of(lead: Lead) -> list[dict[str, Any]]:
-    rules = [_rule(lead, str(lead.key.source))]
-    if lead.source_hint is not None and lead.source_hint in lead.key.source:
-        rules.append({**_rule(lead, f"{_UNSPECIFIED}/32"), "iifname": "lo"})
-    return rules
+def _lead_of(selector: Selector, route: _Route | None) -> Lead:
+    """A lead as it is in place; without its route it has an MTU that nobody wants."""
+    return Lead(selector, route.source_hint, route.mtu) if route else Lead(selector, None, 0)
 
 
-def _rule(lead: Lead, source: str) -> dict[str, Any]:
-    return {"priority": _LEAD_RULE, "src": source, "dst": str(lead.key.destination), "table": TABLE}
+def _binds(lead: Lead) -> bool:
+    """Its destination needs the rule for local packets that have no source yet."""
+    return lead.source_hint is not None and lead.source_hint in lead.key.source
+
+
+def _rule(destination: IpNetwork, source: IpNetwork) -> dict[str, Any]:
+    # "Any" is no address at all: with 0.0.0.0/0 the kernel refuses the rule (fib_rules.c).
+    sides = {"src": source, "dst": destination}
+    named = {side: str(network) for side, network in sides.items() if network.prefixlen}
+    return {"priority": _priority(source, destination), "table": TABLE, **named}
+
+
+def _priority(source: IpNetwork, destination: IpNetwork) -> int:
+    """Looking for the rule to delete, or for one that exists, the kernel takes "any" for "whichever" (fib_rules.c), so
+    a rule with it must not meet one without. Among leads the order means nothing.
+    """
+    any_source, any_destination = source.prefixlen == 0, destination.prefixlen == 0
+    return _LEAD_RULE + _ANY_SOURCE * any_source + _ANY_DESTINATION * any_destination
+
+
+def _unbound_rule(destination: IpNetwork) -> dict[str, Any]:
+    return {**_rule(destination, ip_network(f"{_UNSPECIFIED}/32")), "iifname": "lo"}
 
 
 def _network(message: Any, side: str) -> IpNetwork:
     """The ``src`` or ``dst`` of a rule or route; netlink leaves it out for "any"."""
     return ip_network(f"{message.get(side) or _UNSPECIFIED}/{message.get(f'{side}_len')}")
-
-
-def _as_request(rule: Any) -> dict[str, Any]:
-    request: dict[str, Any] = {"priority": _LEAD_RULE, "table": TABLE}
-    for side in ("src", "dst"):
-        if rule.get(f"{side}_len"):
-            request[side] = str(_network(rule, side))
-    if rule.get("iifname"):
-        request["iifname"] = rule.get("iifname")
-    return request

@@ -20,26 +20,28 @@ class _Peer:
 
 
 class RekeyPacer:
-    """Which SA to ask a rekey for, and when: once per SA, spaced, and ever less often for a peer that keeps failing.
+    """Which SA to ask a rekey for, and when: spaced, and ever less often for a peer that keeps failing.
+
+    Nobody answers: an SA that is still there after five minutes is asked for again.
 
     Times are seconds of a monotonic clock that the caller passes in.
     """
 
     def __init__(self) -> None:
         self._waiting: dict[SaKey, None] = {}
-        self._asked: set[SaKey] = set()
+        self._asked: dict[SaKey, float] = {}
         self._peers: dict[IpAddress, _Peer] = {}
         self._next = 0.0
 
     def request(self, key: SaKey) -> None:
-        """Ask for a rekey of this SA; a second request for the same SA is ignored."""
+        """Ask for a rekey of this SA, until it is gone; a second request for the same SA is ignored."""
         if key not in self._asked:
             self._waiting[key] = None
 
     def settle(self, alive: Callable[[SaKey], bool]) -> None:
         """Drop what is known of SAs that are gone."""
         self._waiting = {key: None for key in self._waiting if alive(key)}
-        self._asked = {key for key in self._asked if alive(key)}
+        self._asked = {key: when for key, when in self._asked.items() if alive(key)}
 
     def succeed(self, peer: IpAddress) -> None:
         """A tunnel to this peer went to the engine: its next failure starts with the shortest delay again."""
@@ -49,6 +51,9 @@ class RekeyPacer:
         """The SA to ask a rekey for now, if any. It counts as asked from here on."""
         if now < self._next:
             return None
+        for key in [key for key, when in self._asked.items() if now >= when + _LONGEST_DELAY]:
+            del self._asked[key]
+            self._waiting[key] = None
         for key in self._waiting:
             peer = self._peers.get(key.destination)
             if peer is not None and now < peer.not_before:
@@ -57,7 +62,7 @@ class RekeyPacer:
             self._peers[key.destination] = _Peer(delay, now + delay)
             self._next = now + _SPACING
             del self._waiting[key]
-            self._asked.add(key)
+            self._asked[key] = now
             return key
         return None
 

@@ -39,6 +39,11 @@ class SteerDriver:
     async def update(self, obj: ManagedObject) -> None:
         """An entry has nothing to change."""
 
+    def clear(self) -> None:
+        """Stop steering altogether: an engine begins that holds nothing yet."""
+        for key in self._maps.steered():
+            self._maps.unsteer(key)
+
     async def delete(self, obj: ManagedObject) -> None:
         """Stop steering an SA."""
         self._maps.unsteer(_sa_key(obj))

@@ -77,10 +77,10 @@ class Executor:
         if op.obj is None:
             await self._sleep(self._drain_seconds)
             return Step(op, Outcome.DONE)
-        obstacles = (op.needs | op.frees) & failed
-        if obstacles:
+        if not (failed.isdisjoint(op.needs) and failed.isdisjoint(op.frees)):
+            obstacles = (op.needs | op.frees) & failed
             failed.add(op.obj.key)
-            return Step(op, Outcome.SKIPPED, f"an earlier step failed for {', '.join(map(str, obstacles))}")
+            return Step(op, Outcome.SKIPPED, f"an earlier step failed for {', '.join(sorted(map(str, obstacles)))}")
         try:
             await self._apply(op.action, op.obj)
         except IpsecGwError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
 import structlog
@@ -20,6 +20,7 @@ from ipsec_gw.reconcile.delta import DeltaTracker
 from ipsec_gw.reconcile.execute import Executor
 from ipsec_gw.reconcile.plan import Action, Op, plan
 from ipsec_gw.reconcile.record import History, Outcome, Record, Step
+from ipsec_gw.reconcile.retry import Retries, Waiting, split
 
 log = structlog.get_logger()
 
@@ -50,6 +51,8 @@ class Reconciler:
         retrieve: Retrieve,
         refusals: Refusals,
         follow: Callable[[Snapshot, frozenset[SaKey]], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        history: History | None = None,
     ) -> None:
         self._source = source
         self._link = link
@@ -59,7 +62,9 @@ class Reconciler:
         self._retrieve = retrieve
         self.refusals = refusals
         self._follow = follow
-        self.history = History()
+        self._clock = clock
+        self._retries = Retries()
+        self.history = history if history is not None else History()
         self.snapshot = Snapshot()
         self.decision = Desired()
         self._stale = True
@@ -75,17 +80,39 @@ class Reconciler:
         waiting = (v.sa for v in self.decision.verdicts if v.owner is Owner.PENDING and v.direction is Direction.OUT)
         return any(sa.key.destination not in self.snapshot.next_hops for sa in waiting)
 
+    def rest(self, shortest: float, longest: float) -> float:
+        """Seconds until the next pass, if nothing gets dirty before: ``shortest`` while something can be done, else
+        until the first object that failed may be tried again.
+        """
+        now = self._clock()
+        if self._stale or self.unresolved or self._able(now):
+            return shortest
+        due = self._retries.next(now)
+        return longest if due is None else min(longest, max(due - now, shortest))
+
+    def _able(self, now: float) -> bool:
+        """Whether an operation is left that waits for nothing."""
+        if self._tracker.in_sync():
+            return False
+        return bool(split(plan(self._tracker.desired, self._tracker.in_place), self._retries.waiting(now))[0])
+
     def distrust(self) -> None:
         """Read everything that is in place again at the next pass."""
         self._stale = True
 
     async def run_pass(self) -> Record:
-        """One pass. Errors of single objects are in the record; it raises only if nothing could be read."""
-        if self._stale:
-            await self._resync()
-        self.snapshot = await self._source.snapshot()
-        self._forget_the_dead()
-        return await self._converge()
+        """One pass. Errors of single objects are in its record; it raises, and the history tells, if nothing could be
+        read.
+        """
+        try:
+            if self._stale:
+                await self._resync()
+            self.snapshot = await self._source.snapshot()
+            self._forget_the_dead()
+            return await self._converge(self._retries.waiting(self._clock()))
+        except IpsecGwError as error:
+            self.history.trouble(f"the pass ended early: {error}")
+            raise
 
     async def withdraw(self) -> Record:
         """Take everything away and leave all SAs to the kernel."""
@@ -94,77 +121,124 @@ class Reconciler:
         return await self._carry_out(plan({}, self._tracker.in_place))
 
     async def _resync(self) -> None:
-        self._tracker.resync(await self._retrieve())
-        self._stale = False
-        held = {obj.key.sa for obj in self._tracker.in_place.values() if isinstance(obj, Guard)}
-        for key in held - set(self._tracker.in_place):
+        self._stale = False  # first: a distrust while everything is read must not be lost
+        try:
+            self._tracker.resync(await self._retrieve())
+        except BaseException:
+            self._stale = True
+            raise
+        in_place = self._tracker.in_place.values()
+        claimed = {obj.key.sa for obj in in_place if isinstance(obj, Guard)}
+        outbound = {obj.key for obj in in_place if isinstance(obj, EngineSa) and obj.direction is Direction.OUT}
+        for key in claimed - outbound:
             # Claimed once and not in the engine now: an earlier life of either may have used the key.
             self.refusals.add(key, "its key may have been used by the engine before: a rekey brings a fresh one")
+        for key in outbound - claimed:
+            # An engine that was out of reach comes back with what was taken from it meanwhile.
+            self.refusals.add(key, "the kernel took it over from the engine: a rekey brings a fresh one")
 
     def _forget_the_dead(self) -> None:
         alive = frozenset(sa.key for sa in self.snapshot.sas)
         self.refusals.settle(alive)
         self._link.forget(alive)
 
-    async def _converge(self) -> Record:
-        """Decide and act; decide once more if acting refused an SA, so that nothing is left half in place."""
-        refused = len(self.refusals.reasons())
-        record = await self._decide_and_act()
-        if len(self.refusals.reasons()) != refused:
-            again = await self._decide_and_act()
+    async def _converge(self, waiting: Waiting) -> Record:
+        """Decide and act; decide once more if acting refused an SA, so that nothing is left half in place.
+
+        What failed may be half done: the second time everything in place is read again before.
+        """
+        refused = len(self._refused(waiting))
+        record = await self._decide_and_act(waiting)
+        waiting = waiting.and_more(self._retries.waiting(self._clock()))
+        if len(self._refused(waiting)) != refused:
+            if self._stale:
+                await self._resync()
+            again = await self._decide_and_act(waiting)
             record = Record(again.at, record.seconds + again.seconds, record.steps + again.steps)
         return record
 
-    async def _decide_and_act(self) -> Record:
-        self.decision = desired(self._link.offer, self._settings, self.snapshot, self.refusals.reasons())
+    def _refused(self, waiting: Waiting) -> dict[SaKey, str]:
+        """SAs that stay in the kernel: outbound ones for good, inbound ones until they are tried again."""
+        inbound = {
+            key: f"the engine did not take it, it is tried again: {waiting.puts[key]}"
+            for key in self._inbound() & waiting.puts.keys()
+        }
+        return {**inbound, **self.refusals.reasons()}
+
+    def _inbound(self) -> set[SaKey]:
+        return {sa.key for sa in self.snapshot.sas if sa.key.destination in self.snapshot.local_addresses}
+
+    async def _decide_and_act(self, waiting: Waiting) -> Record:
+        self.decision = desired(self._link.offer, self._settings, self.snapshot, self._refused(waiting))
         self._tracker.want(self.decision.objects)
+        # An inbound SA that waits is not wanted meanwhile, and yet it is tried again.
+        self._retries.settle(self.decision.objects.keys() | self._inbound(), self._tracker.in_place)
         if self._follow is not None:
             kept = {
                 v.sa.key for v in self.decision.verdicts if v.owner is Owner.KERNEL and v.direction is Direction.OUT
             }
             self._follow(self.snapshot, frozenset(kept))
-        return await self._carry_out(plan(self._tracker.desired, self._tracker.in_place))
+        now, later = split(plan(self._tracker.desired, self._tracker.in_place), waiting)
+        for op in later:
+            self._isolate(op, "waits for what failed before")
+        return await self._carry_out(now)
 
     async def _carry_out(self, operations: tuple[Op, ...]) -> Record:
         if not operations:
             return Record(at=time.time(), seconds=0.0, steps=())
         record = await self._executor.run(operations)
         self.history.add(record)
+        spared = _spared(record.failures)
         for step in record.steps:
-            self._report(step)
+            self._report(step, spared)
         return record
 
-    def _report(self, step: Step) -> None:
+    def _report(self, step: Step, spared: frozenset[ObjectKey]) -> None:
         if step.outcome is Outcome.DONE:
             log.info("done", op=str(step.op))
+            self._retries.succeeded(step.op)
             if isinstance(step.op.obj, Tunnel) and step.op.action is not Action.DELETE:
                 self.refusals.pacer.succeed(step.op.obj.remote)
             return
         log.warning(str(step.outcome), op=str(step.op), reason=step.detail)
-        self._isolate(step)
+        self.distrust()  # what failed may be half done
+        if step.outcome is Outcome.FAILED:
+            self._retries.failed(step.op, step.detail, self._clock())
+        if step.op.obj is not None and step.op.obj.key not in spared:
+            self._isolate(step.op, f"failed: {step.detail}")
 
-    def _isolate(self, step: Step) -> None:
+    def _isolate(self, op: Op, why: str) -> None:
         """What cannot be put in place stays in the kernel, and one bad object does not hold up the rest.
 
         A claimed outbound SA without its tunnel or lead would be a black hole, so its tunnel goes as a whole.
         """
-        if step.op.action is Action.DELETE or step.op.obj is None:
+        if op.action is Action.DELETE or op.obj is None:
             return
-        match step.op.obj:
+        match op.obj:
             case EngineSa() as sa if sa.direction is Direction.OUT:
-                self._refuse_step(sa.key, step)
+                self.refusals.add(sa.key, f"{op} {why}")
             case Tunnel() as tunnel:
-                self._refuse_step(tunnel.outbound, step)
-            case Lead() as lead:
-                for obj in self.decision.objects.values():
-                    if isinstance(obj, Tunnel) and lead.key in obj.selectors:
-                        self._refuse_step(obj.outbound, step)
+                self.refusals.add(tunnel.outbound, f"{op} {why}")
+            case Lead():
+                for key in op.needs:
+                    user = self.decision.objects.get(key)
+                    if isinstance(user, Tunnel):
+                        self.refusals.add(user.outbound, f"{op} {why}")
             case _:
                 pass
 
-    def _refuse_step(self, key: SaKey, step: Step) -> None:
-        self.refusals.add(key, f"{step.op} failed: {step.detail}")
-        self.distrust()
+
+def _spared(failures: Sequence[Step]) -> frozenset[ObjectKey]:
+    """Tunnels that were skipped for inbound SAs alone, and leads to them: the next decision does without those SAs."""
+    failed = {step.op.obj.key for step in failures if step.op.obj is not None}
+    spared: set[ObjectKey] = set()
+    for step in failures:
+        if step.outcome is Outcome.SKIPPED and isinstance(step.op.obj, Tunnel | Lead):
+            obstacles = (step.op.needs | step.op.frees) & failed
+            harmless = {*step.op.obj.inbound} if isinstance(step.op.obj, Tunnel) else spared
+            if obstacles <= harmless:
+                spared.add(step.op.obj.key)
+    return frozenset(spared)
 
 
 async def reconcile_forever(
@@ -175,18 +249,20 @@ async def reconcile_forever(
     retry_seconds: float = 0.5,
     after_pass: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run a pass whenever something is dirty, soon again after a failure, and now and then all the same."""
+    """Run a pass whenever something is dirty, when what failed may be tried again, and now and then all the same.
+
+    If nothing can be read the passes come ever less often, down to the same now and then.
+    """
+    patience = retry_seconds
     while True:
         dirty.clear()
-        delay = look_again_seconds
         try:
-            record = await reconciler.run_pass()
-            if record.failures or not reconciler.in_sync or reconciler.unresolved:
-                delay = retry_seconds
+            await reconciler.run_pass()
+            delay, patience = reconciler.rest(retry_seconds, look_again_seconds), retry_seconds
         except IpsecGwError as error:
-            log.error("pass failed", reason=str(error))
+            log.debug("pass failed", reason=str(error), again_in=patience)
             reconciler.distrust()
-            delay = retry_seconds
+            delay, patience = patience, min(patience * 2, look_again_seconds)
         after_pass()
         try:
             async with asyncio.timeout(delay):

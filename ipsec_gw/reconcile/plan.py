@@ -5,11 +5,12 @@ taken away before its users are gone and nothing is used before it is there::
 
     1  stop leading plaintext, stop steering       (what goes away)
     2  drain                                       (packets already in the rings)
-    3  guard outbound SAs                          (the kernel may not send with them any more)
-    4  next hops, SAs                              (what comes)
-    5  tunnels: create, or swap their SAs          (the one moment of a rekey)
-    6  steer, lead                                 (what comes)
-    7  tunnels, SAs, next hops, guards             (what goes away)
+    3  tunnels                                     (what goes away, and may be in the way of what comes)
+    4  guard outbound SAs                          (the kernel may not send with them any more)
+    5  next hops, SAs                              (what comes)
+    6  tunnels: create, or swap their SAs          (the one moment of a rekey)
+    7  steer, lead                                 (what comes)
+    8  SAs, next hops, guards                      (what goes away)
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from ipsec_gw.model.ids import Direction, TunnelId
+from ipsec_gw.model.ids import Direction
 from ipsec_gw.model.objects import (
     EngineSa,
     Guard,
@@ -32,6 +33,8 @@ from ipsec_gw.model.objects import (
     SteerKey,
     Tunnel,
 )
+
+_NONE: frozenset[ObjectKey] = frozenset()
 
 
 class Action(StrEnum):
@@ -47,8 +50,8 @@ class Action(StrEnum):
 class Op:
     """One step. ``obj`` is the new value (create, update) or the one in place (delete); None only to drain.
 
-    ``needs`` are keys that must be in place for a create or update, and ``frees`` keys that must be gone for a delete:
-    when an earlier step for one of them failed, this one is skipped.
+    ``needs`` are keys that must be in place for a create or update, and ``frees`` keys that must be gone before a
+    delete or an update: when an earlier step for one of them failed, this one is skipped.
     """
 
     action: Action
@@ -83,32 +86,62 @@ def describe(obj: ManagedObject) -> str:
 def plan(desired: Mapping[ObjectKey, ManagedObject], in_place: Mapping[ObjectKey, ManagedObject]) -> tuple[Op, ...]:
     """The operations that turn ``in_place`` into ``desired``. Empty exactly when the two are equal."""
     before, after = _Users(in_place), _Users(desired)
+    shaken = _shaken(desired, in_place, before, after)
+    # Leads whose tunnel is not known, because its engine is out of reach: it may be alive, with any of the SAs.
+    orphans = frozenset(k for k, v in in_place.items() if isinstance(v, Lead) and k not in desired and not before.of(k))
     coming = [
-        Op(_action(value, in_place), value, needs=_needs(value, after))
-        for value in desired.values()
-        if in_place.get(value.key) != value
+        Op(
+            Action.UPDATE if key in in_place and key not in shaken else Action.CREATE,
+            value,
+            needs=_needs(value, after),
+            frees=_makes_way(value, desired, in_place, before),
+        )
+        for key, value in desired.items()
+        if in_place.get(key) != value or key in shaken
     ]
     going = [
-        Op(Action.DELETE, value, frees=_frees(value, before, in_place))
+        Op(
+            Action.DELETE,
+            value,
+            frees=_frees(value, before, in_place) | (orphans if isinstance(value, Guard) else _NONE),
+        )
         for key, value in in_place.items()
-        if key not in desired
+        if key not in desired or key in shaken
     ]
     return tuple(_ordered(coming, going))
+
+
+def _shaken(
+    desired: Mapping[ObjectKey, ManagedObject],
+    in_place: Mapping[ObjectKey, ManagedObject],
+    before: _Users,
+    after: _Users,
+) -> frozenset[ObjectKey]:
+    """What brings packets to a tunnel and stays, while the tunnel goes and another one comes (the peer has moved)."""
+    staying: dict[ObjectKey, ObjectKey] = {}
+    for key, value in in_place.items():
+        if isinstance(value, Steer | Lead) and key in desired:
+            staying[key] = value.key.sa if isinstance(value, Steer) else key
+    return frozenset(key for key, used in staying.items() if before.of(used) != after.of(used))
 
 
 class _Users:
     """Which tunnels use an SA, the next hop to a peer, or a selector."""
 
     def __init__(self, objects: Mapping[ObjectKey, ManagedObject]) -> None:
-        self._users: dict[ObjectKey, list[TunnelId]] = defaultdict(list)
+        self._users: dict[ObjectKey, list[Tunnel]] = defaultdict(list)
         for tunnel in objects.values():
             if isinstance(tunnel, Tunnel):
                 for key in {*tunnel.inbound, tunnel.outbound, tunnel.remote, *tunnel.selectors}:
-                    self._users[key].append(tunnel.key)
+                    self._users[key].append(tunnel)
 
     def of(self, key: ObjectKey) -> frozenset[ObjectKey]:
         """The tunnels."""
-        return frozenset(self._users.get(key, ()))
+        return frozenset(tunnel.key for tunnel in self._users.get(key, ()))
+
+    def guards(self, key: ObjectKey) -> frozenset[ObjectKey]:
+        """The guards of the SAs that the tunnels send with."""
+        return frozenset(GuardKey(tunnel.outbound) for tunnel in self._users.get(key, ()))
 
 
 def _ordered(coming: list[Op], going: list[Op]) -> Iterator[Op]:
@@ -117,9 +150,10 @@ def _ordered(coming: list[Op], going: list[Op]) -> Iterator[Op]:
     yield from unsteered
     if unsteered:
         yield Op(Action.DRAIN, None)
+    yield from _of(going, Tunnel)
     for kind in (Guard, NextHop, EngineSa, Tunnel, Steer, Lead):
         yield from _of(coming, kind)
-    for kind in (Tunnel, EngineSa, NextHop, Guard):
+    for kind in (EngineSa, NextHop, Guard):
         yield from _of(going, kind)
 
 
@@ -127,22 +161,41 @@ def _of(operations: list[Op], kind: type[ManagedObject]) -> Iterator[Op]:
     return (op for op in operations if isinstance(op.obj, kind))
 
 
-def _action(value: ManagedObject, in_place: Mapping[ObjectKey, ManagedObject]) -> Action:
-    return Action.UPDATE if value.key in in_place else Action.CREATE
-
-
 def _needs(value: ManagedObject, users: _Users) -> frozenset[ObjectKey]:
     match value:
         case EngineSa() if value.direction is Direction.OUT:
             return frozenset({GuardKey(value.key)})
         case Tunnel():
-            return frozenset({*value.inbound, value.outbound, value.remote})
+            return frozenset({*value.inbound, value.outbound, value.remote, GuardKey(value.outbound)})
         case Steer():
             return users.of(value.key.sa)
         case Lead():
-            return users.of(value.key)
+            return users.of(value.key) | users.guards(value.key)
         case _:
             return frozenset()
+
+
+def _makes_way(
+    value: ManagedObject,
+    desired: Mapping[ObjectKey, ManagedObject],
+    in_place: Mapping[ObjectKey, ManagedObject],
+    before: _Users,
+) -> frozenset[ObjectKey]:
+    """Of a tunnel: what brings packets to it by an SA or selector that its new value lacks, and the tunnels that go and
+    have what it takes over.
+    """
+    if not isinstance(value, Tunnel):
+        return _NONE
+    old = in_place.get(value.key)
+    lacking = _brings(old, in_place) - _brings(value, in_place) if isinstance(old, Tunnel) else _NONE
+    taken: tuple[ObjectKey, ...] = (*value.inbound, *value.selectors)
+    holders = _NONE.union(*map(before.of, taken))
+    return lacking | (holders - desired.keys())
+
+
+def _brings(tunnel: Tunnel, in_place: Mapping[ObjectKey, ManagedObject]) -> frozenset[ObjectKey]:
+    users: tuple[ObjectKey, ...] = (*map(SteerKey, tunnel.inbound), *tunnel.selectors)
+    return frozenset(key for key in users if key in in_place)
 
 
 def _frees(value: ManagedObject, tunnels: _Users, in_place: Mapping[ObjectKey, ManagedObject]) -> frozenset[ObjectKey]:
@@ -155,7 +208,6 @@ def _frees(value: ManagedObject, tunnels: _Users, in_place: Mapping[ObjectKey, M
         case NextHop():
             return tunnels.of(value.key)
         case Tunnel():
-            users: tuple[ObjectKey, ...] = (*map(SteerKey, value.inbound), *value.selectors)
-            return frozenset(key for key in users if key in in_place)
+            return _brings(value, in_place)
         case _:
             return frozenset()

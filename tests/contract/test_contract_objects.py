@@ -302,6 +302,11 @@ async def test_the_epoch_stays(engine: Engine) -> None:
     assert engine.epoch == epoch != 0
 
 
+async def test_the_steering_was_told_before_the_interfaces_were_taken(engine: Engine, world: World) -> None:
+    """An engine that holds nothing yet must not get what its earlier life held."""
+    assert world.takings > 0
+
+
 async def test_two_tunnels_cannot_share_a_remote_network(engine: Engine, world: World) -> None:
     """Where an engine routes by destination it says so; one that can tell them apart may do it."""
     site = await make_site(engine)

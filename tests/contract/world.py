@@ -113,6 +113,10 @@ class World:
         self.peer = f"ct-{name}-{os.getpid()}-peer"
         self.run_dir = run_dir
         self._maps: dict[str, int] = {}
+        self.takings = 0
+
+    def _count_taking(self) -> None:
+        self.takings += 1
 
     def __enter__(self) -> Self:
         with ExitStack() as undo:
@@ -156,6 +160,7 @@ class World:
             up_kernel=_link(UP_KERNEL),
             up_engine=_link(UP_ENGINE),
             xsks_map=lambda name: self._maps[name],
+            taking=self._count_taking,
         )
 
     def _dock(self, interface: str, everything: bool, undo: ExitStack) -> None:

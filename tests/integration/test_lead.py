@@ -56,6 +56,10 @@ def way(*words: str) -> Any:
     return json.loads(done.stdout)[0]
 
 
+def shown(*words: str) -> str:
+    return subprocess.run(["ip", *words], capture_output=True, text=True, check=False).stdout
+
+
 def leads_by(device: str, *words: str) -> bool:
     return bool(way(*words)["dev"] == device)
 
@@ -103,10 +107,74 @@ async def test_retrieve_update_delete() -> None:
         await made.update(LEAD)
         assert leads_by(KERNEL_END, "192.168.2.9")
         await made.delete(smaller)
-        assert set(await made.retrieve()) == {other.key}, "the shared route stays for the other selector"
+        assert await made.retrieve() == {other.key: other}, "the shared route stays for the other selector"
         await made.delete(other)
         await made.delete(other)
         assert await made.retrieve() == {}
+
+
+HALF = {
+    "route": "route del 192.168.2.0/24 table 21700",
+    "rule of unbound packets": "rule del pref 215 from 0.0.0.0/32 to 192.168.2.0/24 iif lo table 21700",
+}
+
+
+@pytest.mark.parametrize("missing", HALF)
+async def test_a_half_made_lead_is_seen_and_made_whole(missing: str) -> None:
+    async with AsyncIPRoute() as route:
+        made = await driver(route)
+        await made.create(LEAD)
+        ip(HALF[missing])
+        assert (await made.retrieve())[SELECTOR] != LEAD
+        await made.create(LEAD)
+        assert await made.retrieve() == {SELECTOR: LEAD}
+        await made.create(LEAD)
+        assert await made.retrieve() == {SELECTOR: LEAD}, "once more is no error"
+
+
+async def test_leftovers_are_swept_and_what_is_not_ours_stays() -> None:
+    foreign = {
+        "rule": [
+            "pref 215 from 192.168.1.0/24 to 192.168.2.0/24 table 100",
+            "pref 213 from 192.168.1.0/24 to 192.168.2.0/24 table 21700",
+            "pref 220 from all table 220",
+        ],
+        "route": ["192.168.2.0/24 via 10.0.0.2 dev wan0 table 100", "192.168.2.0/24 via 10.0.0.2 dev wan0 table 220"],
+    }
+    async with AsyncIPRoute() as route:
+        made = await driver(route)
+        for kind, facts in foreign.items():
+            for fact in facts:
+                ip(f"{kind} add {fact}")
+        before = [shown("rule", "show"), shown("route", "show", "table", "100"), shown("route", "show", "table", "220")]
+        await made.create(LEAD)
+        ip("rule del pref 215 from 192.168.1.0/24 to 192.168.2.0/24 table 21700")  # what a crash left: the rest of it
+        assert await made.retrieve() == {}
+        assert shown("route", "show", "table", "21700") == ""
+        await made.create(LEAD)
+        await made.delete(LEAD)
+        after = [shown("rule", "show"), shown("route", "show", "table", "100"), shown("route", "show", "table", "220")]
+        assert after == before
+
+
+async def test_leads_with_any_address_do_not_meet_others() -> None:
+    """The kernel takes "any" for "whichever" when it looks for a rule: to delete it, or to say that it exists."""
+    anywhere = ip_network("0.0.0.0/0")
+    pairs = [(s, d) for s in (SELECTOR.source, anywhere) for d in (SELECTOR.destination, anywhere)]
+    leads = {Selector(*pair): Lead(Selector(*pair), LEAD.source_hint, 1446) for pair in pairs}
+    async with AsyncIPRoute() as route:
+        made = await driver(route)
+        bare = shown("rule", "show")
+        for victim in leads.values():
+            for lead in leads.values():
+                await made.create(lead)
+            assert await made.retrieve() == leads
+            await made.delete(victim)
+            assert await made.retrieve() == {key: lead for key, lead in leads.items() if lead != victim}
+        for lead in leads.values():
+            await made.delete(lead)
+        assert shown("rule", "show") == bare
+        assert shown("route", "show", "table", "21700") == ""
 
 
 async def test_a_second_life_adopts_and_removal_leaves_nothing() -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from ipaddress import ip_address
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ipsec_gw.desired import desired
-from ipsec_gw.model.ids import Direction
-from ipsec_gw.model.objects import EngineSa, Guard, GuardKey, Lead, ManagedObject, ObjectKey, Steer, Tunnel
-from ipsec_gw.reconcile.plan import Action, plan
-from tests.support.world import OFFER, SETTINGS, policy, sa, snapshot
+from ipsec_gw.model.ids import Direction, SaKey
+from ipsec_gw.model.objects import EngineSa, Guard, GuardKey, Lead, ManagedObject, ObjectKey, Steer, SteerKey, Tunnel
+from ipsec_gw.model.snapshot import XfrmSa
+from ipsec_gw.reconcile.plan import Action, Op, plan
+from tests.support.world import LOCAL, OFFER, REMOTE, SETTINGS, policy, sa, snapshot
 
 Objects = dict[ObjectKey, ManagedObject]
 
@@ -88,3 +90,92 @@ def test_guards_precede_outbound_sas() -> None:
     after = dict(desired(OFFER, SETTINGS, snapshot(sa(1, inbound=True), sa(2), policies=(policy(2),))).objects)
     kinds = [type(op.obj) for op in plan(after, {})]
     assert kinds.index(Guard) < kinds.index(EngineSa)
+
+
+PEER = ip_address("10.0.0.9")
+
+
+def moved(obj: XfrmSa) -> XfrmSa:
+    """An SA after its peer has another address: charon installs it again with the same SPI."""
+    if obj.source == REMOTE:
+        return replace(obj, source=PEER)
+    return replace(obj, key=SaKey(PEER, obj.key.spi))
+
+
+def test_a_peer_that_moves_takes_its_sas_to_another_tunnel_and_nothing_goes_astray() -> None:
+    look = snapshot(sa(1, inbound=True), sa(2), policies=(policy(2),))
+    template = replace(policy(2).templates[0], destination=PEER)
+    other = replace(
+        look,
+        sas=tuple(map(moved, look.sas)),
+        policies=(replace(policy(2), templates=(template,)),),
+        next_hops={PEER: replace(look.next_hops[REMOTE], gateway=PEER)},
+    )
+    before, after = (dict(desired(OFFER, SETTINGS, one).objects) for one in (look, other))
+    assert SteerKey(SaKey(LOCAL, 1)) in before.keys() & after.keys()
+    walk(before, after)
+    for victim in plan(after, before):
+        if victim.obj is not None:
+            walk(before, after, fails=victim)
+
+
+def test_a_tunnel_keeps_what_is_still_steered_and_led_to_it() -> None:
+    """The step before failed: the tunnel must not change behind it."""
+    before = dict(
+        desired(
+            OFFER, SETTINGS, snapshot(sa(1, inbound=True), sa(3, inbound=True), sa(2), policies=(policy(2),))
+        ).objects
+    )
+    after = dict(desired(OFFER, SETTINGS, snapshot(sa(3, inbound=True), sa(2), policies=(policy(2),))).objects)
+    swap = next(op for op in plan(after, before) if isinstance(op.obj, Tunnel))
+    assert swap.action is Action.UPDATE
+    assert swap.frees == {SteerKey(SaKey(LOCAL, 1))}
+
+
+@given(states(), states(), st.integers(0, 30))
+def test_a_step_that_fails_holds_back_what_builds_on_it(before: Objects, after: Objects, number: int) -> None:
+    operations = [op for op in plan(after, before) if op.obj is not None]
+    if operations:
+        walk(before, after, fails=operations[number % len(operations)])
+
+
+def walk(before: Objects, after: Objects, fails: Op | None = None) -> None:
+    """Carry a plan out as the executor does; one operation may fail. The invariants hold all the way."""
+    state, failed = dict(before), set[ObjectKey]()
+    for op in plan(after, before):
+        if op.obj is None:
+            continue
+        if op == fails or not failed.isdisjoint(op.needs | op.frees):
+            failed.add(op.obj.key)
+        elif op.action is Action.DELETE:
+            del state[op.obj.key]
+        else:
+            state[op.obj.key] = op.obj
+        check(state)
+    assert (state == after) is (not failed)
+
+
+def test_a_tunnel_that_goes_makes_way_before_the_one_that_takes_its_sas_over() -> None:
+    look = snapshot(sa(1, inbound=True), sa(2), policies=(policy(2),))
+    other = replace(
+        look,
+        sas=tuple(map(moved, look.sas)),
+        policies=(replace(policy(2), templates=(replace(policy(2).templates[0], destination=PEER),)),),
+        next_hops={PEER: replace(look.next_hops[REMOTE], gateway=PEER)},
+    )
+    before, after = (dict(desired(OFFER, SETTINGS, one).objects) for one in (look, other))
+    tunnels = [op for op in plan(after, before) if isinstance(op.obj, Tunnel)]
+    assert [op.action for op in tunnels] == [Action.DELETE, Action.CREATE]
+    assert tunnels[0].obj is not None
+    assert tunnels[0].obj.key in tunnels[1].frees
+
+
+def test_plaintext_is_led_only_behind_a_closed_guard_and_the_guard_opens_only_without_a_lead() -> None:
+    """Also a lead whose tunnel nobody knows, because its engine is out of reach: it may encrypt still."""
+    objects = dict(desired(OFFER, SETTINGS, snapshot(sa(1, inbound=True), sa(2), policies=(policy(2),))).objects)
+    guard, lead = (next(o for o in objects.values() if isinstance(o, kind)) for kind in (Guard, Lead))
+    put = next(op for op in plan(objects, {}) if op.obj == lead)
+    assert guard.key in put.needs
+    alone: Objects = {guard.key: guard, lead.key: lead}
+    opened = next(op for op in plan({}, alone) if op.obj == guard)
+    assert lead.key in opened.frees

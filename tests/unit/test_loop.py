@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pytest
@@ -13,7 +15,7 @@ from ipsec_gw.model.ids import SaKey, TunnelId
 from ipsec_gw.model.objects import Guard, GuardKey, ManagedObject, ObjectKey, Selector, SteerKey
 from ipsec_gw.model.snapshot import Snapshot
 from ipsec_gw.ownership.engine_link import EngineLink
-from ipsec_gw.ownership.guard import HAND_BACK_MARGIN, GuardDriver
+from ipsec_gw.ownership.guard import HAND_BACK_MARGIN, KEPT_AHEAD, GuardDriver
 from ipsec_gw.ownership.refusals import Refusals
 from ipsec_gw.ownership.rekey import RekeyPacer
 from ipsec_gw.reconcile.delta import DeltaTracker
@@ -23,6 +25,9 @@ from ipsec_gw.reconcile.record import Outcome
 from tests.support.fakes import FakeDriver, FakeEngine, FakeSource
 from tests.support.world import HERE, LOCAL, REMOTE, SETTINGS, THERE, established, policy, sa, snapshot
 from tests.unit.test_ownership import Kernel, Maps, with_oseq
+
+FAR = KEPT_AHEAD + 500
+"""More than the kernel's number was raised at birth."""
 
 OUT, IN, TUNNEL = SaKey(REMOTE, 0x22), SaKey(LOCAL, 0x11), TunnelId(1, REMOTE)
 
@@ -57,8 +62,19 @@ def second_life(world: World) -> World:
     return join(world.engine, world.source, world.maps, world.kernel, world.steer, world.lead)
 
 
+def join_anew(clock: Callable[[], float] = time.monotonic) -> World:
+    """A world in which nothing has happened yet."""
+    return join(FakeEngine(), FakeSource(Snapshot()), Maps(), Kernel(), FakeDriver(), FakeDriver(), clock)
+
+
 def join(
-    engine: FakeEngine, source: FakeSource, maps: Maps, kernel: Kernel, steer: FakeDriver, lead: FakeDriver
+    engine: FakeEngine,
+    source: FakeSource,
+    maps: Maps,
+    kernel: Kernel,
+    steer: FakeDriver,
+    lead: FakeDriver,
+    clock: Callable[[], float] = time.monotonic,
 ) -> World:
     link = EngineLink(engine)
     refusals = Refusals(RekeyPacer())
@@ -85,13 +101,14 @@ def join(
         retrieve=retrieve,
         refusals=refusals,
         follow=guard.follow,
+        clock=clock,
     )
     return World(engine, source, maps, kernel, steer, lead, link, reconciler, refusals)
 
 
 @pytest.fixture
 async def world() -> World:
-    made = join(FakeEngine(), FakeSource(Snapshot()), Maps(), Kernel(), FakeDriver(), FakeDriver())
+    made = join_anew()
     await made.link.open()
     return made
 
@@ -135,8 +152,8 @@ async def test_what_the_engine_refuses_is_the_kernels_and_nothing_is_half_in_pla
 ) -> None:
     world.engine.refuses.add(victim)
     await world.show(established())
-    await world.reconciler.run_pass()
     assert world.maps.claimed() == frozenset(), "a claimed SA without a tunnel would be a black hole"
+    assert world.maps.owner == {OUT: "kernel"}
     assert world.lead.objects == {}
     assert world.steer.objects == {}
     owner, reason = world.reasons()[0x22]
@@ -178,7 +195,7 @@ async def test_one_bad_sa_does_not_hold_up_the_rest(world: World) -> None:
 
 async def test_a_dead_engine_gives_everything_to_the_kernel_behind_its_numbers(world: World) -> None:
     await world.show(established())
-    world.engine.sent[OUT] = Counters(500, 1)
+    world.engine.sent[OUT] = Counters(FAR, 1)
     await world.link.look()
     assert world.link.losses == 0
     world.engine.broken = True
@@ -186,7 +203,7 @@ async def test_a_dead_engine_gives_everything_to_the_kernel_behind_its_numbers(w
     assert world.link.losses == 1
     world.reconciler.distrust()
     await world.reconciler.run_pass()
-    assert world.kernel.sas[OUT].replay.oseq == 500 + HAND_BACK_MARGIN
+    assert world.kernel.sas[OUT].replay.oseq == FAR + HAND_BACK_MARGIN
     assert world.maps.owner == {OUT: "kernel"}
     assert world.steer.objects == {}
     assert world.lead.objects == {}
@@ -235,11 +252,11 @@ async def test_a_restarted_daemon_catches_up_with_what_happened_meanwhile(world:
 
 async def test_withdrawal_hands_everything_back(world: World) -> None:
     await world.show(established())
-    world.engine.sent[OUT] = Counters(7, 1)
+    world.engine.sent[OUT] = Counters(FAR, 1)
     record = await world.reconciler.withdraw()
     assert {step.outcome for step in record.steps} == {Outcome.DONE}
     assert world.empty()
-    assert world.kernel.sas[OUT].replay.oseq == 7 + HAND_BACK_MARGIN
+    assert world.kernel.sas[OUT].replay.oseq == FAR + HAND_BACK_MARGIN
 
 
 async def test_leftovers_of_a_crash_are_swept(world: World) -> None:
@@ -287,3 +304,36 @@ async def test_an_ineligible_sa_is_released_at_once(world: World) -> None:
     await world.show(Snapshot())
     await world.show(Snapshot())
     assert world.maps.owner == {}
+
+
+async def test_a_successor_that_the_engine_refuses_is_the_kernels_before_its_turn_comes(world: World) -> None:
+    """When the policies switch to it, the kernel may send with it at once."""
+    await world.show(established())
+    successor = SaKey(REMOTE, 0x44)
+    world.engine.refuses.add(successor)
+    await world.show(
+        snapshot(
+            sa(0x11, inbound=True), sa(0x22), sa(0x33, inbound=True, age=1), sa(0x44, age=1), policies=(policy(0x22),)
+        )
+    )
+    assert world.maps.owner == {OUT: "engine", successor: "kernel"}
+    assert world.engine.objects[TUNNEL].outbound == OUT, "the one in use goes on"
+    assert successor in world.refusals.reasons()
+
+
+async def test_an_engine_that_comes_back_does_not_get_what_the_kernel_took_over(world: World) -> None:
+    await world.show(established())
+    world.engine.sent[OUT] = Counters(FAR, 1)
+    world.engine.broken = True
+    await world.link.look()
+    world.reconciler.distrust()
+    await world.reconciler.run_pass()
+    assert world.maps.owner == {OUT: "kernel"}
+    reborn = second_life(world)
+    world.engine.broken = False
+    await reborn.link.open()
+    await reborn.reconciler.run_pass()
+    assert OUT not in world.engine.objects
+    assert TUNNEL not in world.engine.objects
+    assert world.maps.owner == {OUT: "kernel"}
+    assert "the kernel took it over" in reborn.reasons()[0x22][1]

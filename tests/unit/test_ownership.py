@@ -8,11 +8,11 @@ from ipaddress import ip_address
 import pytest
 
 from ipsec_gw.engines.port import Counters
-from ipsec_gw.errors import IpsecGwError, UsedKeyError
+from ipsec_gw.errors import IpsecGwError, UsedKeyError, XfrmError
 from ipsec_gw.model.ids import SaKey
 from ipsec_gw.model.objects import Guard, GuardKey
 from ipsec_gw.model.snapshot import Replay, XfrmSa
-from ipsec_gw.ownership.guard import HAND_BACK_MARGIN, GuardDriver
+from ipsec_gw.ownership.guard import HAND_BACK_MARGIN, KEPT_AHEAD, GuardDriver
 from ipsec_gw.ownership.rekey import RekeyPacer
 from tests.support.world import REMOTE, sa, snapshot
 
@@ -61,6 +61,8 @@ class Kernel:
 
     def __init__(self, *sas: XfrmSa) -> None:
         self.sas = {s.key: s for s in sas}
+        self.refuses: set[SaKey] = set()
+        self.written: list[tuple[SaKey, int]] = []
         self.on_look = lambda: None
 
     def sa(self, key: SaKey) -> XfrmSa | None:
@@ -68,7 +70,10 @@ class Kernel:
         return self.sas.get(key)
 
     def raise_oseq(self, key: SaKey, oseq: int) -> None:
-        self.sas[key] = with_oseq(self.sas[key], oseq)
+        if key not in self.sas or key in self.refuses:
+            raise XfrmError(f"NEWAE for {key} refused")
+        self.written.append((key, oseq))
+        self.sas[key] = with_oseq(self.sas[key], max(oseq, self.sas[key].replay.oseq))
 
 
 def with_oseq(one: XfrmSa, oseq: int) -> XfrmSa:
@@ -143,6 +148,78 @@ async def test_an_sa_that_is_gone_is_not_guarded() -> None:
     assert maps.owner == {}
 
 
+async def test_the_kernels_number_is_ahead_before_the_engine_gets_the_sa() -> None:
+    maps, kernel = Maps(), Kernel(with_oseq(sa(0x22), 7))
+    maps.seen[KEY] = Seen(dropped=7)
+    await driver(maps, kernel)[0].create(GUARD)
+    assert kernel.written == [(KEY, 7 + KEPT_AHEAD)]
+    assert maps.claimed() == {KEY}
+
+
+async def test_an_sa_whose_number_cannot_be_raised_is_left_to_the_kernel() -> None:
+    maps, kernel = Maps(), Kernel(sa(0x22))
+    kernel.refuses.add(KEY)
+    with pytest.raises(XfrmError):
+        await driver(maps, kernel)[0].create(GUARD)
+    assert maps.owner == {KEY: "kernel"}
+
+
+async def test_an_sa_that_moved_with_its_number_is_not_taken_for_fresh() -> None:
+    """Charon installs it again under another address, with the key and the raised number (MOBIKE)."""
+    maps, kernel = Maps(), Kernel(with_oseq(sa(0x22), KEPT_AHEAD))
+    with pytest.raises(UsedKeyError, match="used by an engine before"):
+        await driver(maps, kernel)[0].create(GUARD)
+    assert maps.owner == {KEY: "kernel"}
+
+
+def test_the_kernel_is_kept_ahead_in_steps_upwards_and_only_of_what_is_claimed() -> None:
+    other = SaKey(REMOTE, 0x33)
+    maps, kernel = Maps(), Kernel(sa(0x22), sa(0x33))
+    maps.claim(KEY)
+    maps.release(other)
+    guard, _ = driver(maps, kernel)
+    written: list[tuple[int, int]] = []
+    for packets in range(0, 4 * HAND_BACK_MARGIN, HAND_BACK_MARGIN // 8):
+        before = len(kernel.written)
+        guard.keep_ahead({KEY: Counters(packets, 0), other: Counters(packets, 0)})
+        written += [(packets, number) for _, number in kernel.written[before:]]
+        assert kernel.sas[KEY].replay.oseq - packets >= HAND_BACK_MARGIN, "what an engine sends until the next look"
+    assert [number - packets for packets, number in written] == [KEPT_AHEAD] * len(written)
+    assert len(written) == 4, "in steps of a margin"
+    assert {key for key, _ in kernel.written} == {KEY}
+    maps.release(KEY)
+    guard.keep_ahead({KEY: Counters(9 * HAND_BACK_MARGIN, 0)})
+    assert len(kernel.written) == 4, "never after the kernel took it over"
+
+
+@pytest.mark.parametrize(("oseq", "told"), [(999, 1), (1000, 0), (KEPT_AHEAD, 0)])
+def test_an_outage_that_was_longer_than_the_margin_is_told(oseq: int, told: int) -> None:
+    maps, kernel = Maps(), Kernel(with_oseq(sa(0x22), oseq))
+    maps.claim(KEY)
+    troubles: list[str] = []
+    guard = GuardDriver(maps, kernel, sent=lambda _key: None, refuse=lambda *_: None, tell=troubles.append)
+    for _ in range(3):
+        guard.keep_ahead({KEY: Counters(1000, 0)})
+    assert len(troubles) == told
+    assert all(str(KEY) in trouble for trouble in troubles)
+    assert kernel.sas[KEY].replay.oseq == 1000 + KEPT_AHEAD
+
+
+def test_one_number_that_cannot_be_written_does_not_hold_up_the_others() -> None:
+    keys = [SaKey(REMOTE, spi) for spi in (0x22, 0x33, 0x44)]
+    for victim in keys:
+        maps, kernel = Maps(), Kernel(sa(0x22), sa(0x33), sa(0x44))
+        for key in keys:
+            maps.claim(key)
+        kernel.refuses.add(victim)
+        guard, _ = driver(maps, kernel)
+        guard.keep_ahead({key: Counters(1, 0) for key in keys})
+        assert {key for key, _ in kernel.written} == set(keys) - {victim}
+        kernel.refuses.clear()
+        guard.keep_ahead({key: Counters(1, 0) for key in keys})
+        assert {key for key, _ in kernel.written} == set(keys), "it is written at the next look"
+
+
 async def test_hand_back_continues_behind_the_engines_numbers() -> None:
     maps, kernel = Maps(), Kernel(sa(0x22))
     maps.claim(KEY)
@@ -176,6 +253,16 @@ async def test_unknown_use_counts_as_used() -> None:
     maps.claim(KEY)
     await driver(maps, kernel, None)[0].delete(GUARD)
     assert kernel.sas[KEY].replay.oseq == HAND_BACK_MARGIN
+
+
+async def test_unknown_use_continues_behind_what_an_earlier_life_kept_ahead() -> None:
+    """The engine may have come near the number that was kept ahead of it, and a margin beyond."""
+    maps, kernel = Maps(), Kernel(with_oseq(sa(0x22), 5000))
+    maps.claim(KEY)
+    guard, refused = driver(maps, kernel, None)
+    await guard.delete(GUARD)
+    assert kernel.sas[KEY].replay.oseq == 5000 + HAND_BACK_MARGIN
+    assert KEY in refused
 
 
 async def test_the_guard_of_a_deleted_sa_leaves_nothing() -> None:
@@ -244,3 +331,14 @@ def test_dead_sas_are_forgotten() -> None:
     pacer.request(KEY)
     pacer.settle(lambda _key: False)
     assert pacer.waiting == frozenset()
+
+
+def test_an_sa_that_nobody_rekeys_is_asked_for_again_after_five_minutes() -> None:
+    pacer = RekeyPacer()
+    pacer.request(KEY)
+    assert pacer.due(0.0) == KEY
+    assert pacer.due(299.0) is None
+    assert pacer.due(300.0) == KEY
+    assert pacer.due(301.0) is None
+    pacer.settle(lambda _key: False)
+    assert pacer.due(900.0) is None

@@ -74,6 +74,29 @@ async def engine(rack):
     await made.close()
 
 
+async def test_nothing_is_steered_to_an_engine_that_begins(rack):
+    """What was given to an earlier life is taken off the steering before the docks can lead to this one."""
+    entered: list[list[bool]] = []
+
+    def taking() -> None:
+        entered.append([bool(one.entered) for one in rack.sockets])
+
+    engine = SoftEngine(replace(context(), taking=taking), open_socket=rack.open, count_queues=lambda _name: 1)
+    await engine.open()
+    await engine.close()
+    assert entered == [[False, False]]
+
+
+async def test_an_engine_does_not_begin_while_the_steering_cannot_be_cleared(rack):
+    def taking() -> None:
+        raise SteeringError("the map refused - x")
+
+    engine = SoftEngine(replace(context(), taking=taking), open_socket=rack.open, count_queues=lambda _name: 1)
+    with pytest.raises(EngineUnavailable, match="the map refused"):
+        await engine.open()
+    assert [(one.entered, one.closed) for one in rack.sockets] == [([], True), ([], True)]
+
+
 async def fill(engine: Engine):
     inbound, outbound = sa(Direction.IN, 0x1001), sa(Direction.OUT, 0x2001)
     for obj in (inbound, outbound, next_hop(), tunnel([inbound], outbound)):

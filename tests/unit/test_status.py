@@ -44,9 +44,9 @@ async def status() -> dict[str, Any]:
             capabilities=None, offer=SimpleNamespace(name=EngineName.KERNEL, absent=""), trouble="", up=True
         ),
         reconciler=SimpleNamespace(in_sync=True, decision=SimpleNamespace(verdicts=())),
-        senses=SimpleNamespace(monitor=SimpleNamespace(overruns=0)),
+        senses=SimpleNamespace(monitor=SimpleNamespace(overruns=3), kernel=SimpleNamespace(malformed=4)),
     )
-    charon = SimpleNamespace(version="5.9.8")
+    charon = SimpleNamespace(version="5.9.8", malformed=5)
     daemon = Daemon(cast(Gateway, gateway), cast(CharonWatcher, charon), lambda: False)
     answer: dict[str, Any] = await daemon.answer("status")
     return answer
@@ -56,6 +56,11 @@ async def test_verdicts_have_names_that_scripts_can_read() -> None:
     verdicts = json.loads(json.dumps(await status()))["verdicts"]
     assert verdicts == {reason.label: COUNTED.get(reason, 0) for reason in Reason}
     assert verdicts["unknown-spi"] == 7
+
+
+async def test_lost_and_unreadable_messages_are_counted() -> None:
+    answer = await status()
+    assert (answer["netlinkOverruns"], answer["malformedMessages"]) == (3, 9)
 
 
 async def test_people_see_the_most_frequent_verdicts_first(monkeypatch: pytest.MonkeyPatch) -> None:

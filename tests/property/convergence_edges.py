@@ -1,0 +1,512 @@
+"""Everything outside of the control plane, as fakes that know what reaches the wire.
+
+Each call of the control plane crosses an :class:`Edge`: there it may fail once, the daemon may die, and the world may
+go on in between. What must hold at every step (:class:`Law`) is checked at every such crossing.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, replace
+from ipaddress import ip_network
+from random import Random
+from typing import Any
+
+from pyroute2.netlink.exceptions import NetlinkError
+
+from ipsec_gw.engines.port import Capabilities, Counters
+from ipsec_gw.errors import EngineError, EngineUnavailable, SteeringError, UsedKeyError, XfrmError
+from ipsec_gw.model.algorithms import ALGORITHMS
+from ipsec_gw.model.ids import Direction, EngineName, IpNetwork, SaKey
+from ipsec_gw.model.objects import EngineKey, EngineObject, EngineSa, Selector, Tunnel
+from ipsec_gw.model.snapshot import XfrmSa
+from ipsec_gw.ownership.guard import HAND_BACK_MARGIN, KEPT_AHEAD
+from ipsec_gw.ownership.lead import TABLE
+
+ANY = "0.0.0.0/0"
+
+
+class Crash(BaseException):
+    """The daemon is killed here."""
+
+
+class Broken(AssertionError):
+    """An invariant of DESIGN.md, section 3, does not hold."""
+
+
+def nothing_happens() -> bool:
+    """Between two calls."""
+    return False
+
+
+class Edge:
+    """Where the control plane meets the world. Countdowns of calls until one fails, and until the daemon dies.
+
+    ``broken`` is a call that fails again and again. ``between`` is what the world does before a call, and tells if it
+    did anything; ``law`` is what holds at every step. ``failures`` counts the calls that failed; ``loses_answers`` is
+    how probable it is that a call is done and not answered.
+    """
+
+    def __init__(self, random: Random, note: Callable[[str], None]) -> None:
+        self.random = random
+        self.note = note
+        self.fails_in = self.dies_in = -1
+        self.failures = 0
+        self.broken = ""
+        self.loses_answers = 0.01
+        self.between: Callable[[], bool] = nothing_happens
+        self.law: Callable[[], None] = lambda: None
+
+    def cross(self, what: str, error: Callable[[str], Exception]) -> None:
+        self.law()
+        self.note(f"    {what}")
+        if self.between():
+            self.law()
+        self.dies_in -= 1
+        self.fails_in -= 1
+        if self.dies_in == 0:
+            self.note(f"  the daemon dies before {what}")
+            raise Crash
+        if self.fails_in == 0 or what == self.broken:
+            self.note(f"  {what} fails")
+            self.failures += 1
+            raise error(f"{what} refused by the test")
+
+    def calm(self) -> None:
+        self.fails_in = self.dies_in = -1
+        self.broken = ""
+        self.between = nothing_happens
+
+
+class Wire:
+    """What left, by key material: no number twice, whoever sends (a nonce used again would be the end)."""
+
+    def __init__(self) -> None:
+        self.sent: dict[bytes, list[tuple[int, int]]] = {}
+
+    def emit(self, who: str, material: bytes, first: int, count: int) -> None:
+        last = first + count - 1
+        for earlier, until in self.sent.setdefault(material, []):
+            if first <= until and earlier <= last:
+                raise Broken(f"{who} sends numbers {first} to {last} with a key that has sent {earlier} to {until}")
+        self.sent[material].append((first, last))
+
+
+@dataclass
+class Seen:
+    passed: int = 0
+    dropped: int = 0
+
+
+class FakeXfrm:
+    """The kernel's SAs (:class:`ipsec_gw.ownership.guard.KernelSas`)."""
+
+    def __init__(self, edge: Edge) -> None:
+        self.edge = edge
+        self.sas: dict[SaKey, XfrmSa] = {}
+        self.expired: list[SaKey] = []
+        self.steering: FakeSteering
+
+    def sa(self, key: SaKey) -> XfrmSa | None:
+        self.edge.cross(f"GETSA {key}", XfrmError)
+        return self.sas.get(key)
+
+    def raise_oseq(self, key: SaKey, oseq: int) -> None:
+        self.edge.cross(f"NEWAE {key}", XfrmError)
+        sa = self.sas.get(key)
+        if sa is None:
+            raise XfrmError(f"SA {key} is gone from the kernel")
+        if self.steering.owner.get(key) != "engine":
+            raise Broken(f"the number of {key} is written, which is the kernel's own (invariant 4)")
+        if oseq > sa.replay.oseq:
+            self.sas[key] = replace(sa, replay=replace(sa.replay, oseq=oseq))
+
+    def expire_soft(self, key: SaKey) -> None:
+        self.edge.cross(f"EXPIRE {key}", XfrmError)
+        if key not in self.sas:
+            raise XfrmError(f"SA {key} is gone from the kernel")
+        self.expired.append(key)
+
+
+class FakeSteering:
+    """Guard and steering maps, and the programs that read them."""
+
+    def __init__(self, edge: Edge, wire: Wire, xfrm: FakeXfrm) -> None:
+        self.edge, self.wire, self.xfrm = edge, wire, xfrm
+        self.owner: dict[SaKey, str] = {}
+        self.seen: dict[SaKey, Seen] = {}
+        self.entries: set[SaKey] = set()
+        self.undrained: set[SaKey] = set()
+        self.holding = True
+        self.engine: FakeEngine
+        self.routes: FakeRoutes
+
+    def kernel_sends(self, key: SaKey, count: int) -> None:
+        """The kernel gives out numbers; the guard lets them pass or holds them back."""
+        sa = self.xfrm.sas[key]
+        first = sa.replay.oseq + 1
+        self.xfrm.sas[key] = replace(sa, replay=replace(sa.replay, oseq=sa.replay.oseq + count))
+        seen = self.seen.setdefault(key, Seen())
+        if self.owner.get(key) == "engine" or (key not in self.owner and self.holding):
+            seen.dropped += count
+            return
+        seen.passed += count
+        assert sa.aead is not None
+        self.wire.emit("the kernel", sa.aead.secret.reveal(), first, count)
+
+    def claim(self, key: SaKey) -> None:
+        self.edge.cross(f"claim {key}", SteeringError)
+        self.owner[key] = "engine"
+
+    def release(self, key: SaKey) -> None:
+        self.edge.cross(f"release {key}", SteeringError)
+        self._nobody_else_sends(key)
+        self.owner[key] = "kernel"
+
+    def forget(self, key: SaKey) -> None:
+        self.edge.cross(f"forget {key}", SteeringError)
+        if key in self.xfrm.sas:
+            self._nobody_else_sends(key)
+        self.owner.pop(key, None)
+        self.seen.pop(key, None)
+
+    def claimed(self) -> frozenset[SaKey]:
+        self.edge.cross("claimed", SteeringError)
+        return frozenset(key for key, owner in self.owner.items() if owner == "engine")
+
+    def guarded(self) -> frozenset[SaKey]:
+        self.edge.cross("guarded", SteeringError)
+        return frozenset({*self.owner, *self.seen})
+
+    def guard_counters(self) -> dict[SaKey, Seen]:
+        self.edge.cross("guard counters", SteeringError)
+        return {key: replace(seen) for key, seen in self.seen.items()}
+
+    def set_local(self, addresses: frozenset[object]) -> None:
+        self.edge.cross("set local", SteeringError)
+
+    def steer(self, key: SaKey) -> None:
+        self.edge.cross(f"steer {key}", SteeringError)
+        self.entries.add(key)
+
+    def unsteer(self, key: SaKey) -> None:
+        self.edge.cross(f"unsteer {key}", SteeringError)
+        if key in self.entries and self.engine.works:
+            self.undrained.add(key)
+        self.entries.discard(key)
+
+    def steered(self) -> frozenset[SaKey]:
+        self.edge.cross("steered", SteeringError)
+        return frozenset(self.entries)
+
+    def _nobody_else_sends(self, key: SaKey) -> None:
+        for tunnel in self.engine.tunnels():
+            if tunnel.outbound == key and any(self.routes.leads(selector) for selector in tunnel.selectors):
+                raise Broken(f"the guard of {key} opens while plaintext is led to its engine (invariant 3)")
+
+
+class FakeEngine:
+    """The engine port. ``alive`` is the process, ``reachable`` its API; ``restarted`` until the daemon has noticed.
+
+    ``taken`` is the process that has the interfaces: they are lost with it, and taken by opening it.
+    """
+
+    name = EngineName.VPP
+
+    def __init__(self, edge: Edge, wire: Wire) -> None:
+        self.edge, self.wire = edge, wire
+        self.objects: dict[EngineKey, EngineObject] = {}
+        self.sent: dict[SaKey, int] = {}
+        self.process = 1
+        self.seen_process = 1
+        self.taken = 0
+        self.alive = self.reachable = True
+        self.used: set[bytes] = set()
+        self.taking: Callable[[], None] = lambda: None
+        self.steering: FakeSteering
+
+    @property
+    def epoch(self) -> int:
+        """Of the process that was reached last, as the port has it."""
+        return self.seen_process
+
+    @property
+    def works(self) -> bool:
+        """Packets that are steered or led to it get into it, whether its API answers or not."""
+        return self.alive and self.taken == self.process
+
+    @property
+    def restarted(self) -> bool:
+        return self.seen_process != self.process
+
+    def sa(self, key: SaKey) -> EngineSa:
+        found = self.objects[key]
+        assert isinstance(found, EngineSa)
+        return found
+
+    def tunnels(self) -> list[Tunnel]:
+        return [obj for obj in self.objects.values() if isinstance(obj, Tunnel)]
+
+    def die(self) -> None:
+        self.objects.clear()
+        self.sent.clear()
+        self.alive = self.reachable = False
+
+    def start(self) -> None:
+        if not self.alive:
+            self.process += 1
+        self.alive = self.reachable = True
+
+    def encrypts(self, key: SaKey, count: int) -> None:
+        self.wire.emit("the engine", material(self.sa(key)), self.sent[key] + 1, count)
+        self.sent[key] += count
+
+    async def open(self) -> Capabilities:
+        self._cross("open")
+        if self.taken != self.process:
+            self.taking()
+        self.seen_process = self.taken = self.process
+        self._remember()
+        return Capabilities(frozenset(ALGORITHMS), True, False, 4096, True, "fake")
+
+    async def close(self) -> None:
+        pass
+
+    async def retrieve(self) -> Mapping[EngineKey, EngineObject]:
+        self._cross("retrieve")
+        self._remember()
+        return dict(self.objects)
+
+    async def create(self, obj: EngineObject) -> None:
+        self._change(f"create {obj.key}", lambda: self._create(obj))
+
+    async def update(self, obj: EngineObject) -> None:
+        self._change(f"update {obj.key}", lambda: self._update(obj))
+
+    async def delete(self, key: EngineKey) -> None:
+        self._change(f"delete {key}", lambda: self._delete(key))
+
+    async def counters(self) -> Mapping[SaKey, Counters]:
+        self._cross("counters")
+        return {key: Counters(count, count) for key, count in self.sent.items()}
+
+    def _cross(self, what: str) -> None:
+        self.edge.cross(f"engine {what}", EngineError)
+        if not self.reachable:
+            raise EngineUnavailable("the API socket is gone")
+        if self.restarted and what != "open":
+            raise EngineUnavailable("the connection was to another process")
+
+    def _change(self, what: str, change: Callable[[], None]) -> None:
+        """The connection may break after the change was made: the caller cannot tell."""
+        self._cross(what)
+        change()
+        if self.edge.random.random() < self.edge.loses_answers and self.edge.fails_in >= 0:
+            self.reachable = False
+            self.edge.note(f"  engine {what} was done, but the answer is lost")
+            raise EngineUnavailable("no answer")
+
+    def _create(self, obj: EngineObject) -> None:
+        if obj.key in self.objects:
+            raise EngineError(f"{obj.key} exists")
+        if isinstance(obj, EngineSa):
+            self._accept(obj)
+            self.sent[obj.key] = 0
+        self._check(obj)
+        self.objects[obj.key] = obj
+
+    def _accept(self, sa: EngineSa) -> None:
+        if sa.direction is Direction.IN:
+            return
+        if material(sa) in self.used:
+            raise UsedKeyError(f"{sa.key} has a key that was here before")
+        # What charon moves to another address between the check and this call is sent on behind the raised number.
+        if any(first <= KEPT_AHEAD for first, _ in self.wire.sent.get(material(sa), ())):
+            raise Broken(f"a used key is given to the engine with {sa.key} (invariant 3)")
+        if self.steering.owner.get(sa.key) != "engine":
+            raise Broken(f"the engine gets {sa.key} before its guard is closed (invariant 3)")
+        self.used.add(material(sa))
+
+    def _update(self, obj: EngineObject) -> None:
+        old = self.objects.get(obj.key)
+        if old is None:
+            raise EngineError(f"{obj.key} does not exist")
+        if isinstance(obj, EngineSa) and (not isinstance(old, EngineSa) or replace(old, source=obj.source) != obj):
+            raise EngineError(f"{obj.key}: only the source can change")
+        self._check(obj)
+        if isinstance(old, Tunnel) and isinstance(obj, Tunnel):
+            for key in set(old.inbound) - set(obj.inbound):
+                self._drained(key)
+        self.objects[obj.key] = obj
+
+    def _drained(self, key: EngineKey) -> None:
+        for one in self.objects[key].inbound if isinstance(self.objects[key], Tunnel) else (key,):
+            if one in self.steering.undrained:
+                raise Broken(f"{one} leaves the engine while packets that were steered to it are on their way")
+
+    def _check(self, obj: EngineObject) -> None:
+        if not isinstance(obj, Tunnel):
+            return
+        if not {*obj.inbound, obj.outbound, obj.remote} <= self.objects.keys():
+            raise EngineError(f"{obj.key} refers to what is not there")
+        for other in self.tunnels():
+            if other.key != obj.key and set(other.inbound) & set(obj.inbound):
+                raise EngineError(f"{obj.key}: an inbound SA belongs to {other.key}")
+
+    def _delete(self, key: EngineKey) -> None:
+        if key not in self.objects:
+            raise EngineError(f"{key} does not exist")
+        for other in self.tunnels():
+            if key in {*other.inbound, other.outbound, other.remote}:
+                raise EngineError(f"{key} is used by {other.key}")
+        self._drained(key)
+        gone = self.objects.pop(key)
+        if isinstance(gone, EngineSa) and not self.sent.pop(gone.key) and gone.direction is Direction.OUT:
+            self.used.discard(material(gone))
+
+    def _remember(self) -> None:
+        self.used |= {material(o) for o in self.objects.values() if isinstance(o, EngineSa) and o.direction == "out"}
+
+
+def material(sa: EngineSa) -> bytes:
+    return sa.secret.reveal() + sa.salt.reveal()
+
+
+class Message(dict[str, Any]):
+    """A netlink message as pyroute2 shows it."""
+
+    def get_attr(self, name: str) -> Any:
+        return self.get(name)
+
+
+FOREIGN_RULES: list[dict[str, Any]] = [
+    {"priority": 215, "src": "192.168.1.0/24", "dst": "172.16.1.0/24", "table": 100},
+    {"priority": 213, "src": "192.168.1.0/24", "dst": "172.16.1.0/24", "table": TABLE},
+    {"priority": 220, "src": "0.0.0.0/0", "dst": "0.0.0.0/0", "table": 220},
+]
+FOREIGN_ROUTES: list[dict[str, Any]] = [
+    {"table": table, "dst": dst, "metrics": {"mtu": 1400}} for table in (100, 220, 254) for dst in ("172.16.1.0/24",)
+]
+"""An administrator's, and charon's."""
+
+
+class FakeRoutes:
+    """The part of AsyncIPRoute that the lead driver uses: rules, and the routes of all tables."""
+
+    def __init__(self, edge: Edge) -> None:
+        self.edge = edge
+        self.rules = list(FOREIGN_RULES)
+        self.table = {(route["table"], route["dst"]): route for route in FOREIGN_ROUTES}
+
+    def leads(self, selector: Selector) -> bool:
+        source, destination = _text(selector.source), _text(selector.destination)
+        return (TABLE, destination) in self.table and any(
+            (rule["src"], rule["dst"], rule["table"]) == (source, destination, TABLE) and "iifname" not in rule
+            for rule in self.rules
+            if rule not in FOREIGN_RULES
+        )
+
+    def facts(self) -> set[str]:
+        """To compare with others."""
+        return {str(sorted(rule.items())) for rule in self.rules} | {str(route) for route in self.table.values()}
+
+    async def rule(self, command: str, **rule: Any) -> None:
+        """As the kernel looks for a rule: what is not asked for, an address above all, may be whatever it is."""
+        self.edge.cross(f"rule {command} {rule}", lambda _text: NetlinkError(105))
+        if ANY in {rule.get("src"), rule.get("dst")}:
+            raise NetlinkError(22)
+        found = next((one for one in self.rules if rule.items() <= one.items()), None)
+        if command == "add":
+            if found is not None:
+                raise NetlinkError(17)
+            self.rules.append({"src": ANY, "dst": ANY, **rule})
+        elif found is None:
+            raise NetlinkError(2)
+        else:
+            if found in FOREIGN_RULES:
+                raise Broken(f"{found} is deleted, which belongs to somebody else")
+            self.rules.remove(found)
+
+    async def route(self, command: str, **route: Any) -> None:
+        self.edge.cross(f"route {command} {route['dst']}", lambda _text: NetlinkError(105))
+        key = (route["table"], route["dst"])
+        if self.table.get(key) in FOREIGN_ROUTES:
+            raise Broken(f"{command} of {self.table[key]}, which belongs to somebody else")
+        if command == "replace":
+            self.table[key] = route
+        elif self.table.pop(key, None) is None:
+            raise NetlinkError(3)
+
+    async def get_rules(self, **_filter: Any) -> AsyncIterator[Message]:
+        self.edge.cross("get rules", lambda _text: NetlinkError(105))
+        return self._each([self._rule(rule) for rule in self.rules])
+
+    async def get_routes(self, **asked: Any) -> AsyncIterator[Message]:
+        self.edge.cross("get routes", lambda _text: NetlinkError(105))
+        wanted = asked.get("table")
+        return self._each([self._route(r) for (table, _), r in self.table.items() if wanted in {None, table}])
+
+    @staticmethod
+    async def _each(messages: list[Message]) -> AsyncIterator[Message]:
+        for message in messages:
+            yield message
+
+    @staticmethod
+    def _rule(rule: dict[str, Any]) -> Message:
+        shown = Message(priority=rule["priority"], table=rule["table"], iifname=rule.get("iifname"))
+        for side in ("src", "dst"):
+            network = ip_network(rule[side])
+            shown |= {side: str(network.network_address), f"{side}_len": network.prefixlen}
+        return Message(shown)
+
+    @staticmethod
+    def _route(route: dict[str, Any]) -> Message:
+        network = ip_network(route["dst"])
+        return Message(
+            dst=str(network.network_address),
+            dst_len=network.prefixlen,
+            prefsrc=route.get("prefsrc"),
+            RTA_METRICS={"attrs": [("RTAX_MTU", route["metrics"]["mtu"])]},
+        )
+
+
+@functools.cache
+def _text(network: IpNetwork) -> str:
+    return str(network)
+
+
+@dataclass
+class Law:
+    """What holds at every step (DESIGN.md, section 3). Numbers used twice are :class:`Wire`'s business."""
+
+    xfrm: FakeXfrm
+    steering: FakeSteering
+    engine: FakeEngine
+    routes: FakeRoutes
+
+    def check(self) -> None:
+        if not self.engine.works:
+            return
+        tunnels = self.engine.tunnels()
+        held = {key for tunnel in tunnels for key in tunnel.inbound}
+        if not self.steering.entries <= held:
+            strangers = ", ".join(map(str, self.steering.entries - held))
+            raise Broken(f"XDP steers {strangers}, which the engine does not hold (invariant 2)")
+        for tunnel in tunnels:
+            self._one_owner(tunnel)
+
+    def _one_owner(self, tunnel: Tunnel) -> None:
+        sa = self.xfrm.sas.get(tunnel.outbound)
+        if sa is None or sa.aead is None or sa.aead.secret.reveal() != material(self.engine.sa(tunnel.outbound)):
+            return
+        claimed = self.steering.owner.get(tunnel.outbound) == "engine"
+        if not claimed and any(map(self.routes.leads, tunnel.selectors)):
+            raise Broken(f"the kernel and the engine may both send with {tunnel.outbound} (invariant 3)")
+        sent = self.engine.sent[tunnel.outbound]
+        if claimed and sa.replay.oseq <= sent:
+            raise Broken(f"the kernel's number of {tunnel.outbound} is not ahead of the engine's (invariant 4)")
+
+
+BETWEEN_LOOKS = HAND_BACK_MARGIN - 1
+"""Packets that an engine sends at most between two looks at its counters: the margin is chosen above it."""

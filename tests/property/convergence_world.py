@@ -1,0 +1,561 @@
+"""A gateway in a hostile world: charon, the kernel, an engine and a daemon that is put together as in real life."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address, ip_network
+from random import Random
+from typing import Any, TypeVar
+
+from ipsec_gw.desired import desired
+from ipsec_gw.errors import IpsecGwError, XfrmError
+from ipsec_gw.model.ids import IpAddress, SaKey
+from ipsec_gw.model.objects import EngineSa, Guard, Lead, ManagedObject, NextHop, ObjectKey, Selector, Steer, Tunnel
+from ipsec_gw.model.secret import Secret
+from ipsec_gw.model.snapshot import (
+    AeadKey,
+    Lifetime,
+    Mode,
+    PolicyDirection,
+    Replay,
+    ResolvedHop,
+    Snapshot,
+    Template,
+    XfrmPolicy,
+    XfrmSa,
+)
+from ipsec_gw.ownership.engine_link import EngineLink
+from ipsec_gw.ownership.guard import GuardDriver
+from ipsec_gw.ownership.lead import LeadDriver
+from ipsec_gw.ownership.refusals import Refusals
+from ipsec_gw.ownership.rekey import RekeyPacer
+from ipsec_gw.ownership.steer import SteerDriver
+from ipsec_gw.reconcile.delta import DeltaTracker
+from ipsec_gw.reconcile.execute import Drivers, Executor
+from ipsec_gw.reconcile.loop import Reconciler
+from ipsec_gw.reconcile.record import History
+from tests.property.convergence_edges import (
+    BETWEEN_LOOKS,
+    Broken,
+    Crash,
+    Edge,
+    FakeEngine,
+    FakeRoutes,
+    FakeSteering,
+    FakeXfrm,
+    Law,
+    Wire,
+    nothing_happens,
+)
+from tests.support.world import SETTINGS
+
+T = TypeVar("T")
+
+LOCAL = ip_address("10.0.0.1")
+PEERS = [ip_address(f"10.0.0.{n}") for n in (2, 3, 4)]
+HERE = [ip_network(n) for n in ("192.168.0.0/16", "192.168.1.0/24", "10.8.0.0/24", "0.0.0.0/0")]
+THERE = [ip_network(f"172.16.{n}.0/24") for n in range(6)] + [ip_network("172.16.0.0/22"), ip_network("0.0.0.0/0")]
+HINT = ip_address("192.168.1.1")
+TALLIED = (
+    *("call failed", "call failed for good", "daemon killed", "engine died", "engine out of reach"),
+    *("charon restarted", "peer moved", "burst through the engine", "tunnel in the engine at the end"),
+)
+"""What must not be missing in a run of many sequences."""
+
+_REMEMBERED = 200
+
+BOUND = 8
+"""Passes after the last disturbance until the state must be what is computed from scratch."""
+
+
+def finish(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that waits for nothing: no fake does, and an event loop would cost most of the time."""
+    try:
+        work.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    raise AssertionError("a fake waited")
+
+
+@dataclass
+class Child:
+    """A CHILD_SA lineage as charon keeps it: SPI pairs (in, out), and steps of exchanges that are under way."""
+
+    peer: IpAddress
+    reqid: int
+    selectors: tuple[Selector, ...]
+    pairs: list[tuple[int, int]] = field(default_factory=list)
+    steps: list[Callable[[], None]] = field(default_factory=list)
+
+
+class Daemon:
+    """The control plane, put together as the gateway does it."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.link = EngineLink(world.engine)
+        self.refusals = Refusals(RekeyPacer())
+        self.losses = 0
+        self.history = History(clock=world.now)
+        self.link.tell = self.history.trouble
+        guard = GuardDriver(
+            world.steering, world.xfrm, sent=self.link.sent, refuse=self.refusals.add, tell=self.history.trouble
+        )
+        steer = SteerDriver(world.steering)
+        self.lead = lead = LeadDriver(world.routes, kernel_index=7, engine_name="vp", engine_mac="02:00:00:00:00:07")
+        tracker: DeltaTracker[ObjectKey, ManagedObject] = DeltaTracker()
+
+        async def retrieve() -> Mapping[ObjectKey, ManagedObject]:
+            found: dict[ObjectKey, ManagedObject] = {}
+            for read in (self.link.retrieve, guard.retrieve, steer.retrieve, lead.retrieve):
+                found |= await read()  # type: ignore[operator]
+            return found
+
+        async def drain(_seconds: float) -> None:
+            world.edge.between()
+            world.steering.undrained.clear()
+
+        self.reconciler = Reconciler(
+            source=world,
+            link=self.link,
+            settings=SETTINGS,
+            tracker=tracker,
+            executor=Executor(
+                Drivers(engine=self.link, guard=guard, steer=steer, lead=lead), tracker, sleep=drain, clock=world.now
+            ),
+            retrieve=retrieve,
+            refusals=self.refusals,
+            follow=guard.follow,
+            clock=world.now,
+            history=self.history,
+        )
+        self.link.on_counters = guard.keep_ahead
+
+    async def look(self) -> None:
+        """As the daemon's task looks at its engine."""
+        failures = self._world.edge.failures
+        await self.link.look()
+        if self.link.up and self._world.edge.failures == failures:
+            self._world.looked()
+        if self.link.losses != self.losses:
+            self.losses = self.link.losses
+            self.reconciler.distrust()
+        elif not self.link.up:
+            try:
+                await self.link.open()
+            except IpsecGwError as error:
+                self.history.trouble(f"the engine cannot be opened: {error}")
+                return
+            self.reconciler.distrust()
+
+
+class World:
+    """Charon, kernel and engine, the daemon among them, and the seed that decides what happens."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = Random(seed)
+        self.log: list[str] = []
+        self.tally: Counter[str] = Counter(dict.fromkeys(TALLIED, 0))
+        self.clock = 1000.0
+        self.edge = Edge(self.random, self.log.append)
+        self.wire = Wire()
+        self.xfrm = FakeXfrm(self.edge)
+        self.steering = FakeSteering(self.edge, self.wire, self.xfrm)
+        self.engine = FakeEngine(self.edge, self.wire)
+        self.routes = FakeRoutes(self.edge)
+        self.steering.engine, self.steering.routes, self.engine.steering = self.engine, self.routes, self.steering
+        self.xfrm.steering = self.steering
+        self.law = Law(self.xfrm, self.steering, self.engine, self.routes)
+        self.edge.law = self.law.check
+        self.engine.taking = SteerDriver(self.steering).clear
+        self.moved = False
+        self.budget = BETWEEN_LOOKS
+        self.children: list[Child] = []
+        self.policies: dict[tuple[int, Selector], XfrmPolicy] = {}
+        self.spi, self.reqid, self.key = 0x100, 0, 0
+        self.hops = {peer: ResolvedHop("wan0", peer, "02:00:00:00:00:02", 1500) for peer in PEERS}
+        self.unresolved: set[IpAddress] = set()
+        self.unrest = self.random.choice([0.0, 0.02, 0.2])
+        self.daemon = Daemon(self)
+        self.start_daemon()
+
+    def now(self) -> float:
+        return self.clock
+
+    # What the control plane sees
+
+    async def snapshot(self) -> Snapshot:
+        """Policies are dumped first, as in real life; the kernel may change before the SAs are."""
+        self.edge.cross("dump policies", XfrmError)
+        policies = tuple(self.policies.values())
+        self.edge.cross("dump SAs", XfrmError)
+        return self._shown(policies)
+
+    def _shown(self, policies: tuple[XfrmPolicy, ...]) -> Snapshot:
+        return Snapshot(
+            sas=tuple(self.xfrm.sas.values()),
+            policies=policies,
+            local_addresses=frozenset({LOCAL, HINT}),
+            next_hops={peer: hop for peer, hop in self.hops.items() if peer not in self.unresolved},
+            sources={network: HINT for network in THERE},
+        )
+
+    # Charon
+
+    def establish(self) -> None:
+        self.reqid += 1
+        peer = self.random.choice(PEERS)
+        here = self.random.sample(HERE, self.random.choice([1, 1, 1, 2]))
+        there = self.random.choice(THERE)
+        child = Child(peer, self.reqid, tuple(Selector(one, there) for one in here))
+        self.children.append(child)
+        self._bring(child)
+
+    def _bring(self, child: Child) -> None:
+        """A new pair of SAs, inbound first, then the switch of the policies, then what was there before goes."""
+        old = list(child.pairs)
+        pair = (self._new_spi(), self._new_spi())
+        child.pairs.append(pair)
+        child.steps += [
+            lambda: self._install(child, pair[0], inbound=True),
+            lambda: self._install(child, pair[1], inbound=False),
+            lambda: self._switch(child, pair[1]),
+            *(lambda gone=gone: self._remove(child, gone) for gone in old),  # type: ignore[misc]
+        ]
+
+    def rekey(self, child: Child) -> None:
+        self._bring(child)
+        if self.random.random() < 0.2:  # both sides at once: the loser's pair comes and goes unused
+            pair = (self._new_spi(), self._new_spi())
+            child.pairs.append(pair)
+            child.steps[0:0] = [
+                lambda: self._install(child, pair[0], inbound=True),
+                lambda: self._install(child, pair[1], inbound=False),
+            ]
+            child.steps.append(lambda: self._remove(child, pair))
+
+    def terminate(self, child: Child) -> None:
+        for pair in list(child.pairs):
+            self._remove(child, pair)
+        self.policies = {key: value for key, value in self.policies.items() if key[0] != child.reqid}
+        self.children.remove(child)
+
+    def restart_charon(self) -> None:
+        self.tally["charon restarted"] += 1
+        self.xfrm.sas.clear()
+        self.policies.clear()
+        count, self.reqid = len(self.children), 0
+        self.children.clear()
+        for _ in range(count):
+            self.establish()
+
+    def move(self, child: Child) -> None:
+        """MOBIKE or a NAT's new mind: every SA is deleted and installed again with the same key and numbers."""
+        self.moved = True
+        self.tally["peer moved"] += 1
+        old, child.peer = child.peer, self.random.choice([peer for peer in PEERS if peer != child.peer])
+        for inbound, outbound in child.pairs:
+            if (sa := self.xfrm.sas.get(SaKey(LOCAL, inbound))) is not None:
+                self.xfrm.sas[sa.key] = replace(sa, source=child.peer)
+            if (sa := self.xfrm.sas.pop(SaKey(old, outbound), None)) is not None:
+                key = SaKey(child.peer, outbound)
+                self.xfrm.sas[key] = replace(sa, key=key)
+        for selector in child.selectors:
+            if (policy := self.policies.get((child.reqid, selector))) is not None:
+                self._put_policy(child, selector, policy.templates[0].spi)
+
+    def charon_works(self, child: Child) -> None:
+        if child.steps:
+            child.steps.pop(0)()
+
+    def hear_expiries(self) -> None:
+        """Charon rekeys what the kernel says is expiring, unless it is at it already or does not know it."""
+        for key in self.xfrm.expired:
+            for child in self.children:
+                if not child.steps and child.pairs and key == SaKey(child.peer, child.pairs[-1][1]):
+                    self.rekey(child)
+        self.xfrm.expired.clear()
+
+    def _new_spi(self) -> int:
+        """Now and then one that was there before, and is not any more."""
+        taken = {sa.spi for sa in self.xfrm.sas} | {
+            spi for child in self.children for pair in child.pairs for spi in pair
+        }
+        again = self.random.randrange(0x101, self.spi + 2)
+        if self.random.random() < 0.02 and again not in taken:
+            return again
+        self.spi += 1
+        return self.spi
+
+    def _install(self, child: Child, spi: int, *, inbound: bool) -> None:
+        self.key += 1
+        key = SaKey(LOCAL if inbound else child.peer, spi)
+        self.xfrm.sas[key] = XfrmSa(
+            key=key,
+            source=child.peer if inbound else LOCAL,
+            protocol=50,
+            mode=Mode.TUNNEL,
+            reqid=child.reqid,
+            aead=AeadKey("rfc4106(gcm(aes))", Secret(self.key.to_bytes(20, "big")), 128),
+            algorithm="rfc4106(gcm(aes)) icv 128",
+            replay=Replay(oseq=0, seq=0, window=32, esn=False, extended=False),
+            lifetime=Lifetime(0, 0, self.key, 0),
+        )
+
+    def _remove(self, child: Child, pair: tuple[int, int]) -> None:
+        for key in (SaKey(child.peer, pair[1]), SaKey(LOCAL, pair[0])):
+            sa = self.xfrm.sas.get(key)
+            if sa is not None and sa.reqid == child.reqid:
+                del self.xfrm.sas[key]
+        if pair in child.pairs:
+            child.pairs.remove(pair)
+
+    def _switch(self, child: Child, spi: int) -> None:
+        for selector in child.selectors:
+            self._put_policy(child, selector, spi)
+
+    def _put_policy(self, child: Child, selector: Selector, spi: int) -> None:
+        template = Template(LOCAL, child.peer, spi, 50, child.reqid, Mode.TUNNEL)
+        priority = 400000 - 100 * selector.source.prefixlen
+        self.policies[child.reqid, selector] = XfrmPolicy(
+            PolicyDirection.OUT, selector.source, selector.destination, priority, True, (template,)
+        )
+
+    # Packets
+
+    def plaintext(self) -> None:
+        """Packets of a selector: to the engine if they are led to one that takes them, else XFRM's way."""
+        if not self.policies:
+            return
+        (_, selector), policy = self.random.choice(list(self.policies.items()))
+        if self.random.random() < 0.8 and self.routes.leads(selector) and self.engine.works:
+            count = self._burst()
+            for tunnel in self.engine.tunnels():
+                if count and selector in tunnel.selectors:
+                    self.tally["burst through the engine"] += 1
+                    self.engine.encrypts(tunnel.outbound, count)
+            return
+        key = SaKey(policy.templates[0].destination, policy.templates[0].spi)
+        if key in self.xfrm.sas:
+            self.steering.kernel_sends(key, self.random.randint(1, 3))
+
+    def _burst(self) -> int:
+        count = min(self.budget, self.random.choice([1, 3, BETWEEN_LOOKS // 2, BETWEEN_LOOKS]))
+        self.budget -= count
+        return count
+
+    # The daemon
+
+    def start_daemon(self) -> None:
+        self.daemon = Daemon(self)
+        self.steering.holding = True
+        self._guarded(self.daemon.look())
+
+    def looked(self) -> None:
+        """A look came through. When charon has moved an SA, a pass has to follow before the next."""
+        if not self.moved:
+            self.budget = BETWEEN_LOOKS
+
+    def run_pass(self) -> bool:
+        """One pass as the daemon's loop runs it; True if it left nothing to do."""
+
+        async def once() -> bool:
+            try:
+                record = await self.daemon.reconciler.run_pass()
+            except IpsecGwError as error:
+                self.log.append(f"  pass failed: {error}")
+                self.daemon.reconciler.distrust()
+                return False
+            self.log.extend(f"  = {step.op}: {step.outcome} {step.detail}" for step in record.steps)
+            self.moved = self.moved and bool(record.failures)
+            return not record.failures and self.daemon.reconciler.in_sync
+
+        return bool(self._guarded(once()))
+
+    def look(self) -> None:
+        self._guarded(self.daemon.look())
+
+    def pace(self) -> None:
+        """As the daemon's task asks for rekeys."""
+        key = self.daemon.refusals.pacer.due(self.clock)
+        if key is None:
+            return
+        try:
+            self.xfrm.expire_soft(key)
+        except XfrmError as error:
+            self.daemon.history.trouble(f"charon was not asked for a rekey of SA {key}: {error}")
+        except Crash:
+            self._die()
+
+    def _guarded(self, work: Coroutine[Any, Any, T]) -> T | None:
+        try:
+            return finish(work)
+        except Crash:
+            self._die()
+            return None
+
+    def _die(self) -> None:
+        """The daemon is gone for a while: nobody holds newborn SPIs, and the world goes on."""
+        self.tally["daemon killed"] += 1
+        self.edge.calm()
+        self.steering.undrained.clear()  # a restart takes longer than that
+        self.steering.holding = self.random.random() < 0.5
+        for _ in range(self.random.randint(0, 6)):
+            self.random.choice([self.plaintext, self.something_of_charon])()
+        self.start_daemon()
+
+    # Disturbances
+
+    def something_of_charon(self) -> None:
+        chance = self.random.random()
+        busy = [child for child in self.children if child.steps]
+        idle = [child for child in self.children if not child.steps]
+        if busy and chance < 0.6:
+            self.charon_works(self.random.choice(busy))
+        elif idle and chance < 0.8:
+            self.rekey(self.random.choice(idle))
+        elif len(self.children) < 4 and chance < 0.9:
+            self.establish()
+        elif idle and chance < 0.94:
+            self.move(self.random.choice(idle))
+        elif self.children and chance < 0.98:
+            self.terminate(self.random.choice(self.children))
+        else:
+            self.restart_charon()
+
+    def something_of_the_engine(self) -> None:
+        chance = self.random.random()
+        if not self.engine.reachable:
+            self.engine.start()
+        elif chance < 0.4:
+            self.engine.die()
+            self.tally["engine died"] += 1
+            if self.random.random() < 0.5:
+                self.engine.start()
+        else:
+            self.tally["engine out of reach"] += 1
+            self.engine.reachable = False
+
+    def something_of_the_network(self) -> None:
+        peer = self.random.choice(PEERS)
+        mac = f"02:00:00:00:00:{self.random.randint(2, 5):02x}"
+        self.hops[peer] = replace(self.hops[peer], mac=mac)
+        self.unresolved ^= {self.random.choice(PEERS)}
+
+    def break_something(self) -> None:
+        self.edge.fails_in = self.random.randint(1, 30)
+
+    def break_for_good(self) -> None:
+        """A call that was made before fails from now on, until the daemon is killed or something else breaks."""
+        calls = [line.strip() for line in self.log[-_REMEMBERED:] if line.startswith("    ")]
+        self.edge.broken = self.random.choice(calls or [""])
+        self.tally["call failed for good"] += bool(calls)
+
+    def kill_soon(self) -> None:
+        self.edge.dies_in = self.random.randint(1, 60)
+
+    def _meanwhile(self) -> bool:
+        """Between two calls of the daemon the world goes on, and so do its other tasks, now and then."""
+        if self.random.random() >= self.unrest:
+            return False
+        between, self.edge.between = self.edge.between, nothing_happens
+        try:
+            kinds = [self.plaintext, self.plaintext, self.something_of_charon, self.something_of_the_engine, self._look]
+            kind = self.random.choice(kinds)
+            self.log.append(f"  meanwhile {kind.__name__}")
+            kind()
+        finally:
+            self.edge.between = between
+        return True
+
+    def _look(self) -> None:
+        finish(self.daemon.look())
+
+    def disturb(self, events: int) -> None:
+        """Random events. A lost one is followed by no pass, a duplicated one by several."""
+        weighted = [
+            (self.something_of_charon, 30),
+            (self.run_pass, 30),
+            (self.plaintext, 14),
+            (self.look, 10),
+            (self.pace, 6),
+            (self.hear_expiries, 4),
+            (self.something_of_the_engine, 4),
+            (self.break_something, 6),
+            (self.break_for_good, 2),
+            (self.kill_soon, 2),
+            (self.something_of_the_network, 3),
+        ]
+        kinds = [kind for kind, _ in weighted]
+        for kind in self.random.choices(kinds, [weight for _, weight in weighted], k=events):
+            self.clock += self.random.choice([0.0, 0.1, 1.0])
+            self.edge.between = self._meanwhile
+            self.log.append(kind.__name__)
+            kind()
+
+    # The end
+
+    def settle(self) -> int:
+        """No more disturbances: how many passes it took until the state was the one computed from scratch."""
+        self.edge.calm()
+        self.unresolved.clear()
+        self.engine.start()
+        for passes in range(1, BOUND + 1):
+            self.clock += 400.0
+            self.log.append(f"settle {passes}")
+            for child in self.children:
+                while child.steps:
+                    self.charon_works(child)
+            self.look()
+            self.run_pass()
+            for _ in range(2 * len(self.xfrm.sas)):
+                self.pace()
+                self.clock += 1.0
+            self.hear_expiries()
+            for _ in range(4):
+                self.plaintext()
+            if not self.differences() and self.run_pass() and not self.differences():
+                self.tally["call failed"] = self.edge.failures
+                self.tally["tunnel in the engine at the end"] = len(self.engine.tunnels())
+                return passes
+        raise Broken("; ".join(self.differences()) or "a system in sync plans operations")
+
+    def differences(self) -> list[str]:
+        """Everything that is not as computed from scratch, with no memory of what happened."""
+        if any(child.steps for child in self.children):
+            return ["charon is at work"]
+        offer = self.daemon.link.offer
+        wanted = desired(offer, SETTINGS, self._shown(tuple(self.policies.values()))).objects
+        engine = {key: obj for key, obj in wanted.items() if isinstance(obj, EngineSa | NextHop | Tunnel)}
+        claimed = {obj.key.sa for obj in wanted.values() if isinstance(obj, Guard)}
+        held = {key for key, owner in self.steering.owner.items() if owner == "engine"}
+        ideal = FakeRoutes(Edge(self.random, lambda _note: None))
+        writer = LeadDriver(ideal, kernel_index=7, engine_name="vp", engine_mac="")
+        for obj in wanted.values():
+            if isinstance(obj, Lead):
+                finish(writer.create(obj))
+        checks = {
+            "engine": (self.engine.objects, engine),
+            "guard": (held, claimed),
+            "steering": (self.steering.entries, {o.key.sa for o in wanted.values() if isinstance(o, Steer)}),
+            "rules and routes": (self.routes.facts(), ideal.facts()),
+            "rest until the next pass": (self.daemon.reconciler.rest(0.5, 5.0), 5.0),
+            "leftovers of the daemon": (
+                {*self.daemon.refusals.reasons(), *self.daemon.link.counters()} - self.xfrm.sas.keys(),
+                set(),
+            ),
+            "leftovers of the guard": ({*self.steering.owner, *self.steering.seen} - self.xfrm.sas.keys(), set()),
+        }
+        return [f"{what}: {_difference(*pair)}" for what, pair in checks.items() if pair[0] != pair[1]]
+
+
+def _difference(here: Any, there: Any) -> str:
+    """What is in place and not wanted, and the other way round."""
+    if isinstance(here, dict):
+        here, there = set(here.items()), set(there.items())
+    if isinstance(here, set):
+        return f"{sorted(map(str, here - there))} instead of {sorted(map(str, there - here))}"
+    return f"{here} instead of {there}"

@@ -1,0 +1,106 @@
+"""The parts of a gateway are joined as the invariants need it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from ipsec_gw.config.model import Config
+from ipsec_gw.engines.port import Counters
+from ipsec_gw.errors import EngineError, SteeringError
+from ipsec_gw.gateway import Gateway, Plumbing, Senses, _join
+from ipsec_gw.model.ids import SaKey
+from ipsec_gw.ownership.engine_link import EngineLink
+from ipsec_gw.ownership.guard import HAND_BACK_MARGIN, KEPT_AHEAD
+from ipsec_gw.ownership.steer import SteerDriver
+from tests.support.fakes import FakeDriver, FakeEngine, FakeSource
+from tests.support.world import LOCAL, REMOTE, established
+from tests.unit.test_ownership import Kernel, Maps
+
+OUT = SaKey(REMOTE, 0x22)
+
+
+class Steering(Maps):
+    """Guard and steering maps in one, as the real one is. ``broken`` is an entry that cannot be removed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entries: set[SaKey] = set()
+        self.broken: SaKey | None = None
+
+    def steer(self, key: SaKey) -> None:
+        self.entries.add(key)
+
+    def unsteer(self, key: SaKey) -> None:
+        if key == self.broken:
+            raise SteeringError("no")
+        self.entries.discard(key)
+
+    def steered(self) -> frozenset[SaKey]:
+        return frozenset(self.entries)
+
+
+def gateway(engine: FakeEngine, kernel: Kernel, steering: Steering) -> Gateway:
+    senses = SimpleNamespace(kernel=kernel, observer=FakeSource(established()))
+    plumbing = SimpleNamespace(steering=steering, lead=FakeDriver(), wan=(SimpleNamespace(name="wan0"),))
+    return _join(Config(), cast(Senses, senses), EngineLink(engine), cast(Plumbing, plumbing))
+
+
+async def test_every_look_at_the_engine_keeps_the_kernel_ahead() -> None:
+    engine, kernel, steering = FakeEngine(), Kernel(*established().sas), Steering()
+    made = gateway(engine, kernel, steering)
+    await made.link.open()
+    await made.reconciler.run_pass()
+    assert steering.claimed() == {OUT}
+    sent = 3 * HAND_BACK_MARGIN
+    engine.sent[OUT] = Counters(sent, 0)
+    await made.link.look()
+    assert kernel.sas[OUT].replay.oseq == sent + KEPT_AHEAD
+
+
+@pytest.mark.parametrize("fate", ["dead", "restarted", "silent"])
+async def test_only_an_engine_that_is_alive_moves_the_kernels_numbers(fate: str) -> None:
+    engine, kernel, steering = FakeEngine(), Kernel(*established().sas), Steering()
+    made = gateway(engine, kernel, steering)
+    await made.link.open()
+    await made.reconciler.run_pass()
+    before = kernel.sas[OUT].replay.oseq
+    engine.sent[OUT] = Counters(3 * HAND_BACK_MARGIN, 0)
+
+    async def refuse() -> dict[SaKey, Counters]:
+        raise EngineError("no counters")
+
+    match fate:
+        case "dead":
+            engine.broken = True
+        case "restarted":
+            engine.epoch += 1
+        case _:
+            engine.counters = refuse  # type: ignore[method-assign]
+    await made.link.look()
+    assert kernel.sas[OUT].replay.oseq == before
+    (told,) = [record.trouble for record in made.reconciler.history if record.trouble]
+    assert {"dead": "the engine was lost", "restarted": "the engine was lost", "silent": "cannot be read"}[fate] in told
+
+
+async def test_a_number_that_cannot_be_kept_ahead_is_in_the_history() -> None:
+    engine, kernel, steering = FakeEngine(), Kernel(*established().sas), Steering()
+    made = gateway(engine, kernel, steering)
+    await made.link.open()
+    await made.reconciler.run_pass()
+    kernel.refuses.add(OUT)
+    await made.link.look()
+    (told,) = [record.trouble for record in made.reconciler.history if record.trouble]
+    assert f"the kernel's number of SA {OUT} is not kept ahead" in told
+
+
+def test_clearing_takes_every_entry_off_and_says_if_it_cannot() -> None:
+    steering = Steering()
+    steering.entries = {SaKey(LOCAL, 1), SaKey(LOCAL, 2)}
+    SteerDriver(steering).clear()
+    assert steering.entries == set()
+    steering.entries, steering.broken = {SaKey(LOCAL, 3)}, SaKey(LOCAL, 3)
+    with pytest.raises(SteeringError):
+        SteerDriver(steering).clear()
