@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cache
 
 from ipsec_gw.errors import SteeringError
 from xdp_steer import libbpf
@@ -88,8 +89,8 @@ def prog_run_egress(
 
 
 def _run(program_fd: int, packet: bytes, repeat: int, context: _XdpContext | _SkbContext | None) -> RunResult:
-    out = ctypes.create_string_buffer(len(packet) + _HEADROOM)
-    given = ctypes.create_string_buffer(packet, len(packet))
+    out = _buffer(len(packet) + _HEADROOM)()
+    given = _buffer(len(packet)).from_buffer_copy(packet)
     opts = libbpf.TestRunOpts(
         data_in=ctypes.addressof(given),
         data_size_in=len(packet),
@@ -107,4 +108,10 @@ def _run(program_fd: int, packet: bytes, repeat: int, context: _XdpContext | _Sk
             f"test run of program {program_fd} with {len(packet)} bytes failed ({error.strerror}) - "
             "the kernel takes 14 bytes (for TC a whole IP header) to one page, and interfaces of this network namespace"
         ) from error
-    return RunResult(opts.retval, out.raw[: opts.data_size_out], opts.duration, repeat)
+    return RunResult(opts.retval, ctypes.string_at(out, opts.data_size_out), opts.duration, repeat)
+
+
+@cache
+def _buffer(size: int) -> type[ctypes.Array[ctypes.c_char]]:
+    """The type is kept: to make it anew for every packet takes longer than the test run."""
+    return ctypes.c_char * size

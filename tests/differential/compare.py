@@ -114,7 +114,7 @@ class Sequence:
             self._check(self._screen_counters(screened))
         finally:
             fragments = bool(self._reference.fragments.entries or self._leaving.let_out)
-            left = self._datapath.forget(self._seen, fragments=fragments)
+            left = self._datapath.forget(self._seen, fragments=fragments, screens=bool(self._screens))
         self._check(f"session {key.hex()} is only in the datapath" for key in left)
 
     def _check(self, differences: Iterator[str]) -> None:
@@ -131,7 +131,8 @@ class Sequence:
         if isinstance(step, Age):
             self._shift += int(step.seconds * SECOND)
             self._datapath.age(sessions.entries, step.seconds)
-            self._datapath.next_window()
+            if self._screens:
+                self._datapath.next_window()
             self._reference.windows.clear()
             return
         outcome = self._reference.packet(step.ingress, step.frame, self._now())

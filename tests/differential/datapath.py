@@ -29,6 +29,10 @@ SESSION_ENTRIES = 20
 """Few, so that the table gets full at times."""
 
 
+_FLOODS = (ctypes.c_uint32 * screen_layout.SCREEN_FLOODS.entries)(*range(screen_layout.SCREEN_FLOODS.entries))
+_NO_FLOOD = (ctypes.c_uint64 * screen_layout.SCREEN_FLOODS.entries)()
+
+
 class Datapath:
     """Opened in a namespace with the network in it."""
 
@@ -135,16 +139,16 @@ class Datapath:
         self._empty(screen_layout.SCREEN_WORDS)
         self._empty(screen_layout.SCREEN_ITEMS)
         floods = screen_layout.SCREEN_FLOODS
-        numbers = (ctypes.c_uint32 * floods.entries)(*range(floods.entries))
-        zeros = (ctypes.c_uint64 * floods.entries)()
-        libbpf.map_update_batch(self._maps[floods.name], numbers, zeros, floods.entries)
+        libbpf.map_update_batch(self._maps[floods.name], _FLOODS, _NO_FLOOD, floods.entries)
 
     def _empty(self, spec: MapSpec) -> None:
         for key in list(libbpf.map_keys(self._maps[spec.name], spec.key)):
             libbpf.map_delete(self._maps[spec.name], key)
 
-    def forget(self, keys: Iterable[Key], *, fragments: bool) -> list[bytes]:
-        """Remove the sessions of these keys, and fragments. The keys of sessions that are left."""
+    def forget(self, keys: Iterable[Key], *, fragments: bool, screens: bool) -> list[bytes]:
+        """Remove the sessions of these keys, fragments, and what screens have counted. The keys of sessions that are
+        left.
+        """
         for key in keys:
             try:
                 libbpf.map_delete(self._maps["sessions"], _key(key))
@@ -153,8 +157,9 @@ class Datapath:
         if fragments:
             for fragment_key in list(libbpf.map_keys(self._maps["fragments"], flow_layout.FragmentKeyLeaf)):
                 libbpf.map_delete(self._maps["fragments"], fragment_key)
-        self.next_window()
-        self._empty(screen_layout.SESSION_COUNTS)
+        if screens:  # their maps are long, and to walk through them takes its time
+            self.next_window()
+            self._empty(screen_layout.SESSION_COUNTS)
         left = []
         for leaf in list(libbpf.map_keys(self._maps["sessions"], flow_layout.FlowKeyLeaf)):
             left.append(bytes(leaf))
