@@ -23,6 +23,9 @@ from vpp_conf.process import ProcessId, identify
 from vpp_conf.reality import check_startup, observe
 from vpp_conf.startup.drop_in import DropIn
 from vpp_conf.startup.expectation import Observation, expectation_from_json
+from vpp_conf.startup.files import Files
+from vpp_conf.startup.machine import Machine
+from vpp_conf.startup.relief import without_process
 from vpp_conf.startup.values import Needs, PlanRefused
 
 pytestmark = [
@@ -166,13 +169,25 @@ def present(pid: int | None) -> ProcessId:
 
 
 @pytest.mark.vpp
-def test_restart_starts_another_vpp_from_a_new_startup_conf(vpp: None, run_dir: Path) -> None:
+def test_restart_starts_another_vpp_from_a_new_startup_conf(
+    vpp: None, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leaving: list[int] = []
+
+    def without(machine: Machine, files: Files, pid: int) -> Machine:
+        leaving.append(pid)
+        relieved = without_process(machine, files, pid)
+        assert relieved.memory_available > machine.memory_available
+        return relieved
+
+    monkeypatch.setattr(lifecycle, "without_process", without)
     paths = VppPaths(run_dir)
     first = present(lifecycle.up(run_dir).pid)
     paths.journal.write_text("what the old one held\n")
     before = paths.startup.read_text()
     again = lifecycle.restart(run_dir, drop_in=DropIn("own.conf", "buffers { buffers-per-numa 20000 }\n"))
     assert again.answering
+    assert leaving == [first.pid], "planned while it ran, for the machine without it"
     assert not first.is_alive()
     assert present(again.pid) != first
     assert any("own.conf:1" in note for note in again.notes)

@@ -140,10 +140,10 @@ def test_a_template_that_is_missing_is_said() -> None:
 
 
 def test_systemd_has_nothing_to_say(tmp_path: Path) -> None:
-    """With blanks and percent signs in names, read back as they were."""
+    """Also where the program's path has blanks and a specifier: one that is read as another path does not exist."""
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed")
-    program = tmp_path / "a b 100%" / "ipsec-gw"
+    program = tmp_path / "a b %n" / "ipsec-gw"
     program.parent.mkdir()
     program.symlink_to("/bin/true")
     odd = Installation((str(program), *ODD.program[1:]), ODD.needs, ODD.drop_in, ODD.vpp_binary, ODD.prepare)
