@@ -13,7 +13,7 @@ from rich.console import Console
 from ipsec_gw.cli.main import Options, run_async
 from ipsec_gw.cli.vpp_options import machine_of, with_drop_in, with_machine, with_needs
 from ipsec_gw.cli.vpp_plan import print_checks, print_plan, print_refusal
-from ipsec_gw.errors import EngineError, EnvironmentMissing
+from ipsec_gw.errors import ConfigError, EngineError, EnvironmentMissing
 from vpp_conf import lifecycle
 from vpp_conf.lifecycle import VppStatus
 from vpp_conf.locate import locate_vpp
@@ -114,8 +114,12 @@ def restart(options: Options, /, drop_in: Path | None, **needs: Any) -> None:
 
     If there is no plan, the running VPP stays as it is. While there is none the kernel carries the tunnels.
     """
-    with Console(stderr=True).status("restarting VPP"):
-        state = lifecycle.restart(options.run_dir, needs=Needs(**needs), drop_in=read_drop_in(drop_in))
+    try:
+        with Console(stderr=True).status("restarting VPP"):
+            state = lifecycle.restart(options.run_dir, needs=Needs(**needs), drop_in=read_drop_in(drop_in))
+    except (EnvironmentMissing, ConfigError):  # both come before anything is touched
+        click.echo("VPP was not restarted: it is as it was", err=True)
+        raise
     _print_started(options, state)
 
 

@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ipsec_gw import unit_files, units
+from ipsec_gw.cli import units as cli_units
 from ipsec_gw.cli.main import cli
 from ipsec_gw.cli.vpp import vpp
 from ipsec_gw.cli.vpp_options import needs_words
@@ -23,6 +24,7 @@ from ipsec_gw.observe.sdnotify import OFF_CODE
 from ipsec_gw.templating import template_environment
 from ipsec_gw.unit_files import FOLDER, Owner
 from ipsec_gw.units import DAEMON_UNIT, MARKER, UNITS, Installation, render_units
+from vpp_conf import locate
 from vpp_conf.lifecycle import UNIT as VPP_UNIT
 from vpp_conf.locate import BINARY_VARIABLE
 from vpp_conf.startup.values import Needs
@@ -204,6 +206,46 @@ def test_the_packaged_unit_of_vpp_is_disabled_first(tmp_path: Path) -> None:
     lines = call(tmp_path, "install").stdout.splitlines()[-2:]
     systemctl = f"systemctl --root={tmp_path}"
     assert lines == [f"now: {systemctl} disable vpp.service", f"     {systemctl} enable {VPP_UNIT}"]
+
+
+def test_on_this_machine_systemd_is_told_and_what_runs_is_restarted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli_units, "ROOT", tmp_path)
+
+    def commands(*options: str) -> list[str]:
+        return [line.removeprefix("now:").strip() for line in call(tmp_path, *options).stdout.splitlines()[2:]]
+
+    assert commands("install") == ["systemctl daemon-reload", f"systemctl enable --now {VPP_UNIT} {DAEMON_UNIT}"]
+    for unit in UNITS:
+        enable(tmp_path, unit)
+    assert commands("install") == [], "nothing changed"
+    assert commands("install", "--sas", "9") == ["systemctl daemon-reload", f"systemctl restart {VPP_UNIT}"]
+    shutil.rmtree(tmp_path / FOLDER / "multi-user.target.wants")
+    assert commands("remove") == ["systemctl daemon-reload"]
+
+
+def test_where_vpp_is_goes_into_the_units_only_if_they_would_not_find_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli_units, "ROOT", tmp_path)
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv(BINARY_VARIABLE)
+    usual, other = tmp_path / "usual", tmp_path / "path" / "vpp"
+    monkeypatch.setattr(cli_units, "USUAL_BINARIES", (usual,))
+    monkeypatch.setattr(locate, "USUAL_BINARIES", (usual,))
+    without = call(tmp_path, "install")
+    assert "note: VPP is not installed - " in without.stderr
+    assert without.stdout.endswith(f"systemctl enable --now {DAEMON_UNIT}\n"), "there is nothing to start"
+    for binary in (usual, other):
+        binary.parent.mkdir(exist_ok=True)
+        binary.write_text("#!/bin/sh\necho vpp v26.06\n")
+        binary.chmod(0o755)
+        monkeypatch.setenv("PATH", str(other.parent))
+        assert call(tmp_path, "install").exit_code == 0
+        for text in installed(tmp_path).values():
+            assert (f'Environment="{BINARY_VARIABLE}={other}"\n' in text) is (binary == other)
+            assert (BINARY_VARIABLE in text) is (binary == other)
 
 
 def test_a_dry_run_prints_the_units_and_writes_nothing(tmp_path: Path) -> None:
