@@ -247,17 +247,18 @@ async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
         await asyncio.wait(pending, timeout=_CANCEL_SECONDS)
 
 
-async def run(config: Config, paths: Paths, read: Callable[[], Config] = Config) -> None:
-    """Run the gateway in this process until it is told to stop. Raises IpsecGwError if it cannot start.
+async def run(config: Config, paths: Paths, read: Callable[[], Config] = Config) -> Ending:
+    """Run the gateway in this process until it is told to stop, or off. Raises IpsecGwError if it cannot start.
 
     ``read`` reads the configuration again when a reload is asked for.
     """
     check_machine(paths)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # keys are going to be in our memory: no core dumps
     with lock.hold(paths.run_dir):
-        while await _run_once(config, paths, read) is Ending.REBUILD:
+        while (ending := await _run_once(config, paths, read)) is Ending.REBUILD:
             config = config.model_copy(update={"firewall": read().firewall}) if config.firewall else config
     notify("STOPPING=1")
+    return ending
 
 
 async def _run_once(config: Config, paths: Paths, read: Callable[[], Config]) -> Ending:

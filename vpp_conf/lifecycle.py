@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import resource
+import signal
 import socket
 import struct
 import subprocess
@@ -13,15 +14,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from ipsec_gw.errors import EngineError, EngineUnavailable, EnvironmentMissing
 from vpp_conf.locate import VppInstallation, locate_vpp
 from vpp_conf.paths import VppPaths
-from vpp_conf.process import ProcessId, identify
+from vpp_conf.process import ProcessId, identify, service_of
 from vpp_conf.startup.drop_in import DropIn, Merged
 from vpp_conf.startup.expectation import expect, expectation_to_json
+from vpp_conf.startup.files import Files
 from vpp_conf.startup.plan import plan_startup
-from vpp_conf.startup.probe import probe_machine
+from vpp_conf.startup.probe import ROOT, probe_machine
+from vpp_conf.startup.relief import without_process
 from vpp_conf.startup.render import merged_startup, render_commands
 from vpp_conf.startup.values import Needs, StartupPlan
 
@@ -33,12 +37,33 @@ KILL_SECONDS = 10.0
 POLL_SECONDS = 0.05
 LOG_TAIL_LINES = 5
 
+UNIT = "ipsec-gw-vpp.service"
+"""The systemd unit that runs :func:`run`."""
+
 SOCKCLNT_CREATE = 15
 SOCKCLNT_CREATE_REPLY = 16
 """Fixed message numbers of VPP's socket API (``vlibmemory/memclnt.api``)."""
 
 FRAME = struct.Struct(">QII")
 """Header of a message on the API socket: unused, length, unused (``msgbuf_t``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """Everything that is decided before a VPP is started."""
+
+    installation: VppInstallation
+    paths: VppPaths
+    plan: StartupPlan
+    merged: Merged
+
+    @property
+    def command(self) -> list[str]:
+        return [str(self.installation.binary), "-c", str(self.paths.startup)]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return (*self.plan.notes, *map(str, self.merged.findings))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +91,7 @@ def up(
     operator's settings) or EngineUnavailable (VPP ended or did not answer within ``deadline`` seconds; the text carries
     the end of its log).
     """
-    if os.geteuid() != 0:
-        raise EnvironmentMissing("starting VPP needs root - run it with sudo or from systemd")
+    _require_root()
     paths = VppPaths(run_dir.resolve())
     installation = locate_vpp()
     paths.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -77,18 +101,72 @@ def up(
             _await_api(paths, running, deadline)
             return VppStatus(True, True, running.pid, installation.version, run_dir)
         _clean(paths)
-        started = time.monotonic()
-        plan = plan_startup(probe_machine(installation), needs)
-        merged = merged_startup(plan, paths, installation, drop_in)
-        process = _spawn(installation, paths, plan, merged)
+        return _begin(_prepare(installation, paths, needs, drop_in), run_dir, deadline)
+
+
+def restart(
+    run_dir: Path, deadline: float = START_SECONDS, needs: Needs | None = None, drop_in: DropIn | None = None
+) -> VppStatus:
+    """Stop the VPP that runs, if one does, and start another from a startup.conf that is made anew.
+
+    The new one is planned, for the machine without the old one, before that is touched: whatever :func:`up` raises
+    because there is no VPP, no plan or no valid settings leaves the old one running. Raises as well what :func:`down`
+    does, and EngineError if the VPP belongs to systemd.
+    """
+    _require_root()
+    paths = VppPaths(run_dir.resolve())
+    installation = locate_vpp()
+    paths.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _locked(paths):
+        running = _running(paths)
+        if running is not None and service_of(running.pid) == UNIT:
+            raise EngineError(
+                f"VPP (pid {running.pid}) is run by {UNIT}, with the options of that unit - "
+                f"use `systemctl restart {UNIT}`"
+            )
+        start = _prepare(installation, paths, needs, drop_in, running)
+        _stop(paths, running)
+        return _begin(start, run_dir, deadline)
+
+
+def run(run_dir: Path, needs: Needs | None = None, drop_in: DropIn | None = None) -> NoReturn:
+    """Become VPP: this process goes on as VPP in the foreground, for a supervisor like systemd. Its output is its log.
+
+    Raises what :func:`up` raises before VPP has started, and EngineError if one runs already.
+    """
+    _require_root()
+    paths = VppPaths(run_dir.resolve())
+    installation = locate_vpp()
+    paths.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _locked(paths):  # until the exec, which closes the lock's descriptor
+        running = _running(paths)
+        if running is not None:
+            raise EngineError(f"VPP runs already as process {running.pid} - stop it with `ipsec-gw vpp down`")
+        _clean(paths)
+        start = _prepare(installation, paths, needs, drop_in)
+        _write(start)
+        own = identify(os.getpid())
+        if own is None:
+            raise EngineUnavailable("/proc does not show this process - mount it")
+        _record(paths, own)
         try:
-            _await_api(paths, process, deadline)
-        except EngineUnavailable:
-            process.stop(TERM_SECONDS, KILL_SECONDS)
+            _become(start.command, paths.log)
+        except OSError as error:
             _clean(paths)
-            raise
-        seconds = time.monotonic() - started
-        return VppStatus(True, True, process.pid, installation.version, run_dir, seconds, _notes(plan, merged))
+            raise EngineUnavailable(f"{installation.binary} cannot be executed ({error}){_log_tail(paths)}") from error
+
+
+def wait(run_dir: Path, pid: int, deadline: float = START_SECONDS) -> VppStatus:
+    """Wait until the VPP that :func:`run` became in process ``pid`` answers its API.
+
+    Raises EngineUnavailable if the process ends before, or does not answer within ``deadline`` seconds.
+    """
+    paths = VppPaths(run_dir.resolve())
+    process = identify(pid)
+    if process is None:
+        raise EngineUnavailable(f"process {pid} has ended{_log_tail(paths)}")
+    _await_api(paths, process, deadline)
+    return VppStatus(True, True, pid, locate_vpp().version, run_dir)
 
 
 def down(run_dir: Path) -> VppStatus:
@@ -99,11 +177,7 @@ def down(run_dir: Path) -> VppStatus:
     paths = VppPaths(run_dir.resolve())
     if paths.folder.is_dir():
         with _locked(paths):
-            process = _running(paths)
-            if process is not None and not process.stop(TERM_SECONDS, KILL_SECONDS):
-                raise EngineError(f"VPP (pid {process.pid}) survives SIGKILL - look at `dmesg`")
-            _clean(paths)
-            paths.journal.unlink(missing_ok=True)
+            _stop(paths, _running(paths))
     return VppStatus(False, False, None, None, run_dir)
 
 
@@ -133,24 +207,86 @@ def api_answers(path: Path, timeout: float = 2.0) -> bool:
     return answer[FRAME.size :] == SOCKCLNT_CREATE_REPLY.to_bytes(2, "big")
 
 
-def _notes(plan: StartupPlan, merged: Merged) -> tuple[str, ...]:
-    return (*plan.notes, *map(str, merged.findings))
+def _require_root() -> None:
+    if os.geteuid() != 0:
+        raise EnvironmentMissing("starting VPP needs root - run it with sudo or from systemd")
 
 
-def _spawn(installation: VppInstallation, paths: VppPaths, plan: StartupPlan, merged: Merged) -> ProcessId:
-    paths.startup.write_text(merged.text)
-    paths.commands.write_text(render_commands(plan))
-    paths.plan.write_text(expectation_to_json(expect(plan, merged.theirs)))
+def _prepare(
+    installation: VppInstallation,
+    paths: VppPaths,
+    needs: Needs | None,
+    drop_in: DropIn | None,
+    leaving: ProcessId | None = None,
+) -> _Start:
+    """Plan and render, touching nothing. What the process that is ``leaving`` holds counts as free."""
+    machine = probe_machine(installation)
+    if leaving is not None:
+        machine = without_process(machine, Files(ROOT), leaving.pid)
+    plan = plan_startup(machine, needs)
+    return _Start(installation, paths, plan, merged_startup(plan, paths, installation, drop_in))
+
+
+def _begin(start: _Start, run_dir: Path, deadline: float) -> VppStatus:
+    began = time.monotonic()
+    process = _spawn(start)
+    try:
+        _await_api(start.paths, process, deadline)
+    except EngineUnavailable:
+        process.stop(TERM_SECONDS, KILL_SECONDS)
+        _clean(start.paths)
+        raise
+    seconds = time.monotonic() - began
+    return VppStatus(True, True, process.pid, start.installation.version, run_dir, seconds, start.notes)
+
+
+def _stop(paths: VppPaths, process: ProcessId | None) -> None:
+    if process is not None and not process.stop(TERM_SECONDS, KILL_SECONDS):
+        raise EngineError(f"VPP (pid {process.pid}) survives SIGKILL - look at `dmesg`")
+    _clean(paths)
+    paths.journal.unlink(missing_ok=True)
+
+
+def _write(start: _Start) -> None:
+    """The files that VPP reads, and its plan for those who compare. The log of the one before makes room."""
+    paths = start.paths
+    paths.startup.write_text(start.merged.text)
+    paths.commands.write_text(render_commands(start.plan))
+    paths.plan.write_text(expectation_to_json(expect(start.plan, start.merged.theirs)))
     if paths.log.exists():
         paths.log.replace(paths.old_log)
-    process = identify(_run_detached([str(installation.binary), "-c", str(paths.startup)], paths.log))
+
+
+def _spawn(start: _Start) -> ProcessId:
+    _write(start)
+    process = identify(_run_detached(start.command, start.paths.log))
     if process is None:
-        raise EngineUnavailable(f"VPP ended at once{_log_tail(paths)}")
+        raise EngineUnavailable(f"VPP ended at once{_log_tail(start.paths)}")
     with suppress(ProcessLookupError):
         # Keys are going to be in VPP's memory: no core dumps.
         resource.prlimit(process.pid, resource.RLIMIT_CORE, (0, 0))
-    paths.pid_file.write_text(f"{process.pid} {process.start}\n")
+    _record(start.paths, process)
     return process
+
+
+def _record(paths: VppPaths, process: ProcessId) -> None:
+    paths.pid_file.write_text(f"{process.pid} {process.start}\n")
+
+
+def _become(command: list[str], log: Path) -> NoReturn:
+    """Execute a command in place of this process, which keeps its PID and its start. Raises OSError."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # keys are going to be in VPP's memory: no core dumps
+    os.chdir("/")
+    for name, flags, targets in (
+        (os.devnull, os.O_RDONLY, (0,)),
+        (str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, (1, 2)),
+    ):
+        handle = os.open(name, flags, 0o600)
+        for target in targets:
+            os.dup2(handle, target)
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these, and that would be inherited
+        signal.signal(number, signal.SIG_DFL)
+    os.execv(command[0], command)  # noqa: S606 - a program of our own choice, its arguments are a list
 
 
 def _run_detached(command: list[str], log: Path) -> int:

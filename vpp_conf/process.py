@@ -60,6 +60,24 @@ def identify(pid: int) -> ProcessId | None:
     return None if fields[STATE_FIELD] in "ZX" else ProcessId(pid, int(fields[START_FIELD]))
 
 
+def service_of(pid: int) -> str | None:
+    """The systemd service that a process belongs to, by its control group (``proc_pid_cgroup(5)``); None without one.
+
+    The outermost one counts: below it a service may have groups of its own.
+    """
+    try:
+        lines = (PROC / str(pid) / "cgroup").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers in ("", "name=systemd"):
+            found = next((part for part in path.split("/") if part.endswith(".service")), None)
+            if found is not None:
+                return found
+    return None
+
+
 def _wait_gone(handle: int, seconds: float) -> bool:
     """A pidfd becomes readable when its process ends."""
     deadline = time.monotonic() + seconds

@@ -52,6 +52,7 @@ _LAZY = {
     "plan": "ipsec_gw.cli.reload:plan",
     "reload": "ipsec_gw.cli.reload:reload",
     "show": "ipsec_gw.cli.show:show",
+    "units": "ipsec_gw.cli.units:units",
     "vpp": "ipsec_gw.cli.vpp:vpp",
     "lab": "ipsec_gw.lab.command:lab",
 }

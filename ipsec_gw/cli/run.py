@@ -10,6 +10,7 @@ import click
 from ipsec_gw.cli.main import Options, run_async
 from ipsec_gw.config.model import EngineChoice
 from ipsec_gw.errors import EnvironmentMissing, IpsecGwError
+from ipsec_gw.observe.sdnotify import OFF_CODE
 
 _OFF_SECONDS = 60.0
 _POLL_SECONDS = 0.05
@@ -19,18 +20,21 @@ _POLL_SECONDS = 0.05
 @click.option("--engine", type=click.Choice([choice.value for choice in EngineChoice]), help="Overrides the file.")
 @click.option("--vici", help="charon's vici socket, unix:///path; overrides the file.")
 @click.option("--wan", multiple=True, help="A WAN interface (repeatable); overrides the file.")
-@click.pass_obj
-def run(options: Options, engine: str | None, vici: str | None, wan: tuple[str, ...]) -> None:
-    """Run the gateway in the foreground. Stopping it leaves the data path as it is."""
+@click.pass_context
+def run(ctx: click.Context, /, engine: str | None, vici: str | None, wan: tuple[str, ...]) -> None:
+    """Run the gateway in the foreground. Stopping it leaves the data path as it is. Exit code 3: `off` ended it."""
     from ipsec_gw import daemon  # noqa: PLC0415 - heavy imports, only here
     from ipsec_gw.firewall.compiled import load_compiled  # noqa: PLC0415
     from ipsec_gw.gateway import Paths  # noqa: PLC0415
 
+    options: Options = ctx.obj
     config = load_compiled(options.config)
     given = {"engine": engine and EngineChoice(engine), "vici": vici, "wan": wan or None}
     chosen = config.gateway.model_copy(update={key: value for key, value in given.items() if value is not None})
     config = config.model_copy(update={"gateway": chosen})
-    run_async(daemon.run(config, Paths(options.run_dir, options.pins), lambda: load_compiled(options.config)))
+    paths = Paths(options.run_dir, options.pins)
+    if run_async(daemon.run(config, paths, lambda: load_compiled(options.config))) is daemon.Ending.OFF:
+        ctx.exit(OFF_CODE)
 
 
 @click.command()

@@ -13,7 +13,7 @@ from rich.console import Console
 from ipsec_gw.cli.main import Options, run_async
 from ipsec_gw.cli.vpp_options import machine_of, with_drop_in, with_machine, with_needs
 from ipsec_gw.cli.vpp_plan import print_checks, print_plan, print_refusal
-from ipsec_gw.errors import EngineError, EnvironmentMissing
+from ipsec_gw.errors import ConfigError, EngineError, EnvironmentMissing
 from vpp_conf import lifecycle
 from vpp_conf.lifecycle import VppStatus
 from vpp_conf.locate import locate_vpp
@@ -100,13 +100,44 @@ def prepare(root: Path, release: str | None, dry_run: bool, **needs: Any) -> Non
 @click.pass_obj
 def up(options: Options, /, drop_in: Path | None, **needs: Any) -> None:
     """Start VPP in this network namespace from a rendered startup.conf."""
-    console = Console(stderr=True)
-    with console.status("starting VPP"):
+    with Console(stderr=True).status("starting VPP"):
         state = lifecycle.up(options.run_dir, needs=Needs(**needs), drop_in=read_drop_in(drop_in))
-    _print(state)
-    for note in state.notes:
-        console.print(f"note: {note}", highlight=False, soft_wrap=True)
-    print_checks([one for one in _checks(options, PATIENCE_SECONDS) if not one["holds"]])
+    _print_started(options, state)
+
+
+@vpp.command()
+@with_needs
+@with_drop_in
+@click.pass_obj
+def restart(options: Options, /, drop_in: Path | None, **needs: Any) -> None:
+    """Stop VPP and start it from a startup.conf made anew. Takes the options of `up`, of this call alone.
+
+    If there is no plan, the running VPP stays as it is. While there is none the kernel carries the tunnels.
+    """
+    try:
+        with Console(stderr=True).status("restarting VPP"):
+            state = lifecycle.restart(options.run_dir, needs=Needs(**needs), drop_in=read_drop_in(drop_in))
+    except (EnvironmentMissing, ConfigError):  # both come before anything is touched
+        click.echo("VPP was not restarted: it is as it was", err=True)
+        raise
+    _print_started(options, state)
+
+
+@vpp.command()
+@with_needs
+@with_drop_in
+@click.pass_obj
+def run(options: Options, /, drop_in: Path | None, **needs: Any) -> None:
+    """Become VPP in the foreground, for systemd. What VPP prints goes to its log."""
+    lifecycle.run(options.run_dir, Needs(**needs), read_drop_in(drop_in))
+
+
+@vpp.command()
+@click.argument("pid", type=click.IntRange(1))
+@click.pass_obj
+def wait(options: Options, pid: int) -> None:
+    """Wait until the VPP that `vpp run` became in process PID answers; say what of it is not as planned."""
+    _print_started(options, lifecycle.wait(options.run_dir, pid))
 
 
 @vpp.command()
@@ -139,6 +170,15 @@ def _checks(options: Options, patience: float = 0.0) -> list[dict[str, Any]]:
         click.echo(f"not compared with its plan: {error}", err=True)
         return []
     return describe_checks(checks)
+
+
+def _print_started(options: Options, state: VppStatus) -> None:
+    """A VPP that has just been started, with what could be better."""
+    console = Console(stderr=True)
+    _print(state)
+    for note in state.notes:
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+    print_checks([one for one in _checks(options, PATIENCE_SECONDS) if not one["holds"]])
 
 
 def _print(state: VppStatus) -> None:

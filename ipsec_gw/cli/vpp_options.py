@@ -57,6 +57,18 @@ def with_needs(command: Command) -> Command:
     return _with(_NEEDS, command)
 
 
+def needs_words(needs: Needs) -> tuple[str, ...]:
+    """The options that give these needs; what is as by default is left out."""
+    words = [
+        word
+        for name in ("sas", "tunnels", "sessions", "policies", "mtu", "workers")
+        if (value := getattr(needs, name)) != getattr(_DEFAULTS, name)
+        for word in (f"--{name}", str(value))
+    ]
+    words += [word for interface in needs.interfaces for word in ("--interface", interface)]
+    return (*words, *(() if needs.qat else ("--no-qat",)))
+
+
 def with_machine(command: Command) -> Command:
     """Options that name a machine, for :func:`machine_of`."""
     return _with(_MACHINE, command)

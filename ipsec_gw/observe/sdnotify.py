@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import socket
 
+OFF_CODE = 3
+"""Exit code of the daemon after `ipsec-gw off`: its unit starts it again after any other end, but not after this."""
+
 
 def notify(*lines: str) -> None:
     """Send ``READY=1``, ``STATUS=...`` and the like. Does nothing when not started by systemd."""

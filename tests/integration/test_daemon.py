@@ -13,6 +13,7 @@ import pytest
 
 from ipsec_gw.errors import EnvironmentMissing
 from ipsec_gw.gateway import Paths, check_machine
+from ipsec_gw.observe.sdnotify import OFF_CODE
 from tests.integration.conftest import Box, until
 from vpp_conf.locate import locate_vpp
 
@@ -63,7 +64,7 @@ def test_run_stop_restart_kill_and_off(box: Box) -> None:
 
     third = box.daemon("--engine", "soft")
     assert box.gw("off").returncode == 0
-    assert third.wait(60) == 0
+    assert third.wait(60) == OFF_CODE, "systemd does not start it again"
     assert box.traces() == NOTHING
 
 

@@ -6,21 +6,27 @@ import asyncio
 import os
 import signal
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from ipsec_gw.errors import EngineUnavailable, EnvironmentMissing
+from ipsec_gw.errors import ConfigError, EngineError, EngineUnavailable, EnvironmentMissing
 from vpp_conf import lifecycle
 from vpp_conf.api import VppApi
 from vpp_conf.locate import BINARY_VARIABLE, locate_vpp
 from vpp_conf.paths import VppPaths
-from vpp_conf.process import identify
+from vpp_conf.process import ProcessId, identify
 from vpp_conf.reality import check_startup, observe
 from vpp_conf.startup.drop_in import DropIn
 from vpp_conf.startup.expectation import Observation, expectation_from_json
-from vpp_conf.startup.values import Needs
+from vpp_conf.startup.files import Files
+from vpp_conf.startup.machine import Machine
+from vpp_conf.startup.relief import without_process
+from vpp_conf.startup.values import Needs, PlanRefused
 
 pytestmark = [
     pytest.mark.root,
@@ -153,6 +159,146 @@ def test_what_a_killed_vpp_leaves_is_cleaned_at_the_next_start(vpp: None, run_di
     second = lifecycle.up(run_dir)
     assert second.answering
     assert second.pid != first.pid
+
+
+def present(pid: int | None) -> ProcessId:
+    assert pid is not None
+    process = identify(pid)
+    assert process is not None
+    return process
+
+
+@pytest.mark.vpp
+def test_restart_starts_another_vpp_from_a_new_startup_conf(
+    vpp: None, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leaving: list[int] = []
+
+    def without(machine: Machine, files: Files, pid: int) -> Machine:
+        leaving.append(pid)
+        relieved = without_process(machine, files, pid)
+        assert relieved.memory_available > machine.memory_available
+        return relieved
+
+    monkeypatch.setattr(lifecycle, "without_process", without)
+    paths = VppPaths(run_dir)
+    first = present(lifecycle.up(run_dir).pid)
+    paths.journal.write_text("what the old one held\n")
+    before = paths.startup.read_text()
+    again = lifecycle.restart(run_dir, drop_in=DropIn("own.conf", "buffers { buffers-per-numa 20000 }\n"))
+    assert again.answering
+    assert leaving == [first.pid], "planned while it ran, for the machine without it"
+    assert not first.is_alive()
+    assert present(again.pid) != first
+    assert any("own.conf:1" in note for note in again.notes)
+    assert "buffers-per-numa 20000" in paths.startup.read_text()
+    assert "buffers-per-numa 20000" not in before
+    assert not paths.journal.exists()
+    assert lifecycle.status(run_dir).pid == again.pid
+    assert differing(run_dir) == {}
+
+
+@pytest.mark.vpp
+def test_restart_without_a_running_vpp_starts_one(vpp: None, run_dir: Path) -> None:
+    assert lifecycle.restart(run_dir).answering
+
+
+@pytest.mark.vpp
+def test_a_restart_that_is_refused_leaves_the_running_vpp_alone(
+    vpp: None, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = VppPaths(run_dir)
+    first = present(lifecycle.up(run_dir).pid)
+    files = {path: path.read_bytes() for path in (paths.startup, paths.commands, paths.plan, paths.pid_file)}
+    with pytest.raises(PlanRefused, match="9999 workers are asked for"):
+        lifecycle.restart(run_dir, needs=Needs(workers=9999))
+    with pytest.raises(ConfigError, match=r"own\.conf:1"):
+        lifecycle.restart(run_dir, drop_in=DropIn("own.conf", "nonsense { x }\n"))
+    with monkeypatch.context() as patch:
+        patch.setenv(BINARY_VARIABLE, "/nowhere/vpp")
+        with pytest.raises(EnvironmentMissing, match="not an executable"):
+            lifecycle.restart(run_dir)
+    with monkeypatch.context() as patch:
+        patch.setattr(lifecycle, "service_of", lambda pid: lifecycle.UNIT if pid == first.pid else None)
+        with pytest.raises(EngineError, match=f"systemctl restart {lifecycle.UNIT}"):
+            lifecycle.restart(run_dir)
+    assert first.is_alive()
+    assert lifecycle.status(run_dir).answering
+    assert {path: path.read_bytes() for path in files} == files
+
+
+@contextmanager
+def foreground(run_dir: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """`vpp run`, as systemd would start it."""
+    command = [sys.executable, "-m", "ipsec_gw.cli.main", "--run-dir", str(run_dir), "vpp", "run", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as child:
+        try:
+            yield child
+        finally:
+            child.kill()
+
+
+@pytest.mark.vpp
+def test_run_becomes_vpp_in_the_foreground(vpp: None, run_dir: Path) -> None:
+    with foreground(run_dir) as child:
+        state = lifecycle.wait(run_dir, child.pid)
+        assert (state.pid, state.answering) == (child.pid, True)
+        proc = Path(f"/proc/{child.pid}")
+        assert (proc / "exe").resolve() == locate_vpp().binary
+        core = next(line for line in (proc / "limits").read_text().splitlines() if line.startswith("Max core"))
+        assert core.split()[4:6] == ["0", "0"]
+        assert {(proc / "fd" / number).resolve() for number in "12"} == {VppPaths(run_dir).log}
+        assert differing(run_dir) == {}
+        assert lifecycle.up(run_dir).pid == child.pid
+        with foreground(run_dir) as second:
+            said, _ = second.communicate(timeout=60)
+            assert second.returncode == 1
+            assert f"VPP runs already as process {child.pid}" in said
+        assert lifecycle.status(run_dir).answering
+        lifecycle.down(run_dir)
+        assert child.wait(60) in (0, -signal.SIGTERM), "systemd takes both for an end that was asked for"
+    assert left_behind(run_dir) == []
+
+
+def test_what_run_hands_on(tmp_path: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real VPP sets signals itself: this one tells with what it was started."""
+    fake(tmp_path, 'echo "pid $$"; pwd; grep SigIgn /proc/$$/status; wc -c; cat /proc/$$/limits', monkeypatch)
+    with foreground(run_dir) as child:
+        assert child.wait(60) == 0
+    lines = VppPaths(run_dir).log.read_text().splitlines()
+    assert lines[:2] == [f"pid {child.pid}", "/"]
+    assert int(lines[2].split()[1], 16) & (1 << (signal.SIGPIPE - 1)) == 0
+    assert lines[3] == "0", "nothing on stdin"
+    assert next(line for line in lines if line.startswith("Max core")).split()[4:6] == ["0", "0"]
+    assert VppPaths(run_dir).pid_file.read_text().split()[0] == str(child.pid)
+    assert not lifecycle.status(run_dir).running
+
+
+@pytest.mark.vpp
+def test_run_with_wrong_input_or_without_a_plan_starts_nothing(vpp: None, run_dir: Path) -> None:
+    own = run_dir / "own.conf"
+    own.write_text("nonsense { x }\n")
+    for options, code, says in ((("--drop-in", str(own)), 2, "own.conf:1"), (("--workers", "9999"), 1, "9999 workers")):
+        with foreground(run_dir, *options) as child:
+            said, _ = child.communicate(timeout=60)
+            assert (child.returncode, says in said) == (code, True), said
+        assert left_behind(run_dir) == []
+        assert not VppPaths(run_dir).startup.exists()
+
+
+def test_waiting_ends_with_the_process_that_is_waited_for(run_dir: Path) -> None:
+    VppPaths(run_dir).folder.mkdir()
+    VppPaths(run_dir).log.write_text("no buffers for you\n")
+    with subprocess.Popen(["sleep", "60"]) as process:
+        try:
+            with pytest.raises(EngineUnavailable, match="does not answer"):
+                lifecycle.wait(run_dir, process.pid, deadline=0.1)
+        finally:
+            process.kill()
+    began = time.monotonic()
+    with pytest.raises(EngineUnavailable, match=r"has ended .*no buffers for you"):
+        lifecycle.wait(run_dir, process.pid, deadline=600.0)
+    assert time.monotonic() - began < 600.0
 
 
 def test_a_pid_file_of_a_recycled_pid_harms_nobody(run_dir: Path) -> None:

@@ -10,14 +10,14 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ipsec_gw.cli.main import cli
-from ipsec_gw.errors import EnvironmentMissing
+from ipsec_gw.errors import ConfigError, EngineUnavailable, EnvironmentMissing, IpsecGwError
 from tests.support.machines import unpack_machine
 from vpp_conf import lifecycle
 from vpp_conf.lifecycle import VppStatus
 from vpp_conf.paths import VppPaths
 from vpp_conf.startup.drop_in import DropIn
 from vpp_conf.startup.prepare import Applied, apply_settings, check_applied
-from vpp_conf.startup.values import Needs, PlanRefused, Setting
+from vpp_conf.startup.values import Finding, Needs, PlanRefused, Setting, Severity
 
 HUGEPAGES = "sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages"
 
@@ -113,23 +113,63 @@ def test_a_setting_that_cannot_be_written_does_not_stop_the_others(tmp_path: Pat
     assert (root / "proc/sys/net/core/bpf_jit_enable").read_text() == "1\n"
 
 
-def test_up_takes_needs_and_the_operators_own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("command", ["up", "restart"])
+def test_starts_take_needs_and_the_operators_own_settings(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: dict[str, Any] = {}
 
     def started(run_dir: Path, **arguments: Any) -> VppStatus:
         seen.update(arguments)
         return VppStatus(True, True, 7, "vpp v26.06", run_dir, 1.0, ("a note",))
 
-    monkeypatch.setattr(lifecycle, "up", started)
+    monkeypatch.setattr(lifecycle, command, started)
     own = tmp_path / "own.conf"
     own.write_text("logging { x 1 }\n")
-    options = ["--run-dir", str(tmp_path), "vpp", "up", "--workers", "2", "--sas", "9", "--drop-in", str(own)]
+    options = ["--run-dir", str(tmp_path), "vpp", command, "--workers", "2", "--sas", "9", "--drop-in", str(own)]
     result = CliRunner().invoke(cli, options)
     assert result.exit_code == 0, result.output
     assert seen == {"needs": Needs(workers=2, sas=9), "drop_in": DropIn(str(own), "logging { x 1 }\n")}
     assert "process 7 and answers" in result.stdout
     assert "note: a note" in result.stderr
     assert "not compared with its plan" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "untouched"),
+    [
+        (PlanRefused((Finding(Severity.ERROR, "workers", "too many", "fewer"),)), True),
+        (ConfigError("own.conf:1: no such section"), True),
+        (EngineUnavailable("VPP ended while it started"), False),
+    ],
+)
+def test_a_refused_restart_says_that_nothing_was_touched(
+    error: IpsecGwError, untouched: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> VppStatus:
+        raise error
+
+    monkeypatch.setattr(lifecycle, "restart", fails)
+    result = CliRunner().invoke(cli, ["--run-dir", str(tmp_path), "vpp", "restart"])
+    assert result.exception is error
+    assert ("VPP was not restarted: it is as it was" in result.stderr) is untouched
+
+
+def test_run_and_wait_hand_their_arguments_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Any, ...]] = []
+
+    def waited(*arguments: Any) -> VppStatus:
+        seen.append(arguments)
+        return VppStatus(True, True, 7, "vpp v26.06", tmp_path)
+
+    monkeypatch.setattr(lifecycle, "run", lambda *arguments: seen.append(arguments))
+    monkeypatch.setattr(lifecycle, "wait", waited)
+    own = tmp_path / "own.conf"
+    own.write_text("x")
+    for words in (["run", "--sas", "9", "--drop-in", str(own)], ["wait", "7"]):
+        result = CliRunner().invoke(cli, ["--run-dir", str(tmp_path), "vpp", *words])
+        assert result.exit_code == 0, result.output
+    assert seen == [(tmp_path, Needs(sas=9), DropIn(str(own), "x")), (tmp_path, 7)]
 
 
 @pytest.mark.parametrize("content", [None, "{}", "no json"])

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ipsec_gw.errors import EnvironmentMissing
+from ipsec_gw.templating import template_environment
 from vpp_conf.locate import VppInstallation
 from vpp_conf.paths import VppPaths
 from vpp_conf.startup.cpu_lists import show_cpus
@@ -28,14 +26,7 @@ def render_startup(plan: StartupPlan, paths: VppPaths, installation: VppInstalla
     for path in (paths.run_dir, installation.plugin_dir):
         if path is not None and NOT_A_WORD.search(str(path)):
             raise EnvironmentMissing(f"VPP cannot read the path {str(path)!r} - use one without blanks, #, {{ and }}")
-    environment = Environment(
-        loader=FileSystemLoader(_template_folder()),
-        undefined=StrictUndefined,
-        autoescape=False,  # noqa: S701 - this is no markup
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = template_environment(TEMPLATE)
     environment.filters |= {"size": size, "cpus": show_cpus}
     template = environment.get_template(TEMPLATE)
     return template.render(plan=plan, paths=paths, installation=installation, commands=render_commands(plan))
@@ -59,11 +50,3 @@ def render_commands(plan: StartupPlan) -> str:
         for name in handler_names(plan.release, handler.algorithms)
     ]
     return "".join(lines)
-
-
-def _template_folder() -> Path:
-    package = Path(__file__).resolve().parent.parent
-    for folder in (package / "templates", package.parent / "templates"):
-        if (folder / TEMPLATE).is_file():
-            return folder
-    raise EnvironmentMissing(f"the template {TEMPLATE} is missing - the installation of ipsec-gw is incomplete")
