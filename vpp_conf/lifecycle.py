@@ -24,6 +24,7 @@ from vpp_conf.startup.plan import plan_startup
 from vpp_conf.startup.probe import probe_machine
 from vpp_conf.startup.render import merged_startup, render_commands
 from vpp_conf.startup.values import Needs, StartupPlan
+from vpp_conf.tuning.values import Tuning
 
 START_SECONDS = 60.0
 """VPP needs about one second on hardware and a dozen in an emulated machine."""
@@ -58,7 +59,11 @@ class VppStatus:
 
 
 def up(
-    run_dir: Path, deadline: float = START_SECONDS, needs: Needs | None = None, drop_in: DropIn | None = None
+    run_dir: Path,
+    deadline: float = START_SECONDS,
+    needs: Needs | None = None,
+    drop_in: DropIn | None = None,
+    tuning: Tuning | None = None,
 ) -> VppStatus:
     """Start VPP in this network namespace and wait until its API answers. A running one is left as it is.
 
@@ -78,7 +83,7 @@ def up(
             return VppStatus(True, True, running.pid, installation.version, run_dir)
         _clean(paths)
         started = time.monotonic()
-        plan = plan_startup(probe_machine(installation), needs)
+        plan = plan_startup(probe_machine(installation), needs, tuning)
         merged = merged_startup(plan, paths, installation, drop_in)
         process = _spawn(installation, paths, plan, merged)
         try:
