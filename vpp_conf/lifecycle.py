@@ -71,8 +71,7 @@ def up(
     operator's settings) or EngineUnavailable (VPP ended or did not answer within ``deadline`` seconds; the text carries
     the end of its log).
     """
-    if os.geteuid() != 0:
-        raise EnvironmentMissing("starting VPP needs root - run it with sudo or from systemd")
+    require_root()
     paths = VppPaths(run_dir.resolve())
     installation = locate_vpp()
     paths.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -94,6 +93,12 @@ def up(
             raise
         seconds = time.monotonic() - started
         return VppStatus(True, True, process.pid, installation.version, run_dir, seconds, _notes(plan, merged))
+
+
+def require_root() -> None:
+    """Raises EnvironmentMissing unless this process may start VPP."""
+    if os.geteuid() != 0:
+        raise EnvironmentMissing("starting VPP needs root - run it with sudo or from systemd")
 
 
 def down(run_dir: Path) -> VppStatus:

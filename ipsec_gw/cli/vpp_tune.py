@@ -60,6 +60,7 @@ def tune(options: Options, algorithms: tuple[str, ...], rounds: int, packets: in
     wanted = tuple(_BY_NAME[name] for name in dict.fromkeys(algorithms)) or _DEFAULTS.algorithms
     effort = Effort(wanted, rounds=rounds, packets=packets)
     console = Console(stderr=True)
+    lifecycle.require_root()
     check_writable(output)
     if lifecycle.status(options.run_dir).running:
         console.print("note: the gateway's VPP runs meanwhile and takes part of the core", highlight=False)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import json
 import os
+import signal
+import subprocess
+import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +18,21 @@ from click.testing import CliRunner, Result
 
 from ipsec_gw.cli.main import cli
 from ipsec_gw.errors import EngineError, EngineUnavailable, EnvironmentMissing
+from tests.integration.conftest import until
 from tests.integration.test_vpp_lifecycle import fake, left_behind
 from vpp_conf import lifecycle
 from vpp_conf.api import VppApi
 from vpp_conf.crypto import parse_handlers
+from vpp_conf.lifecycle import api_answers
 from vpp_conf.locate import locate_vpp
 from vpp_conf.paths import VppPaths
 from vpp_conf.process import identify
+from vpp_conf.reality import check_startup
 from vpp_conf.startup.plan import plan_startup
 from vpp_conf.startup.probe import probe_machine
+from vpp_conf.tuning.choice import choose
 from vpp_conf.tuning.file import read_tuning
+from vpp_conf.tuning.values import Measurement, Tuning, subject_of
 
 pytestmark = [
     pytest.mark.root,
@@ -112,6 +122,43 @@ def test_a_switch_that_does_nothing_ends_the_run(vpp: None, tmp_path: Path, monk
     assert "nothing was measured" in str(result.exception)
     assert not (tmp_path / "choice.json").exists()
     assert left_behind(tmp_path / "run" / "tune") == []
+
+
+@pytest.mark.vpp
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_interrupted_leaves_no_vpp(vpp: None, tmp_path: Path, number: signal.Signals) -> None:
+    paths = VppPaths((tmp_path / "run" / "tune").resolve())
+    words = ["--run-dir", str(tmp_path / "run"), "vpp", "tune", "--rounds", "100000"]
+    words += ["--output", str(tmp_path / "choice.json")]
+    with subprocess.Popen([sys.executable, "-m", "ipsec_gw.cli.main", *words], stderr=subprocess.DEVNULL) as child:
+        try:
+            until(lambda: paths.api_socket.exists() and api_answers(paths.api_socket), "VPP answers")
+            pid = int(paths.pid_file.read_text().split()[0])
+            child.send_signal(number)
+            assert child.wait(60) == 130
+        finally:
+            child.kill()
+    assert identify(pid) is None
+    assert left_behind(paths.run_dir) == []
+    assert not (tmp_path / "choice.json").exists()
+
+
+@pytest.mark.vpp
+def test_vpp_is_started_with_the_choice(vpp: None, tmp_path: Path) -> None:
+    """Openssl is nobody's first choice, so it can come from nowhere else."""
+    algorithms = ("aes-128-gcm", "aes-256-gcm", "chacha20-poly1305")
+    measurements = tuple(Measurement(algorithm, "openssl", 64, (1.0,)) for algorithm in algorithms)
+    chosen = Tuning(
+        subject_of(probe_machine(locate_vpp())), datetime.now(UTC), 1e9, 1, measurements, choose(measurements)
+    )
+    try:
+        lifecycle.up(tmp_path, tuning=chosen)
+        checks = asyncio.run(check_startup(VppPaths(tmp_path.resolve()), locate_vpp(), 5.0))
+    finally:
+        lifecycle.down(tmp_path)
+    handlers = {check.name.removeprefix("crypto handler "): check for check in checks if "handler" in check.name}
+    assert {name: handlers[name].actual for name in algorithms} == dict.fromkeys(algorithms, "openssl")
+    assert all(check.holds for check in handlers.values())
 
 
 @pytest.mark.vpp

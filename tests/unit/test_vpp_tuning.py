@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import UTC, datetime
+from io import StringIO
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 from ipsec_gw.cli.main import cli
+from ipsec_gw.cli.vpp_tune import print_tuning
 from ipsec_gw.errors import ConfigError, EngineError, EnvironmentMissing
 from ipsec_gw.model.algorithms import AES_GCM_128, CHACHA20_POLY1305
 from tests.support.machines import probe, unpack_machine
@@ -21,6 +24,7 @@ from vpp_conf.startup.plan import plan_startup
 from vpp_conf.startup.render import render_commands
 from vpp_conf.startup.values import Handler, Severity
 from vpp_conf.tuning import file as tuning_file
+from vpp_conf.tuning import measure as measure_module
 from vpp_conf.tuning.choice import choose, ratio, reason
 from vpp_conf.tuning.file import check_writable, describe_tuning, parse_tuning, read_tuning, write_tuning
 from vpp_conf.tuning.measure import PATH, Bench, Effort, measure
@@ -270,12 +274,19 @@ def test_nodes_streams_and_clock_are_read() -> None:
     assert parse_clock("Time now 3.1") is None
 
 
+NODE_CLOCKS = {"native": 20.0, "ipsecmb": 30.0, "openssl": 40.0}
+
+
 class Switches:
-    """As much of a VPP as switching takes. ``deaf`` are engines that it does not switch to, without a word."""
+    """As much of a VPP as switching takes. ``deaf`` are engines that it does not switch to, without a word.
+
+    ``decrypts`` names who decrypts instead of who encrypts, ``astray`` how many packets other nodes than usual had.
+    """
 
     def __init__(self, **engines: str) -> None:
         self.engines = {name.replace("_", "-"): value.split() for name, value in engines.items()}
         self.deaf: set[str] = set()
+        self.decrypts: str | None = None
         self.astray: dict[str, int] = {}
         self.packets = Effort().packets
 
@@ -285,16 +296,20 @@ class Switches:
             return self._switch(words[4], words[5])
         if command == "show crypto handlers":
             return "".join(
-                f"{name:<30} enc {offered}  openssl*  -\n{'':<30} dec {offered}  openssl*  -\n"
+                f"{name:<30} enc {_row(engines, engines[0])}  openssl*  -\n"
+                f"{'':<30} dec {_row(engines, self.decrypts or engines[0])}  openssl*  -\n"
                 for name, engines in self.engines.items()
-                for offered in [" ".join([*engines[1:], f"{engines[0]}*"])]
             )
         if command == "show packet-generator":
             return STREAMS
         if command == "show runtime":
+            clocks = NODE_CLOCKS[self.engines["aes-128-gcm-icv16-aad8"][0]]
             return "".join(
-                f"{name}  active  391  {self.astray.get(name, self.packets)}  0  1.50e1  255.75\n" for name in PATH
+                f"{name}  active  391  {self.astray.get(name, self.packets)}  0  {clocks:.2e}  255.75\n"
+                for name in PATH
             )
+        if command == "show clock verbose":
+            return "clocks/sec 2500000000.0"
         return ""
 
     def _switch(self, name: str, engine: str) -> str:
@@ -310,6 +325,10 @@ class Switches:
         return Bench(cast(VppApi, self), RELEASE, Effort(algorithms or (AES_GCM_128,)))
 
 
+def _row(engines: list[str], active: str) -> str:
+    return " ".join(f"{engine}*" if engine == active else engine for engine in sorted(engines))
+
+
 @pytest.fixture
 def vpp() -> Switches:
     return Switches(aes_128_gcm_icv16_aad8="native ipsecmb openssl", aes_128_gcm_icv16_aad12="native openssl")
@@ -323,6 +342,12 @@ async def test_a_switch_switches_all_handlers(vpp: Switches) -> None:
 async def test_a_switch_that_does_nothing_is_an_error(vpp: Switches) -> None:
     vpp.deaf = {"openssl"}
     with pytest.raises(EngineError, match="told that openssl does aes-128-gcm-icv16-aad8, and native and native do"):
+        await vpp.bench().switch(AES_GCM_128, "openssl")
+
+
+async def test_a_switch_of_one_direction_is_an_error(vpp: Switches) -> None:
+    vpp.decrypts = "native"
+    with pytest.raises(EngineError, match="told that openssl does aes-128-gcm-icv16-aad8, and openssl and native do"):
         await vpp.bench().switch(AES_GCM_128, "openssl")
 
 
@@ -342,15 +367,66 @@ async def test_only_engines_with_all_handlers_take_part(vpp: Switches) -> None:
 
 
 async def test_packets_on_another_path_are_no_figure(vpp: Switches) -> None:
-    assert await vpp.bench().run(AES_GCM_128, 64) == pytest.approx(15 * len(PATH))
+    assert await vpp.bench().run(AES_GCM_128, 64) == 20 * len(PATH)
     vpp.astray = {"adj-midchain-tx": 5}
     with pytest.raises(EngineError, match=r"aes-128-gcm: 5 of 200000 packets came to VPP's node adj-midchain-tx"):
         await vpp.bench().run(AES_GCM_128, 64)
 
 
-async def test_a_vpp_without_a_clock_is_an_error(vpp: Switches) -> None:
+async def test_a_stream_that_does_not_end_is_an_error(vpp: Switches, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure_module, "RUN_SECONDS", 0.0)
+    with pytest.raises(EngineError, match="more than 0 s - use fewer by --packets"):
+        await vpp.bench().run(AES_GCM_128, 1400)
+
+
+async def test_a_vpp_without_a_clock_is_an_error(vpp: Switches, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure_module, "parse_clock", lambda _: None)
     with pytest.raises(EngineError, match="clock"):
         await measure(cast(VppApi, vpp), RELEASE, ("native",), Effort((AES_GCM_128,)), lambda *_: None)
+
+
+async def test_each_figure_is_of_its_engine_in_every_round(vpp: Switches, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order of engines changes from round to round."""
+
+    async def nothing(_: Bench) -> None:
+        return
+
+    monkeypatch.setattr(Bench, "build", nothing)
+    seen: list[tuple[int, int, str]] = []
+    effort = Effort((AES_GCM_128,), sizes=(64,), rounds=3)
+    found = await measure(
+        cast(VppApi, vpp), RELEASE, ("native", "ipsecmb", "openssl"), effort, lambda *one: seen.append(one)
+    )
+    assert found.measurements == tuple(
+        Measurement("aes-128-gcm", engine, 64, (NODE_CLOCKS[engine] * len(PATH),) * 3)
+        for engine in ("native", "openssl")
+    )
+    assert found.absent == (("aes-128-gcm", "ipsecmb"),)
+    assert found.clock_hz == 2.5e9
+    texts = ["native", "openssl", "openssl", "native", "native", "openssl"]
+    assert seen == [*((n, 6, f"aes-128-gcm {engine} 64") for n, engine in enumerate(texts)), (6, 6, "")]
+
+
+def test_the_table_has_every_figure_and_the_choice() -> None:
+    answer = describe_tuning(tuning(*FASTER, *CHACHA)) | {
+        "absent": [{"algorithm": "chacha20-poly1305", "engine": "native"}],
+        "file": "/some/file",
+    }
+    out = StringIO()
+    print_tuning(Console(file=out, width=150), answer)
+    lines = [line.split() for line in out.getvalue().splitlines()]
+    for one in answer["measurements"]:
+        row = next(line for line in lines if line[:3] == [one["algorithm"], one["engine"], str(one["bytes"])])
+        assert row[3:4] + row[5:7] == [f"{one['median']:.0f}", f"{one['ratio']:.2f}", f"{one['gigabits']:.1f}"]
+        assert (row[-1] == "chosen") == (one["engine"] == "ipsecmb")
+    bars = {(line[0], line[1]): len(line[2]) for line in lines if len(line) == 4 and line[2][0] == "█"}
+    assert len(bars) == 5
+    assert bars["aes-128-gcm", "ipsecmb"] == 40
+    assert bars["aes-128-gcm", "native"] == 20
+    for one in answer["choices"]:
+        assert one["reason"] in out.getvalue()
+    assert "chacha20-poly1305: not with native" in out.getvalue()
+    assert "/some/file" in out.getvalue()
 
 
 def test_the_subject_knows_who_built_nothing() -> None:

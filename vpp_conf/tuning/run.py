@@ -42,6 +42,7 @@ def tune(run_dir: Path, effort: Effort, progress: Progress) -> Run:
     Raises EnvironmentMissing (no root, no VPP or one that is too old, no engine, no plan for this machine),
     EngineUnavailable (VPP does not start, or dies) or EngineError (a switch that did nothing, another run of tune).
     """
+    lifecycle.require_root()
     installation = locate_vpp()
     machine = probe_machine(installation)
     if installation.release < COMBINED_HANDLERS:
