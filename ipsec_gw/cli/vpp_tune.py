@@ -92,7 +92,10 @@ def print_tuning(console: Console, answer: dict[str, Any]) -> None:
         console.print(escape(one["reason"]), highlight=False, soft_wrap=True)
     for one in answer["absent"]:
         console.print(f"{one['algorithm']}: not with {one['engine']}", style="dim", highlight=False)
-    console.print(f"kept in {escape(answer['file'])}: `vpp up` uses it from now on", highlight=False, soft_wrap=True)
+    named = "" if answer["file"] == str(DEFAULT_TUNING) else f" --tuning {answer['file']}"
+    console.print(
+        escape(f"kept in {answer['file']}: `ipsec-gw vpp up{named}` uses it"), highlight=False, soft_wrap=True
+    )
 
 
 def _figures(rows: list[dict[str, Any]]) -> Table:

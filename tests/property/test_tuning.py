@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from ipsec_gw.errors import ConfigError
 from tests.support.machines import NAMES, probe
 from vpp_conf.startup.expectation import expect
 from vpp_conf.startup.machine import Machine
@@ -64,6 +66,43 @@ def test_only_ratios_matter(found: tuple[Measurement, ...], factor: float) -> No
 @given(tunings())
 def test_the_file_keeps_everything(tuning: Tuning) -> None:
     assert parse_tuning(json.dumps(describe_tuning(tuning)), "file") == tuning
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def parsed_or_refused(text: str) -> Tuning | None:
+    """A refusal names the file and the way out."""
+    try:
+        return parse_tuning(text, "file")
+    except ConfigError as error:
+        refusal = str(error)
+    assert refusal.startswith("file:")
+    assert "run `ipsec-gw vpp tune` again" in refusal
+    return None
+
+
+@given(tunings(), JSON, st.data())
+def test_an_edited_file_is_an_error_or_a_whole_run(tuning: Tuning, value: Any, data: st.DataObject) -> None:
+    """Whatever stands in one place: what is taken can be planned with and written again."""
+    described = describe_tuning(tuning)
+    place: Any = described
+    while True:
+        key = data.draw(st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place))))
+        if not isinstance(place[key], dict | list) or not place[key] or data.draw(st.booleans()):
+            break
+        place = place[key]
+    place[key] = value
+    taken = parsed_or_refused(json.dumps(described))
+    event("refused" if taken is None else "taken")
+    if taken is None:
+        return
+    planned(probe(NAMES[0]), replace(taken, subject=subject_of(probe(NAMES[0]))))
+    assert parse_tuning(json.dumps(describe_tuning(taken)), "file") == taken
 
 
 def planned(machine: Machine, tuning: Tuning | None) -> StartupPlan | None:

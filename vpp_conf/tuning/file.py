@@ -57,7 +57,7 @@ def parse_tuning(text: str, source: str) -> Tuning:
     try:
         fields: dict[str, Any] = json.loads(text)
         if fields["format"] != FORMAT:
-            raise ValueError(f"its format is {fields['format']}, not {FORMAT}")
+            raise ValueError(f"its format is {fields['format']!r}, not {FORMAT}")
         return Tuning(
             subject=Subject(str(fields["cpu"]), str(fields["vpp"]), tuple(str(engine) for engine in fields["engines"])),
             measured_at=datetime.fromisoformat(fields["measuredAt"]),

@@ -24,12 +24,16 @@ class Subject:
     engines: tuple[str, ...]
 
 
+MOST_CLOCKS = 1e9
+"""For one packet: a third of a second. What is beyond is no figure, and would overflow in ratios."""
+
+
 @dataclass(frozen=True, slots=True)
 class Measurement:
     """CPU clocks for one packet on the whole ESP encrypt path, one figure for each round.
 
     ``algorithm`` is VPP's plain name, ``size`` the inner IP packet in bytes. Raises ValueError for a name that is not
-    known, no rounds, or a figure that is not positive.
+    known, no rounds, or a figure that is not from 1 to :data:`MOST_CLOCKS`.
     """
 
     algorithm: str
@@ -42,8 +46,10 @@ class Measurement:
             raise ValueError(f"no algorithm is named {self.algorithm!r}")
         if self.engine not in ENGINES:
             raise ValueError(f"no crypto engine is named {self.engine!r}")
-        if self.size <= 0 or not self.clocks or not all(math.isfinite(one) and one > 0 for one in self.clocks):
-            raise ValueError(f"{self.algorithm} by {self.engine}: sizes and clocks have to be positive")
+        if self.size <= 0 or not self.clocks or not all(1 <= one <= MOST_CLOCKS for one in self.clocks):
+            raise ValueError(
+                f"{self.algorithm} by {self.engine}: clocks are from 1 to {MOST_CLOCKS:.0f}, sizes positive"
+            )
 
     @property
     def median(self) -> float:
