@@ -44,9 +44,10 @@ format: setup ## format the code
 	@.venv/bin/ruff format .
 	@.venv/bin/ruff check --fix -q .
 
-bench: setup ## measure the XDP path (medians and ratios of one run)
+bench: setup ## measure the XDP path and VPP's crypto engines (medians and ratios of one run)
 	@$(PYTHON) -m bench.steering
 	@$(PYTHON) -m bench.pipeline
+	@$(PYTHON) -m bench.tune
 
 clean: ## remove what the build made
 	@rm -rf .venv $(DOCK) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -53,7 +53,7 @@ def tune(run_dir: Path, effort: Effort, progress: Progress) -> Run:
     subject = subject_of(machine)
     if not subject.engines:
         raise EnvironmentMissing("VPP has no crypto engine - install vpp-crypto-engines of the official fd.io packages")
-    with _own_vpp(run_dir) as paths:
+    with own_vpp(run_dir) as paths:
         figures = asyncio.run(_measure(paths, installation, subject.engines, effort, progress))
     tuning = Tuning(
         subject=subject,
@@ -78,8 +78,12 @@ async def _measure(
 
 
 @contextmanager
-def _own_vpp(run_dir: Path) -> Iterator[VppPaths]:
-    """Stop what an earlier run that was killed left, and leave nothing. After a failure the log stays."""
+def own_vpp(run_dir: Path, tuning: Tuning | None = None) -> Iterator[VppPaths]:
+    """A VPP with one thread below the runtime directory, started with these handlers.
+
+    Stops what an earlier run that was killed left, and leaves nothing. After a failure the log stays. Raises
+    EngineError if another process does the same, and what :func:`vpp_conf.lifecycle.up` raises.
+    """
     folder = run_dir / FOLDER
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (run_dir / f"{FOLDER}.lock").open("w") as lock:
@@ -89,7 +93,7 @@ def _own_vpp(run_dir: Path) -> Iterator[VppPaths]:
             raise EngineError(f"another run of tune is under way below {run_dir} - wait for it") from None
         lifecycle.down(folder)
         try:
-            lifecycle.up(folder, needs=NEEDS)
+            lifecycle.up(folder, needs=NEEDS, tuning=tuning)
             yield VppPaths(folder.resolve())
         finally:
             lifecycle.down(folder)
