@@ -2,7 +2,8 @@
 
 VPP's packet generator sends UDP packets into a protected IPsec interface, one for each algorithm. They take the nodes
 of :data:`PATH`, and the outer route drops what comes out of them. No NIC and no other VPP is involved. Engines take
-turns within each round, so that what the machine does meanwhile meets all of them.
+turns within each round, so that what the machine does meanwhile meets all of them. An engine decrypts what it encrypts,
+and for both it takes nearly the same clocks: encryption stands for both.
 
 After each switch VPP is asked who encrypts and decrypts now, and after each run how many packets every node had: a
 switch that did nothing, or packets on another path, are errors and never figures.
