@@ -44,9 +44,11 @@ format: setup ## format the code
 	@.venv/bin/ruff format .
 	@.venv/bin/ruff check --fix -q .
 
-bench: setup ## measure the XDP path (medians and ratios of one run)
+bench: setup ## measure the XDP path and VPP's crypto engines (medians and ratios of one run)
 	@$(PYTHON) -m bench.steering
 	@$(PYTHON) -m bench.pipeline
+	@if $(PYTHON) -c 'from vpp_conf.locate import locate_vpp; locate_vpp()' 2>/dev/null; then $(PYTHON) -m bench.tune; \
+		else echo "bench.tune is left out: no VPP is installed"; fi
 
 clean: ## remove what the build made
 	@rm -rf .venv $(DOCK) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

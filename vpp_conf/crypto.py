@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from ipsec_gw.model.algorithms import (
     AES_GCM_128,
@@ -18,6 +19,9 @@ from vpp_conf.api import VppApi
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 ROW = re.compile(r"^(?P<name>[a-z0-9-]+-icv16-aad(?:8|12))\s*enc\s*(?P<simple>.*?)(?:\s{2,}|$)", re.MULTILINE)
 ACTIVE = re.compile(r"(\S+)\*")
+SIMPLE_PAIR = re.compile(
+    r"^(?P<name>[a-z0-9-]+)\s*enc\s*(?P<enc>.*?)(?:\s{2,}.*)?\n\s+dec\s*(?P<dec>.*?)(?:\s{2,}|$)", re.MULTILINE
+)
 
 HANDLER_NAMES = {
     AES_GCM_128: "aes-128-gcm",
@@ -26,6 +30,28 @@ HANDLER_NAMES = {
     CHACHA20_POLY1305: "chacha20-poly1305",
 }
 """ESP uses only the combined handlers ``NAME-icv16-aad8`` and, with ESN, ``NAME-icv16-aad12``."""
+
+
+@dataclass(frozen=True, slots=True)
+class SimpleHandler:
+    """``engines`` are those that can both encrypt and decrypt, ``encrypts`` and ``decrypts`` name who does.
+
+    Simple: on whole packets in one buffer each; packets over several buffers have handlers of their own.
+    """
+
+    engines: frozenset[str]
+    encrypts: str | None
+    decrypts: str | None
+
+
+def parse_simple_handlers(text: str) -> Mapping[str, SimpleHandler]:
+    """The simple handlers in ``show crypto handlers`` by VPP's names."""
+    found = {}
+    for pair in SIMPLE_PAIR.finditer(COLOURS.sub("", text)):
+        able = [frozenset(name.rstrip("*") for name in pair[kind].split()) - {"-"} for kind in ("enc", "dec")]
+        active = [star[1] if (star := ACTIVE.search(pair[kind])) else None for kind in ("enc", "dec")]
+        found[pair["name"]] = SimpleHandler(able[0] & able[1], active[0], active[1])
+    return found
 
 
 async def crypto_handlers(api: VppApi) -> Mapping[EspAlgorithm, str]:

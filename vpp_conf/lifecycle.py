@@ -28,6 +28,7 @@ from vpp_conf.startup.probe import ROOT, probe_machine
 from vpp_conf.startup.relief import without_process
 from vpp_conf.startup.render import merged_startup, render_commands
 from vpp_conf.startup.values import Needs, StartupPlan
+from vpp_conf.tuning.values import Tuning
 
 START_SECONDS = 60.0
 """VPP needs about one second on hardware and a dozen in an emulated machine."""
@@ -83,7 +84,11 @@ class VppStatus:
 
 
 def up(
-    run_dir: Path, deadline: float = START_SECONDS, needs: Needs | None = None, drop_in: DropIn | None = None
+    run_dir: Path,
+    deadline: float = START_SECONDS,
+    needs: Needs | None = None,
+    drop_in: DropIn | None = None,
+    tuning: Tuning | None = None,
 ) -> VppStatus:
     """Start VPP in this network namespace and wait until its API answers. A running one is left as it is.
 
@@ -91,7 +96,7 @@ def up(
     operator's settings) or EngineUnavailable (VPP ended or did not answer within ``deadline`` seconds; the text carries
     the end of its log).
     """
-    _require_root()
+    require_root()
     paths = VppPaths(run_dir.resolve())
     installation = locate_vpp()
     paths.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -101,11 +106,15 @@ def up(
             _await_api(paths, running, deadline)
             return VppStatus(True, True, running.pid, installation.version, run_dir)
         _clean(paths)
-        return _begin(_prepare(installation, paths, needs, drop_in), run_dir, deadline)
+        return _begin(_prepare(installation, paths, needs, drop_in, tuning), run_dir, deadline)
 
 
 def restart(
-    run_dir: Path, deadline: float = START_SECONDS, needs: Needs | None = None, drop_in: DropIn | None = None
+    run_dir: Path,
+    deadline: float = START_SECONDS,
+    needs: Needs | None = None,
+    drop_in: DropIn | None = None,
+    tuning: Tuning | None = None,
 ) -> VppStatus:
     """Stop the VPP that runs, if one does, and start another from a startup.conf that is made anew.
 
@@ -113,7 +122,7 @@ def restart(
     because there is no VPP, no plan or no valid settings leaves the old one running. Raises as well what :func:`down`
     does, and EngineError if the VPP belongs to systemd.
     """
-    _require_root()
+    require_root()
     paths = VppPaths(run_dir.resolve())
     installation = locate_vpp()
     paths.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -124,17 +133,19 @@ def restart(
                 f"VPP (pid {running.pid}) is run by {UNIT}, with the options of that unit - "
                 f"use `systemctl restart {UNIT}`"
             )
-        start = _prepare(installation, paths, needs, drop_in, running)
+        start = _prepare(installation, paths, needs, drop_in, tuning, running)
         _stop(paths, running)
         return _begin(start, run_dir, deadline)
 
 
-def run(run_dir: Path, needs: Needs | None = None, drop_in: DropIn | None = None) -> NoReturn:
+def run(
+    run_dir: Path, needs: Needs | None = None, drop_in: DropIn | None = None, tuning: Tuning | None = None
+) -> NoReturn:
     """Become VPP: this process goes on as VPP in the foreground, for a supervisor like systemd. Its output is its log.
 
     Raises what :func:`up` raises before VPP has started, and EngineError if one runs already.
     """
-    _require_root()
+    require_root()
     paths = VppPaths(run_dir.resolve())
     installation = locate_vpp()
     paths.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -143,7 +154,7 @@ def run(run_dir: Path, needs: Needs | None = None, drop_in: DropIn | None = None
         if running is not None:
             raise EngineError(f"VPP runs already as process {running.pid} - stop it with `ipsec-gw vpp down`")
         _clean(paths)
-        start = _prepare(installation, paths, needs, drop_in)
+        start = _prepare(installation, paths, needs, drop_in, tuning)
         _write(start)
         own = identify(os.getpid())
         if own is None:
@@ -167,6 +178,12 @@ def wait(run_dir: Path, pid: int, deadline: float = START_SECONDS) -> VppStatus:
         raise EngineUnavailable(f"process {pid} has ended{_log_tail(paths)}")
     _await_api(paths, process, deadline)
     return VppStatus(True, True, pid, locate_vpp().version, run_dir)
+
+
+def require_root() -> None:
+    """Raises EnvironmentMissing unless this process may start VPP."""
+    if os.geteuid() != 0:
+        raise EnvironmentMissing("starting VPP needs root - run it with sudo or from systemd")
 
 
 def down(run_dir: Path) -> VppStatus:
@@ -207,23 +224,19 @@ def api_answers(path: Path, timeout: float = 2.0) -> bool:
     return answer[FRAME.size :] == SOCKCLNT_CREATE_REPLY.to_bytes(2, "big")
 
 
-def _require_root() -> None:
-    if os.geteuid() != 0:
-        raise EnvironmentMissing("starting VPP needs root - run it with sudo or from systemd")
-
-
 def _prepare(
     installation: VppInstallation,
     paths: VppPaths,
     needs: Needs | None,
     drop_in: DropIn | None,
+    tuning: Tuning | None,
     leaving: ProcessId | None = None,
 ) -> _Start:
     """Plan and render, touching nothing. What the process that is ``leaving`` holds counts as free."""
     machine = probe_machine(installation)
     if leaving is not None:
         machine = without_process(machine, Files(ROOT), leaving.pid)
-    plan = plan_startup(machine, needs)
+    plan = plan_startup(machine, needs, tuning)
     return _Start(installation, paths, plan, merged_startup(plan, paths, installation, drop_in))
 
 

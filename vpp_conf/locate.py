@@ -35,6 +35,11 @@ class VppInstallation:
     crypto_engine_dir: Path | None
     vppctl: Path | None
 
+    @property
+    def short_version(self) -> str:
+        """``vpp v26.06-release``: without who built it, and when."""
+        return self.version.partition(" built by ")[0]
+
     def plugins(self) -> frozenset[str]:
         """File names of the installed plugins."""
         return _shared_objects(self.plugin_dir)

@@ -1,4 +1,4 @@
-"""`ipsec-gw vpp`: plan, prepare, start, stop and look at the VPP of this gateway."""
+"""`ipsec-gw vpp`: plan, prepare, tune, start, stop and look at the VPP of this gateway."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import click
 from rich.console import Console
 
 from ipsec_gw.cli.main import Options, run_async
-from ipsec_gw.cli.vpp_options import machine_of, with_drop_in, with_machine, with_needs
+from ipsec_gw.cli.vpp_options import machine_of, tuning_of, with_drop_in, with_machine, with_needs, with_tuning
 from ipsec_gw.cli.vpp_plan import print_checks, print_plan, print_refusal
+from ipsec_gw.cli.vpp_tune import tune
 from ipsec_gw.errors import ConfigError, EngineError, EnvironmentMissing
 from vpp_conf import lifecycle
 from vpp_conf.lifecycle import VppStatus
@@ -35,10 +36,14 @@ def vpp() -> None:
     """The VPP of this gateway."""
 
 
+vpp.add_command(tune)
+
+
 @vpp.command()
 @with_needs
 @with_machine
 @with_drop_in
+@with_tuning
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 @click.option("--text", "as_text", is_flag=True, help="startup.conf itself on stdout.")
 @click.pass_context
@@ -48,6 +53,7 @@ def plan(
     root: Path,
     release: str | None,
     drop_in: Path | None,
+    tuning: Path | None,
     as_json: bool,
     as_text: bool,
     **needs: Any,
@@ -56,7 +62,7 @@ def plan(
     machine, installation = machine_of(root, release)
     paths = VppPaths(ctx.obj.run_dir)
     try:
-        planned = plan_startup(machine, Needs(**needs))
+        planned = plan_startup(machine, Needs(**needs), tuning_of(tuning, root, release))
     except PlanRefused as refused:
         if as_json:
             _print_json({"machine": describe_machine(machine), "findings": describe_findings(refused.findings)})
@@ -97,26 +103,32 @@ def prepare(root: Path, release: str | None, dry_run: bool, **needs: Any) -> Non
 @vpp.command()
 @with_needs
 @with_drop_in
+@with_tuning
 @click.pass_obj
-def up(options: Options, /, drop_in: Path | None, **needs: Any) -> None:
+def up(options: Options, /, drop_in: Path | None, tuning: Path | None, **needs: Any) -> None:
     """Start VPP in this network namespace from a rendered startup.conf."""
     with Console(stderr=True).status("starting VPP"):
-        state = lifecycle.up(options.run_dir, needs=Needs(**needs), drop_in=read_drop_in(drop_in))
+        state = lifecycle.up(
+            options.run_dir, needs=Needs(**needs), drop_in=read_drop_in(drop_in), tuning=tuning_of(tuning)
+        )
     _print_started(options, state)
 
 
 @vpp.command()
 @with_needs
 @with_drop_in
+@with_tuning
 @click.pass_obj
-def restart(options: Options, /, drop_in: Path | None, **needs: Any) -> None:
+def restart(options: Options, /, drop_in: Path | None, tuning: Path | None, **needs: Any) -> None:
     """Stop VPP and start it from a startup.conf made anew. Takes the options of `up`, of this call alone.
 
     If there is no plan, the running VPP stays as it is. While there is none the kernel carries the tunnels.
     """
     try:
         with Console(stderr=True).status("restarting VPP"):
-            state = lifecycle.restart(options.run_dir, needs=Needs(**needs), drop_in=read_drop_in(drop_in))
+            state = lifecycle.restart(
+                options.run_dir, needs=Needs(**needs), drop_in=read_drop_in(drop_in), tuning=tuning_of(tuning)
+            )
     except (EnvironmentMissing, ConfigError):  # both come before anything is touched
         click.echo("VPP was not restarted: it is as it was", err=True)
         raise
@@ -126,10 +138,11 @@ def restart(options: Options, /, drop_in: Path | None, **needs: Any) -> None:
 @vpp.command()
 @with_needs
 @with_drop_in
+@with_tuning
 @click.pass_obj
-def run(options: Options, /, drop_in: Path | None, **needs: Any) -> None:
+def run(options: Options, /, drop_in: Path | None, tuning: Path | None, **needs: Any) -> None:
     """Become VPP in the foreground, for systemd. What VPP prints goes to its log."""
-    lifecycle.run(options.run_dir, Needs(**needs), read_drop_in(drop_in))
+    lifecycle.run(options.run_dir, Needs(**needs), read_drop_in(drop_in), tuning_of(tuning))
 
 
 @vpp.command()

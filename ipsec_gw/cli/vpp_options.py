@@ -15,6 +15,8 @@ from vpp_conf.startup.machine import Machine
 from vpp_conf.startup.probe import ROOT, probe_machine, read_machine
 from vpp_conf.startup.syntax import TESTED, complete_offer, show
 from vpp_conf.startup.values import Needs
+from vpp_conf.tuning.file import DEFAULT_TUNING, read_tuning
+from vpp_conf.tuning.values import Tuning
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -81,6 +83,22 @@ def with_drop_in(command: Command) -> Command:
         type=click.Path(path_type=Path),
         help=f"Your own settings for startup.conf. Default: {DEFAULT_DROP_IN}, if it is there.",
     )(command)
+
+
+def with_tuning(command: Command) -> Command:
+    """The option that names what `vpp tune` wrote, for :func:`tuning_of`."""
+    return click.option(
+        "--tuning",
+        type=click.Path(path_type=Path),
+        help=f"What `vpp tune` measured. Default: {DEFAULT_TUNING}, if it is there.",
+    )(command)
+
+
+def tuning_of(path: Path | None, root: Path = ROOT, release: str | None = None) -> Tuning | None:
+    """What was measured. The default file is of this machine and its VPP: it says nothing about others."""
+    if path is None and (root != ROOT or release is not None):
+        return None
+    return read_tuning(path)
 
 
 def machine_of(root: Path, release: str | None) -> tuple[Machine, VppInstallation]:

@@ -10,17 +10,20 @@ from pathlib import Path
 
 import pytest
 
+from ipsec_gw.errors import EnvironmentMissing
+from vpp_conf.locate import locate_vpp
+from vpp_conf.startup.syntax import AEADS, ENGINES
+
 pytestmark = [
     pytest.mark.root,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root for test runs of BPF programs"),
 ]
 
 
-def test_steering_prints_json_alone() -> None:
-    """It compiles on its way, which is logged."""
+def bench(*words: str) -> subprocess.CompletedProcess[str]:
     project = Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, "-m", "bench.steering", "--json"],
+        [sys.executable, "-m", *words, "--json"],
         cwd=project,
         capture_output=True,
         text=True,
@@ -28,7 +31,30 @@ def test_steering_prints_json_alone() -> None:
         timeout=100,
     )
     assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_steering_prints_json_alone() -> None:
+    """It compiles on its way, which is logged."""
+    done = bench("bench.steering")
     figures = json.loads(done.stdout)
     assert figures["ARP"]["ratio"] == 1
     assert all(len(row["ns"]) == len(figures["ARP"]["ns"]) and row["ratio"] > 0 for row in figures.values())
     assert "pipeline compiled" in done.stderr
+
+
+@pytest.mark.vpp
+def test_tune_compares_three_ways_with_themselves() -> None:
+    try:
+        locate_vpp()
+    except EnvironmentMissing as missing:
+        pytest.skip(str(missing))
+    rows = json.loads(bench("bench.tune", "--rounds", "2", "--packets", "2560").stdout)
+    cases = {(name, size) for name in AEADS for size in (64, 1400)}
+    assert len(rows) == 3 * len(cases)
+    assert {(one["algorithm"], one["bytes"]) for one in rows} == cases
+    for one in rows:
+        assert len(one["clocks"]) == len(one["ratios"]) == 2
+        assert min(*one["clocks"], one["ratio"]) > 0
+        assert one["way"] != "own order" or one["ratios"] == [1, 1]
+        assert one["engine"] in ENGINES

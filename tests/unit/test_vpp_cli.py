@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from vpp_conf.paths import VppPaths
 from vpp_conf.startup.drop_in import DropIn
 from vpp_conf.startup.prepare import Applied, apply_settings, check_applied
 from vpp_conf.startup.values import Finding, Needs, PlanRefused, Setting, Severity
+from vpp_conf.tuning.choice import choose
+from vpp_conf.tuning.file import write_tuning
+from vpp_conf.tuning.values import Measurement, Subject, Tuning
 
 HUGEPAGES = "sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages"
 
@@ -126,10 +130,18 @@ def test_starts_take_needs_and_the_operators_own_settings(
     monkeypatch.setattr(lifecycle, command, started)
     own = tmp_path / "own.conf"
     own.write_text("logging { x 1 }\n")
+    measurements = (Measurement("aes-128-gcm", "native", 64, (200.0,)),)
+    subject = Subject("a CPU", "vpp v26.06", ("native",))
+    tuning = Tuning(subject, datetime(2026, 1, 1, tzinfo=UTC), 2e9, 1000, measurements, choose(measurements))
+    write_tuning(tuning, tmp_path / "choice.json")
     options = ["--run-dir", str(tmp_path), "vpp", command, "--workers", "2", "--sas", "9", "--drop-in", str(own)]
-    result = CliRunner().invoke(cli, options)
+    result = CliRunner().invoke(cli, [*options, "--tuning", str(tmp_path / "choice.json")])
     assert result.exit_code == 0, result.output
-    assert seen == {"needs": Needs(workers=2, sas=9), "drop_in": DropIn(str(own), "logging { x 1 }\n")}
+    assert seen == {
+        "needs": Needs(workers=2, sas=9),
+        "drop_in": DropIn(str(own), "logging { x 1 }\n"),
+        "tuning": tuning,
+    }
     assert "process 7 and answers" in result.stdout
     assert "note: a note" in result.stderr
     assert "not compared with its plan" in result.stderr
@@ -164,12 +176,13 @@ def test_run_and_wait_hand_their_arguments_on(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(lifecycle, "run", lambda *arguments: seen.append(arguments))
     monkeypatch.setattr(lifecycle, "wait", waited)
+    monkeypatch.setattr("ipsec_gw.cli.vpp.tuning_of", lambda path: f"read from {path}")
     own = tmp_path / "own.conf"
     own.write_text("x")
-    for words in (["run", "--sas", "9", "--drop-in", str(own)], ["wait", "7"]):
+    for words in (["run", "--sas", "9", "--drop-in", str(own), "--tuning", "figures"], ["wait", "7"]):
         result = CliRunner().invoke(cli, ["--run-dir", str(tmp_path), "vpp", *words])
         assert result.exit_code == 0, result.output
-    assert seen == [(tmp_path, Needs(sas=9), DropIn(str(own), "x")), (tmp_path, 7)]
+    assert seen == [(tmp_path, Needs(sas=9), DropIn(str(own), "x"), "read from figures"), (tmp_path, 7)]
 
 
 @pytest.mark.parametrize("content", [None, "{}", "no json"])

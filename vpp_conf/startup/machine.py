@@ -153,11 +153,15 @@ class Sysctls:
 
 @dataclass(frozen=True, slots=True)
 class VppOffer:
-    """The installed VPP: ``release`` is (year, month), ``plugins`` are file names, ``engines`` names."""
+    """The installed VPP: ``release`` is (year, month), ``plugins`` are file names, ``engines`` names.
+
+    ``version`` is what VPP says of itself without who built it, empty where nobody asked.
+    """
 
     release: tuple[int, int]
     plugins: frozenset[str]
     engines: frozenset[str]
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from vpp_conf.startup.plan_nics import plan_nics
 from vpp_conf.startup.plan_settings import plan_settings
 from vpp_conf.startup.syntax import TESTED, show
 from vpp_conf.startup.values import Finding, Needs, Number, PlanRefused, Severity, StartupPlan, power_of_two, size
+from vpp_conf.tuning.values import Tuning
 
 NEEDED_PLUGINS = ("af_xdp_plugin.so",)
 """Without these the gateway cannot work with VPP at all."""
@@ -26,8 +27,8 @@ POLL_SLEEP_USEC = 100
 """Where one thread has to poll a device and shares its core: a tenth of a millisecond more latency, an idle core."""
 
 
-def plan_startup(machine: Machine, needs: Needs | None = None) -> StartupPlan:
-    """Plan a VPP for this machine.
+def plan_startup(machine: Machine, needs: Needs | None = None, tuning: Tuning | None = None) -> StartupPlan:
+    """Plan a VPP for this machine. ``tuning`` is what `ipsec-gw vpp tune` measured, if it did.
 
     Raises PlanRefused with everything that was found, each with its way out, if there is an error among it.
     """
@@ -35,12 +36,12 @@ def plan_startup(machine: Machine, needs: Needs | None = None) -> StartupPlan:
     known = _with_known_release(machine)
     nics, nic_numbers, nic_findings = plan_nics(known, needs)
     cpus = plan_cpus(known, needs, nics)
-    crypto = plan_crypto(known, needs, cpus.threads)
+    crypto = plan_crypto(known, needs, cpus.threads, tuning)
     local = replace(known, nodes=used_nodes(known, cpus, nics))
     room = _room(local, needs, nics, cpus, crypto)
     missing_pages = room.missing_pages
     if crypto.qat and _refuses(room.memory.findings):
-        without = plan_crypto(known, replace(needs, qat=False), cpus.threads)
+        without = plan_crypto(known, replace(needs, qat=False), cpus.threads, tuning)
         crypto = replace(without, findings=(*without.findings, _no_room_for_qat(missing_pages)))
         room = _room(local, needs, nics, cpus, crypto)
         missing_pages = max(missing_pages, room.missing_pages)

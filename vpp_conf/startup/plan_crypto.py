@@ -1,7 +1,8 @@
 """Crypto engines, their handlers, and QAT. Pure.
 
 Priorities in VPP: native 100, ipsecmb 80, openssl 50. So native does AES-GCM wherever it can, though ipsecmb is the
-faster one with wide vectors (measured: 45 against 25 Gb/s on the whole ESP path).
+faster one with wide vectors (measured: 45 against 25 Gb/s on the whole ESP path). What was measured on this machine
+itself (`ipsec-gw vpp tune`) goes before that rule, as long as CPU, VPP and engines are what they were.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 from vpp_conf.startup.machine import CryptoDevice, Machine
 from vpp_conf.startup.syntax import ENGINES, GCM, EngineStyle, engine_plugin, engine_style
 from vpp_conf.startup.values import Finding, Handler, Needs, Number, QatPlan, Severity
+from vpp_conf.tuning.choice import misfit, reason
+from vpp_conf.tuning.values import Choice, Tuning, subject_of
 
 WIDE_VECTORS = frozenset({"avx512f", "vaes"})
 DPDK_PLUGIN = "dpdk_plugin.so"
@@ -33,12 +36,16 @@ class CryptoPlan:
     findings: tuple[Finding, ...]
 
 
-def plan_crypto(machine: Machine, needs: Needs, threads: int) -> CryptoPlan:
+def plan_crypto(machine: Machine, needs: Needs, threads: int, tuning: Tuning | None = None) -> CryptoPlan:
     """Choose by what is installed and what the CPU can. Raises nothing: no engine is an error among the findings."""
     engines = tuple(engine for engine in ENGINES if engine in machine.vpp.engines)
     style = engine_style(machine.vpp.release)
-    handlers, handler_reason = _handlers(machine, engines)
     qat, qat_reason, findings = _qat(machine, needs, threads)
+    changed = misfit(tuning.subject, subject_of(machine)) if tuning else None
+    if tuning and changed:
+        findings += (_outdated(tuning, changed),)
+        tuning = None
+    handlers, handler_reason = _handlers(machine, engines, tuning)
     if not engines:
         way_out = "install vpp-plugin-core and vpp-crypto-engines of the official fd.io packages"
         findings += (Finding(Severity.ERROR, "crypto", "VPP has no crypto engine", way_out),)
@@ -65,13 +72,39 @@ def _style_reason(style: EngineStyle) -> str:
     return f"all that are installed, {how[style]}; synchronous: no handover between threads"
 
 
-def _handlers(machine: Machine, engines: tuple[str, ...]) -> tuple[tuple[Handler, ...], str]:
+def _outdated(tuning: Tuning, changed: str) -> Finding:
+    text = f"what was measured on {tuning.measured_at:%Y-%m-%d} is left out: {changed}"
+    return Finding(Severity.WARNING, "crypto handlers", text, "run `ipsec-gw vpp tune` again")
+
+
+def _handlers(machine: Machine, engines: tuple[str, ...], tuning: Tuning | None) -> tuple[tuple[Handler, ...], str]:
+    """What was measured, and the rule for what was not."""
+    choices = tuning.choices if tuning else ()
+    measured = frozenset(choice.algorithm for choice in choices)
+    others = tuple(algorithm for algorithm in GCM if algorithm not in measured)
+    handlers, rule = _by_rule(machine, engines, others)
+    if tuning is None:
+        return handlers, rule
+    figures = "; ".join(reason(tuning, choice) for choice in choices)
+    when = f"measured on this machine on {tuning.measured_at:%Y-%m-%d}: {figures}"
+    return (*_by_engine(choices), *handlers), f"{when}; the others: {rule}" if others else when
+
+
+def _by_engine(choices: tuple[Choice, ...]) -> tuple[Handler, ...]:
+    return tuple(
+        Handler(engine, tuple(choice.algorithm for choice in choices if choice.engine == engine))
+        for engine in dict.fromkeys(choice.engine for choice in choices)
+    )
+
+
+def _by_rule(
+    machine: Machine, engines: tuple[str, ...], algorithms: tuple[str, ...]
+) -> tuple[tuple[Handler, ...], str]:
     """Only what VPP's own order gets wrong. Native has no ChaCha20: there ipsecmb leads already."""
     if not {"native", "ipsecmb"} <= set(engines):
         return (), f"left out: VPP's own order is right, {engines[0] if engines else 'nothing'} leads"
-    if machine.flags >= WIDE_VECTORS:
-        reason = "with AVX-512 and VAES it is faster than native for whole ESP packets"
-        return (Handler("ipsecmb", GCM),), reason
+    if machine.flags >= WIDE_VECTORS and algorithms:
+        return (Handler("ipsecmb", algorithms),), "with AVX-512 and VAES it is faster than native for whole ESP packets"
     return (), "left out: native leads for AES-GCM, as it should without AVX-512 and VAES"
 
 

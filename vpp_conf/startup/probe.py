@@ -24,7 +24,9 @@ VERSION = re.compile(r"(\d+)\.(\d+)")
 
 def probe_machine(installation: VppInstallation, root: Path = ROOT) -> Machine:
     """The machine as it is now. Never raises for what is missing: the plan says what it cannot do without."""
-    offer = VppOffer(installation.release, installation.plugins(), installation.crypto_engines())
+    offer = VppOffer(
+        installation.release, installation.plugins(), installation.crypto_engines(), installation.short_version
+    )
     return read_machine(Files(root), offer)
 
 

@@ -25,6 +25,8 @@ ENGINES = ("native", "ipsecmb", "openssl")
 """Every software engine that VPP knows, by their priority: 100, 80, 50."""
 
 GCM = ("aes-128-gcm", "aes-192-gcm", "aes-256-gcm")
+AEADS = (*GCM, "chacha20-poly1305")
+"""What the gateway accelerates, by VPP's plain names."""
 
 SECTIONS_SINCE: dict[str, Release] = {
     "crypto_sw_scheduler": (25, 2),
@@ -132,4 +134,4 @@ def complete_offer(release: Release) -> VppOffer:
     plugins = {"af_xdp_plugin.so", "dpdk_plugin.so"}
     if engine_style(release) is EngineStyle.PLUGINS:
         plugins |= {engine_plugin(engine) for engine in ENGINES}
-    return VppOffer(release, frozenset(plugins), frozenset(ENGINES))
+    return VppOffer(release, frozenset(plugins), frozenset(ENGINES), f"vpp v{show(release)}")
