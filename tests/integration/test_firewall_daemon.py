@@ -11,6 +11,7 @@ from contextlib import closing
 import pytest
 
 from ipsec_gw.observe.control import listening
+from ipsec_gw.observe.sdnotify import OFF_CODE
 from tests.integration.conftest import until
 from tests.integration.firewall_world import (
     CLIENT,
@@ -268,7 +269,7 @@ def test_off_leaves_no_trace(box: FirewallBox) -> None:
     assert traces["xdp"]
     assert traces["qdisc"]
     assert box.gw("off").returncode == 0
-    assert child.wait(60) == 0
+    assert child.wait(60) == OFF_CODE
     assert box.traces() == NOTHING
     assert settings(box) == before
     assert box.sh("tc", "filter", "show", "dev", "lan0", "egress") == filters
