@@ -130,7 +130,9 @@ def test_a_run_that_is_interrupted_leaves_no_vpp(vpp: None, tmp_path: Path, numb
     paths = VppPaths((tmp_path / "run" / "tune").resolve())
     words = ["--run-dir", str(tmp_path / "run"), "vpp", "tune", "--rounds", "100000"]
     words += ["--output", str(tmp_path / "choice.json")]
-    with subprocess.Popen([sys.executable, "-m", "ipsec_gw.cli.main", *words], stderr=subprocess.DEVNULL) as child:
+    # In a job in the background SIGINT is ignored, and children inherit that.
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "ipsec_gw.cli.main", *words]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as child:
         try:
             until(lambda: paths.api_socket.exists() and api_answers(paths.api_socket), "VPP answers")
             pid = int(paths.pid_file.read_text().split()[0])
