@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
+from ipsec_gw.errors import EnvironmentMissing
 from ipsec_gw.observe.control import listening
+from vpp_conf.locate import locate_vpp
 
 DEADLINE = 60.0
 
@@ -139,3 +141,12 @@ def box(tmp_path: Path) -> Iterator[Box]:
         yield made
     finally:
         made.lower()
+
+
+@pytest.fixture
+def vpp() -> None:
+    """VPP is installed."""
+    try:
+        locate_vpp()
+    except EnvironmentMissing as missing:
+        pytest.skip(str(missing))

@@ -35,14 +35,6 @@ pytestmark = [
 
 
 @pytest.fixture
-def vpp() -> None:
-    try:
-        locate_vpp()
-    except EnvironmentMissing as missing:
-        pytest.skip(str(missing))
-
-
-@pytest.fixture
 def run_dir(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path
     lifecycle.down(tmp_path)

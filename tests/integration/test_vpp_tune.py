@@ -40,14 +40,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def vpp() -> None:
-    try:
-        locate_vpp()
-    except EnvironmentMissing as missing:
-        pytest.skip(str(missing))
-
-
 def tune(tmp_path: Path, *options: str) -> Result:
     words = ["--run-dir", str(tmp_path / "run"), "vpp", "tune", "--rounds", "1", "--packets", "2560"]
     words += ["--algorithm", "aes-128-gcm", "--algorithm", "chacha20-poly1305"]
