@@ -127,17 +127,27 @@ class Daemon:
         return self._gateway.keeper
 
     async def _reload(self, *, apply: bool) -> dict[str, Any]:
-        """What the file says by now against what holds. Only the firewall is followed without a restart."""
+        """What the file says by now against what holds: the firewall, and what the operator decided about tunnels. The
+        rest of ``[gateway]`` takes a restart.
+        """
         config = await asyncio.to_thread(self._read)  # a large one takes longer than a heartbeat
-        if config.firewall is None or self._gateway.keeper is None:
-            if (config.firewall is None) is (self._gateway.keeper is None):
-                return {"changes": []}
+        keeper, reconciler = self._gateway.keeper, self._gateway.reconciler
+        if (config.firewall is None) is not (keeper is None):
             what = "takes the firewall away" if config.firewall is None else "brings a firewall"
             raise IpsecGwError(f"the configuration {what} - restart the daemon for that")
-        changes = [str(change) for change in self._gateway.keeper.changes(config.firewall)]
+        changes = list(reconciler.choices.changes(config.choices))
+        if keeper is not None and config.firewall is not None:
+            changes += [str(change) for change in keeper.changes(config.firewall)]
+        outlook = reconciler.outlook(config.choices)
         if apply:
-            await self._gateway.keeper.apply(config.firewall)
-        return {"changes": changes}
+            if keeper is not None and config.firewall is not None:
+                await keeper.apply(config.firewall)
+            self._gateway.choose(config.choices)
+        return {
+            "changes": changes,
+            "operations": [str(op) for op in outlook.due],
+            "observed": [str(op) for op in outlook.observed],
+        }
 
     async def _sas(self) -> list[dict[str, Any]]:
         """The last decisions with counters of this moment: a decision may be seconds old."""
@@ -256,7 +266,10 @@ async def run(config: Config, paths: Paths, read: Callable[[], Config] = Config)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # keys are going to be in our memory: no core dumps
     with lock.hold(paths.run_dir):
         while (ending := await _run_once(config, paths, read)) is Ending.REBUILD:
-            config = config.model_copy(update={"firewall": read().firewall}) if config.firewall else config
+            try:
+                config = config.following(read())
+            except IpsecGwError as error:
+                log.warning("the configuration file cannot be used, what held goes on", reason=str(error))
     notify("STOPPING=1")
     return ending
 

@@ -12,6 +12,7 @@ from enum import StrEnum
 
 from ipsec_gw.lineages import Lineage, Precedence, lineages_of, shared_destinations
 from ipsec_gw.model.algorithms import SALT_BYTES, EspAlgorithm
+from ipsec_gw.model.choices import Choices
 from ipsec_gw.model.ids import Direction, EngineName, SaKey
 from ipsec_gw.model.objects import (
     MAX_INBOUND,
@@ -56,10 +57,10 @@ class EngineOffer:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the operator decided: docked WAN interfaces, and connections that stay in the kernel."""
+    """The docked WAN interfaces, and what the operator decided."""
 
     wan: frozenset[str] = frozenset()
-    kept: frozenset[str] = frozenset()
+    choices: Choices = field(default_factory=Choices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,21 +94,18 @@ def desired(
     objects: dict[ObjectKey, ManagedObject] = {}
     verdicts: list[SaVerdict] = []
     for lineage in lineages:
+        names = _names(lineage, snapshot)
         reason = (
             offer.absent
-            or _why_not_operator(lineage, settings, snapshot)
+            or settings.choices.keeps(names)
             or _why_not_policies(lineage, precedence)
             or conflicts.get(lineage.key, "")
             or _why_not_path(lineage, settings, snapshot)
             or _why_not_sas(lineage, offer)
         )
-        if reason:
-            verdicts += [_verdict(sa, lineage, Owner.KERNEL, reason) for sa in lineage.sas]
-            continue
-        if lineage.key.remote not in snapshot.next_hops:
-            # Not a reason to give it to the kernel: once used there, its key would be lost for the engine.
-            wait = f"the kernel has no resolved next hop towards {lineage.key.remote} yet"
-            verdicts += [_verdict(sa, lineage, Owner.PENDING, wait) for sa in lineage.sas]
+        held = (Owner.KERNEL, reason) if reason else _held(lineage, names, settings, snapshot, offer)
+        if held is not None:
+            verdicts += [_verdict(sa, lineage, *held) for sa in lineage.sas]
             continue
         built = _build(lineage, snapshot, refused)
         objects |= built
@@ -115,12 +113,25 @@ def desired(
     return Desired(objects, tuple(verdicts))
 
 
-def _why_not_operator(lineage: Lineage, settings: Settings, snapshot: Snapshot) -> str:
-    for sa in lineage.sas:
-        name = snapshot.names.get(sa.key.spi)
-        if name and name.connection in settings.kept:
-            return f"connection '{name.connection}' is set to accelerate = false"
-    return ""
+def _names(lineage: Lineage, snapshot: Snapshot) -> frozenset[str]:
+    """The connections that its SAs belong to, as far as charon has told."""
+    return frozenset(snapshot.names[sa.key.spi].connection for sa in lineage.sas if sa.key.spi in snapshot.names)
+
+
+def _held(
+    lineage: Lineage, names: frozenset[str], settings: Settings, snapshot: Snapshot, offer: EngineOffer
+) -> tuple[Owner, str] | None:
+    """Why a tunnel that the engine could carry is not given to it, or not yet.
+
+    What is still to be learned is no reason to give it to the kernel: used there, its key would be lost for the engine.
+    """
+    if settings.choices.by_name and not names:
+        return Owner.PENDING, "charon has not told yet which connection it belongs to"
+    if observed := settings.choices.observes(names, lineage.key.remote):
+        return Owner.KERNEL, f"engine {offer.name} could carry it, but {observed}"
+    if lineage.key.remote not in snapshot.next_hops:
+        return Owner.PENDING, f"the kernel has no resolved next hop towards {lineage.key.remote} yet"
+    return None
 
 
 def _why_not_policies(lineage: Lineage, precedence: Precedence) -> str:

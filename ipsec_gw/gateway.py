@@ -25,6 +25,7 @@ from ipsec_gw.ike.watcher import CharonWatcher
 from ipsec_gw.ike.xfrm import XfrmMonitor, XfrmSocket
 from ipsec_gw.mirror import proxy
 from ipsec_gw.mirror.kernel import Interface, KernelView
+from ipsec_gw.model.choices import Choices
 from ipsec_gw.model.ids import EngineName, SaKey
 from ipsec_gw.model.objects import ManagedObject, ObjectKey
 from ipsec_gw.model.snapshot import Snapshot
@@ -98,6 +99,12 @@ class Gateway:
     reconciler: Reconciler
     plumbing: Plumbing | None
     keeper: Keeper | None = None
+
+    def choose(self, choices: Choices) -> None:
+        """From now on the operator's decisions are these."""
+        self.senses.observer.names_decide = choices.by_name
+        self.reconciler.choose(choices)
+        self.senses.dirty.set()
 
     @property
     def steering(self) -> Steering | None:
@@ -213,7 +220,9 @@ def _senses(config: Config, route: AsyncIPRoute, charon: CharonWatcher, stack: A
     kernel = stack.enter_context(XfrmSocket())
     monitor = XfrmMonitor(dirty.set)
     stack.callback(monitor.close)
-    observer = Observer(kernel, monitor, KernelView(route), charon, names_decide=bool(config.kept), named=dirty.set)
+    observer = Observer(
+        kernel, monitor, KernelView(route), charon, names_decide=config.choices.by_name, named=dirty.set
+    )
     return Senses(kernel, monitor, observer, dirty)
 
 
@@ -306,7 +315,7 @@ def _join(config: Config, senses: Senses, link: EngineLink, plumbing: Plumbing |
     reconciler = Reconciler(
         source=senses.observer,
         link=link,
-        settings=Settings(frozenset(wan.name for wan in plumbing.wan) if plumbing else frozenset(), config.kept),
+        settings=Settings(frozenset(wan.name for wan in plumbing.wan) if plumbing else frozenset(), config.choices),
         tracker=tracker,
         executor=Executor(drivers, tracker),
         retrieve=retrieve,

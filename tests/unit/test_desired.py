@@ -9,6 +9,7 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from ipsec_gw.desired import Owner, desired
+from ipsec_gw.model.choices import Choices
 from ipsec_gw.model.ids import Direction, SaKey, TunnelId
 from ipsec_gw.model.objects import EngineSa, Guard, GuardKey, Lead, Selector, Steer, SteerKey, Tunnel, UdpEncap
 from ipsec_gw.model.secret import Secret
@@ -141,7 +142,9 @@ def test_esn_and_algorithms_follow_the_engine() -> None:
 def test_engine_operator_and_path_have_their_say() -> None:
     cases = {
         "kernel engine": desired(replace(OFFER, absent="kernel engine"), SETTINGS, established()),
-        "accelerate = false": desired(OFFER, replace(SETTINGS, kept=frozenset({"site"})), established()),
+        "accelerate = false": desired(
+            OFFER, replace(SETTINGS, choices=Choices(kept=frozenset({"site"}))), established()
+        ),
         "not a docked WAN": desired(
             OFFER, SETTINGS, established(next_hops={REMOTE: ResolvedHop("eth9", REMOTE, "02::", 1500)})
         ),
