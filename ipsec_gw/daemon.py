@@ -68,7 +68,9 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop.set)
-        loop.add_reader(self._gateway.senses.monitor.fileno(), self._gateway.senses.monitor.drain)
+        ears = (self._gateway.senses.monitor, self._gateway.senses.network)
+        for ear in ears:
+            loop.add_reader(ear.fileno(), ear.drain)
         try:
             async with asyncio.TaskGroup() as tasks:
                 running = [
@@ -87,7 +89,8 @@ class Daemon:
                 await self._stop.wait()
                 await _cancel(running)
         finally:
-            loop.remove_reader(self._gateway.senses.monitor.fileno())
+            for ear in ears:
+                loop.remove_reader(ear.fileno())
         return self._ending
 
     async def answer(self, question: str) -> Any:
@@ -196,7 +199,7 @@ class Daemon:
             verdicts={
                 reason.label: count.packets for reason, count in (steering.verdicts() if steering else {}).items()
             },
-            netlinkOverruns=gateway.senses.monitor.overruns,
+            netlinkOverruns=gateway.senses.monitor.overruns + gateway.senses.network.overruns,
             malformedMessages=gateway.senses.kernel.malformed + self._charon.malformed,
         )
 

@@ -24,6 +24,7 @@ from ipsec_gw.ike.observer import Observer
 from ipsec_gw.ike.watcher import CharonWatcher
 from ipsec_gw.ike.xfrm import XfrmMonitor, XfrmSocket
 from ipsec_gw.mirror import proxy
+from ipsec_gw.mirror.changes import NetworkMonitor
 from ipsec_gw.mirror.kernel import Interface, KernelView
 from ipsec_gw.model.choices import Choices
 from ipsec_gw.model.ids import EngineName, SaKey
@@ -71,10 +72,11 @@ def _is_bpffs(path: Path) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Senses:
-    """What a gateway hears and sees: the kernel's XFRM, its notifications, and the joined snapshots."""
+    """What a gateway hears and sees: the kernel's XFRM, what it and the network notify of, the joined snapshots."""
 
     kernel: XfrmSocket
     monitor: XfrmMonitor
+    network: NetworkMonitor
     observer: Observer
     dirty: asyncio.Event
 
@@ -220,10 +222,12 @@ def _senses(config: Config, route: AsyncIPRoute, charon: CharonWatcher, stack: A
     kernel = stack.enter_context(XfrmSocket())
     monitor = XfrmMonitor(dirty.set)
     stack.callback(monitor.close)
+    network = NetworkMonitor(dirty.set)
+    stack.callback(network.close)
     observer = Observer(
-        kernel, monitor, KernelView(route), charon, names_decide=config.choices.by_name, named=dirty.set
+        kernel, monitor, KernelView(route), charon, network.watch, names_decide=config.choices.by_name, named=dirty.set
     )
-    return Senses(kernel, monitor, observer, dirty)
+    return Senses(kernel, monitor, network, observer, dirty)
 
 
 def vpp_runs(paths: Paths) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from pyroute2.netlink.exceptions import NetlinkError
@@ -11,7 +11,8 @@ from pyroute2.netlink.exceptions import NetlinkError
 from ipsec_gw.errors import EnvironmentMissing, IkeError
 from ipsec_gw.ike.xfrm import XfrmMonitor, XfrmSocket
 from ipsec_gw.mirror.kernel import KernelView
-from ipsec_gw.model.snapshot import ChildName, Snapshot, XfrmPolicy, XfrmSa
+from ipsec_gw.model.ids import IpAddress
+from ipsec_gw.model.snapshot import ChildName, ResolvedHop, Snapshot, XfrmPolicy, XfrmSa
 
 _DUMP_TRIES = 5
 
@@ -24,7 +25,8 @@ class NameSource(Protocol):
 
 
 class Observer:
-    """Takes snapshots. Without vici the last known names are used and decisions go on.
+    """Takes snapshots. Without vici the last known names are used and decisions go on. ``watch`` is told of the
+    peers and of the ways to them.
 
     ``names_decide`` tells that decisions depend on names (some connections are kept in the kernel): then charon is
     asked first. Otherwise it is asked beside, and ``named`` is called when new names are known: an SA is decided
@@ -37,6 +39,7 @@ class Observer:
         monitor: XfrmMonitor,
         view: KernelView,
         names: NameSource,
+        watch: Callable[[frozenset[IpAddress], Mapping[IpAddress, ResolvedHop]], None] = lambda _peers, _hops: None,
         *,
         names_decide: bool,
         named: Callable[[], None],
@@ -48,6 +51,7 @@ class Observer:
         self._monitor = monitor
         self._view = view
         self._source = names
+        self._watch = watch
         self._names: dict[int, ChildName] = {}
 
     async def snapshot(self) -> Snapshot:
@@ -68,13 +72,16 @@ class Observer:
 
     async def _join(self, sas: list[XfrmSa], policies: list[XfrmPolicy]) -> Snapshot:
         addresses = await self._view.addresses()
-        peers = {sa.key.destination for sa in sas if sa.key.destination not in addresses}
+        peers = frozenset(sa.key.destination for sa in sas if sa.key.destination not in addresses)
+        self._watch(peers, {})  # first: what changes while the ways are read must not be lost
+        hops = await self._view.next_hops(peers)
+        self._watch(peers, hops)
         return Snapshot(
             sas=tuple(sas),
             policies=tuple(policies),
             names=dict(self._names),
             local_addresses=frozenset(addresses),
-            next_hops=await self._view.next_hops(peers),
+            next_hops=hops,
             sources=await self._view.source_hints(),
         )
 
