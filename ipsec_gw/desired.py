@@ -7,13 +7,13 @@ to the engine or all of it stays in the kernel, with a sentence that says why (D
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from ipsec_gw.lineages import Lineage, Precedence, lineages_of, shared_destinations
+from ipsec_gw.lineages import Lineage, Precedence, lineages_of
 from ipsec_gw.model.algorithms import SALT_BYTES, EspAlgorithm
 from ipsec_gw.model.choices import Choices
-from ipsec_gw.model.ids import Direction, EngineName, SaKey
+from ipsec_gw.model.ids import Direction, EngineName, IpNetwork, SaKey
 from ipsec_gw.model.objects import (
     MAX_INBOUND,
     EngineSa,
@@ -89,7 +89,6 @@ def desired(
     """
     refused = refused or {}
     lineages = lineages_of(snapshot)
-    conflicts = shared_destinations(lineages)
     precedence = Precedence(snapshot.policies)
     objects: dict[ObjectKey, ManagedObject] = {}
     verdicts: list[SaVerdict] = []
@@ -99,7 +98,6 @@ def desired(
             offer.absent
             or settings.choices.keeps(names)
             or _why_not_policies(lineage, precedence)
-            or conflicts.get(lineage.key, "")
             or _why_not_path(lineage, settings, snapshot)
             or _why_not_sas(lineage, offer)
         )
@@ -110,7 +108,20 @@ def desired(
         built = _build(lineage, snapshot, refused)
         objects |= built
         verdicts += [_verdict(sa, lineage, *_owner(sa, lineage, built, refused)) for sa in lineage.sas]
-    return Desired(objects, tuple(verdicts))
+    return Desired(_levelled(objects), tuple(verdicts))
+
+
+def _levelled(objects: Mapping[ObjectKey, ManagedObject]) -> dict[ObjectKey, ManagedObject]:
+    """Leads to one destination share its route, and so its MTU: the smallest holds."""
+    smallest: dict[IpNetwork, int] = {}
+    for obj in objects.values():
+        if isinstance(obj, Lead):
+            destination = obj.key.destination
+            smallest[destination] = min(obj.mtu, smallest.get(destination, obj.mtu))
+    return {
+        key: replace(obj, mtu=smallest[obj.key.destination]) if isinstance(obj, Lead) else obj
+        for key, obj in objects.items()
+    }
 
 
 def _names(lineage: Lineage, snapshot: Snapshot) -> frozenset[str]:

@@ -322,13 +322,21 @@ class VppEngine:
         for selector in tunnel.selectors:
             if selector.destination.version != 4 or selector.source.version != 4:
                 raise EngineError(f"tunnel {tunnel.key}: {selector} is IPv6 - leave it to the kernel")
-            owner = self._inventory.destinations.get(selector.destination, tunnel.key)
-            if owner != tunnel.key:
-                raise EngineError(
-                    f"tunnel {tunnel.key}: {selector.destination} leads to tunnel {owner} - leave it to the kernel"
-                )
+        self._check_overlap(tunnel)
         inbound = frozenset(self._sad_id_of(tunnel, key, Direction.IN) for key in tunnel.inbound)
         return self._sad_id_of(tunnel, tunnel.outbound, Direction.OUT), inbound
+
+    def _check_overlap(self, tunnel: Tunnel) -> None:
+        """Raises EngineError if a packet would match two tunnels."""
+        held = self._inventory.tunnels.get(tunnel.key)
+        itself = held.parts.interface.sw_if_index if held else None
+        _, builder = self._opened()
+        if found := builder.encap.map.conflict(itself, tunnel.selectors):
+            selector, other = found
+            raise EngineError(
+                f"tunnel {tunnel.key}: packets of {selector} belong to tunnel {self._inventory.at(other)} as well"
+                " - leave it to the kernel"
+            )
 
     def _sad_id_of(self, tunnel: Tunnel, key: SaKey, direction: Direction) -> int:
         held = self._inventory.sas.get(key)
