@@ -28,8 +28,8 @@ from ipsec_gw.model.objects import (
     Tunnel,
 )
 from ipsec_gw.model.secret import Secret
-from ipsec_gw.model.sizes import inner_mtu
-from ipsec_gw.model.snapshot import Mode, Snapshot, XfrmSa
+from ipsec_gw.model.sizes import IPV6_MINIMUM_MTU, inner_mtu
+from ipsec_gw.model.snapshot import Mode, ResolvedHop, Snapshot, XfrmSa
 
 
 class Owner(StrEnum):
@@ -99,6 +99,7 @@ def desired(
             or settings.choices.keeps(names)
             or _why_not_policies(lineage, precedence)
             or _why_not_path(lineage, settings, snapshot)
+            or _why_not_led(lineage, snapshot)
             or _why_not_sas(lineage, offer)
         )
         held = (Owner.KERNEL, reason) if reason else _held(lineage, names, settings, snapshot, offer)
@@ -169,6 +170,28 @@ def _why_not_path(lineage: Lineage, settings: Settings, snapshot: Snapshot) -> s
     return ""
 
 
+def _why_not_led(lineage: Lineage, snapshot: Snapshot) -> str:
+    """IPv6 is not led past XFRM as easily as IPv4, and it has a smallest MTU (RFC 8200 §5)."""
+    sources = [policy.source for policy in lineage.policies if policy.source.version == 6]
+    if not sources:
+        return ""
+    if snapshot.limits.all6:
+        return snapshot.limits.all6
+    if snapshot.limits.local6 and any(address in source for source in sources for address in snapshot.local_addresses):
+        return snapshot.limits.local6
+    hop = snapshot.next_hops.get(lineage.key.remote)
+    mtu = _mtu(lineage, hop) if hop is not None else IPV6_MINIMUM_MTU
+    if mtu < IPV6_MINIMUM_MTU:
+        return f"its path leaves {mtu} bytes for a packet inside, and IPv6 needs {IPV6_MINIMUM_MTU}"
+    return ""
+
+
+def _mtu(lineage: Lineage, hop: ResolvedHop) -> int:
+    """What fits into the tunnel, in bytes of inner IP packet."""
+    newest = lineage.sas[-1] if not lineage.inbound else lineage.inbound[-1]
+    return inner_mtu(hop.mtu, lineage.key.remote.version, encapsulated=newest.encap is not None)
+
+
 def _why_not_sas(lineage: Lineage, offer: EngineOffer) -> str:
     return next((reason for sa in lineage.sas if (reason := _why_not_sa(sa, offer))), "")
 
@@ -178,7 +201,6 @@ def _why_not_sa(sa: XfrmSa, offer: EngineOffer) -> str:
     algorithm = sa.aead.known if sa.aead else None
     checks = (
         (sa.mode is not Mode.TUNNEL, f"{sa.mode} mode is left to the kernel"),
-        (sa.key.destination.version != 4, "IPv6 tunnel end points are left to the kernel"),
         (sa.aead is not None and sa.aead.secret.is_zero(), "the kernel hides its keys (lockdown=confidentiality)"),
         (algorithm is None, f"algorithm {sa.algorithm} is left to the kernel"),
         (algorithm not in offer.algorithms, f"engine {offer.name} does not have {sa.algorithm}"),
@@ -212,7 +234,7 @@ def _build(lineage: Lineage, snapshot: Snapshot, refused: Mapping[SaKey, str]) -
         selectors = lineage.selectors
         objects.append(Tunnel(lineage.key, lineage.local, lineage.key.remote, keys, current, selectors))
         objects += [Steer(SteerKey(key)) for key in keys]
-        mtu = inner_mtu(hop.mtu, lineage.key.remote.version, encapsulated=inbound[-1].encap is not None)
+        mtu = _mtu(lineage, hop)
         objects += [Lead(s, snapshot.sources.get(s.destination), mtu) for s in selectors]
     return {obj.key: obj for obj in objects}
 

@@ -30,6 +30,7 @@ from ipsec_gw.model.choices import Choices
 from ipsec_gw.model.ids import EngineName, SaKey
 from ipsec_gw.model.objects import ManagedObject, ObjectKey
 from ipsec_gw.model.snapshot import Snapshot
+from ipsec_gw.ownership.bypass import Bypass, remove_bypass
 from ipsec_gw.ownership.engine_link import EngineLink
 from ipsec_gw.ownership.guard import GuardDriver
 from ipsec_gw.ownership.lead import LeadDriver
@@ -83,11 +84,14 @@ class Senses:
 
 @dataclass(frozen=True, slots=True)
 class Plumbing:
-    """What a gateway put into the packet path: XDP and TC, policy routing, and the interfaces concerned."""
+    """What a gateway put into the packet path: XDP and TC, policy routing, and the interfaces. ``up_index`` is
+    that of ``ipsecgw-up``.
+    """
 
     steering: Steering
     lead: LeadDriver
     wan: tuple[Link, ...]
+    up_index: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +277,7 @@ async def _plumb(
     steering.set_engine(True)
     plumbing, context = _pipes(paths, route, steering, wan, (up_kernel, up_engine))
     if fresh:
+        undo.callback(remove_bypass)
         undo.push_async_callback(plumbing.lead.remove)
     await plumbing.lead.prepare()
     return plumbing, context
@@ -286,7 +291,7 @@ def _pipes(
     lead = LeadDriver(route, kernel_index=kernel_end.index, engine_name=ENGINE_END, engine_mac=engine_end.link.mac)
     taking = SteerDriver(steering).clear
     context = EngineContext(paths.run_dir, wan, kernel_end.link, engine_end.link, steering.xsks_map, taking)
-    return Plumbing(steering, lead, wan), context
+    return Plumbing(steering, lead, wan, kernel_end.index), context
 
 
 def _join(config: Config, senses: Senses, link: EngineLink, plumbing: Plumbing | None) -> Gateway:
@@ -310,6 +315,7 @@ def _join(config: Config, senses: Senses, link: EngineLink, plumbing: Plumbing |
         )
         drivers = Drivers(engine=link, guard=guard, steer=steer, lead=plumbing.lead)
         follow = guard.follow
+        senses.observer.limits = Bypass(senses.kernel, plumbing.up_index).ensure
         link.on_counters = guard.keep_ahead
         readers = [link.retrieve, guard.retrieve, steer.retrieve, plumbing.lead.retrieve]
 
@@ -363,6 +369,7 @@ async def remove_everything(paths: Paths) -> None:
         await proxy.remove(route)
         for index in await route.link_lookup(ifname=KERNEL_END):
             await LeadDriver(route, kernel_index=index, engine_name=ENGINE_END, engine_mac="").remove()
+        remove_bypass()
         await asyncio.to_thread(Steering.remove_leftovers, paths.pins)
         await remove_uplink(route)
         await remove_tunnel_port(route)

@@ -8,7 +8,7 @@ from ipsec_gw.model.ids import Direction, IpAddress, SaKey, TunnelId
 from ipsec_gw.model.objects import EngineSa, NextHop, Tunnel
 from vpp_conf.api import VppApi, VppApiError
 from vpp_conf.descriptors.base import NO_INDEX, host
-from vpp_conf.descriptors.classify import RedirectDescriptor
+from vpp_conf.descriptors.classify import VERSIONS, Chains, RedirectDescriptor
 from vpp_conf.descriptors.ipsec_itf import IpsecInterfaceDescriptor
 from vpp_conf.descriptors.neighbour import Neighbour, NeighbourDescriptor
 from vpp_conf.descriptors.protect import ProtectDescriptor
@@ -174,18 +174,19 @@ async def _take_tunnels(
     api: VppApi, journal: Journal, builder: TunnelBuilder, inventory: Inventory, known: Inventory
 ) -> None:
     protects = {protect.sw_if_index: protect for protect in await ProtectDescriptor(api).retrieve()}
-    redirected = {redirect.rx_sw_if_index for redirect in await RedirectDescriptor(api).retrieve()}
+    redirects = {(found.rx_sw_if_index, found.version) for found in await RedirectDescriptor(api).retrieve()}
     interfaces = frozenset(interface.sw_if_index for interface in await IpsecInterfaceDescriptor(api).retrieve())
     leftovers = set(interfaces)
-    known_tables = {held.parts.check.sw_if_index: held.parts.check.tables for held in known.tunnels.values()}
+    known_chains = {held.parts.check.sw_if_index: held.parts.check.chains for held in known.tunnels.values()}
     for row in journal.rows("tunnel"):
         record: TunnelRecord = read_tunnel(row)
         tunnel = record.tunnel
         keys = (tunnel.outbound, *tunnel.inbound)
-        tables = known_tables.get(record.sw_if_index, ()) if record.sw_if_index in leftovers else ()
-        if record.sw_if_index in leftovers and not tables:
-            tables = await builder.checks.tables_of(record.sw_if_index)
-        if not tables or record.sw_if_index not in redirected or any(key not in inventory.sas for key in keys):
+        chains = known_chains.get(record.sw_if_index, Chains()) if record.sw_if_index in leftovers else Chains()
+        if record.sw_if_index in leftovers and not chains.whole:
+            chains = await builder.checks.chains_of(record.sw_if_index)
+        redirected = all((record.sw_if_index, version) in redirects for version in VERSIONS)
+        if not chains.whole or not redirected or any(key not in inventory.sas for key in keys):
             journal.remove("tunnel", str(tunnel.key))
             continue
         parts = builder.parts(
@@ -193,7 +194,7 @@ async def _take_tunnels(
             inventory.sas[tunnel.outbound].entry.sad_id,
             frozenset(inventory.sas[key].entry.sad_id for key in tunnel.inbound),
             frozenset(tunnel.selectors),
-            tables,
+            chains,
         )
         if protects.get(record.sw_if_index) != parts.protect:
             journal.remove("tunnel", str(tunnel.key))

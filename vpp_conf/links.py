@@ -4,23 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 
+from ipsec_gw.model.ids import IpAddress
 from vpp_conf.api import VppApi
 from vpp_conf.descriptors.af_xdp import AfXdp, AfXdpDescriptor
-from vpp_conf.descriptors.classify import Check, CheckDescriptor, Redirect, RedirectDescriptor, punt_next_index
+from vpp_conf.descriptors.classify import (
+    VERSIONS,
+    Check,
+    CheckDescriptor,
+    Pair,
+    Redirect,
+    RedirectDescriptor,
+    punt_next_indices,
+)
 from vpp_conf.descriptors.interface import OWNER_TAG, bring_up, tag
 from vpp_conf.descriptors.loopback import Loopback, LoopbackDescriptor
 from vpp_conf.descriptors.neighbour import Neighbour, NeighbourDescriptor
 from vpp_conf.descriptors.route import DECAP_TABLE, ENCAP_TABLE, OUTER_TABLE, LocalAddress, LocalAddressDescriptor
 
-KERNEL_END = IPv4Address("169.254.254.1")
-"""Stands for the kernel's end of the veth pair in VPP's neighbour table; it is on no packet."""
+KERNEL_ENDS = (ip_address("169.254.254.1"), ip_address("100::1"))
+"""Stand for the kernel's end of the veth pair in VPP's neighbour table; they are on no packet (the IPv6 ones are of the
+discard-only block, RFC 6666)."""
 
-ENGINE_END = IPv4Address("169.254.254.2")
-"""VPP's own end: without an address VPP drops IPv4 on an interface."""
+ENGINE_ENDS = (ip_address("169.254.254.2"), ip_address("100::2"))
+"""VPP's own end: without an address of an IP version VPP drops its packets on an interface."""
 
-DECAP_END = IPv4Address("169.254.254.3")
+DECAP_ENDS = (ip_address("169.254.254.3"), ip_address("100::3"))
 """On a loopback in the decap table, lent to the IPsec interfaces there (a lender has to be in the same table)."""
 
 LOOPBACK_MTU = 1500
@@ -39,13 +49,15 @@ class HostLink:
 class Links:
     """``sw_if_index`` of the WAN interfaces by kernel name, of the engine's veth end, and of the loopback that lends
 
-    its address to IPsec interfaces; ``punt_index`` is the arc from the input classifier to ip4-punt.
+    its addresses to IPsec interfaces; ``punts`` are the arcs from the input classifiers to the punt nodes, ``shut`` the
+    classifier tables that let nothing pass.
     """
 
     wan: Mapping[str, int]
     up: int
     lender: int
-    punt_index: int
+    punts: Pair
+    shut: Pair
 
     def wan_name(self, sw_if_index: int) -> str | None:
         """The kernel's name of a WAN interface."""
@@ -61,7 +73,8 @@ async def take_links(
     refuses.
     """
     for table, name in TABLE_NAMES.items():
-        await api.call("ip_table_add_del", is_add=True, table={"table_id": table, "is_ip6": False, "name": name})
+        for version6 in (False, True):
+            await api.call("ip_table_add_del", is_add=True, table={"table_id": table, "is_ip6": version6, "name": name})
     sockets = AfXdpDescriptor(api)
     held = {interface.host_interface: interface for interface in await sockets.retrieve()}
     taken: dict[str, int] = {}
@@ -72,14 +85,16 @@ async def take_links(
             interface = await sockets.create(AfXdp(link.name))
             await bring_up(api, interface.sw_if_index, table, link.mtu)
             if link is up:
-                await LocalAddressDescriptor(api).create(LocalAddress(interface.sw_if_index, ENGINE_END))
+                await _give(api, interface.sw_if_index, ENGINE_ENDS)
             await tag(api, interface.sw_if_index, OWNER_TAG)
         taken[link.name] = interface.sw_if_index
     up_index = taken.pop(up.name)
-    await NeighbourDescriptor(api).create(Neighbour(up_index, KERNEL_END, kernel_mac))
-    punt_index = await punt_next_index(api)
-    await _keep_ttl(api, up_index, punt_index)
-    return Links(taken, up_index, await _lender(api), punt_index)
+    for address in KERNEL_ENDS:
+        await NeighbourDescriptor(api).create(Neighbour(up_index, address, kernel_mac))
+    punts = await punt_next_indices(api)
+    await _keep_ttl(api, up_index, punts)
+    lender = await _lender(api)
+    return Links(taken, up_index, lender, punts, await CheckDescriptor(api).shut_tables(lender))
 
 
 async def _lender(api: VppApi) -> int:
@@ -89,15 +104,22 @@ async def _lender(api: VppApi) -> int:
             return held.sw_if_index
     made = await loopbacks.create(Loopback(DECAP_TABLE))
     await bring_up(api, made.sw_if_index, DECAP_TABLE, LOOPBACK_MTU)
-    await LocalAddressDescriptor(api).create(LocalAddress(made.sw_if_index, DECAP_END))
+    await _give(api, made.sw_if_index, DECAP_ENDS)
     await tag(api, made.sw_if_index, OWNER_TAG)
     return made.sw_if_index
 
 
-async def _keep_ttl(api: VppApi, up: int, punt_index: int) -> None:
+async def _give(api: VppApi, sw_if_index: int, addresses: Sequence[IpAddress]) -> None:
+    for address in addresses:
+        await LocalAddressDescriptor(api).create(LocalAddress(sw_if_index, address))
+
+
+async def _keep_ttl(api: VppApi, up: int, punts: Pair) -> None:
     """Plaintext to encrypt takes the punt path into the encap table: the kernel has counted this hop already."""
     redirects, checks = RedirectDescriptor(api), CheckDescriptor(api)
-    if not any(redirect.rx_sw_if_index == up for redirect in await redirects.retrieve()):
-        await redirects.create(Redirect(up, table=ENCAP_TABLE))
-    if not await checks.tables_of(up):
-        await checks.create(Check(up, frozenset(), punt_index))
+    present = {(redirect.rx_sw_if_index, redirect.version) for redirect in await redirects.retrieve()}
+    for version in VERSIONS:
+        if (up, version) not in present:
+            await redirects.create(Redirect(up, version, table=ENCAP_TABLE))
+    if not (await checks.chains_of(up)).whole:
+        await checks.create(Check(up, frozenset(), punts, None))

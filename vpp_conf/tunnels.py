@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 from ipsec_gw.model.objects import Selector
 from vpp_conf.api import VppApi
-from vpp_conf.descriptors.classify import Check, CheckDescriptor, Redirect, RedirectDescriptor
+from vpp_conf.descriptors.classify import Chains, Check, CheckDescriptor, Redirect, RedirectDescriptor
 from vpp_conf.descriptors.ipsec_itf import IpsecInterface, IpsecInterfaceDescriptor
 from vpp_conf.descriptors.protect import Protect, ProtectDescriptor
 from vpp_conf.descriptors.route import DECAP_TABLE
 from vpp_conf.encap_routes import EncapRoutes
-from vpp_conf.links import KERNEL_END, Links
+from vpp_conf.links import KERNEL_ENDS, Links
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class TunnelParts:
     interface: IpsecInterface
     protect: Protect
     check: Check
-    redirect: Redirect
+    redirects: tuple[Redirect, ...]
     selectors: frozenset[Selector]
 
 
@@ -44,16 +44,19 @@ class TunnelBuilder:
         outbound: int,
         inbound: frozenset[int],
         wanted: frozenset[Selector],
-        tables: tuple[int, ...] = (),
+        chains: Chains = Chains(),  # noqa: B008 - a value
     ) -> TunnelParts:
         """What a tunnel on this interface consists of; ``wanted`` are outbound selectors."""
         return TunnelParts(
             interface=IpsecInterface(DECAP_TABLE, self._mtu, self._links.lender, sw_if_index),
             protect=Protect(sw_if_index, outbound, inbound),
-            check=Check(sw_if_index, frozenset(map(_reverse, wanted)), self._links.punt_index, tables),
-            redirect=Redirect(sw_if_index, self._links.up, KERNEL_END),
+            check=self._check(sw_if_index, frozenset(map(_reverse, wanted)), chains),
+            redirects=tuple(Redirect(sw_if_index, end.version, self._links.up, end) for end in KERNEL_ENDS),
             selectors=wanted,
         )
+
+    def _check(self, sw_if_index: int, selectors: frozenset[Selector], chains: Chains) -> Check:
+        return Check(sw_if_index, selectors, self._links.punts, self._links.shut, chains)
 
     async def build(self, outbound: int, inbound: frozenset[int], selectors: frozenset[Selector]) -> TunnelParts:
         """Inbound first, routes last: nothing is sent before the answers can be received."""
@@ -61,8 +64,9 @@ class TunnelBuilder:
             interface = await self.interfaces.create(IpsecInterface(DECAP_TABLE, self._mtu, self._links.lender))
             undo.push_async_callback(self.interfaces.delete, interface)
             wanted = self.parts(interface.sw_if_index, outbound, inbound, selectors)
-            await self.redirects.create(wanted.redirect)
-            undo.push_async_callback(self.redirects.delete, wanted.redirect)
+            for redirect in wanted.redirects:
+                await self.redirects.create(redirect)
+                undo.push_async_callback(self.redirects.delete, redirect)
             check = await self.checks.create(wanted.check)
             undo.push_async_callback(self.checks.delete, check)
             await self.protects.create(wanted.protect)
@@ -87,7 +91,8 @@ class TunnelBuilder:
         await self.encap.change(parts.interface.sw_if_index, frozenset())
         await self.protects.delete(parts.protect)
         await self.checks.delete(parts.check)
-        await self.redirects.delete(parts.redirect)
+        for redirect in parts.redirects:
+            await self.redirects.delete(redirect)
         await self.interfaces.delete(parts.interface)
 
     async def sweep(self, sw_if_index: int) -> None:
@@ -97,9 +102,8 @@ class TunnelBuilder:
         for protect in await self.protects.retrieve():
             if protect.sw_if_index == sw_if_index:
                 await self.protects.delete(protect)
-        tables = await self.checks.tables_of(sw_if_index)
-        if tables:
-            await self.checks.delete(Check(sw_if_index, frozenset(), self._links.punt_index, tables))
+        chains = await self.checks.chains_of(sw_if_index)
+        await self.checks.delete(self._check(sw_if_index, frozenset(), chains))
         for redirect in await self.redirects.retrieve():
             if redirect.rx_sw_if_index == sw_if_index:
                 await self.redirects.delete(redirect)

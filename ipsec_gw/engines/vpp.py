@@ -176,8 +176,6 @@ class VppEngine:
     async def _create_sa(self, sa: EngineSa) -> None:
         if sa.key in self._inventory.sas:
             raise EngineError(f"SA {sa.key} exists already")
-        if sa.key.destination.version != 4:
-            raise EngineError(f"SA {sa.key}: IPv6 outside is not done by the VPP engine yet - leave it to the kernel")
         if sa.encap is not None:
             raise EngineError(f"SA {sa.key}: UDP encapsulation is not steered to VPP yet - leave it to the kernel")
         if sa.replay_window > MAX_REPLAY_WINDOW:
@@ -319,9 +317,6 @@ class VppEngine:
             raise EngineError(f"tunnel {tunnel.key}: no next hop for {tunnel.remote} - create it first")
         if not 1 <= len(tunnel.inbound) <= MAX_INBOUND:
             raise EngineError(f"tunnel {tunnel.key}: {len(tunnel.inbound)} inbound SAs, VPP takes 1 to {MAX_INBOUND}")
-        for selector in tunnel.selectors:
-            if selector.destination.version != 4 or selector.source.version != 4:
-                raise EngineError(f"tunnel {tunnel.key}: {selector} is IPv6 - leave it to the kernel")
         self._check_overlap(tunnel)
         inbound = frozenset(self._sad_id_of(tunnel, key, Direction.IN) for key in tunnel.inbound)
         return self._sad_id_of(tunnel, tunnel.outbound, Direction.OUT), inbound

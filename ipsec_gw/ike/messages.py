@@ -10,8 +10,10 @@ from pyroute2.netlink import nla, nlmsg
 XFRM_MSG_NEWSA = 0x10
 XFRM_MSG_GETSA = 0x12
 XFRM_MSG_NEWPOLICY = 0x13
+XFRM_MSG_DELPOLICY = 0x14
 XFRM_MSG_GETPOLICY = 0x15
 XFRM_MSG_EXPIRE = 0x18
+XFRM_MSG_UPDPOLICY = 0x19
 XFRM_MSG_NEWAE = 0x1E
 
 XFRMNLGRP_EXPIRE = 2
@@ -139,3 +141,9 @@ class UserPolicyInfo(XfrmMessage):
         ("share", "B"),
         ("info_pad", "4s"),
     )
+
+
+class UserPolicyId(XfrmMessage):
+    """``struct xfrm_userpolicy_id``, 64 bytes: the request DELPOLICY."""
+
+    fields = (*_SELECTOR, ("index", "=I"), ("dir", "B"), ("id_pad", "3s"))

@@ -12,7 +12,7 @@ from ipsec_gw.errors import EnvironmentMissing, IkeError
 from ipsec_gw.ike.xfrm import XfrmMonitor, XfrmSocket
 from ipsec_gw.mirror.kernel import KernelView
 from ipsec_gw.model.ids import IpAddress
-from ipsec_gw.model.snapshot import ChildName, ResolvedHop, Snapshot, XfrmPolicy, XfrmSa
+from ipsec_gw.model.snapshot import ChildName, LeadLimits, ResolvedHop, Snapshot, XfrmPolicy, XfrmSa
 
 _DUMP_TRIES = 5
 
@@ -30,8 +30,11 @@ class Observer:
 
     ``names_decide`` tells that decisions depend on names (some connections are kept in the kernel): then charon is
     asked first. Otherwise it is asked beside, and ``named`` is called when new names are known: an SA is decided
-    on while charon is still busy with the exchange that made it.
+    on while charon is still busy with the exchange that made it. ``limits`` tells what cannot be led, and sees to it
+    that nothing else is among that.
     """
+
+    limits: Callable[[], LeadLimits] = staticmethod(LeadLimits)
 
     def __init__(
         self,
@@ -83,6 +86,7 @@ class Observer:
             local_addresses=frozenset(addresses),
             next_hops=hops,
             sources=await self._view.source_hints(),
+            limits=self.limits(),
         )
 
     def _dump(self) -> tuple[list[XfrmSa], list[XfrmPolicy]]:

@@ -20,6 +20,7 @@ from ipsec_gw.errors import XfrmError
 from ipsec_gw.ike import messages
 from ipsec_gw.ike.codec import UNREADABLE, family_of, pack_address, parse_policy, parse_sa, replay_esn_with_oseq
 from ipsec_gw.ike.messages import AeventId, UserExpire, UserPolicyInfo, UserSaId, UserSaInfo, XfrmMessage
+from ipsec_gw.ike.own import OwnPolicy, delete_message, parse_own, put_message
 from ipsec_gw.model.ids import SaKey
 from ipsec_gw.model.snapshot import XfrmPolicy, XfrmSa
 
@@ -80,10 +81,27 @@ class XfrmSocket:
         return [self._read(parse_sa, answer) for answer in answers]
 
     def policies(self) -> list[XfrmPolicy]:
-        """All policies (GETPOLICY dump) but per-socket ones."""
+        """All policies (GETPOLICY dump) but per-socket ones and the gateway's own."""
         answers = self._request(UserPolicyInfo, messages.XFRM_MSG_GETPOLICY, _NLM_F_DUMP, b"")
-        found = (self._read(parse_policy, answer) for answer in answers)
+        found = (self._read(parse_policy, answer) for answer in answers if self._read(parse_own, answer) is None)
         return [policy for policy in found if policy is not None]
+
+    def own_policies(self) -> frozenset[OwnPolicy]:
+        """The policies that the gateway has put there, of an earlier life too."""
+        answers = self._request(UserPolicyInfo, messages.XFRM_MSG_GETPOLICY, _NLM_F_DUMP, b"")
+        return frozenset(own for answer in answers if (own := self._read(parse_own, answer)) is not None)
+
+    def put_own(self, policy: OwnPolicy) -> None:
+        """Put one of the gateway's own policies in place."""
+        self._request(UserPolicyInfo, messages.XFRM_MSG_UPDPOLICY, _NLM_F_ACK, _body(put_message(policy)))
+
+    def delete_own(self, policy: OwnPolicy) -> None:
+        """Take one of the gateway's own policies away. One that has gone is fine."""
+        try:
+            self._request(UserPolicyInfo, messages.XFRM_MSG_DELPOLICY, _NLM_F_ACK, _body(delete_message(policy)))
+        except XfrmError as error:
+            if error.errno != errno.ENOENT:
+                raise
 
     def sa(self, key: SaKey) -> XfrmSa | None:
         """One SA, or None if the kernel has it no more."""

@@ -11,6 +11,9 @@ _ICV = 16
 _TRAILER = 2
 _ALIGNMENT = 4
 
+IPV6_MINIMUM_MTU = 1280
+"""What every link that carries IPv6 takes (RFC 8200 §5)."""
+
 
 def inner_mtu(link_mtu: int, version: int, *, encapsulated: bool) -> int:
     """The largest inner IP packet, in bytes, whose AEAD tunnel-mode ESP fits into ``link_mtu``.

@@ -140,10 +140,21 @@ class ChildName:
 
 
 @dataclass(frozen=True, slots=True)
+class LeadLimits:
+    """Why packets cannot be led past XFRM: any of IPv6, or those of IPv6 that this machine sends itself. Empty: they
+    can.
+    """
+
+    all6: str = ""
+    local6: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """One consistent look: kernel SAs and policies, vici's names by SPI, local addresses, outer next hops.
 
-    ``names`` is keyed by both SPIs of a CHILD_SA. ``sources`` are charon's source hints by remote network.
+    ``names`` is keyed by both SPIs of a CHILD_SA. ``sources`` are charon's source hints by remote network, ``limits``
+    is what cannot be led.
     """
 
     sas: tuple[XfrmSa, ...] = ()
@@ -152,6 +163,7 @@ class Snapshot:
     local_addresses: frozenset[IpAddress] = frozenset()
     next_hops: dict[IpAddress, ResolvedHop] = field(default_factory=dict)
     sources: dict[IpNetwork, IpAddress] = field(default_factory=dict)
+    limits: LeadLimits = LeadLimits()
 
 
 @dataclass(frozen=True, slots=True)

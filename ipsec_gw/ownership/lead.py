@@ -9,11 +9,15 @@
 
 215 is for prefixes on both sides; 216, 217 and 218 for any source, any destination, and both. All of it precedes
 strongSwan's own rule (220). The routes of table T lead to a next hop that exists only as a permanent neighbour (the
-IPv4 dummy address of RFC 7600), on a device that XFRM leaves alone.
+IPv4 dummy address of RFC 7600, or a link-local one), on a device that XFRM leaves alone.
+
+IPv6 has the same but the rule for packets without a source: charon's own route gives them one, and they are routed once
+more before XFRM takes them (:mod:`ipsec_gw.ownership.bypass`).
 """
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
@@ -28,9 +32,22 @@ from ipsec_gw.model.objects import Lead, ManagedObject, Selector
 
 TABLE = 21700
 _RETURN_RULE, _LEAD_RULE, _ANY_SOURCE, _ANY_DESTINATION, _AFTER_RULE = 214, 215, 1, 2, 219
-_DUMMY_HOP = "192.0.0.8"
 _RTNH_F_ONLINK = 4
-_UNSPECIFIED = "0.0.0.0"  # noqa: S104 - "no address" in rules and routes, nothing is bound to it
+
+
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """What differs: the number of the address family, "no address" in rules and routes, and the next hop."""
+
+    number: int
+    unspecified: str
+    dummy_hop: str
+
+
+_FAMILIES = {
+    4: _Family(socket.AF_INET, "0.0.0.0", "192.0.0.8"),  # noqa: S104 - nothing is bound to it
+    6: _Family(socket.AF_INET6, "::", "fe80::c000:8"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +67,30 @@ class LeadDriver:
 
     async def prepare(self) -> None:
         """Make the neighbour and the two fixed rules. Idempotent; leads that are in place stay."""
+        for family in _FAMILIES.values():
+            await self._prepare(family)
+
+    async def _prepare(self, family: _Family) -> None:
         await self._route.neigh(
-            "replace", dst=_DUMMY_HOP, lladdr=self._engine_mac, ifindex=self._index, state="permanent"
+            "replace",
+            family=family.number,
+            dst=family.dummy_hop,
+            lladdr=self._engine_mac,
+            ifindex=self._index,
+            state="permanent",
         )
-        present = {int(rule.get("priority") or 0) async for rule in await self._route.get_rules(family=2)}
+        rules = await self._route.get_rules(family=family.number)
+        present = {int(rule.get("priority") or 0) async for rule in rules}
         if _AFTER_RULE not in present:
-            await self._route.rule("add", priority=_AFTER_RULE, action="nop")
+            await self._route.rule("add", family=family.number, priority=_AFTER_RULE, action="nop")
         if _RETURN_RULE not in present:
             await self._route.rule(
-                "add", priority=_RETURN_RULE, iifname=self._engine_name, action="goto", goto=_AFTER_RULE
+                "add",
+                family=family.number,
+                priority=_RETURN_RULE,
+                iifname=self._engine_name,
+                action="goto",
+                goto=_AFTER_RULE,
             )
 
     async def retrieve(self) -> Mapping[Selector, Lead]:
@@ -105,15 +137,16 @@ class LeadDriver:
         for source, destination in await self._rules():
             rule = _unbound_rule(destination) if source is None else _rule(destination, source)
             await self._forgiving(self._route.rule("del", **rule))
-        for priority in (_RETURN_RULE, _AFTER_RULE):
-            await self._forgiving(self._route.rule("del", priority=priority))
+        for family in _FAMILIES.values():
+            for priority in (_RETURN_RULE, _AFTER_RULE):
+                await self._forgiving(self._route.rule("del", family=family.number, priority=priority))
         for destination in await self._routes():
             await self._drop_route(destination)
 
     async def _sweep(self, present: set[IpNetwork], led: set[IpNetwork]) -> None:
         """What an interrupted change left for destinations that nothing leads to any more."""
         for destination in present - led:
-            await self._forgiving(self._route.rule("del", **_unbound_rule(destination)))
+            await self._drop_unbound(destination)
             await self._drop_route(destination)
 
     async def _others(self, lead: Lead) -> list[Lead]:
@@ -126,7 +159,11 @@ class LeadDriver:
 
     async def _settle_unbound(self, lead: Lead, leads: Sequence[Lead]) -> None:
         if not any(_binds(one) for one in leads):
-            await self._forgiving(self._route.rule("del", **_unbound_rule(lead.key.destination)))
+            await self._drop_unbound(lead.key.destination)
+
+    async def _drop_unbound(self, destination: IpNetwork) -> None:
+        if destination.version == 4:
+            await self._forgiving(self._route.rule("del", **_unbound_rule(destination)))
 
     async def _put_rule(self, rule: dict[str, Any], lead: Lead) -> None:
         try:
@@ -143,15 +180,18 @@ class LeadDriver:
             raise _refused(lead, error) from None
 
     async def _drop_route(self, destination: IpNetwork) -> None:
-        await self._forgiving(self._route.route("del", table=TABLE, dst=str(destination)))
+        family = _FAMILIES[destination.version].number
+        await self._forgiving(self._route.route("del", family=family, table=TABLE, dst=str(destination)))
 
     async def _put_route(self, lead: Lead) -> None:
         extra = {"prefsrc": str(lead.source_hint)} if lead.source_hint else {}
+        family = _FAMILIES[lead.key.destination.version]
         await self._route.route(
             "replace",
+            family=family.number,
             table=TABLE,
             dst=str(lead.key.destination),
-            gateway=_DUMMY_HOP,
+            gateway=family.dummy_hop,
             oif=self._index,
             flags=_RTNH_F_ONLINK,
             metrics={"mtu": lead.mtu},
@@ -160,19 +200,21 @@ class LeadDriver:
 
     async def _routes(self) -> dict[IpNetwork, _Route]:
         found: dict[IpNetwork, _Route] = {}
-        for message in await _read(self._route.get_routes(table=TABLE, family=2)):
-            metrics = dict(slot[:2] for slot in (message.get_attr("RTA_METRICS") or {"attrs": []})["attrs"])
-            hint = message.get("prefsrc")
-            found[_network(message, "dst")] = _Route(
-                ip_address(hint) if hint else None, int(metrics.get("RTAX_MTU", 0))
-            )
+        for family in _FAMILIES.values():
+            for message in await _read(self._route.get_routes(table=TABLE, family=family.number)):
+                metrics = dict(slot[:2] for slot in (message.get_attr("RTA_METRICS") or {"attrs": []})["attrs"])
+                hint = message.get("prefsrc")
+                found[_network(message, "dst", family)] = _Route(
+                    ip_address(hint) if hint else None, int(metrics.get("RTAX_MTU", 0))
+                )
         return found
 
     async def _rules(self) -> list[tuple[IpNetwork | None, IpNetwork]]:
         """Our lead rules as (source, destination); source None for those of local packets without one."""
         return [
-            (None if rule.get("iifname") else _network(rule, "src"), _network(rule, "dst"))
-            for rule in await _read(self._route.get_rules(family=2))
+            (None if rule.get("iifname") else _network(rule, "src", family), _network(rule, "dst", family))
+            for family in _FAMILIES.values()
+            for rule in await _read(self._route.get_rules(family=family.number))
             if _LEAD_RULE <= int(rule.get("priority") or 0) < _AFTER_RULE and rule.get("table") == TABLE
         ]
 
@@ -217,14 +259,15 @@ def _lead_of(selector: Selector, route: _Route | None) -> Lead:
 
 def _binds(lead: Lead) -> bool:
     """Its destination needs the rule for local packets that have no source yet."""
-    return lead.source_hint is not None and lead.source_hint in lead.key.source
+    return lead.key.destination.version == 4 and lead.source_hint is not None and lead.source_hint in lead.key.source
 
 
 def _rule(destination: IpNetwork, source: IpNetwork) -> dict[str, Any]:
     # "Any" is no address at all: with 0.0.0.0/0 the kernel refuses the rule (fib_rules.c).
     sides = {"src": source, "dst": destination}
     named = {side: str(network) for side, network in sides.items() if network.prefixlen}
-    return {"priority": _priority(source, destination), "table": TABLE, **named}
+    family = _FAMILIES[destination.version].number
+    return {"family": family, "priority": _priority(source, destination), "table": TABLE, **named}
 
 
 def _priority(source: IpNetwork, destination: IpNetwork) -> int:
@@ -236,9 +279,9 @@ def _priority(source: IpNetwork, destination: IpNetwork) -> int:
 
 
 def _unbound_rule(destination: IpNetwork) -> dict[str, Any]:
-    return {**_rule(destination, ip_network(f"{_UNSPECIFIED}/32")), "iifname": "lo"}
+    return {**_rule(destination, ip_network(f"{_FAMILIES[4].unspecified}/32")), "iifname": "lo"}
 
 
-def _network(message: Any, side: str) -> IpNetwork:
+def _network(message: Any, side: str, family: _Family) -> IpNetwork:
     """The ``src`` or ``dst`` of a rule or route; netlink leaves it out for "any"."""
-    return ip_network(f"{message.get(side) or _UNSPECIFIED}/{message.get(f'{side}_len')}")
+    return ip_network(f"{message.get(side) or family.unspecified}/{message.get(f'{side}_len')}")

@@ -46,9 +46,21 @@ _SYSCTLS = {
     TUNNEL_PORT: {"disable_policy": 1, "rp_filter": 0, "accept_local": 1, "forwarding": 1},
     TUNNEL_ENTRY: {"rp_filter": 0},
 }
+_NO_ADDRESS = {"addr_gen_mode": 1, "accept_ra": 0}
+"""No address is made (1), and so nothing is solicited or announced either."""
 _SYSCTLS6 = {
-    # Decrypted IPv6 is taken here; the interface itself needs no address (1: none is made).
-    TUNNEL_PORT: {"addr_gen_mode": 1, "accept_ra": 0, "disable_policy": 1, "forwarding": 1},
+    KERNEL_END: {
+        **_NO_ADDRESS,
+        # Decrypted packets that are forwarded; for the rest see ownership.bypass.
+        "disable_policy": 1,
+        "ignore_routes_with_linkdown": 1,
+        "forwarding": 1,
+        "disable_ipv6": 0,
+    },
+    # Without an engine, packets come back into the kernel here.
+    ENGINE_END: {**_NO_ADDRESS, "forwarding": 1, "disable_ipv6": 0},
+    # Decrypted IPv6 is taken here.
+    TUNNEL_PORT: {**_NO_ADDRESS, "disable_policy": 1, "forwarding": 1},
 }
 
 
@@ -106,4 +118,13 @@ def _apply_sysctls(name: str) -> None:
     here = Path(f"/proc/sys/net/ipv6/conf/{name}")
     if here.exists():
         for setting, value in _SYSCTLS6.get(name, {"disable_ipv6": 1}).items():
-            (here / setting).write_text(f"{value}\n")
+            _set(here / setting, f"{value}\n")
+
+
+def _set(file: Path, text: str) -> None:
+    """Linux 6.1 has been seen to set an IPv6 value (ignore_routes_with_linkdown) and to say EINVAL all the same."""
+    try:
+        file.write_text(text)
+    except OSError:
+        if file.read_text() != text:
+            raise

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0
  *
  * The contract suite's stand-in for the pipeline: a dock (the name, map and marker that libxdp looks for)
- * that hands all ESP, or with STEER_ALL every IPv4 packet, to the engine's socket.
+ * that hands all ESP, or with STEER_ALL every IP packet, to the engine's socket.
  */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
 #include <linux/in.h>
 #include <linux/ip.h>
+#include <linux/ipv6.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
@@ -23,11 +24,19 @@ int xsk_def_prog(struct xdp_md *ctx)
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	struct ethhdr *eth = data;
 	struct iphdr *ip = (void *)(eth + 1);
+	struct ipv6hdr *ip6 = (void *)(eth + 1);
+	__u8 protocol;
 
-	if ((void *)(ip + 1) > end || eth->h_proto != bpf_htons(ETH_P_IP))
+	if ((void *)(eth + 1) > end)
+		return XDP_PASS;
+	if (eth->h_proto == bpf_htons(ETH_P_IP) && (void *)(ip + 1) <= end)
+		protocol = ip->protocol;
+	else if (eth->h_proto == bpf_htons(ETH_P_IPV6) && (void *)(ip6 + 1) <= end)
+		protocol = ip6->nexthdr;
+	else
 		return XDP_PASS;
 #ifndef STEER_ALL
-	if (ip->protocol != IPPROTO_ESP)
+	if (protocol != IPPROTO_ESP)
 		return XDP_PASS;
 #endif
 	return bpf_redirect_map(&xsks_map, ctx->rx_queue_index, XDP_PASS);

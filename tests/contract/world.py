@@ -197,10 +197,13 @@ class World:
 
     def ciphertext(self, spi: int) -> Ether:
         """What the engine encrypted with this SPI and sent to the peer."""
-        return self.wan.receive(lambda frame: IP in frame and frame[IP].proto == 50 and _spi(frame[IP]) == spi)
+        return self.wan.receive(lambda frame: _spi(frame.payload) == spi)
 
 
-def _spi(packet: IP) -> int:
+def _spi(packet: Packet) -> int | None:
+    """The SPI of an ESP packet, None for any other."""
+    if packet.fields.get("proto", packet.fields.get("nh")) != 50:
+        return None
     return int.from_bytes(bytes(packet.payload)[:4], "big")
 
 

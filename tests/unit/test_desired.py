@@ -13,7 +13,16 @@ from ipsec_gw.model.choices import Choices
 from ipsec_gw.model.ids import Direction, SaKey, TunnelId
 from ipsec_gw.model.objects import EngineSa, Guard, GuardKey, Lead, Selector, Steer, SteerKey, Tunnel, UdpEncap
 from ipsec_gw.model.secret import Secret
-from ipsec_gw.model.snapshot import AeadKey, Mode, PolicyDirection, Replay, ResolvedHop, Snapshot, Template
+from ipsec_gw.model.snapshot import (
+    AeadKey,
+    LeadLimits,
+    Mode,
+    PolicyDirection,
+    Replay,
+    ResolvedHop,
+    Snapshot,
+    Template,
+)
 from tests.support.world import (
     CANARY,
     HERE,
@@ -222,3 +231,66 @@ def test_an_unresolved_next_hop_is_waited_for() -> None:
     assert result.objects == {}
     assert {v.owner for v in result.verdicts} == {Owner.PENDING}
     assert all("next hop" in v.reason for v in result.verdicts)
+
+
+HERE6, THERE6 = ip_network("fd01::/64"), ip_network("fd02::/64")
+LOCAL6, REMOTE6 = ip_address("2001:db8::1"), ip_address("2001:db8::2")
+
+
+def dual(**changes: object) -> Snapshot:
+    """A CHILD_SA with IPv4 and IPv6 selectors at once."""
+    inner6 = policy(0x22, source=HERE6, destination=THERE6)
+    return established(policies=(policy(0x22), inner6), **changes)
+
+
+def test_one_tunnel_carries_selectors_of_both_families() -> None:
+    result = desired(OFFER, SETTINGS, dual())
+    assert set(result.objects[TUNNEL].selectors) == {Selector(HERE, THERE), Selector(HERE6, THERE6)}
+    assert result.objects[Selector(HERE6, THERE6)] == Lead(Selector(HERE6, THERE6), None, 1446)
+    assert {v.owner for v in result.verdicts} == {Owner.ENGINE}
+
+
+def test_end_points_may_be_ipv6_and_their_header_counts() -> None:
+    state = replace(
+        established(),
+        sas=(
+            sa(0x11, inbound=True, key=SaKey(LOCAL6, 0x11), source=REMOTE6),
+            sa(0x22, key=SaKey(REMOTE6, 0x22), source=LOCAL6),
+        ),
+        policies=(policy(0x22, templates=(Template(LOCAL6, REMOTE6, 0x22, 50, 1, Mode.TUNNEL),)),),
+        local_addresses=frozenset({LOCAL6}),
+        next_hops={REMOTE6: ResolvedHop("wan0", ip_address("fe80::1"), "02:00:00:00:00:02", 1500)},
+    )
+    objects = desired(OFFER, SETTINGS, state).objects
+    assert objects[TunnelId(1, REMOTE6)].local == LOCAL6
+    assert objects[Selector(HERE, THERE)].mtu == 1426
+    assert objects[REMOTE6].gateway == ip_address("fe80::1")
+
+
+LIMITS = {
+    "any IPv6": (LeadLimits(all6="not past XFRM"), {}, "not past XFRM"),
+    "its own IPv6": (
+        LeadLimits(local6="own packets"),
+        {"local_addresses": {LOCAL, ip_address("fd01::1")}},
+        "own packets",
+    ),
+    "a small link": (
+        LeadLimits(),
+        {"next_hops": {REMOTE: ResolvedHop("wan0", REMOTE, "02:00:00:00:00:02", 1300)}},
+        "1246 bytes for a packet inside, and IPv6 needs 1280",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LIMITS)
+def test_ipv6_that_cannot_be_led_keeps_its_tunnel_in_the_kernel(case: str) -> None:
+    limits, changes, expected = LIMITS[case]
+    result = desired(OFFER, SETTINGS, dual(limits=limits, **changes))
+    assert result.objects == {}
+    assert all(expected in v.reason for v in result.verdicts), result.verdicts
+    only4 = desired(OFFER, SETTINGS, established(limits=limits, **changes))
+    assert TUNNEL in only4.objects, "IPv4 is not concerned"
+
+
+def test_own_ipv6_packets_that_cannot_be_led_do_not_concern_a_selector_without_own_addresses() -> None:
+    assert TUNNEL in desired(OFFER, SETTINGS, dual(limits=LeadLimits(local6="own packets"))).objects

@@ -44,7 +44,7 @@ class Steering(Maps):
 
 def gateway(engine: FakeEngine, kernel: Kernel, steering: Steering) -> Gateway:
     senses = SimpleNamespace(kernel=kernel, observer=FakeSource(established()))
-    plumbing = SimpleNamespace(steering=steering, lead=FakeDriver(), wan=(SimpleNamespace(name="wan0"),))
+    plumbing = SimpleNamespace(steering=steering, lead=FakeDriver(), wan=(SimpleNamespace(name="wan0"),), up_index=1)
     return _join(Config(), cast(Senses, senses), EngineLink(engine), cast(Plumbing, plumbing))
 
 

@@ -1,28 +1,24 @@
 """Selector checks and the way around the FIB's TTL decrement (``vnet/classify``, ``vnet/ip/ip_punt_drop.h``).
 
-Decrypted packets must fit the selectors of their tunnel and leave with the TTL they came with. Both are had by an
-input classifier on the interface: a packet whose source and destination fit goes to ``ip4-punt``, where a redirect
-sends it on (a redirected packet counts as locally originated, so no TTL is taken); any other is dropped and counted
-by ``ip4-inacl``.
+Decrypted packets must fit the selectors of their tunnel and leave with the TTL (or hop limit) they came with. Both are
+had by an input classifier on the interface: a packet whose source and destination fit goes to ``ip4-punt`` or
+``ip6-punt``, where a redirect sends it on (a redirected packet counts as locally originated, so no TTL is taken); any
+other is dropped and counted by ``ip4-inacl`` or ``ip6-inacl``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from ipaddress import IPv4Address
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
+from ipsec_gw.model.ids import IpAddress
 from ipsec_gw.model.objects import Selector
 from vpp_conf.api import VppApi
 from vpp_conf.descriptors.base import NO_INDEX, Descriptor, Reference, to_path
 
-INPUT_NODE = "ip4-inacl"
-PUNT_NODE = "ip4-punt"
-
 VECTOR_BYTES = 16
-HEADER_VECTORS = 2
-"""Two vectors of 16 bytes cover source (12..15) and destination (16..19) of the IPv4 header."""
+VERSIONS = (4, 6)
 
-SOURCE_OFFSET = 12
 CURRENT_DATA = 1
 """``CLASSIFY_FLAG_USE_CURR_DATA``: match from where the IP header is now, not from the start of the buffer."""
 
@@ -32,22 +28,72 @@ DENY = 0
 TABLE_BYTES = 64 * 1024
 
 
-async def punt_next_index(api: VppApi) -> int:
-    """The arc from the input classifier to ``ip4-punt``; asking again gives the same number."""
-    return int((await api.call("add_node_next", node_name=INPUT_NODE, next_name=PUNT_NODE)).next_index)
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a classifier sees of an IP header: where the addresses are, and how many vectors hold both."""
+
+    source_offset: int
+    vectors: int
+
+    def bytes_of(self, source: bytes, destination: bytes) -> bytes:
+        """The vectors with these bytes at the addresses and zeros elsewhere."""
+        return (bytes(self.source_offset) + source + destination).ljust(self.vectors * VECTOR_BYTES, b"\0")
+
+
+HEADERS = {4: Header(source_offset=12, vectors=2), 6: Header(source_offset=8, vectors=3)}
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A number of VPP's for each IP version."""
+
+    ip4: int
+    ip6: int
+
+    def of(self, version: int) -> int:
+        """The one of this version."""
+        return self.ip4 if version == 4 else self.ip6
+
+
+async def punt_next_indices(api: VppApi) -> Pair:
+    """The arcs from the input classifiers to the punt nodes; asking again gives the same numbers."""
+    arcs = [
+        int((await api.call("add_node_next", node_name=f"ip{v}-inacl", next_name=f"ip{v}-punt")).next_index)
+        for v in VERSIONS
+    ]
+    return Pair(*arcs)
+
+
+@dataclass(frozen=True, slots=True)
+class Chains:
+    """Classifier tables of an interface in the order of the chain, by IP version."""
+
+    ip4: tuple[int, ...] = ()
+    ip6: tuple[int, ...] = ()
+
+    def of(self, version: int) -> tuple[int, ...]:
+        """Those of this version."""
+        return self.ip4 if version == 4 else self.ip6
+
+    @property
+    def whole(self) -> bool:
+        """Nothing passes unseen."""
+        return bool(self.ip4 and self.ip6)
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Which packets pass an interface's input: ``selectors`` (source, destination), or all if there are none.
+    """Which packets pass an interface's input: those that fit ``selectors`` (source, destination).
 
-    ``tables`` are VPP's classifier tables in the order of the chain.
+    ``shut`` are tables that let nothing pass, shared by all interfaces: they stand for an IP version without selectors.
+    None: whatever no selector is there for passes.
     """
 
     sw_if_index: int
     selectors: frozenset[Selector]
-    punt_index: int
-    tables: tuple[int, ...] = field(default=(), compare=False)
+    punts: Pair
+    shut: Pair | None
+    chains: Chains = field(default=Chains(), compare=False)
 
 
 class CheckDescriptor(Descriptor[Check]):
@@ -56,67 +102,93 @@ class CheckDescriptor(Descriptor[Check]):
     kind = "check"
 
     async def create(self, value: Check) -> Check:
-        tables = await self._make_tables(value)
-        made = Check(value.sw_if_index, value.selectors, value.punt_index, tables)
+        made = await self._with_tables(value)
         try:
-            await self._attach(value.sw_if_index, tables[0], is_add=True)
+            await self._attach(made, is_add=True)
         except BaseException:
-            await self._drop_tables(tables)
+            await self._drop_tables(made)
             raise
         return made
 
     async def update(self, old: Check, new: Check) -> Check:
-        """New tables are in place before the old ones go; VPP takes the new chain over the old one at once."""
+        """New tables are in place before the old ones go; VPP takes the new chains over the old ones at once."""
         if self.equal(old, new):
             return old
-        tables = await self._make_tables(new)
-        await self._attach(old.sw_if_index, old.tables[0], is_add=False)
-        await self._attach(new.sw_if_index, tables[0], is_add=True)
-        await self._drop_tables(old.tables)
-        return Check(new.sw_if_index, new.selectors, new.punt_index, tables)
+        made = await self._with_tables(new)
+        await self._attach(old, is_add=False)
+        await self._attach(made, is_add=True)
+        await self._drop_tables(old)
+        return made
 
     async def delete(self, value: Check) -> None:
-        await self._attach(value.sw_if_index, value.tables[0], is_add=False)
-        await self._drop_tables(value.tables)
+        if value.chains.whole:
+            await self._attach(value, is_add=False)
+        await self._drop_tables(value)
 
     async def retrieve(self) -> tuple[Check, ...]:
-        """VPP tells tables per interface only one by one: see :meth:`tables_of`."""
+        """VPP tells tables per interface only one by one: see :meth:`chains_of`."""
         return ()
 
-    async def tables_of(self, sw_if_index: int) -> tuple[int, ...]:
-        """The chain of tables on an interface's IPv4 input."""
+    async def chains_of(self, sw_if_index: int) -> Chains:
+        """The chains of tables on an interface's input."""
         reply = await self._api.call("classify_table_by_interface", sw_if_index=sw_if_index)
+        return Chains(await self._chain(reply.ip4_table_id), await self._chain(reply.ip6_table_id))
+
+    async def shut_tables(self, sw_if_index: int) -> Pair:
+        """Tables that let nothing pass, made if this interface does not have them yet."""
+        held = await self.chains_of(sw_if_index)
+        if not held.whole:
+            tables = [await self._add_table(v, HEADERS[v].bytes_of(b"", b""), NO_INDEX, DENY) for v in VERSIONS]
+            held = Chains((tables[0],), (tables[1],))
+            await self._attach(Check(sw_if_index, frozenset(), Pair(0, 0), None, held), is_add=True)
+        return Pair(held.ip4[0], held.ip6[0])
+
+    def depends_on(self, value: Check) -> tuple[Reference, ...]:
+        return (Reference("interface", value.sw_if_index), Reference("redirect", value.sw_if_index))
+
+    async def _chain(self, first: int) -> tuple[int, ...]:
         chain: list[int] = []
-        index = reply.ip4_table_id
+        index = first
         while index != NO_INDEX:
             chain.append(index)
             index = (await self._api.call("classify_table_info", table_id=index)).next_table_index
         return tuple(chain)
 
-    def depends_on(self, value: Check) -> tuple[Reference, ...]:
-        return (Reference("interface", value.sw_if_index), Reference("redirect", value.sw_if_index))
+    async def _with_tables(self, value: Check) -> Check:
+        """The check with tables for both IP versions."""
+        ip4 = await self._make_chain(value, 4)
+        try:
+            ip6 = await self._make_chain(value, 6)
+        except BaseException:
+            await self._drop_tables(replace(value, chains=Chains(ip4)))
+            raise
+        return replace(value, chains=Chains(ip4, ip6))
 
-    async def _make_tables(self, value: Check) -> tuple[int, ...]:
-        """One table per pair of prefix lengths, chained; without selectors one empty table that lets all pass."""
-        shapes = sorted({(s.source.prefixlen, s.destination.prefixlen) for s in value.selectors}, reverse=True)
+    async def _make_chain(self, value: Check, version: int) -> tuple[int, ...]:
+        """One table per pair of prefix lengths, chained; without selectors the shut one, or one that lets all pass."""
+        selectors = [s for s in value.selectors if s.source.version == version]
+        header, hit = HEADERS[version], value.punts.of(version)
+        if not selectors:
+            if value.shut is not None:
+                return (value.shut.of(version),)
+            return (await self._add_table(version, header.bytes_of(b"", b""), NO_INDEX, hit),)
+        shapes = sorted({(s.source.prefixlen, s.destination.prefixlen) for s in selectors}, reverse=True)
         made: list[int] = []
         try:
-            if not shapes:
-                made.append(await self._add_table(bytes(HEADER_VECTORS * VECTOR_BYTES), NO_INDEX, value.punt_index))
             for shape in reversed(shapes):
                 following = made[0] if made else NO_INDEX
-                members = [s for s in value.selectors if (s.source.prefixlen, s.destination.prefixlen) == shape]
-                mask = _header(members[0].source.netmask.packed, members[0].destination.netmask.packed)
-                made.insert(0, await self._add_table(mask, following, DENY))
+                members = [s for s in selectors if (s.source.prefixlen, s.destination.prefixlen) == shape]
+                mask = header.bytes_of(members[0].source.netmask.packed, members[0].destination.netmask.packed)
+                made.insert(0, await self._add_table(version, mask, following, DENY))
                 for member in members:
-                    match = _header(member.source.network_address.packed, member.destination.network_address.packed)
-                    await self._add_session(made[0], match, value.punt_index)
+                    source, destination = member.source.network_address, member.destination.network_address
+                    await self._add_session(made[0], header.bytes_of(source.packed, destination.packed), hit)
         except BaseException:
-            await self._drop_tables(tuple(made))
+            await self._drop(made)
             raise
         return tuple(made)
 
-    async def _add_table(self, mask: bytes, following: int, miss: int) -> int:
+    async def _add_table(self, version: int, mask: bytes, following: int, miss: int) -> int:
         reply = await self._api.call(
             "classify_add_del_table",
             is_add=True,
@@ -125,7 +197,7 @@ class CheckDescriptor(Descriptor[Check]):
             nbuckets=2,
             memory_size=TABLE_BYTES,
             skip_n_vectors=0,
-            match_n_vectors=HEADER_VECTORS,
+            match_n_vectors=HEADERS[version].vectors,
             next_table_index=following,
             miss_next_index=miss,
             current_data_flag=CURRENT_DATA,
@@ -149,17 +221,23 @@ class CheckDescriptor(Descriptor[Check]):
             match=match,
         )
 
-    async def _attach(self, sw_if_index: int, table: int, *, is_add: bool) -> None:
+    async def _attach(self, value: Check, *, is_add: bool) -> None:
         await self._api.call(
             "input_acl_set_interface",
-            sw_if_index=sw_if_index,
-            ip4_table_index=table,
-            ip6_table_index=NO_INDEX,
+            sw_if_index=value.sw_if_index,
+            ip4_table_index=value.chains.ip4[0],
+            ip6_table_index=value.chains.ip6[0],
             l2_table_index=NO_INDEX,
             is_add=is_add,
         )
 
-    async def _drop_tables(self, tables: tuple[int, ...]) -> None:
+    async def _drop_tables(self, value: Check) -> None:
+        """Those that no other interface has."""
+        for version in VERSIONS:
+            shared = () if value.shut is None else (value.shut.of(version),)
+            await self._drop([table for table in value.chains.of(version) if table not in shared])
+
+    async def _drop(self, tables: Sequence[int]) -> None:
         for table in tables:
             await self._api.call(
                 "classify_add_del_table",
@@ -174,11 +252,14 @@ class CheckDescriptor(Descriptor[Check]):
 
 @dataclass(frozen=True, slots=True)
 class Redirect:
-    """Where punted packets of an interface go: out of another one by a next hop, or into a FIB ``table``."""
+    """Where punted packets of an interface and IP ``version`` go: out of another one by a next hop, or into a FIB
+    ``table``.
+    """
 
     rx_sw_if_index: int
+    version: int
     tx_sw_if_index: int = NO_INDEX
-    next_hop: IPv4Address | None = None
+    next_hop: IpAddress | None = None
     table: int = 0
 
 
@@ -195,8 +276,14 @@ class RedirectDescriptor(Descriptor[Redirect]):
         await self._add_del(value, is_add=False)
 
     async def retrieve(self) -> tuple[Redirect, ...]:
-        details = await self._api.dump("ip_punt_redirect_v2_dump", sw_if_index=NO_INDEX, af=0)
-        return tuple(Redirect(detail.punt.rx_sw_if_index, detail.punt.paths[0].sw_if_index) for detail in details)
+        """Without next hops and tables."""
+        found: list[Redirect] = []
+        for version in VERSIONS:
+            details = await self._api.dump("ip_punt_redirect_v2_dump", sw_if_index=NO_INDEX, af=_af(version))
+            found += [
+                Redirect(detail.punt.rx_sw_if_index, version, detail.punt.paths[0].sw_if_index) for detail in details
+            ]
+        return tuple(found)
 
     def depends_on(self, value: Redirect) -> tuple[Reference, ...]:
         if value.next_hop is None:
@@ -209,13 +296,13 @@ class RedirectDescriptor(Descriptor[Redirect]):
             is_add=is_add,
             punt={
                 "rx_sw_if_index": value.rx_sw_if_index,
-                "af": 0,
+                "af": _af(value.version),
                 "n_paths": 1,
-                "paths": [to_path(4, value.tx_sw_if_index, value.next_hop, value.table)],
+                "paths": [to_path(value.version, value.tx_sw_if_index, value.next_hop, value.table)],
             },
         )
 
 
-def _header(source: bytes, destination: bytes) -> bytes:
-    """The two vectors of an IPv4 header with these bytes at its addresses and zeros elsewhere."""
-    return (bytes(SOURCE_OFFSET) + source + destination).ljust(HEADER_VECTORS * VECTOR_BYTES, b"\0")
+def _af(version: int) -> int:
+    """``vl_api_address_family_t``."""
+    return 0 if version == 4 else 1

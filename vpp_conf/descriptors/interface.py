@@ -42,16 +42,22 @@ async def tag(api: VppApi, sw_if_index: int, text: str) -> None:
 
 
 async def bring_up(api: VppApi, sw_if_index: int, table: int, mtu: int) -> None:
-    """Bind to an IPv4 table (before any address), set the L3 MTU in bytes, admin up.
+    """Bind to a table of both IP versions (before any address), set the L3 MTU in bytes, admin up.
 
-    IPv4 works only once the interface has an address or borrows one (:func:`borrow_address`). The message that
-    should enable it without (sw_interface_ip4_enable_disable) does the contrary in 26.06.
+    Each version works only once the interface has an address of it or borrows one (:func:`borrow_address`). The message
+    that should enable IPv4 without (sw_interface_ip4_enable_disable) does the contrary in 26.06.
     """
-    await api.call("sw_interface_set_table", sw_if_index=sw_if_index, is_ipv6=False, vrf_id=table)
+    for version6 in (False, True):
+        await api.call("sw_interface_set_table", sw_if_index=sw_if_index, is_ipv6=version6, vrf_id=table)
     await api.call("sw_interface_set_mtu", sw_if_index=sw_if_index, mtu=[mtu, 0, 0, 0])
     await api.call("sw_interface_set_flags", sw_if_index=sw_if_index, flags=UP_FLAG)
 
 
 async def borrow_address(api: VppApi, sw_if_index: int, lender: int) -> None:
-    """Make an interface IPv4-capable by the address of another one."""
+    """Make an interface capable of IP by the addresses of another one."""
     await api.call("sw_interface_set_unnumbered", sw_if_index=lender, unnumbered_sw_if_index=sw_if_index, is_add=True)
+
+
+async def keep_silent(api: VppApi, sw_if_index: int) -> None:
+    """No router advertisements: the kernel speaks for the interface. It must have IPv6."""
+    await api.call("sw_interface_ip6nd_ra_config", sw_if_index=sw_if_index, suppress=1)

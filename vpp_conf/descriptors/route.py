@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -9,6 +10,7 @@ from typing import Any
 
 from ipsec_gw.model.ids import IpAddress, IpNetwork
 from vpp_conf.descriptors.base import NO_INDEX, Descriptor, Reference, from_prefix, host, to_path, to_prefix
+from vpp_conf.descriptors.interface import keep_silent
 
 OUTER_TABLE = 0
 ENCAP_TABLE = 4701
@@ -78,8 +80,8 @@ class RouteDescriptor(Descriptor[Route]):
         """
         shared = [table.table for table in await TableDescriptor(self._api).retrieve()]
         found = []
-        for table in (OUTER_TABLE, ENCAP_TABLE, DECAP_TABLE, *shared):
-            for detail in await self._api.dump("ip_route_dump", table={"table_id": table, "is_ip6": False}):
+        for table, version in itertools.product((OUTER_TABLE, ENCAP_TABLE, DECAP_TABLE, *shared), (4, 6)):
+            for detail in await self._api.dump("ip_route_dump", table={"table_id": table, "is_ip6": version == 6}):
                 route = _route_of(table, detail.route)
                 if route is not None:
                     found.append(route)
@@ -121,7 +123,7 @@ def _route_of(table: int, route: Any) -> Route | None:
     if path.sw_if_index == NO_INDEX:
         # VPP does not tell which address is looked up (fib_api_path_encode), but our tables are for sources alone.
         return Route(table, prefix, by_source=path.table_id) if path.table_id in SHARED_TABLES else None
-    raw = path.nh.address.ip4
+    raw = getattr(path.nh.address, f"ip{prefix.version}")
     next_hop = ip_address(raw if isinstance(raw, bytes) else str(raw))
     return Route(table, prefix, path.sw_if_index, next_hop if int(next_hop) else None)
 
@@ -149,12 +151,17 @@ class TableDescriptor(Descriptor[Table]):
 
 
 class LocalAddressDescriptor(Descriptor[LocalAddress]):
-    """Addresses that ESP is received for."""
+    """Addresses that ESP is received for, and those that make an interface capable of IP.
+
+    With its first IPv6 address VPP begins to advertise itself as a router; here the kernel speaks for the interface.
+    """
 
     kind = "local-address"
 
     async def create(self, value: LocalAddress) -> LocalAddress:
         await self._add_del(value, is_add=True)
+        if value.address.version == 6:
+            await keep_silent(self._api, value.sw_if_index)
         return value
 
     async def delete(self, value: LocalAddress) -> None:
@@ -166,11 +173,12 @@ class LocalAddressDescriptor(Descriptor[LocalAddress]):
         return await self.retrieve_on([interface.sw_if_index for interface in interfaces])
 
     async def retrieve_on(self, sw_if_indices: Iterable[int]) -> tuple[LocalAddress, ...]:
-        """Of these interfaces: VPP is asked once for each."""
+        """Of these interfaces: VPP is asked twice for each."""
         found: list[LocalAddress] = []
         for sw_if_index in sw_if_indices:
-            details = await self._api.dump("ip_address_dump", sw_if_index=sw_if_index, is_ipv6=False)
-            found += [LocalAddress(detail.sw_if_index, from_prefix_address(detail.prefix)) for detail in details]
+            for version6 in (False, True):
+                details = await self._api.dump("ip_address_dump", sw_if_index=sw_if_index, is_ipv6=version6)
+                found += [LocalAddress(detail.sw_if_index, from_prefix_address(detail.prefix)) for detail in details]
         return tuple(found)
 
     async def _add_del(self, value: LocalAddress, *, is_add: bool) -> None:

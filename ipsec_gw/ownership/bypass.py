@@ -1,0 +1,138 @@
+"""What lets IPv6 pass by XFRM on the veth pair. For IPv4 ``disable_xfrm`` and ``disable_policy`` of the device do it.
+
+Forwarded packets meet an `out` policy of our own bound to ``ipsecgw-up``, and ``disable_policy`` on the way back.
+Packets of this machine's own are routed before XFRM asks which device they leave by: on netfilter's OUTPUT hook those
+that IPsec is to transform get a mark, so that they are routed once more, with addresses and device known, and lose
+it again behind that. Where no lead takes them they find the same policy as before. Decrypted packets for this machine
+are given a mark as they arrive, which an `in` policy of our own asks for: no other packet has it.
+
+Without the veth pair's route everything here is idle and XFRM protects as ever, with or without a daemon.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from pathlib import Path
+
+from ipsec_gw.errors import IpsecGwError
+from ipsec_gw.ike.own import OwnPolicy
+from ipsec_gw.ike.xfrm import XfrmSocket
+from ipsec_gw.mirror.nftables import (
+    META_IIFNAME,
+    META_MARK,
+    RT_XFRM,
+    Chain,
+    NfTables,
+    Table,
+    equals,
+    meta,
+    route_key,
+    set_mark,
+)
+from ipsec_gw.model.snapshot import LeadLimits, PolicyDirection
+from ipsec_gw.ownership.uplink import KERNEL_END
+
+ARRIVED_MARK, AGAIN_MARK = 0x6967_7769, 0x6967_776F
+"""Of decrypted packets for this machine, and of its own packets while they are routed once more. Whole numbers that
+nobody else has, and only on packets that had no mark."""
+
+_HOOK_IN, _HOOK_OUT, _HOOK_AFTER = 1, 3, 4
+_FIRST, _MANGLE = -300, -150
+_IFNAMSIZ = 16
+_FORWARDING = Path("/proc/sys/net/ipv6/conf/all/forwarding")
+
+
+def _mark(value: int) -> bytes:
+    return struct.pack("=I", value)
+
+
+TABLE = Table(
+    "ipsec-gw",
+    (
+        Chain(
+            "arrived",
+            "filter",
+            _HOOK_IN,
+            _FIRST,
+            (
+                (
+                    meta(META_IIFNAME),
+                    equals(KERNEL_END.encode().ljust(_IFNAMSIZ, b"\0")),
+                    *set_mark(ARRIVED_MARK),
+                ),
+            ),
+        ),
+        Chain(
+            "again",
+            "route",
+            _HOOK_OUT,
+            _MANGLE,
+            tuple(
+                (meta(META_MARK), equals(_mark(mark)), route_key(RT_XFRM), equals(b"\1"), *set_mark(AGAIN_MARK))
+                # The kernel's own answers may reflect the mark of the question (fwmark_reflect).
+                for mark in (0, ARRIVED_MARK)
+            ),
+        ),
+        Chain("done", "filter", _HOOK_AFTER, _MANGLE, ((meta(META_MARK), equals(_mark(AGAIN_MARK)), *set_mark(0)),)),
+    ),
+)
+
+
+class Bypass:
+    """Keeps it in place. ``kernel_index`` is the interface index of ``ipsecgw-up``."""
+
+    def __init__(self, kernel: XfrmSocket, kernel_index: int) -> None:
+        self._kernel = kernel
+        self._wanted = frozenset(
+            {
+                OwnPolicy(PolicyDirection.OUT, ifindex=kernel_index),
+                OwnPolicy(PolicyDirection.IN, mark=ARRIVED_MARK),
+            }
+        )
+
+    def ensure(self) -> LeadLimits:
+        """Put in place what is missing, and say what cannot be led."""
+        try:
+            self._ensure_policies()
+        except IpsecGwError as error:
+            return LeadLimits(f"IPv6 cannot pass by XFRM: {error}")
+        try:
+            _ensure_table()
+        except IpsecGwError as error:
+            return LeadLimits(local6=f"this machine's own IPv6 packets cannot pass by XFRM: {error}")
+        if not _forwards():
+            return LeadLimits(
+                local6="IPv6 forwarding is off (net.ipv6.conf.all.forwarding): without an engine this machine's own"
+                " packets could not come back to the kernel"
+            )
+        return LeadLimits()
+
+    def _ensure_policies(self) -> None:
+        present = self._kernel.own_policies()
+        for stale in present - self._wanted:
+            self._kernel.delete_own(stale)
+        for missing in self._wanted - present:
+            self._kernel.put_own(missing)
+
+
+def remove_bypass() -> None:
+    """Take the table and all policies of ours away, also those of an earlier life. What there cannot be is fine."""
+    with contextlib.suppress(IpsecGwError), XfrmSocket() as kernel:
+        for policy in kernel.own_policies():
+            kernel.delete_own(policy)
+    with contextlib.suppress(IpsecGwError), contextlib.closing(NfTables()) as tables:
+        tables.remove(TABLE.name)
+
+
+def _ensure_table() -> None:
+    with contextlib.closing(NfTables()) as tables:
+        if not tables.holds(TABLE):
+            tables.put(TABLE)
+
+
+def _forwards() -> bool:
+    try:
+        return _FORWARDING.read_text(encoding="ascii").strip() != "0"
+    except OSError:
+        return False
