@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0
  *
  * The contract suite's stand-in for the pipeline: a dock (the name, map and marker that libxdp looks for)
- * that hands all ESP, or with STEER_ALL every IPv4 packet, to the engine's socket.
+ * that hands all ESP and UDP, or with STEER_ALL every IPv4 packet, to the engine's socket.
  */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
@@ -27,7 +27,7 @@ int xsk_def_prog(struct xdp_md *ctx)
 	if ((void *)(ip + 1) > end || eth->h_proto != bpf_htons(ETH_P_IP))
 		return XDP_PASS;
 #ifndef STEER_ALL
-	if (ip->protocol != IPPROTO_ESP)
+	if (ip->protocol != IPPROTO_ESP && ip->protocol != IPPROTO_UDP)
 		return XDP_PASS;
 #endif
 	return bpf_redirect_map(&xsks_map, ctx->rx_queue_index, XDP_PASS);

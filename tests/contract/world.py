@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Self
 
-from scapy.layers.inet import IP
+from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
@@ -199,8 +199,12 @@ class World:
         """What the engine encrypted with this SPI and sent to the peer."""
         return self.wan.receive(lambda frame: IP in frame and frame[IP].proto == 50 and _spi(frame[IP]) == spi)
 
+    def datagram(self, spi: int) -> Ether:
+        """The same, encrypted into UDP."""
+        return self.wan.receive(lambda frame: UDP in frame and _spi(frame[UDP]) == spi)
 
-def _spi(packet: IP) -> int:
+
+def _spi(packet: IP | UDP) -> int:
     return int.from_bytes(bytes(packet.payload)[:4], "big")
 
 
