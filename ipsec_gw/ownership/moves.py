@@ -8,6 +8,7 @@ is the kernel's, for a moment or until charon has moved the SA. Whatever else ha
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Protocol
 
@@ -17,7 +18,10 @@ from ipsec_gw.errors import IpsecGwError
 from ipsec_gw.model.ids import SaKey
 
 TRIAL_SECONDS = 1.0
-"""Longer than it takes until the next look, which begins another trial if packets still come from elsewhere."""
+"""As long as the kernel's window may be behind the engine's."""
+
+_RENEWED = 0.4
+"""Seconds before its end that a trial is begun anew, if packets still come from elsewhere: more than until a look."""
 
 log = structlog.get_logger()
 
@@ -49,16 +53,21 @@ class MoveWatch:
         *,
         received: Callable[[Collection[SaKey]], Awaitable[Mapping[SaKey, int]]],
         tell: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
+        self._until: dict[SaKey, float] = {}
         self._maps = maps
         self._kernel = kernel
         self._received = received
         self._tell = tell
 
     async def look(self) -> None:
-        """Begin a trial of every SA that packets from elsewhere came for."""
+        """Begin a trial of every SA that packets from elsewhere came for. Several times a second."""
+        now = self._clock()
+        self._until = {key: until for key, until in self._until.items() if until - _RENEWED > now}
         try:
-            moved = self._maps.take_moved()
+            moved = self._maps.take_moved() - self._until.keys()
             numbers = await self._received(moved) if moved else {}
         except IpsecGwError as error:
             self._tell(f"it is not known which peers have moved: {error}")
@@ -67,6 +76,7 @@ class MoveWatch:
             try:
                 self._kernel.raise_seq(key, numbers[key])
                 self._maps.give_to_kernel(key, TRIAL_SECONDS)
+                self._until[key] = now + TRIAL_SECONDS
             except IpsecGwError as error:  # it is gone, most likely; the others must not wait for it
                 self._tell(f"the peer of SA {key} may have moved, and charon cannot be told: {error}")
             else:

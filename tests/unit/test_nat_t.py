@@ -241,7 +241,8 @@ class Moved:
         self.told: list[str] = []
         self.gone: set[SaKey] = set()
         self.error: EngineError | SteeringError | None = None
-        self.watch = MoveWatch(self, self, received=self.received, tell=self.told.append)
+        self.now = 100.0
+        self.watch = MoveWatch(self, self, received=self.received, tell=self.told.append, clock=lambda: self.now)
 
     def take_moved(self) -> frozenset[SaKey]:
         if isinstance(self.error, SteeringError):
@@ -267,6 +268,18 @@ async def test_the_window_is_moved_before_the_kernel_gets_a_packet() -> None:
     moved = Moved([IN], {IN: 4711})
     await moved.watch.look()
     assert moved.calls == [("received", IN), ("seq", IN, 4711), ("trial", IN, TRIAL_SECONDS)]
+
+
+async def test_a_trial_is_begun_anew_before_it_ends_and_not_sooner() -> None:
+    moved = Moved([IN], {IN: 1})
+    began: list[float] = []
+    for step in range(12):
+        moved.now = 100.0 + step / 4
+        before = len(moved.calls)
+        await moved.watch.look()
+        if len(moved.calls) > before:
+            began.append(moved.now)
+    assert began == [100.0, 100.75, 101.5, 102.25], "the kernel has it all the time, the engine is asked now and then"
 
 
 async def test_nothing_is_asked_while_nothing_moves() -> None:
