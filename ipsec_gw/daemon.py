@@ -34,6 +34,7 @@ _HEARTBEAT_SECONDS = 0.5
 
 _PACER_SECONDS = 0.1
 _LOOK_SECONDS = 1.0
+_MOVES_SECONDS = 0.25
 _CANCEL_SECONDS = 0.5
 
 
@@ -82,6 +83,7 @@ class Daemon:
                     ),
                     tasks.create_task(self._heartbeat()),
                     tasks.create_task(self._look_at_engine()),
+                    tasks.create_task(self._watch_moves()),
                     tasks.create_task(self._pace_rekeys()),
                 ]
                 if self._gateway.keeper is not None:
@@ -214,6 +216,11 @@ class Daemon:
         while self._gateway.plumbing is not None:
             self._gateway.plumbing.steering.heartbeat()
             await asyncio.sleep(_HEARTBEAT_SECONDS)
+
+    async def _watch_moves(self) -> None:
+        while self._gateway.moves is not None:
+            await self._gateway.moves.look()
+            await asyncio.sleep(_MOVES_SECONDS)
 
     def _end(self, ending: Ending) -> None:
         self._ending = ending

@@ -16,6 +16,8 @@ from ipsec_gw.model.choices import Choices
 from ipsec_gw.model.ids import Direction, EngineName, IpNetwork, SaKey
 from ipsec_gw.model.objects import (
     MAX_INBOUND,
+    MAX_NAT_T_PORTS,
+    NAT_T_PORT,
     EngineSa,
     Guard,
     GuardKey,
@@ -30,6 +32,7 @@ from ipsec_gw.model.objects import (
 from ipsec_gw.model.secret import Secret
 from ipsec_gw.model.sizes import IPV6_MINIMUM_MTU, inner_mtu
 from ipsec_gw.model.snapshot import Mode, ResolvedHop, Snapshot, XfrmSa
+from ipsec_gw.nat_t import further_ports, local_port, udp_peer
 
 
 class Owner(StrEnum):
@@ -90,6 +93,7 @@ def desired(
     refused = refused or {}
     lineages = lineages_of(snapshot)
     precedence = Precedence(snapshot.policies)
+    further = further_ports(snapshot)
     objects: dict[ObjectKey, ManagedObject] = {}
     verdicts: list[SaVerdict] = []
     for lineage in lineages:
@@ -101,6 +105,7 @@ def desired(
             or _why_not_path(lineage, settings, snapshot)
             or _why_not_led(lineage, snapshot)
             or _why_not_sas(lineage, offer)
+            or _why_not_ports(lineage, further)
         )
         held = (Owner.KERNEL, reason) if reason else _held(lineage, names, settings, snapshot, offer)
         if held is not None:
@@ -206,11 +211,24 @@ def _why_not_sa(sa: XfrmSa, offer: EngineOffer) -> str:
         (algorithm not in offer.algorithms, f"engine {offer.name} does not have {sa.algorithm}"),
         (sa.replay.esn and not offer.esn, f"engine {offer.name} does not do ESN"),
         (sa.encap is not None and not offer.udp_encap, f"engine {offer.name} does not do UDP encapsulation"),
+        (sa.encap is not None and sa.key.destination.version != 4, "UDP encapsulation over IPv6 is left to the kernel"),
+        (
+            sa.encap is not None and 0 in {sa.encap.source_port, sa.encap.destination_port},
+            "an encapsulation that is not ESP in UDP is left to the kernel",
+        ),
         (sa.replay.window > offer.max_replay_window, f"replay window {sa.replay.window} is too large"),
         (sa.mark is not None or sa.if_id != 0, "the SA has a mark or if_id (route-based IPsec)"),
         (bool(sa.extras), f"the SA has {', '.join(sorted(sa.extras))}, which no engine honours"),
     )
     return next((reason for failed, reason in checks if failed), "")
+
+
+def _why_not_ports(lineage: Lineage, further: frozenset[int]) -> str:
+    for sa in lineage.sas:
+        port = local_port(sa, inbound=sa in lineage.inbound)
+        if port not in {0, NAT_T_PORT, *further}:
+            return f"its UDP port {port} is one too many: {MAX_NAT_T_PORTS} are steered besides {NAT_T_PORT}"
+    return ""
 
 
 def _build(lineage: Lineage, snapshot: Snapshot, refused: Mapping[SaKey, str]) -> dict[ObjectKey, ManagedObject]:
@@ -233,7 +251,7 @@ def _build(lineage: Lineage, snapshot: Snapshot, refused: Mapping[SaKey, str]) -
         keys = tuple(sa.key for sa in inbound)
         selectors = lineage.selectors
         objects.append(Tunnel(lineage.key, lineage.local, lineage.key.remote, keys, current, selectors))
-        objects += [Steer(SteerKey(key)) for key in keys]
+        objects += [Steer(SteerKey(sa.key), udp_peer(sa)) for sa in inbound]
         mtu = _mtu(lineage, hop)
         objects += [Lead(s, snapshot.sources.get(s.destination), mtu) for s in selectors]
     return {obj.key: obj for obj in objects}

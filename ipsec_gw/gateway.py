@@ -34,6 +34,7 @@ from ipsec_gw.ownership.bypass import Bypass, remove_bypass
 from ipsec_gw.ownership.engine_link import EngineLink
 from ipsec_gw.ownership.guard import GuardDriver
 from ipsec_gw.ownership.lead import LeadDriver
+from ipsec_gw.ownership.moves import MoveWatch
 from ipsec_gw.ownership.refusals import Refusals
 from ipsec_gw.ownership.rekey import RekeyPacer
 from ipsec_gw.ownership.steer import SteerDriver
@@ -96,14 +97,15 @@ class Plumbing:
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """Everything of one running gateway; ``plumbing`` is None with the kernel engine, which only watches, ``keeper``
-    without a firewall.
+    """Everything of one running gateway; ``plumbing`` and ``moves`` are None with the kernel engine, which only
+    watches, ``keeper`` without a firewall.
     """
 
     senses: Senses
     link: EngineLink
     reconciler: Reconciler
     plumbing: Plumbing | None
+    moves: MoveWatch | None = None
     keeper: Keeper | None = None
 
     def choose(self, choices: Choices) -> None:
@@ -299,6 +301,7 @@ def _join(config: Config, senses: Senses, link: EngineLink, plumbing: Plumbing |
     tracker: DeltaTracker[ObjectKey, ManagedObject] = DeltaTracker()
     drivers = Drivers(engine=link, guard=link, steer=link, lead=link)
     follow: Callable[[Snapshot, frozenset[SaKey]], None] | None = None
+    moves: MoveWatch | None = None
     readers: list[Callable[[], Awaitable[Mapping[Any, ManagedObject]]]] = []
     pacer = RekeyPacer()
     refusals = Refusals(pacer)
@@ -317,6 +320,7 @@ def _join(config: Config, senses: Senses, link: EngineLink, plumbing: Plumbing |
         follow = guard.follow
         senses.observer.limits = Bypass(senses.kernel, plumbing.up_index).ensure
         link.on_counters = guard.keep_ahead
+        moves = MoveWatch(plumbing.steering, senses.kernel, received=link.received, tell=history.trouble)
         readers = [link.retrieve, guard.retrieve, steer.retrieve, plumbing.lead.retrieve]
 
     async def retrieve() -> Mapping[ObjectKey, ManagedObject]:
@@ -333,7 +337,7 @@ def _join(config: Config, senses: Senses, link: EngineLink, plumbing: Plumbing |
         follow=follow,
         history=history,
     )
-    return Gateway(senses, link, reconciler, plumbing)
+    return Gateway(senses, link, reconciler, plumbing, moves)
 
 
 async def hand_back(paths: Paths) -> None:

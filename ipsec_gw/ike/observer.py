@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
 from pyroute2.netlink.exceptions import NetlinkError
@@ -15,6 +15,11 @@ from ipsec_gw.model.ids import IpAddress
 from ipsec_gw.model.snapshot import ChildName, LeadLimits, ResolvedHop, Snapshot, XfrmPolicy, XfrmSa
 
 _DUMP_TRIES = 5
+
+_SETTLE_SECONDS = 0.1
+"""charon moves an SA by deleting it and adding it again, within milliseconds (``update_sa`` of its kernel-netlink
+plugin): what has just vanished may be about to come back.
+"""
 
 
 class NameSource(Protocol):
@@ -46,6 +51,7 @@ class Observer:
         *,
         names_decide: bool,
         named: Callable[[], None],
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.names_decide = names_decide
         self._named = named
@@ -56,15 +62,16 @@ class Observer:
         self._source = names
         self._watch = watch
         self._names: dict[int, ChildName] = {}
+        self._sleep = sleep
+        self._spis: frozenset[tuple[int, int]] = frozenset()
 
     async def snapshot(self) -> Snapshot:
         """One look. Dumps are repeated while the kernel changes under them, a few times at most."""
-        for _ in range(_DUMP_TRIES):
-            before = self._monitor.changes
-            sas, policies = await asyncio.to_thread(self._dump)
-            self._monitor.drain()
-            if self._monitor.changes == before:
-                break
+        sas, policies = await self._steady_dump()
+        if not self._spis <= _spis(sas):
+            await self._sleep(_SETTLE_SECONDS)
+            sas, policies = await self._steady_dump()
+        self._spis = _spis(sas)
         await self._see_to_names(sas)
         try:
             return await self._join(sas, policies)
@@ -72,6 +79,15 @@ class Observer:
             raise EnvironmentMissing(
                 f"the kernel's addresses, routes and neighbours cannot be read ({error}) - see `ip addr` and `dmesg`"
             ) from None
+
+    async def _steady_dump(self) -> tuple[list[XfrmSa], list[XfrmPolicy]]:
+        for _ in range(_DUMP_TRIES):
+            before = self._monitor.changes
+            found = await asyncio.to_thread(self._dump)
+            self._monitor.drain()
+            if self._monitor.changes == before:
+                break
+        return found
 
     async def _join(self, sas: list[XfrmSa], policies: list[XfrmPolicy]) -> Snapshot:
         addresses = await self._view.addresses()
@@ -112,3 +128,8 @@ class Observer:
             return
         self._names |= names
         self._named()
+
+
+def _spis(sas: list[XfrmSa]) -> frozenset[tuple[int, int]]:
+    """What an SA keeps when its peer moves: the SPI, and the tunnel's reqid keeps equal ones apart."""
+    return frozenset((sa.reqid, sa.key.spi) for sa in sas)

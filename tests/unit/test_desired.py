@@ -119,7 +119,7 @@ KEPT = {
     "short icv": ({"aead": AeadKey("rfc4106(gcm(aes))", Secret(CANARY), 64)}, "left to the kernel"),
     "odd key": ({"aead": AeadKey("rfc4106(gcm(aes))", Secret(CANARY[:-1]), 128)}, "left to the kernel"),
     "lockdown": ({"aead": AeadKey("rfc4106(gcm(aes))", Secret(bytes(20)), 128)}, "lockdown"),
-    "nat-t": ({"encap": UdpEncap(4500, 4500)}, "UDP encapsulation"),
+    "encapsulation in something else": ({"encap": UdpEncap(0, 0)}, "not ESP in UDP"),
     "mark": ({"mark": (1, 0xFF)}, "mark or if_id"),
     "if_id": ({"if_id": 42}, "mark or if_id"),
     "nic offload": ({"extras": frozenset({"OFFLOAD_DEV"})}, "OFFLOAD_DEV"),

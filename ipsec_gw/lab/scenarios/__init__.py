@@ -41,6 +41,8 @@ def scenarios() -> dict[str, Scenario]:
     from ipsec_gw.lab.scenarios.firewall import run as run_firewall  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.firewall_plain import run as run_firewall_plain  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.junk import run as run_junk  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.nat_t import run as run_nat_t  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.roadwarriors import run as run_roadwarriors  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.site_to_site import run as run_site_to_site  # noqa: PLC0415
 
     known = (
@@ -48,6 +50,18 @@ def scenarios() -> dict[str, Scenario]:
             "site-to-site",
             "two unmodified strongSwans, a tunnel, its traffic opened by an oracle, a rekey from each side",
             (Part("tunnel", topology.site_to_site, run_site_to_site),),
+            baseline=True,
+        ),
+        Scenario(
+            "nat-t",
+            "one gateway behind a NAT that forgets its mappings under traffic and chooses others",
+            (Part("tunnel", topology.behind_nat, run_nat_t),),
+            baseline=True,
+        ),
+        Scenario(
+            "roadwarriors",
+            "three clients with virtual addresses, two of them behind one NAT, which then maps them anew",
+            (Part("tunnels", topology.roadwarriors, run_roadwarriors),),
             baseline=True,
         ),
         Scenario(

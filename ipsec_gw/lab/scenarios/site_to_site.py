@@ -46,6 +46,11 @@ class Story:
     diaries: tuple[SaDiary, SaDiary]
     flows: tuple[UdpFlow, UdpFlow]
 
+    @property
+    def initiator(self) -> Swan:
+        """Who can reach the other: behind a NAT it is gateway B."""
+        return self.b if Role.NAT in self.lab.topology.roles else self.a
+
     def drain(self) -> None:
         """Take in everything that waits in sockets."""
         self.wan.drain()
@@ -56,17 +61,23 @@ class Story:
 
 async def run(lab: Lab) -> None:
     """Play it."""
-    story = await _set_up(lab)
+    story = await set_up(lab)
     evidence = Evidence()
-    flow_marks = await _bring_up(story, evidence)
-    await _carry(story, evidence)
-    await _bracketed_exchange(story, "payload exchange")
-    await _rekey_under_traffic(story, evidence)
-    await _bracketed_exchange(story, "payload exchange after the rekeys")
-    await _quiet(story)
+    flow_marks = await bring_up(story, evidence)
+    await carry(story, evidence)
+    await bracketed_exchange(story, "payload exchange")
+    await rekey_under_traffic(story, evidence)
+    await bracketed_exchange(story, "payload exchange after the rekeys")
+    await conclude(story, evidence, flow_marks)
+
+
+async def conclude(story: Story, evidence: Evidence, flow_marks: tuple[int, int]) -> None:
+    """Take the tunnel down, judge everything that was captured, and leave."""
+    lab = story.lab
+    await quiet(story)
     for flow, mark in zip(story.flows, flow_marks, strict=True):
         lab.note(f"UDP {flow.source} -> {flow.destination} since the tunnel is up: {flow.tally(mark)}")
-    await _terminate(story, evidence)
+    await terminate(story, evidence)
     judge_capture(lab, evidence, story.wan, story.lans, story.diaries)
     for swan in (story.a, story.b):
         lab.note(f"IPsec error counters of {swan.site.identity}: {xfrm_errors(swan.site.namespace) or 'all 0'}")
@@ -80,7 +91,7 @@ def _wan_frames(story: Story) -> int:
     return sum(len(capture.frames) for capture in story.wan.captures)
 
 
-async def _set_up(lab: Lab) -> Story:
+async def set_up(lab: Lab) -> Story:
     topology = lab.topology
     wan = Captures([lab.capture(Role.WAN, "to-a"), lab.capture(Role.WAN, "to-b")])
     lans = Captures([lab.capture(Role.CLIENT, HOST), lab.capture(Role.SERVER, HOST)])
@@ -121,12 +132,12 @@ def _start_flows(lab: Lab) -> tuple[UdpFlow, UdpFlow]:
     return there, back
 
 
-async def _bring_up(story: Story, evidence: Evidence) -> tuple[int, int]:
+async def bring_up(story: Story, evidence: Evidence) -> tuple[int, int]:
     """IKE under traffic that already runs; returns the numbers from which both flows must arrive."""
     lab, flows = story.lab, story.flows
     await until(lambda: all(flow.next >= 10 for flow in flows), 30.0, "traffic before IKE")
     with lab.step("initiate the tunnel"):
-        await story.a.initiate()
+        await story.initiator.initiate()
     story.drain()
     evidence.up = [len(capture.frames) for capture in story.wan.captures]
     marks = (flows[0].next, flows[1].next)
@@ -139,7 +150,7 @@ async def _bring_up(story: Story, evidence: Evidence) -> tuple[int, int]:
     return marks
 
 
-async def _carry(story: Story, evidence: Evidence) -> None:
+async def carry(story: Story, evidence: Evidence) -> None:
     """Wait until the engine has the tunnel (or says why not), then until both flows arrive."""
     lab, gateway = story.lab, story.gateway
     if gateway is None:
@@ -154,7 +165,7 @@ async def _carry(story: Story, evidence: Evidence) -> None:
     lab.check("ipsec-gw runs the engine asked for", status.engine == engine, engine, f"{status.engine}: {status.note}")
 
 
-async def _quiet(story: Story) -> None:
+async def quiet(story: Story) -> None:
     """Pause the flows and wait until nothing is under way: counters and capture can be compared exactly."""
     for flow in story.flows:
         flow.pause()
@@ -169,32 +180,32 @@ async def _quiet(story: Story) -> None:
         await asyncio.sleep(0.05)
 
 
-def _resume(story: Story) -> None:
+def resume(story: Story) -> None:
     for flow in story.flows:
         flow.resume()
 
 
-def _packets(story: Story) -> list[EspPacket]:
+def packets(story: Story) -> list[EspPacket]:
     story.drain()
     return [packet for capture in story.wan.captures for packet in esp_packets(capture.frames)]
 
 
-async def _bracketed_exchange(story: Story, name: str) -> None:
+async def bracketed_exchange(story: Story, name: str) -> None:
     """TCP, UDP and ICMP between two quiet moments, so that every counter can be held against the wire."""
     lab, gateway = story.lab, story.gateway
     with lab.step(f"{name}: wait for silence and read counters"):
-        await _quiet(story)
+        await quiet(story)
         before = await _read(gateway) if gateway else None
-        wire_before = count_by_sa(_packets(story))
+        wire_before = count_by_sa(packets(story))
     with lab.step(name):
         await _exchange(lab, name)
-        await _quiet(story)
-    carried = count_by_sa(_packets(story)) - wire_before
+        await quiet(story)
+    carried = count_by_sa(packets(story)) - wire_before
     if gateway is not None and before is not None:
         with lab.step(f"{name}: read counters"):
             after = await _read(gateway)
         judge_counters(lab, name, before, after, carried)
-    _resume(story)
+    resume(story)
 
 
 async def _read(gateway: GatewayUnderTest) -> Reading:
@@ -221,22 +232,22 @@ async def _exchange(lab: Lab, name: str) -> None:
                 lab.check(f"{name}: {what}", False, "payloads come back unchanged", error)
 
 
-def _spis(story: Story) -> frozenset[int]:
+def spis(story: Story) -> frozenset[int]:
     return frozenset(sa.spi for sa in dump(story.a.site.namespace))
 
 
 def _only_new(story: Story, old: frozenset[int]) -> bool:
-    now = _spis(story)
+    now = spis(story)
     return len(now) == 2 and not now & old
 
 
-async def _rekey_under_traffic(story: Story, evidence: Evidence) -> None:
+async def rekey_under_traffic(story: Story, evidence: Evidence) -> None:
     lab = story.lab
     await until(lambda: all(flow.next > 0 for flow in story.flows), 5.0, "steady traffic")
     marks = [flow.next for flow in story.flows]
     for swan in (story.a, story.b):
         with lab.step(f"rekey from {swan.site.identity} under steady traffic"):
-            old = _spis(story)
+            old = spis(story)
             await swan.rekey()
             # charon keeps the old inbound SA for delete_rekeyed_delay (5 s): the rekey is over when that has gone.
             await until(partial(_only_new, story, old), REKEY_SECONDS, "new SAs alone")
@@ -251,11 +262,11 @@ async def _rekey_under_traffic(story: Story, evidence: Evidence) -> None:
             "0 lost, 0 twice, 0 corrupted",
             tally,
         )
-    _resume(story)
+    resume(story)
 
 
 async def _carried_again(story: Story, gateway: GatewayUnderTest, evidence: Evidence) -> None:
-    current = _spis(story)
+    current = spis(story)
     sas = await gateway.sas_when(
         lambda sas: {sa.spi for sa in sas} == current and all(sa.state == gateway.engine for sa in sas),
         REKEY_SECONDS,
@@ -264,7 +275,7 @@ async def _carried_again(story: Story, gateway: GatewayUnderTest, evidence: Evid
     evidence.engine_took(sas)
 
 
-async def _terminate(story: Story, evidence: Evidence) -> None:
+async def terminate(story: Story, evidence: Evidence) -> None:
     lab, gateway = story.lab, story.gateway
     evidence.down = [len(capture.frames) for capture in story.wan.captures]
     with lab.step("terminate the tunnel"):

@@ -10,7 +10,8 @@ from ipsec_gw.lab.capture import Captures, Frame
 from ipsec_gw.lab.context import Lab
 from ipsec_gw.lab.gateway import GuardCount, ShownSa, Status, SteerCount
 from ipsec_gw.lab.kernel_sas import SaDiary
-from ipsec_gw.lab.topology import HOST, LAN, WAN, Role
+from ipsec_gw.lab.sites import seen_address
+from ipsec_gw.lab.topology import HOST, LAN, Role
 from ipsec_gw.lab.wire import (
     Opening,
     clear_packets,
@@ -147,7 +148,7 @@ def _judge_opening(lab: Lab, opening: Opening, packets: int) -> None:
 def _judge_inner(lab: Lab, opening: Opening, lans: Captures) -> None:
     """Hold what was inside against what the hosts sent and received."""
     client, server = lans.captures
-    address_a, address_b = lab.topology.address(Role.GATEWAY_A, WAN), lab.topology.address(Role.GATEWAY_B, WAN)
+    address_a, address_b = (seen_address(lab.topology, role) for role in (Role.GATEWAY_A, Role.GATEWAY_B))
     client_address = lab.topology.address(Role.CLIENT, HOST)
     to_b = [item.inner for item in opening.opened if item.esp.source == address_a]
     to_a = [item.inner for item in opening.opened if item.esp.source == address_b]
