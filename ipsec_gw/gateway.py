@@ -18,7 +18,7 @@ from ipsec_gw.config.model import Config, EngineChoice
 from ipsec_gw.desired import Settings
 from ipsec_gw.engines.kernel import KernelEngine
 from ipsec_gw.engines.port import Engine, EngineContext, Link
-from ipsec_gw.errors import EnvironmentMissing, IpsecGwError, XfrmError
+from ipsec_gw.errors import EngineUnavailable, EnvironmentMissing, IpsecGwError, XfrmError
 from ipsec_gw.firewall.keeper import Keeper, prepare
 from ipsec_gw.ike.observer import Observer
 from ipsec_gw.ike.watcher import CharonWatcher
@@ -151,18 +151,30 @@ async def build(config: Config, paths: Paths, charon: CharonWatcher, stack: Asyn
             return gateway
         return replace(gateway, keeper=await _firewall_alone(config, paths, route, senses, charon, stack))
     wan = await find_wan(config, KernelView(route), charon)
+    adopting = paths.pins.exists()
     async with AsyncExitStack() as undo:
         plumbing, context = await _plumb(config, paths, wan, route, undo)
         undo.callback(plumbing.steering.close)
         engine = _engine(choice, context)
         undo.push_async_callback(engine.close)
-        link = EngineLink(engine)
-        await link.open()
+        gateway = _join(config, senses, EngineLink(engine), plumbing)
+        await _open_engine(gateway.link, adopting=adopting)
         keeper = await _wall(config, plumbing.steering, wan, senses.kernel)
         undo.pop_all()
     stack.callback(plumbing.steering.close)
     stack.push_async_callback(engine.close)
-    return replace(_join(config, senses, link, plumbing), keeper=keeper)
+    return replace(gateway, keeper=keeper)
+
+
+async def _open_engine(link: EngineLink, *, adopting: bool) -> None:
+    """Beside what an earlier life left, an engine may be away: what it had is given back, and it may come later."""
+    try:
+        await link.open()
+    except EngineUnavailable as error:
+        if not adopting:
+            raise
+        link.trouble = str(error)
+        log.warning("the engine is away", reason=link.trouble)
 
 
 def _open_steering(config: Config | None, pins: Path) -> Steering:
@@ -298,6 +310,7 @@ def _join(config: Config, senses: Senses, link: EngineLink, plumbing: Plumbing |
         drivers = Drivers(engine=link, guard=guard, steer=steer, lead=plumbing.lead)
         follow = guard.follow
         link.on_counters = guard.keep_ahead
+        link.on_open = guard.begin
         readers = [link.retrieve, guard.retrieve, steer.retrieve, plumbing.lead.retrieve]
 
     async def retrieve() -> Mapping[ObjectKey, ManagedObject]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import socket
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, unique
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
@@ -35,6 +35,7 @@ class Owner(IntEnum):
     KERNEL = 2
 
 
+@unique
 class Control(IntEnum):
     """Slots of the control map, each written by one map write."""
 
@@ -58,6 +59,8 @@ class Control(IntEnum):
     """Index of the interface that leads what the kernel decrypted to the tunnels' port."""
     TUNNEL_PORT = 9
     """Index of the tunnels' port, by which it comes in."""
+    ENGINE_GONE = 10
+    """Not 0: plaintext for the engine found no socket at all. Set by its dock, cleared by user space alone."""
 
 
 MAX_CONTROL = 32

@@ -62,5 +62,9 @@ class KernelEngine:
         """Always empty: the kernel counts for itself."""
         return MappingProxyType({})
 
+    def last_counters(self) -> Mapping[SaKey, Counters]:
+        """Always empty."""
+        return MappingProxyType({})
+
     def _refuse(self, key: EngineKey) -> NoReturn:
         raise EngineError(f"{key}: the kernel engine holds nothing - leave it to XFRM, or configure another engine")

@@ -104,3 +104,6 @@ class Engine(Protocol):
 
     async def counters(self) -> Mapping[SaKey, Counters]:
         """Traffic per SA."""
+
+    def last_counters(self) -> Mapping[SaKey, Counters]:
+        """What the engine counted last, also when it is gone, without asking it. Nothing if that is not known."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 import structlog
 
@@ -20,7 +20,8 @@ class EngineLink:
 
     ``losses`` counts how often the engine went away with its objects, ``trouble`` tells why it is away now. As a
     driver it passes objects on. While the engine is away, what is deleted is gone already. ``on_counters`` is called
-    with the counters that an engine just told which is alive, ``tell`` with troubles that no caller hears of.
+    with the counters that an engine just told which is alive, ``on_open`` whenever one has its sockets, ``tell`` with
+    troubles that no caller hears of.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -32,6 +33,7 @@ class EngineLink:
         self.losses = 0
         self.trouble = ""
         self.on_counters: Callable[[Mapping[SaKey, Counters]], None] = lambda _counters: None
+        self.on_open: Callable[[], Awaitable[None]] = _nothing
         self.tell: Callable[[str], None] = lambda _trouble: None
 
     @property
@@ -58,6 +60,7 @@ class EngineLink:
     async def open(self) -> None:
         """Open the engine. Raises EngineUnavailable; it may be tried again."""
         self.capabilities = await self.engine.open()
+        await self.on_open()
         self._epoch = self.engine.epoch
         self._absent = self.trouble = ""
         log.info("engine is up", engine=str(self.engine.name), note=self.capabilities.note)
@@ -70,7 +73,7 @@ class EngineLink:
                 self._counters |= fresh
                 return fresh
         except EngineUnavailable as error:
-            self._lose(str(error))
+            self.lose(str(error))
         except EngineError as error:
             self.tell(f"the engine's counters cannot be read: {error}")
         return {}
@@ -79,7 +82,7 @@ class EngineLink:
         """Read the counters, and notice whether the engine lost its objects since the last look: ``losses`` grows."""
         fresh = await self.read_counters()
         if self.up and self.engine.epoch != self._epoch:
-            self._lose("it restarted")
+            self.lose("it restarted")
         elif fresh:
             self.on_counters(fresh)
 
@@ -105,7 +108,7 @@ class EngineLink:
         try:
             await self.engine.create(_engine_object(obj))
         except EngineUnavailable as error:
-            self._lose(str(error))
+            self.lose(str(error))
             raise
 
     async def update(self, obj: ManagedObject) -> None:
@@ -113,7 +116,7 @@ class EngineLink:
         try:
             await self.engine.update(_engine_object(obj))
         except EngineUnavailable as error:
-            self._lose(str(error))
+            self.lose(str(error))
             raise
 
     async def delete(self, obj: ManagedObject) -> None:
@@ -124,13 +127,19 @@ class EngineLink:
             self._counters |= await self.engine.counters()
         await self.engine.delete(_engine_object(obj).key)
 
-    def _lose(self, why: str) -> None:
+    def lose(self, why: str) -> None:
+        """The engine is gone, with its objects. What it counted last is kept, if that can still be read."""
         if self.up:
             self.losses += 1
+            self._counters |= self.engine.last_counters()
             self._absent = f"engine {self.engine.name} is away"
             self.trouble = why
             log.error("engine lost", engine=str(self.engine.name), reason=why)
             self.tell(f"the engine was lost: {why}")
+
+
+async def _nothing() -> None:
+    """For those who want nothing done."""
 
 
 def _engine_object(obj: ManagedObject) -> EngineObject:

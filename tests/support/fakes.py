@@ -62,6 +62,9 @@ class FakeEngine:
         self._check()
         return dict(self.sent)
 
+    def last_counters(self) -> Mapping[SaKey, Counters]:
+        return dict(self.sent)
+
     def restart(self) -> None:
         """Lose everything, as a restarted VPP does."""
         self.objects.clear()

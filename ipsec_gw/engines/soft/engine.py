@@ -140,6 +140,10 @@ class SoftEngine:
         """Traffic per SA. Inbound: authentic packets, also those that the selectors then refused."""
         return self._store.counters
 
+    def last_counters(self) -> Mapping[SaKey, Counters]:
+        """The same: it does not end before this object."""
+        return self._store.counters
+
     def _change(self, change: Callable[[], None]) -> None:
         if self._datapath is None:
             raise EngineError("the soft engine is not open - open it first")
