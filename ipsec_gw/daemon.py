@@ -25,7 +25,9 @@ from ipsec_gw.observe import control, lock
 from ipsec_gw.observe.sdnotify import notify
 from ipsec_gw.observe.sessions import QUESTION as SESSIONS_QUESTION
 from ipsec_gw.observe.views import DockView, EngineView, GuardView, StatusView, SteerView, record_view, sa_view
+from ipsec_gw.ownership.sentry import Sentry
 from ipsec_gw.reconcile.loop import reconcile_forever
+from xdp_steer.gateway import Steering
 
 log = structlog.get_logger()
 
@@ -49,13 +51,19 @@ class Daemon:
     """One run of the daemon: its tasks, and its answers to `show` and `off`.
 
     ``better`` tells that another engine has become available, so that the gateway should be built anew; ``read``
-    reads the configuration file again.
+    reads the configuration file again. ``hang_seconds`` is how long the engine may show no sign of life, 0 for ever.
     """
 
     def __init__(
-        self, gateway: Gateway, charon: CharonWatcher, better: Callable[[], bool], read: Callable[[], Config] = Config
+        self,
+        gateway: Gateway,
+        charon: CharonWatcher,
+        better: Callable[[], bool],
+        read: Callable[[], Config] = Config,
+        hang_seconds: float = 0.0,
     ) -> None:
         self._gateway = gateway
+        self._hang_seconds = hang_seconds
         self._charon = charon
         self._better = better
         self._read = read
@@ -82,6 +90,8 @@ class Daemon:
                     tasks.create_task(self._look_at_engine()),
                     tasks.create_task(self._pace_rekeys()),
                 ]
+                if self._gateway.plumbing is not None:
+                    running.append(tasks.create_task(self._sentry(self._gateway.plumbing.steering).run()))
                 if self._gateway.keeper is not None:
                     running.append(tasks.create_task(self._gateway.keeper.run()))
                 await self._stop.wait()
@@ -202,6 +212,15 @@ class Daemon:
             self._gateway.plumbing.steering.heartbeat()
             await asyncio.sleep(_HEARTBEAT_SECONDS)
 
+    def _sentry(self, steering: Steering) -> Sentry:
+        return Sentry(
+            self._gateway.link,
+            steering,
+            self._hang_seconds,
+            lost=self._look_again,
+            tell=self._gateway.reconciler.history.trouble,
+        )
+
     def _end(self, ending: Ending) -> None:
         self._ending = ending
         self._stop.set()
@@ -268,7 +287,7 @@ async def _run_once(config: Config, paths: Paths, read: Callable[[], Config]) ->
         stack.push_async_callback(charon.close)
         gateway = await build(config, paths, charon, stack)
         waits_for_vpp = config.gateway.engine is EngineChoice.AUTO and gateway.plumbing is None
-        daemon = Daemon(gateway, charon, lambda: waits_for_vpp and vpp_runs(paths), read)
+        daemon = Daemon(gateway, charon, lambda: waits_for_vpp and vpp_runs(paths), read, config.gateway.hang_seconds)
         server = await control.serve(paths.run_dir, daemon.answer)
         stack.callback(lambda: control.socket_path(paths.run_dir).unlink(missing_ok=True))
         stack.callback(server.close)

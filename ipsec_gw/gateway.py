@@ -8,6 +8,7 @@ import os
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -310,7 +311,7 @@ def _join(config: Config, senses: Senses, link: EngineLink, plumbing: Plumbing |
         drivers = Drivers(engine=link, guard=guard, steer=steer, lead=plumbing.lead)
         follow = guard.follow
         link.on_counters = guard.keep_ahead
-        link.on_open = guard.begin
+        link.on_open = partial(_begin, plumbing.steering, guard)
         readers = [link.retrieve, guard.retrieve, steer.retrieve, plumbing.lead.retrieve]
 
     async def retrieve() -> Mapping[ObjectKey, ManagedObject]:
@@ -328,6 +329,12 @@ def _join(config: Config, senses: Senses, link: EngineLink, plumbing: Plumbing |
         history=history,
     )
     return Gateway(senses, link, reconciler, plumbing)
+
+
+async def _begin(steering: Steering, guard: GuardDriver) -> None:
+    """An engine has its sockets: it may be steered to, and the kernel takes nothing over until it goes."""
+    await guard.begin()
+    steering.set_engine(True)
 
 
 async def hand_back(paths: Paths) -> None:

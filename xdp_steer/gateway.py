@@ -316,6 +316,10 @@ class Steering:
         """What a dock handed over. Raises SteeringError for an interface without a dock."""
         return DockCount(*docks.counts(self._dock(interface)))
 
+    def handed(self) -> int:
+        """Packets that docks handed to live sockets, all together."""
+        return sum(docks.counts(dock)[0] for dock in self._docks.values())
+
     def claim(self, key: SaKey) -> None:
         """The engine owns the outbound SA's numbers: ESP that the kernel sends for it is dropped and counted.
 

@@ -66,5 +66,8 @@ class KernelEngine:
         """Always empty."""
         return MappingProxyType({})
 
+    async def vitals(self) -> None:
+        """The kernel needs no watching."""
+
     def _refuse(self, key: EngineKey) -> NoReturn:
         raise EngineError(f"{key}: the kernel engine holds nothing - leave it to XFRM, or configure another engine")

@@ -73,6 +73,25 @@ class Counters:
     octets: int
 
 
+class Vitals(Protocol):
+    """Signs of life of an engine that runs in a process of its own."""
+
+    def on_end(self, ended: Callable[[], None]) -> None:
+        """Call this once the process has ended."""
+
+    async def ping(self) -> None:
+        """Return when the engine has answered. Raises EngineUnavailable when it is gone."""
+
+    def taken(self) -> int:
+        """Packets that it took out of its sockets so far. Raises EngineError if that cannot be read."""
+
+    def fence(self) -> bool:
+        """Kill it, so that it never sends again. False if that is not for this gateway to do."""
+
+    def close(self) -> None:
+        """Stop watching."""
+
+
 class Engine(Protocol):
     """An ESP engine. All calls raise :class:`ipsec_gw.errors.EngineError` on refusal and change nothing then."""
 
@@ -107,3 +126,9 @@ class Engine(Protocol):
 
     def last_counters(self) -> Mapping[SaKey, Counters]:
         """What the engine counted last, also when it is gone, without asking it. Nothing if that is not known."""
+
+    async def vitals(self) -> Vitals | None:
+        """How to watch the process that :meth:`open` reached; None for an engine that lives in this one.
+
+        Raises EngineUnavailable.
+        """

@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack
 
 import structlog
 
-from ipsec_gw.engines.port import Capabilities, Counters, EngineContext
+from ipsec_gw.engines.port import Capabilities, Counters, EngineContext, Vitals
 from ipsec_gw.errors import EngineError, EngineUnavailable
 from ipsec_gw.model.ids import Direction, EngineName, IpAddress, SaKey, TunnelId
 from ipsec_gw.model.objects import MAX_INBOUND, EngineKey, EngineObject, EngineSa, NextHop, Tunnel
@@ -32,6 +32,7 @@ from vpp_conf.records import SaRecord, TunnelRecord, hop_row, sa_row, tunnel_row
 from vpp_conf.traffic import TrafficReader
 from vpp_conf.tunnels import TunnelBuilder
 from vpp_conf.used_keys import UsedKeys
+from vpp_conf.vitals import VppVitals
 
 MAX_REPLAY_WINDOW = 4096
 """VPP takes any power of two; this is what strongSwan's users ask for at most, and what is tested."""
@@ -169,6 +170,10 @@ class VppEngine:
         except EngineError as error:
             log.warning("vpp.counters", reason=str(error))
             return {}
+
+    async def vitals(self) -> Vitals:
+        """Of the VPP process that is connected."""
+        return await VppVitals.open(self._paths, self._api.process, self._traffic)
 
     def _entries(self) -> dict[SaKey, SadEntry]:
         return {key: held.entry for key, held in self._inventory.sas.items()}

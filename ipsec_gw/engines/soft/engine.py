@@ -144,6 +144,9 @@ class SoftEngine:
         """The same: it does not end before this object."""
         return self._store.counters
 
+    async def vitals(self) -> None:
+        """It lives and dies with this process."""
+
     def _change(self, change: Callable[[], None]) -> None:
         if self._datapath is None:
             raise EngineError("the soft engine is not open - open it first")
