@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import resource
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
 from enum import Enum
@@ -16,15 +17,17 @@ import structlog
 
 from ipsec_gw import __version__
 from ipsec_gw.config.model import Config, EngineChoice
+from ipsec_gw.engines.port import Counters
 from ipsec_gw.errors import IpsecGwError, XfrmError
 from ipsec_gw.firewall.keeper import Keeper
 from ipsec_gw.gateway import Gateway, Paths, build, check_machine, remove_everything, vpp_runs
 from ipsec_gw.ike.watcher import CharonWatcher
-from ipsec_gw.model.ids import EngineName
+from ipsec_gw.model.ids import EngineName, SaKey
 from ipsec_gw.observe import control, lock
 from ipsec_gw.observe.sdnotify import notify
 from ipsec_gw.observe.sessions import QUESTION as SESSIONS_QUESTION
 from ipsec_gw.observe.views import DockView, EngineView, GuardView, StatusView, SteerView, record_view, sa_view
+from ipsec_gw.ownership.guardian import Guardian
 from ipsec_gw.ownership.sentry import Sentry
 from ipsec_gw.reconcile.loop import reconcile_forever
 from xdp_steer.gateway import Steering
@@ -68,6 +71,7 @@ class Daemon:
         self._better = better
         self._read = read
         self._stop = asyncio.Event()
+        self._lost = asyncio.Event()
         self._ending = Ending.STOP
         self._passes = 0
 
@@ -159,7 +163,7 @@ class Daemon:
                 replace(verdict, sa=now.get(verdict.sa.key, verdict.sa)),
                 reconciler.snapshot.names,
                 link.engine.name,
-                link.counters(),
+                _untold(link.counters(), self._gateway.guardian),
             )
             for verdict in reconciler.decision.verdicts
         ]
@@ -217,7 +221,7 @@ class Daemon:
             self._gateway.link,
             steering,
             self._hang_seconds,
-            lost=self._look_again,
+            lost=self._engine_lost,
             tell=self._gateway.reconciler.history.trouble,
         )
 
@@ -228,9 +232,11 @@ class Daemon:
     async def _look_at_engine(self) -> None:
         link, losses = self._gateway.link, 0
         while not self._better():
-            await link.look()
+            self._lost.clear()
+            rest = await self._keep_warm()
             if link.losses != losses:
                 losses = link.losses
+                await self._gateway.bury()
                 self._look_again()
             elif not link.up:
                 try:
@@ -238,9 +244,30 @@ class Daemon:
                     self._look_again()
                 except IpsecGwError as error:
                     self._gateway.reconciler.history.trouble(f"the engine cannot be opened: {error}")
-            await asyncio.sleep(_LOOK_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(rest):
+                    await self._lost.wait()
         log.info("another engine has become available")
         self._end(Ending.REBUILD)
+
+    async def _keep_warm(self) -> float:
+        """Look at the engine and let the kernel's copies follow; seconds until the next time."""
+        gateway, link = self._gateway, self._gateway.link
+        losses, heard = link.losses, await link.hear()
+        if gateway.guardian is None or not heard.counters:
+            return _LOOK_SECONDS
+        try:
+            tick = await asyncio.to_thread(
+                gateway.guardian.tick, heard, gateway.is_local, lambda: link.up and link.losses == losses
+            )
+        except XfrmError as error:
+            gateway.reconciler.history.trouble(f"charon does not see what the engine carries: {error}")
+            return _LOOK_SECONDS
+        return tick.rest(_LOOK_SECONDS)
+
+    def _engine_lost(self) -> None:
+        self._lost.set()
+        self._look_again()
 
     def _look_again(self) -> None:
         self._gateway.reconciler.distrust()
@@ -256,6 +283,17 @@ class Daemon:
                 except XfrmError as error:
                     self._gateway.reconciler.history.trouble(f"charon was not asked for a rekey of SA {key}: {error}")
             await asyncio.sleep(_PACER_SECONDS)
+
+
+def _untold(carried: Mapping[SaKey, Counters], guardian: Guardian | None) -> Mapping[SaKey, Counters]:
+    """What the engine carried and the kernel's counters do not have yet."""
+    if guardian is None:
+        return carried
+    return {
+        key: Counters(max(count.packets - told.packets, 0), max(count.octets - told.octets, 0))
+        for key, count in carried.items()
+        for told in (guardian.told(key),)
+    }
 
 
 async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
@@ -299,6 +337,8 @@ async def _run_once(config: Config, paths: Paths, read: Callable[[], Config]) ->
         ending = await daemon.run()
         if ending is Ending.OFF or gateway.link.engine.name is EngineName.SOFT:
             # The soft engine ends with this process: what it carries is the kernel's before it goes.
+            await gateway.link.read_counters()
+            await gateway.bury()
             await gateway.reconciler.withdraw()
         if ending is Ending.OFF:
             await remove_everything(paths)

@@ -21,6 +21,7 @@ from ipsec_gw.engines.kernel import KernelEngine
 from ipsec_gw.engines.port import Engine, EngineContext, Link
 from ipsec_gw.errors import EngineUnavailable, EnvironmentMissing, IpsecGwError, XfrmError
 from ipsec_gw.firewall.keeper import Keeper, prepare
+from ipsec_gw.ike.aevent import StateSocket
 from ipsec_gw.ike.observer import Observer
 from ipsec_gw.ike.watcher import CharonWatcher
 from ipsec_gw.ike.xfrm import XfrmMonitor, XfrmSocket
@@ -31,6 +32,7 @@ from ipsec_gw.model.objects import ManagedObject, ObjectKey
 from ipsec_gw.model.snapshot import Snapshot
 from ipsec_gw.ownership.engine_link import EngineLink
 from ipsec_gw.ownership.guard import GuardDriver
+from ipsec_gw.ownership.guardian import Guardian, expirer
 from ipsec_gw.ownership.lead import LeadDriver
 from ipsec_gw.ownership.refusals import Refusals
 from ipsec_gw.ownership.rekey import RekeyPacer
@@ -90,8 +92,8 @@ class Plumbing:
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """Everything of one running gateway; ``plumbing`` is None with the kernel engine, which only watches, ``keeper``
-    without a firewall.
+    """Everything of one running gateway; ``plumbing`` and ``guardian`` are None with the kernel engine, which only
+    watches, ``keeper`` without a firewall.
     """
 
     senses: Senses
@@ -99,6 +101,20 @@ class Gateway:
     reconciler: Reconciler
     plumbing: Plumbing | None
     keeper: Keeper | None = None
+    guardian: Guardian | None = None
+
+    def is_local(self, key: SaKey) -> bool:
+        """Whether an SA is inbound, as the last snapshot has it."""
+        return key.destination in self.reconciler.snapshot.local_addresses
+
+    async def bury(self) -> None:
+        """Give the kernel's copies the last counters of an engine that is gone, or is about to go."""
+        if self.guardian is None:
+            return
+        try:
+            await asyncio.to_thread(self.guardian.bury, self.link.counters(), self.is_local)
+        except XfrmError as error:
+            self.reconciler.history.trouble(f"charon does not see what the engine carried last: {error}")
 
     @property
     def steering(self) -> Steering | None:
@@ -164,7 +180,11 @@ async def build(config: Config, paths: Paths, charon: CharonWatcher, stack: Asyn
         undo.pop_all()
     stack.callback(plumbing.steering.close)
     stack.push_async_callback(engine.close)
-    return replace(gateway, keeper=keeper)
+    return replace(gateway, keeper=keeper, guardian=_guardian(senses.kernel, gateway.reconciler.history, stack))
+
+
+def _guardian(kernel: XfrmSocket, history: History, stack: AsyncExitStack) -> Guardian:
+    return Guardian(stack.enter_context(StateSocket()), expirer(kernel, history.trouble))
 
 
 async def _open_engine(link: EngineLink, *, adopting: bool) -> None:
@@ -358,6 +378,9 @@ async def hand_back(paths: Paths) -> None:
             await link.open()
             await link.look()
         gateway = _join(Config(), senses, link, plumbing)
+        guardian, here = _guardian(senses.kernel, gateway.reconciler.history, stack), await view.addresses()
+        with contextlib.suppress(XfrmError):
+            await asyncio.to_thread(guardian.bury, link.counters(), lambda key: key.destination in here)
         await gateway.reconciler.withdraw()
         for key in gateway.reconciler.refusals.reasons():
             with contextlib.suppress(XfrmError):  # it is gone already

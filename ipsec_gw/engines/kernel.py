@@ -62,6 +62,10 @@ class KernelEngine:
         """Always empty: the kernel counts for itself."""
         return MappingProxyType({})
 
+    async def numbers(self) -> Mapping[SaKey, int]:
+        """None is known."""
+        return {}
+
     def last_counters(self) -> Mapping[SaKey, Counters]:
         """Always empty."""
         return MappingProxyType({})

@@ -73,6 +73,17 @@ class Counters:
     octets: int
 
 
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What an engine told at one moment: its counters, and the highest numbers that it received, where it tells them.
+
+    ``numbers`` were read before ``counters``, so with what is counted later they never lead beyond the truth.
+    """
+
+    counters: Mapping[SaKey, Counters]
+    numbers: Mapping[SaKey, int]
+
+
 class Vitals(Protocol):
     """Signs of life of an engine that runs in a process of its own."""
 
@@ -123,6 +134,12 @@ class Engine(Protocol):
 
     async def counters(self) -> Mapping[SaKey, Counters]:
         """Traffic per SA."""
+
+    async def numbers(self) -> Mapping[SaKey, int]:
+        """The highest authentic sequence number of inbound SAs, of those for which it is known beyond counters.
+
+        Raises EngineError or EngineUnavailable.
+        """
 
     def last_counters(self) -> Mapping[SaKey, Counters]:
         """What the engine counted last, also when it is gone, without asking it. Nothing if that is not known."""

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 import structlog
 
 from ipsec_gw.desired import EngineOffer
-from ipsec_gw.engines.port import Capabilities, Counters, Engine
+from ipsec_gw.engines.port import Capabilities, Counters, Engine, Heard
 from ipsec_gw.errors import EngineError, EngineUnavailable
 from ipsec_gw.model.ids import Direction, SaKey
 from ipsec_gw.model.objects import EngineKey, EngineObject, EngineSa, ManagedObject, NextHop, Tunnel
@@ -78,13 +78,28 @@ class EngineLink:
             self.tell(f"the engine's counters cannot be read: {error}")
         return {}
 
-    async def look(self) -> None:
-        """Read the counters, and notice whether the engine lost its objects since the last look: ``losses`` grows."""
+    async def look(self) -> Mapping[SaKey, Counters]:
+        """Read the counters, and notice whether the engine lost its objects since the last look: ``losses`` grows.
+
+        Returned are counters of an engine that is alive, nothing otherwise.
+        """
         fresh = await self.read_counters()
         if self.up and self.engine.epoch != self._epoch:
             self.lose("it restarted")
-        elif fresh:
+            return {}
+        if fresh:
             self.on_counters(fresh)
+        return fresh
+
+    async def hear(self) -> Heard:
+        """:meth:`look`, and the numbers that inbound SAs had just before."""
+        numbers: Mapping[SaKey, int] = {}
+        try:
+            if self.up:
+                numbers = await self.engine.numbers()
+        except EngineError as error:  # the look tells if it is gone
+            self.tell(f"the engine's inbound numbers cannot be read: {error}")
+        return Heard(await self.look(), numbers)
 
     def sent(self, key: SaKey) -> Counters | None:
         """The last known counters of an SA, None if it was never seen in the engine."""

@@ -104,6 +104,7 @@ async def test_numbers_of_sas_come_by_a_lean_connection(world: World) -> None:
     world.ciphertext(site.outbound.key.spi)
     await api.ping()
     assert sorted((await api.numbers()).values()) == [(0, 3), (1, 0)]
+    assert await engine.numbers() == {site.inbound.key: 3}
     api.close()
     await engine.close()
 

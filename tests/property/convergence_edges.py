@@ -310,6 +310,12 @@ class FakeEngine:
         self._cross("counters")
         return {key: Counters(count, count) for key, count in self.sent.items()}
 
+    async def numbers(self) -> Mapping[SaKey, int]:
+        return {}
+
+    async def vitals(self) -> None:
+        return None
+
     def last_counters(self) -> Mapping[SaKey, Counters]:
         """Of the process that was reached last, dead or alive; now and then its memory cannot be read."""
         if self.edge.random.random() < 0.5:

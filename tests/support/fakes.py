@@ -62,6 +62,9 @@ class FakeEngine:
         self._check()
         return dict(self.sent)
 
+    async def numbers(self) -> Mapping[SaKey, int]:
+        return {}
+
     def last_counters(self) -> Mapping[SaKey, Counters]:
         return dict(self.sent)
 

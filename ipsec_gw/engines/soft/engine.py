@@ -140,6 +140,10 @@ class SoftEngine:
         """Traffic per SA. Inbound: authentic packets, also those that the selectors then refused."""
         return self._store.counters
 
+    async def numbers(self) -> Mapping[SaKey, int]:
+        """None is known."""
+        return {}
+
     def last_counters(self) -> Mapping[SaKey, Counters]:
         """The same: it does not end before this object."""
         return self._store.counters
