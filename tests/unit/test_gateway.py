@@ -27,8 +27,12 @@ class Steering(Maps):
 
     def __init__(self) -> None:
         super().__init__()
+        self.on = False
         self.entries: set[SaKey] = set()
         self.broken: SaKey | None = None
+
+    def set_engine(self, on: bool) -> None:
+        self.on = on
 
     def steer(self, key: SaKey) -> None:
         self.entries.add(key)
@@ -115,7 +119,7 @@ async def test_an_engine_that_opens_ends_the_takeover() -> None:
     made = gateway(engine, kernel, steering)
     steering.owner[OUT], steering.gone = "engine", True
     await made.link.open()
-    assert (steering.owner, steering.gone) == ({OUT: "kernel"}, False)
+    assert (steering.owner, steering.gone, steering.on) == ({OUT: "kernel"}, False, True)
 
 
 def test_clearing_takes_every_entry_off_and_says_if_it_cannot() -> None:
