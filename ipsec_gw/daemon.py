@@ -7,10 +7,11 @@ import contextlib
 import resource
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -23,11 +24,13 @@ from ipsec_gw.firewall.keeper import Keeper
 from ipsec_gw.gateway import Gateway, Paths, build, check_machine, remove_everything, vpp_runs
 from ipsec_gw.ike.watcher import CharonWatcher
 from ipsec_gw.model.ids import EngineName, SaKey
+from ipsec_gw.model.snapshot import XfrmSa
+from ipsec_gw.model.warmth import NOTHING
 from ipsec_gw.observe import control, lock
 from ipsec_gw.observe.sdnotify import notify
 from ipsec_gw.observe.sessions import QUESTION as SESSIONS_QUESTION
-from ipsec_gw.observe.views import DockView, EngineView, GuardView, StatusView, SteerView, record_view, sa_view
-from ipsec_gw.ownership.guardian import Guardian
+from ipsec_gw.observe.views import Carried, DockView, EngineView, GuardView, StatusView, SteerView, record_view, sa_view
+from ipsec_gw.ownership import hand
 from ipsec_gw.ownership.sentry import Sentry
 from ipsec_gw.reconcile.loop import reconcile_forever
 from xdp_steer.gateway import Steering
@@ -40,6 +43,7 @@ _HEARTBEAT_SECONDS = 0.5
 _PACER_SECONDS = 0.1
 _LOOK_SECONDS = 1.0
 _CANCEL_SECONDS = 0.5
+_MOVE_SECONDS = 30.0
 
 
 class Ending(Enum):
@@ -55,6 +59,7 @@ class Daemon:
 
     ``better`` tells that another engine has become available, so that the gateway should be built anew; ``read``
     reads the configuration file again. ``hang_seconds`` is how long the engine may show no sign of life, 0 for ever.
+    ``run_dir`` is where the operator's hand is written down.
     """
 
     def __init__(
@@ -64,14 +69,17 @@ class Daemon:
         better: Callable[[], bool],
         read: Callable[[], Config] = Config,
         hang_seconds: float = 0.0,
+        run_dir: Path = Path("/run/ipsec-gw"),
     ) -> None:
         self._gateway = gateway
+        self._run_dir = run_dir
         self._hang_seconds = hang_seconds
         self._charon = charon
         self._better = better
         self._read = read
         self._stop = asyncio.Event()
         self._lost = asyncio.Event()
+        self._pass_done = asyncio.Event()
         self._ending = Ending.STOP
         self._passes = 0
 
@@ -105,8 +113,8 @@ class Daemon:
         return self._ending
 
     async def answer(self, question: str) -> Any:
-        """Answer the control socket: ``sas``, ``status``, ``history``, ``sessions``, ``firewall``, ``reload``, ``plan``
-        or ``off``.
+        """Answer the control socket: ``sas``, ``status``, ``history``, ``sessions``, ``firewall``, ``reload``,
+        ``plan``, ``fallback``, ``return`` or ``off``.
         """
         match question:
             case "firewall" | "plan" | "reload":
@@ -119,9 +127,16 @@ class Daemon:
                 return (await self._status()).to_json()
             case "history":
                 return {"passes": [record_view(record) for record in self._gateway.reconciler.history]}
+            case _:
+                return await self._act(question)
+
+    async def _act(self, question: str) -> Any:
+        match question.partition(" ")[0]:
             case "off":
                 self._end(Ending.OFF)
                 return {}
+            case hand.FALLBACK | hand.RETURN:
+                return await self._move(question)
             case _:
                 raise IpsecGwError(f"the daemon does not know '{question}' - it is older than this command")
 
@@ -134,6 +149,23 @@ class Daemon:
                 "lostEvents": keeper.steering.lost_events(),
             }
         return await self._reload(apply=question == "reload")
+
+    async def _move(self, question: str) -> dict[str, Any]:
+        """To the kernel by the operator's hand, or back; answers how many SAs that concerns when it has been done."""
+        gateway, reconciler = self._gateway, self._gateway.reconciler
+        if gateway.plumbing is None:
+            raise IpsecGwError("the kernel carries everything already - no engine is in use")
+        moved = hand.answer(question, reconciler.settings.moved, reconciler.snapshot)
+        hand.save(self._run_dir, moved)
+        gateway.senses.observer.names_decide = bool(moved.connections or reconciler.settings.kept)
+        reconciler.settings = replace(reconciler.settings, moved=moved)
+        gateway.senses.dirty.set()
+        with contextlib.suppress(TimeoutError):  # it goes on, and `show sas` tells
+            async with asyncio.timeout(_MOVE_SECONDS):
+                while reconciler.decided.moved != moved:
+                    self._pass_done.clear()
+                    await self._pass_done.wait()
+        return {"inKernel": len(reconciler.moved), "inSync": reconciler.in_sync}
 
     def _keeper(self) -> Keeper:
         if self._gateway.keeper is None:
@@ -158,12 +190,13 @@ class Daemon:
         reconciler, link = self._gateway.reconciler, self._gateway.link
         now = {sa.key: sa for sa in await asyncio.to_thread(self._gateway.senses.kernel.sas)}
         await link.read_counters()
+        carried = _carried(self._gateway, now.values())
         rows = [
             sa_view(
                 replace(verdict, sa=now.get(verdict.sa.key, verdict.sa)),
                 reconciler.snapshot.names,
                 link.engine.name,
-                _untold(link.counters(), self._gateway.guardian),
+                carried,
             )
             for verdict in reconciler.decision.verdicts
         ]
@@ -206,6 +239,7 @@ class Daemon:
 
     def _after_pass(self) -> None:
         self._passes += 1
+        self._pass_done.set()
         state = "in sync" if self._gateway.reconciler.in_sync else "converging"
         carried = sum(1 for v in self._gateway.reconciler.decision.verdicts if not v.reason)
         status = f"STATUS={state}: {carried} of {len(self._gateway.reconciler.decision.verdicts)} SAs accelerated"
@@ -275,7 +309,7 @@ class Daemon:
 
     async def _pace_rekeys(self) -> None:
         while True:
-            key = self._gateway.reconciler.refusals.pacer.due(time.monotonic())
+            key = self._gateway.reconciler.refusals.pacer.due(time.monotonic(), self._gateway.reconciler.moved)
             if key is not None:
                 try:
                     self._gateway.senses.kernel.expire_soft(key)
@@ -285,15 +319,18 @@ class Daemon:
             await asyncio.sleep(_PACER_SECONDS)
 
 
-def _untold(carried: Mapping[SaKey, Counters], guardian: Guardian | None) -> Mapping[SaKey, Counters]:
-    """What the engine carried and the kernel's counters do not have yet."""
-    if guardian is None:
-        return carried
-    return {
-        key: Counters(max(count.packets - told.packets, 0), max(count.octets - told.octets, 0))
-        for key, count in carried.items()
-        for told in (guardian.told(key),)
-    }
+def _carried(gateway: Gateway, sas: Iterable[XfrmSa]) -> Mapping[SaKey, Carried]:
+    """What the engine carried of each SA, and the kernel past the guard."""
+    counters = gateway.link.counters()
+    passed = gateway.steering.guard_counters() if gateway.steering else {}
+    found = {}
+    for sa in sas:
+        total, guarded = counters.get(sa.key, Counters(0, 0)), passed.get(sa.key)
+        told = gateway.guardian.told(sa.key) if gateway.guardian else NOTHING
+        untold = Counters(max(total.packets - told.packets, 0), max(total.octets - told.octets, 0))
+        own = guarded.passed if guarded else max(sa.lifetime.packets - told.packets, 0)
+        found[sa.key] = Carried(total, untold, own)
+    return found
 
 
 async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
@@ -325,7 +362,14 @@ async def _run_once(config: Config, paths: Paths, read: Callable[[], Config]) ->
         stack.push_async_callback(charon.close)
         gateway = await build(config, paths, charon, stack)
         waits_for_vpp = config.gateway.engine is EngineChoice.AUTO and gateway.plumbing is None
-        daemon = Daemon(gateway, charon, lambda: waits_for_vpp and vpp_runs(paths), read, config.gateway.hang_seconds)
+        daemon = Daemon(
+            gateway,
+            charon,
+            lambda: waits_for_vpp and vpp_runs(paths),
+            read,
+            hang_seconds=config.gateway.hang_seconds,
+            run_dir=paths.run_dir,
+        )
         server = await control.serve(paths.run_dir, daemon.answer)
         stack.callback(lambda: control.socket_path(paths.run_dir).unlink(missing_ok=True))
         stack.callback(server.close)

@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from ipsec_gw.lineages import Lineage, Precedence, lineages_of, shared_destinations
 from ipsec_gw.model.algorithms import SALT_BYTES, EspAlgorithm
-from ipsec_gw.model.ids import Direction, EngineName, SaKey
+from ipsec_gw.model.ids import Direction, EngineName, SaKey, TunnelId
 from ipsec_gw.model.objects import (
     MAX_INBOUND,
     EngineSa,
@@ -54,12 +54,27 @@ class EngineOffer:
     absent: str = ""
 
 
+MOVED = "moved to the kernel by `ipsec-gw fallback`: `ipsec-gw return` gives it back"
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What the operator moved to the kernel for a while: everything, connections by name, tunnels."""
+
+    everything: bool = False
+    connections: frozenset[str] = frozenset()
+    tunnels: frozenset[TunnelId] = frozenset()
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the operator decided: docked WAN interfaces, and connections that stay in the kernel."""
+    """What the operator decided: docked WAN interfaces, connections that stay in the kernel, and what is there for a
+    while.
+    """
 
     wan: frozenset[str] = frozenset()
     kept: frozenset[str] = frozenset()
+    moved: Moved = Moved()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +135,9 @@ def _why_not_operator(lineage: Lineage, settings: Settings, snapshot: Snapshot) 
         name = snapshot.names.get(sa.key.spi)
         if name and name.connection in settings.kept:
             return f"connection '{name.connection}' is set to accelerate = false"
-    return ""
+        if name and name.connection in settings.moved.connections:
+            return MOVED
+    return MOVED if settings.moved.everything or lineage.key in settings.moved.tunnels else ""
 
 
 def _why_not_policies(lineage: Lineage, precedence: Precedence) -> str:

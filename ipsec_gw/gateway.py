@@ -16,7 +16,7 @@ import structlog
 from pyroute2 import AsyncIPRoute
 
 from ipsec_gw.config.model import Config, EngineChoice
-from ipsec_gw.desired import Settings
+from ipsec_gw.desired import Moved, Settings
 from ipsec_gw.engines.kernel import KernelEngine
 from ipsec_gw.engines.port import Engine, EngineContext, Link
 from ipsec_gw.errors import EngineUnavailable, EnvironmentMissing, IpsecGwError, XfrmError
@@ -30,6 +30,7 @@ from ipsec_gw.mirror.kernel import Interface, KernelView
 from ipsec_gw.model.ids import EngineName, SaKey
 from ipsec_gw.model.objects import ManagedObject, ObjectKey
 from ipsec_gw.model.snapshot import Snapshot
+from ipsec_gw.ownership import hand
 from ipsec_gw.ownership.engine_link import EngineLink
 from ipsec_gw.ownership.guard import GuardDriver
 from ipsec_gw.ownership.guardian import Guardian, expirer
@@ -46,6 +47,9 @@ from vpp_conf.paths import VppPaths
 from xdp_steer.gateway import Role, Steering
 
 log = structlog.get_logger()
+
+
+NOT_MOVED = Moved()
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +178,9 @@ async def build(config: Config, paths: Paths, charon: CharonWatcher, stack: Asyn
         undo.callback(plumbing.steering.close)
         engine = _engine(choice, context)
         undo.push_async_callback(engine.close)
-        gateway = _join(config, senses, EngineLink(engine), plumbing)
+        moved = hand.load(paths.run_dir)
+        senses.observer.names_decide = bool(config.kept or moved.connections)
+        gateway = _join(config, senses, EngineLink(engine), plumbing, moved)
         await _open_engine(gateway.link, adopting=adopting)
         keeper = await _wall(config, plumbing.steering, wan, senses.kernel)
         undo.pop_all()
@@ -309,8 +315,10 @@ def _pipes(
     return Plumbing(steering, lead, wan), context
 
 
-def _join(config: Config, senses: Senses, link: EngineLink, plumbing: Plumbing | None) -> Gateway:
-    """Tie the parts together."""
+def _join(
+    config: Config, senses: Senses, link: EngineLink, plumbing: Plumbing | None, moved: Moved = NOT_MOVED
+) -> Gateway:
+    """Tie the parts together. ``moved`` is what the operator had moved to the kernel."""
     tracker: DeltaTracker[ObjectKey, ManagedObject] = DeltaTracker()
     drivers = Drivers(engine=link, guard=link, steer=link, lead=link)
     follow: Callable[[Snapshot, frozenset[SaKey]], None] | None = None
@@ -340,7 +348,7 @@ def _join(config: Config, senses: Senses, link: EngineLink, plumbing: Plumbing |
     reconciler = Reconciler(
         source=senses.observer,
         link=link,
-        settings=Settings(frozenset(wan.name for wan in plumbing.wan) if plumbing else frozenset(), config.kept),
+        settings=Settings(frozenset(wan.name for wan in plumbing.wan) if plumbing else frozenset(), config.kept, moved),
         tracker=tracker,
         executor=Executor(drivers, tracker),
         retrieve=retrieve,
@@ -394,5 +402,6 @@ async def remove_everything(paths: Paths) -> None:
         for index in await route.link_lookup(ifname=KERNEL_END):
             await LeadDriver(route, kernel_index=index, engine_name=ENGINE_END, engine_mac="").remove()
         await asyncio.to_thread(Steering.remove_leftovers, paths.pins)
+        hand.forget(paths.run_dir)
         await remove_uplink(route)
         await remove_tunnel_port(route)

@@ -41,7 +41,7 @@ class Observer:
         names_decide: bool,
         named: Callable[[], None],
     ) -> None:
-        self._names_decide = names_decide
+        self.names_decide = names_decide
         self._named = named
         self._asking: asyncio.Task[None] | None = None
         self._kernel = kernel
@@ -87,7 +87,7 @@ class Observer:
         spis = {sa.key.spi for sa in sas}
         if spis <= self._names.keys():
             self._names = {spi: name for spi, name in self._names.items() if spi in spis}
-        elif self._names_decide:
+        elif self.names_decide:
             await self._learn_names()
         elif self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._learn_names(), name="names from charon")

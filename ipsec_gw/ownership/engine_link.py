@@ -9,7 +9,7 @@ import structlog
 from ipsec_gw.desired import EngineOffer
 from ipsec_gw.engines.port import Capabilities, Counters, Engine, Heard
 from ipsec_gw.errors import EngineError, EngineUnavailable
-from ipsec_gw.model.ids import Direction, SaKey
+from ipsec_gw.model.ids import SaKey
 from ipsec_gw.model.objects import EngineKey, EngineObject, EngineSa, ManagedObject, NextHop, Tunnel
 
 log = structlog.get_logger()
@@ -92,14 +92,17 @@ class EngineLink:
         return fresh
 
     async def hear(self) -> Heard:
-        """:meth:`look`, and the numbers that inbound SAs had just before."""
+        """:meth:`look`, and the numbers that inbound SAs had just before; with the last counters of SAs that have left
+        the engine. Nothing while it is away.
+        """
         numbers: Mapping[SaKey, int] = {}
         try:
             if self.up:
                 numbers = await self.engine.numbers()
         except EngineError as error:  # the look tells if it is gone
             self.tell(f"the engine's inbound numbers cannot be read: {error}")
-        return Heard(await self.look(), numbers)
+        await self.look()
+        return Heard(self._counters if self.up else {}, numbers)
 
     def sent(self, key: SaKey) -> Counters | None:
         """The last known counters of an SA, None if it was never seen in the engine."""
@@ -135,10 +138,10 @@ class EngineLink:
             raise
 
     async def delete(self, obj: ManagedObject) -> None:
-        """Delete an object; of an outbound SA the final counters are read first, the kernel continues behind them."""
+        """Delete an object; of an SA the final counters are read first, the kernel continues behind them."""
         if not self.up:
             return
-        if isinstance(obj, EngineSa) and obj.direction is Direction.OUT:
+        if isinstance(obj, EngineSa):
             self._counters |= await self.engine.counters()
         await self.engine.delete(_engine_object(obj).key)
 

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import structlog
 
-from ipsec_gw.desired import Desired, Owner, Settings, desired
+from ipsec_gw.desired import MOVED, Desired, Owner, Settings, desired
 from ipsec_gw.errors import IpsecGwError
 from ipsec_gw.model.ids import Direction, SaKey
 from ipsec_gw.model.objects import EngineSa, Guard, Lead, ManagedObject, ObjectKey, Tunnel
@@ -38,6 +38,7 @@ class Reconciler:
     """One pass: snapshot, desired, plan, execute, record. ``retrieve`` reads all that is in place, engine included.
 
     ``follow`` is shown every snapshot and the outbound SAs that stay in the kernel, before anything is done.
+    ``settings`` may be replaced at any time; ``decided`` are those that the last decision went by.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Reconciler:
     ) -> None:
         self._source = source
         self._link = link
-        self._settings = settings
+        self.settings = settings
         self._tracker = tracker
         self._executor = executor
         self._retrieve = retrieve
@@ -67,6 +68,7 @@ class Reconciler:
         self.history = history if history is not None else History()
         self.snapshot = Snapshot()
         self.decision = Desired()
+        self.decided = settings
         self._stale = True
 
     @property
@@ -79,6 +81,11 @@ class Reconciler:
         """True while an SA waits for its peer's MAC: the kernel was asked and answers soon, without an event to us."""
         waiting = (v.sa for v in self.decision.verdicts if v.owner is Owner.PENDING and v.direction is Direction.OUT)
         return any(sa.key.destination not in self.snapshot.next_hops for sa in waiting)
+
+    @property
+    def moved(self) -> frozenset[SaKey]:
+        """SAs that the operator moved to the kernel: nobody asks for their rekeys."""
+        return frozenset(v.sa.key for v in self.decision.verdicts if v.reason == MOVED)
 
     def rest(self, shortest: float, longest: float) -> float:
         """Seconds until the next pass, if nothing gets dirty before: ``shortest`` while something can be done, else
@@ -169,7 +176,8 @@ class Reconciler:
         return {sa.key for sa in self.snapshot.sas if sa.key.destination in self.snapshot.local_addresses}
 
     async def _decide_and_act(self, waiting: Waiting) -> Record:
-        self.decision = desired(self._link.offer, self._settings, self.snapshot, self._refused(waiting))
+        self.decided = self.settings
+        self.decision = desired(self._link.offer, self.decided, self.snapshot, self._refused(waiting))
         self._tracker.want(self.decision.objects)
         # An inbound SA that waits is not wanted meanwhile, and yet it is tried again.
         self._retries.settle(self.decision.objects.keys() | self._inbound(), self._tracker.in_place)
