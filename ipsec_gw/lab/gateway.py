@@ -14,14 +14,16 @@ from typing import Any, TypeVar
 from ipsec_gw.errors import IpsecGwError
 from ipsec_gw.lab.process import CommandFailed, Daemon, run
 from ipsec_gw.lab.session import Session
+from vpp_conf.paths import VppPaths
+from vpp_conf.process import ProcessId, recorded
 
-COMMAND_SECONDS = 120.0
+COMMAND_SECONDS = 420.0
 """Starting VPP under emulation takes 12 s, compiling XDP programs 19 s; a loaded machine needs more."""
 
 FIREWALL_SECONDS = 420.0
 """The firewall's programs are ten times as much to compile."""
 
-CARRY_SECONDS = 120.0
+CARRY_SECONDS = 240.0
 """The first SA may need a rekey before an engine can have it: its number may be used by then."""
 
 CONFIG = "ipsec-gw.toml"
@@ -172,6 +174,10 @@ class GatewayUnderTest:
         if self.engine == "vpp":
             self._vpp = True
             await self._pinned("vpp", "up")
+        await self._run_daemon()
+        await self.status_when(lambda _: True, FIREWALL_SECONDS if self._config else COMMAND_SECONDS, "an answer")
+
+    async def _run_daemon(self) -> None:
         self._daemon = await Daemon.start(
             "ipsec-gw",
             [
@@ -181,7 +187,26 @@ class GatewayUnderTest:
             self._session.run_dir / "ipsec-gw.log",
             namespace=self._namespace,
         )
-        await self.status_when(lambda _: True, FIREWALL_SECONDS if self._config else COMMAND_SECONDS, "an answer")
+
+    async def run_again(self) -> None:
+        """Start the daemon after :meth:`kill`, and wait until it answers. Raises CommandFailed or GatewayMisbehaved."""
+        await self._run_daemon()
+        await self.status_when(lambda _: True, COMMAND_SECONDS, "an answer")
+
+    async def kill(self) -> None:
+        """The daemon dies, without a chance to do anything."""
+        daemon, self._daemon = self._daemon, None
+        if daemon is not None:
+            await daemon.kill()
+
+    @property
+    def vpp(self) -> ProcessId | None:
+        """The VPP process, None if none runs."""
+        return recorded(VppPaths(self._session.gateway_dir).pid_file)
+
+    async def vpp_up(self) -> None:
+        """Start VPP again. Raises CommandFailed."""
+        await self._pinned("vpp", "up")
 
     @property
     def pids(self) -> tuple[int, ...]:
