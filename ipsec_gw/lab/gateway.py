@@ -199,6 +199,10 @@ class GatewayUnderTest:
         if daemon is not None:
             await daemon.kill()
 
+    def said(self, words: str) -> int:
+        """How often the log of all its daemons has these words."""
+        return (self._session.run_dir / "ipsec-gw.log").read_text(errors="replace").count(words)
+
     @property
     def vpp(self) -> ProcessId | None:
         """The VPP process, None if none runs."""

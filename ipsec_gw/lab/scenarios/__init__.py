@@ -41,9 +41,11 @@ def scenarios() -> dict[str, Scenario]:
     """All of them, by name."""
     # Here and not above: scenarios import the lab, which imports this package.
     from ipsec_gw.lab.edge import edge  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.daemon_kill import run as run_daemon_kill  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.failover import run as run_failover  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.firewall import run as run_firewall  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.firewall_plain import run as run_firewall_plain  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.hang import run as run_hang  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.junk import run as run_junk  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.site_to_site import run as run_site_to_site  # noqa: PLC0415
 
@@ -66,6 +68,16 @@ def scenarios() -> dict[str, Scenario]:
             "failover",
             "the engine is killed under traffic, with and without a daemon: the kernel carries on, and gives back",
             (Part("tunnel", topology.site_to_site, run_failover, vm_seconds=2400.0),),
+        ),
+        Scenario(
+            "hang",
+            "VPP is stopped under traffic: it is ended, and the kernel carries on",
+            (Part("tunnel", topology.site_to_site, run_hang, vm_seconds=2400.0),),
+        ),
+        Scenario(
+            "daemon-kill",
+            "the daemon is killed under traffic and rekeys: nobody notices",
+            (Part("tunnel", topology.site_to_site, run_daemon_kill, vm_seconds=2400.0),),
         ),
         Scenario(
             "junk",

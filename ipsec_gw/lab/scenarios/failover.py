@@ -73,35 +73,48 @@ class Death:
 
 async def run(lab: Lab) -> None:
     """Play it."""
-    story = await set_up(lab)
-    gateway = story.gateway
-    if gateway is None:
-        raise AssertionError("failover is about ipsec-gw alone")
-    evidence = Evidence()
-    await bring_up(story, evidence)
-    await carry(story, evidence)
-    ike = await _ike(story)
+    story, gateway, evidence = await begin(lab)
+    first_ike = await ike(story)
     stream = TcpStream(lab.host(Role.CLIENT, HOST), lab.host(Role.SERVER, HOST), port=TCP_PORT, seed=TCP_SEED)
     talking = asyncio.create_task(stream.run())
     lab.stack.callback(talking.cancel)
     await until(lambda: stream.blocks > 0 or talking.done(), FLOW_SECONDS, "the TCP stream")
     if gateway.engine == "vpp":
         for number in range(1, KILLS + 1):
-            await _death(story, gateway, evidence, f"kill {number}", kill_vpp, gateway.vpp_up)
-        await _death(story, gateway, evidence, "kill of VPP without a daemon", kill_both, _both_again(gateway))
+            await death(story, gateway, evidence, f"kill {number}", kill_vpp, gateway.vpp_up)
+        await death(story, gateway, evidence, "kill of VPP without a daemon", kill_both, _both_again(gateway))
     else:
         for number in (1, 2):
             name = f"kill {number} of daemon and engine"
-            await _death(story, gateway, evidence, name, kill_daemon, gateway.run_again)
+            await death(story, gateway, evidence, name, kill_daemon, gateway.run_again)
     stream.finish()
     await talking
     lab.check("the TCP stream survives everything", stream.blocks > 0, "unbroken", f"{stream.blocks} blocks")
     lab.note(f"the TCP stream waited {stream.longest * 1000:.0f} ms for a block at most")
-    lab.check("the IKE_SA is the first one still", await _ike(story) == ike, f"#{ike}", f"#{await _ike(story)}")
-    await _counter_truth(story, gateway)
+    lab.check(
+        "the IKE_SA is the first one still", await ike(story) == first_ike, f"#{first_ike}", f"#{await ike(story)}"
+    )
+    await finish(story, gateway, evidence)
+
+
+async def begin(lab: Lab) -> tuple[Story, GatewayUnderTest, Evidence]:
+    """The tunnel under traffic, carried by the engine."""
+    story = await set_up(lab)
+    gateway = story.gateway
+    if gateway is None:
+        raise AssertionError("this is about ipsec-gw alone")
+    evidence = Evidence()
+    await bring_up(story, evidence)
+    await carry(story, evidence)
+    return story, gateway, evidence
+
+
+async def finish(story: Story, gateway: GatewayUnderTest, evidence: Evidence) -> None:
+    """Charon's counters, the end of the tunnel, and what the captures tell."""
+    await counter_truth(story, gateway)
     await terminate(story, evidence)
-    judge_capture(lab, evidence, story.wan, story.lans, story.diaries, taken_over=True)
-    with lab.step("ipsec-gw off"):
+    judge_capture(story.lab, evidence, story.wan, story.lans, story.diaries, taken_over=True)
+    with story.lab.step("ipsec-gw off"):
         await gateway.off()
 
 
@@ -112,6 +125,15 @@ async def kill_vpp(gateway: GatewayUnderTest) -> None:
         raise AssertionError("no VPP runs")
     os.kill(process.pid, signal.SIGKILL)
     await until(lambda: not process.is_alive(), GONE_SECONDS, "the end of VPP")
+
+
+async def stop_vpp(gateway: GatewayUnderTest) -> None:
+    """SIGSTOP: VPP hangs, and its sockets stay. Returns when somebody has ended it."""
+    process = gateway.vpp
+    if process is None:
+        raise AssertionError("no VPP runs")
+    os.kill(process.pid, signal.SIGSTOP)
+    await until(lambda: not process.is_alive(), GONE_SECONDS, "the end of a VPP that hangs")
 
 
 async def kill_daemon(gateway: GatewayUnderTest) -> None:
@@ -133,7 +155,7 @@ def _both_again(gateway: GatewayUnderTest) -> Callable[[], Awaitable[None]]:
     return again
 
 
-async def _death(
+async def death(
     story: Story,
     gateway: GatewayUnderTest,
     evidence: Evidence,
@@ -141,32 +163,33 @@ async def _death(
     kill: Callable[[GatewayUnderTest], Awaitable[None]],
     revive: Callable[[], Awaitable[None]],
 ) -> None:
+    """The engine goes, the kernel carries on, the engine comes back: what was lost, replayed and sent meanwhile."""
     lab = story.lab
     with lab.step(f"{name}: traffic before"):
-        await _flowing(story)
+        await flowing(story)
     old, recorded = spis(story), _recorded(story)
-    death = Death(name)
+    cost = Death(name)
     with lab.step(name):
         marks, killed = [flow.next for flow in story.flows], time.time()
         await kill(gateway)
         empty, marks_empty = time.time(), [flow.next for flow in story.flows]
         accepted = await _replay(story, recorded, killed)
-        await _flowing(story)
+        await flowing(story)
     until_now = [flow.next for flow in story.flows]
     first = _first_of_the_kernel(story, old, killed)
-    death.dying, death.silent = empty - killed, max(first - empty, 0.0)
+    cost.dying, cost.silent = empty - killed, max(first - empty, 0.0)
     for flow, start, middle, end in zip(story.flows, marks, marks_empty, until_now, strict=True):
         settled = end - FLOWING // 2
-        death.lost.append(len(flow.missing(max(start - 5, 0), middle)))
-        death.late.append(len(flow.missing(middle, settled)))
-    lab.note(str(death))
-    lab.check(f"{name}: no packet is lost once the sockets are empty", not any(death.late), "0", sum(death.late))
-    rings = round(2 * FLOW_RATE * (death.dying + 0.5))
+        cost.lost.append(len(flow.missing(max(start - 5, 0), middle)))
+        cost.late.append(len(flow.missing(middle, settled)))
+    lab.note(str(cost))
+    lab.check(f"{name}: no packet is lost once the sockets are empty", not any(cost.late), "0", sum(cost.late))
+    rings = round(2 * FLOW_RATE * (cost.dying + 0.5))
     lab.check(
         f"{name}: no more is lost than was in the rings",
-        sum(death.lost) <= rings,
-        f"{rings} packets at most, sent in {death.dying * 1000:.0f} ms and half a second before",
-        sum(death.lost),
+        sum(cost.lost) <= rings,
+        f"{rings} packets at most, sent in {cost.dying * 1000:.0f} ms and half a second before",
+        sum(cost.lost),
     )
     lab.check(f"{name}: nothing older than the last look is accepted again", not accepted[0], "0", accepted[0])
     lab.note(f"{name}: of what came since the last look {accepted[1]} recorded packets were accepted again")
@@ -187,8 +210,8 @@ def _all_new(story: Story, old: frozenset[int], carried: set[int]) -> bool:
     return len(now) == 2 and now == carried and not now & old
 
 
-async def _flowing(story: Story) -> None:
-    """Until packets that are sent from now on arrive, in both directions."""
+async def flowing(story: Story) -> None:
+    """Wait until packets that are sent from now on arrive, in both directions."""
     marks = [flow.next for flow in story.flows]
 
     def arrived(flow: UdpFlow, mark: int) -> bool:
@@ -254,12 +277,13 @@ _JUMP = 1 << 20
 """The kernel's number is far ahead of the engine's: no gap of a few packets looks like that."""
 
 
-async def _ike(story: Story) -> str:
+async def ike(story: Story) -> str:
+    """The number that charon gives the IKE_SA."""
     found = _IKE.search(await story.a.swanctl("--list-sas"))
     return found.group(1) if found else "none"
 
 
-async def _counter_truth(story: Story, gateway: GatewayUnderTest) -> None:
+async def counter_truth(story: Story, gateway: GatewayUnderTest) -> None:
     """At a quiet moment charon's counters are those of the wire, for the SAs that live."""
     lab = story.lab
     with lab.step("counters of charon"):
