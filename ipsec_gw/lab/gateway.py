@@ -27,6 +27,9 @@ CARRY_SECONDS = 240.0
 """The first SA may need a rekey before an engine can have it: its number may be used by then."""
 
 CONFIG = "ipsec-gw.toml"
+PLAIN = "[gateway]\nhang_seconds = 3.0\n"
+"""Without a firewall. An emulated VPP on a loaded machine may be silent for longer than half a second, and well."""
+
 POLL_SECONDS = 0.5
 DAEMON_STOP_SECONDS = 30.0
 
@@ -151,8 +154,7 @@ class GatewayUnderTest:
 
     @property
     def _options(self) -> list[str]:
-        config = ["--config", str(self._session.run_dir / CONFIG)] if self._config else []
-        return [*config, "--run-dir", str(self._session.gateway_dir)]
+        return ["--config", str(self._session.run_dir / CONFIG), "--run-dir", str(self._session.gateway_dir)]
 
     async def _call(self, *arguments: str, check: bool = True) -> str:
         done = await run(
@@ -169,8 +171,7 @@ class GatewayUnderTest:
     async def start(self) -> None:
         """Bring the engine and the daemon up and wait until it answers. Raises CommandFailed or GatewayMisbehaved."""
         self._session.gateway_dir.mkdir(mode=0o700, exist_ok=True)
-        if self._config:
-            (self._session.run_dir / CONFIG).write_text(self._config)
+        (self._session.run_dir / CONFIG).write_text(self._config or PLAIN)
         if self.engine == "vpp":
             self._vpp = True
             await self._pinned("vpp", "up")
