@@ -200,6 +200,10 @@ class GatewayUnderTest:
         if daemon is not None:
             await daemon.kill()
 
+    async def by_hand(self, command: str) -> None:
+        """`fallback` or `return`, for everything. Raises CommandFailed."""
+        await self._call(command)
+
     def said(self, words: str) -> int:
         """How often the log of all its daemons has these words."""
         return (self._session.run_dir / "ipsec-gw.log").read_text(errors="replace").count(words)

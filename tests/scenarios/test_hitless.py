@@ -73,3 +73,16 @@ def test_the_daemon_is_killed():
     report = play("daemon-kill", "--engine", "vpp")
     assert missing([*ALWAYS, "a restart compiles nothing"], report) == []
     assert check_names(report).count("an unchanged tunnel is adopted as it is") == DAEMON_KILLS
+
+
+@pytest.mark.parametrize(("seed", "minutes"), [(1, 0.5), *((seed, 10) for seed in (2, 3, 4))])
+def test_chaos_converges(seed, minutes, request):
+    if minutes > 1 and not request.config.getoption("--all-scenarios"):
+        pytest.skip("a short run is enough: --all-scenarios runs three of ten minutes")
+    try:
+        locate_vpp()
+        engine = "vpp"
+    except EnvironmentMissing:
+        engine = "soft"
+    report = play("chaos", "--engine", engine, "--seed", str(seed), "--minutes", str(minutes))
+    assert missing([*ALWAYS, "everything is back in the engine"], report) == []

@@ -41,6 +41,7 @@ def scenarios() -> dict[str, Scenario]:
     """All of them, by name."""
     # Here and not above: scenarios import the lab, which imports this package.
     from ipsec_gw.lab.edge import edge  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.chaos import run as run_chaos  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.daemon_kill import run as run_daemon_kill  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.failover import run as run_failover  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.firewall import run as run_firewall  # noqa: PLC0415
@@ -78,6 +79,11 @@ def scenarios() -> dict[str, Scenario]:
             "daemon-kill",
             "the daemon is killed under traffic and rekeys: nobody notices",
             (Part("tunnel", topology.site_to_site, run_daemon_kill, vm_seconds=2400.0),),
+        ),
+        Scenario(
+            "chaos",
+            "kills, hangs, rekeys and the operator's hand in random order, and then everything converges",
+            (Part("tunnel", topology.site_to_site, run_chaos, vm_seconds=2400.0),),
         ),
         Scenario(
             "junk",

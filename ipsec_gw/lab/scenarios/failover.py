@@ -109,11 +109,11 @@ async def begin(lab: Lab) -> tuple[Story, GatewayUnderTest, Evidence]:
     return story, gateway, evidence
 
 
-async def finish(story: Story, gateway: GatewayUnderTest, evidence: Evidence) -> None:
-    """Charon's counters, the end of the tunnel, and what the captures tell."""
+async def finish(story: Story, gateway: GatewayUnderTest, evidence: Evidence, *, lossy: bool = False) -> None:
+    """Charon's counters, the end of the tunnel, and what the captures tell. ``lossy``: packets may have been lost."""
     await counter_truth(story, gateway)
     await terminate(story, evidence)
-    judge_capture(story.lab, evidence, story.wan, story.lans, story.diaries, taken_over=True)
+    judge_capture(story.lab, evidence, story.wan, story.lans, story.diaries, taken_over=True, lossy=lossy)
     with story.lab.step("ipsec-gw off"):
         await gateway.off()
 

@@ -131,10 +131,12 @@ def judge_capture(
     diaries: Sequence[SaDiary],
     *,
     taken_over: bool = False,
+    lossy: bool = False,
 ) -> None:
     """Everything that the capture can tell, by the oracle and the kernels' own keys.
 
     ``taken_over``: the kernel went on with numbers of the engine, a margin ahead, so that some are left out.
+    ``lossy``: what passed the WAN need not have arrived.
     """
     with lab.step("open the capture with the kernels' keys"):
         wan.drain()
@@ -145,7 +147,7 @@ def judge_capture(
         packets = [packet for capture in wan.captures for packet in esp_packets(capture.frames)]
         opening = open_all(packets, sas)
     _judge_opening(lab, opening, len(packets))
-    _judge_inner(lab, opening, lans)
+    _judge_inner(lab, opening, lans, lossy=lossy)
     _judge_numbers(lab, wan, frozenset(evidence.engine_sas), taken_over=taken_over)
     _judge_clear(lab, evidence, wan)
 
@@ -160,7 +162,7 @@ def _judge_opening(lab: Lab, opening: Opening, packets: int) -> None:
     )
 
 
-def _judge_inner(lab: Lab, opening: Opening, lans: Captures) -> None:
+def _judge_inner(lab: Lab, opening: Opening, lans: Captures, *, lossy: bool) -> None:
     """Hold what was inside against what the hosts sent and received."""
     client, server = lans.captures
     address_a, address_b = lab.topology.address(Role.GATEWAY_A, WAN), lab.topology.address(Role.GATEWAY_B, WAN)
@@ -168,9 +170,10 @@ def _judge_inner(lab: Lab, opening: Opening, lans: Captures) -> None:
     to_b = [item.inner for item in opening.opened if item.esp.source == address_a]
     to_a = [item.inner for item in opening.opened if item.esp.source == address_b]
     from_client = [packet for packet in to_b if packet[12:16] == client_address.packed]
+    arrived = () if lossy else (ip_packets(server.frames, outgoing=False),)
     for name, inner, reference in (
         ("what A encrypts is what the client sent", from_client, ip_packets(client.frames, outgoing=True)),
-        ("what A encrypts is what the server receives", to_b, ip_packets(server.frames, outgoing=False)),
+        *(("what A encrypts is what the server receives", to_b, received) for received in arrived),
         ("what B encrypts is what the server sent", to_a, ip_packets(server.frames, outgoing=True)),
     ):
         wrong = not_among(inner, reference)
