@@ -9,7 +9,7 @@ from ipsec_gw.lab.scenarios.hang import STOPS
 from tests.scenarios.lab_command import check_names, play
 from vpp_conf.locate import locate_vpp
 
-pytestmark = [pytest.mark.scenario, pytest.mark.root, pytest.mark.timeout(2600)]
+pytestmark = [pytest.mark.scenario, pytest.mark.root, pytest.mark.timeout(3600)]
 
 ALWAYS = (
     "charon counts what the wire carried",
