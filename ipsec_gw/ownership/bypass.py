@@ -84,6 +84,7 @@ class Bypass:
 
     def __init__(self, kernel: XfrmSocket, kernel_index: int) -> None:
         self._kernel = kernel
+        self._swept = False
         self._wanted = frozenset(
             {
                 OwnPolicy(PolicyDirection.OUT, ifindex=kernel_index),
@@ -109,11 +110,13 @@ class Bypass:
         return LeadLimits()
 
     def _ensure_policies(self) -> None:
-        present = self._kernel.own_policies()
-        for stale in present - self._wanted:
-            self._kernel.delete_own(stale)
-        for missing in self._wanted - present:
-            self._kernel.put_own(missing)
+        if not self._swept:
+            for stale in self._kernel.own_policies() - self._wanted:
+                self._kernel.delete_own(stale)
+            self._swept = True
+        for policy in self._wanted:
+            if not self._kernel.has_own(policy):
+                self._kernel.put_own(policy)
 
 
 def remove_bypass() -> None:

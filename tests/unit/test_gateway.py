@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -11,7 +11,12 @@ from ipsec_gw.config.model import Config
 from ipsec_gw.engines.port import Counters
 from ipsec_gw.errors import EngineError, SteeringError
 from ipsec_gw.gateway import Gateway, Plumbing, Senses, _join
+from ipsec_gw.ike.observer import Observer
+from ipsec_gw.ike.xfrm import XfrmMonitor, XfrmSocket
+from ipsec_gw.mirror.kernel import KernelView
 from ipsec_gw.model.ids import SaKey
+from ipsec_gw.model.snapshot import LeadLimits
+from ipsec_gw.ownership.bypass import Bypass
 from ipsec_gw.ownership.engine_link import EngineLink
 from ipsec_gw.ownership.guard import HAND_BACK_MARGIN, KEPT_AHEAD
 from ipsec_gw.ownership.steer import SteerDriver
@@ -46,6 +51,28 @@ def gateway(engine: FakeEngine, kernel: Kernel, steering: Steering) -> Gateway:
     senses = SimpleNamespace(kernel=kernel, observer=FakeSource(established()))
     plumbing = SimpleNamespace(steering=steering, lead=FakeDriver(), wan=(SimpleNamespace(name="wan0"),), up_index=1)
     return _join(Config(), cast(Senses, senses), EngineLink(engine), cast(Plumbing, plumbing))
+
+
+async def test_what_cannot_be_led_is_asked_for_with_every_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = iter([LeadLimits(local6="once"), LeadLimits(), LeadLimits(all6="thrice")])
+    monkeypatch.setattr(Bypass, "ensure", lambda _bypass: next(limits))
+    senses = gateway(FakeEngine(), Kernel(), Steering()).senses
+
+    async def none(*_peers: object) -> dict[object, object]:
+        return {}
+
+    observer = Observer(
+        cast(XfrmSocket, SimpleNamespace(sas=list, policies=list)),
+        cast(XfrmMonitor, SimpleNamespace(changes=0, drain=lambda: None)),
+        cast(KernelView, SimpleNamespace(addresses=none, next_hops=none, source_hints=none)),
+        cast(Any, None),
+        names_decide=False,
+        named=lambda: None,
+    )
+    assert (await observer.snapshot()).limits == LeadLimits(), "nobody leads"
+    observer.limits = senses.observer.limits
+    seen = [(await observer.snapshot()).limits for _ in range(3)]
+    assert seen == [LeadLimits(local6="once"), LeadLimits(), LeadLimits(all6="thrice")]
 
 
 async def test_every_look_at_the_engine_keeps_the_kernel_ahead() -> None:

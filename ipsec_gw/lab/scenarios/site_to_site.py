@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,9 +17,9 @@ from ipsec_gw.lab.process import all_of
 from ipsec_gw.lab.scenarios.start import gateway_of, start_swan
 from ipsec_gw.lab.scenarios.verdicts import Evidence, Reading, judge_capture, judge_carriers, judge_counters
 from ipsec_gw.lab.sites import site_of
-from ipsec_gw.lab.strongswan import Swan
+from ipsec_gw.lab.strongswan import Site, Swan
 from ipsec_gw.lab.topology import HOST, LAN, WAN, Role
-from ipsec_gw.lab.traffic import TrafficError, UdpFlow, ping, tcp_echo, udp_echo, until
+from ipsec_gw.lab.traffic import Host, TrafficError, UdpFlow, ping, tcp_echo, udp_echo, until
 from ipsec_gw.lab.wire import count_by_sa, esp_packets
 from vpp_conf.locate import locate_vpp
 
@@ -31,6 +32,23 @@ SIZES = (1, 64, 511, 1200, 1372)
 
 REKEY_SECONDS = 60.0
 QUIET_SECONDS = 0.6
+REKEYS = {1: "a rekey", 2: "two rekeys"}
+
+
+@dataclass(frozen=True, slots=True)
+class Talkers:
+    """Who talks through the tunnel; ``label`` is the end of their checks' names."""
+
+    client: Host
+    server: Host
+    gateway: Host
+    label: str = ""
+
+    def flows(self, first: int) -> tuple[UdpFlow, UdpFlow]:
+        """Steady UDP both ways, by numbers and ports from ``first`` on."""
+        way = partial(UdpFlow, rate=FLOW_RATE, size=FLOW_BYTES)
+        there = way(first, self.client, self.server, port=7000 + first)
+        return there, way(first + 1, self.server, self.client, port=7001 + first)
 
 
 @dataclass
@@ -44,7 +62,9 @@ class Story:
     wan: Captures
     lans: Captures
     diaries: tuple[SaDiary, SaDiary]
-    flows: tuple[UdpFlow, UdpFlow]
+    flows: tuple[UdpFlow, ...] = ()
+    talkers: tuple[Talkers, ...] = ()
+    next_flow: int = 1
 
     def drain(self) -> None:
         """Take in everything that waits in sockets."""
@@ -56,18 +76,27 @@ class Story:
 
 async def run(lab: Lab) -> None:
     """Play it."""
-    story = await _set_up(lab)
+    sites = (site_of(lab.topology, role, lab.options.proposal) for role in (Role.GATEWAY_A, Role.GATEWAY_B))
+    ends = (lab.host(Role.CLIENT, HOST), lab.host(Role.SERVER, HOST), lab.host(Role.GATEWAY_A, LAN))
+    story = await set_up(lab, *sites)
+    start_flows(story, Talkers(*ends))
     evidence = Evidence()
-    flow_marks = await _bring_up(story, evidence)
-    await _carry(story, evidence)
-    await _bracketed_exchange(story, "payload exchange")
-    await _rekey_under_traffic(story, evidence)
-    await _bracketed_exchange(story, "payload exchange after the rekeys")
-    await _quiet(story)
+    flow_marks = await bring_up(story, evidence)
+    await carry(story, evidence)
+    await bracketed_exchange(story, "payload exchange")
+    await rekey_under_traffic(story, evidence, (story.a, story.b))
+    await bracketed_exchange(story, "payload exchange after the rekeys")
+    await quiet(story)
     for flow, mark in zip(story.flows, flow_marks, strict=True):
         lab.note(f"UDP {flow.source} -> {flow.destination} since the tunnel is up: {flow.tally(mark)}")
-    await _terminate(story, evidence)
-    judge_capture(lab, evidence, story.wan, story.lans, story.diaries)
+    await terminate(story, evidence)
+    await conclude(story, [evidence])
+
+
+async def conclude(story: Story, tunnels: Sequence[Evidence]) -> None:
+    """What the captures tell, and the gateway's way out."""
+    lab = story.lab
+    judge_capture(lab, tunnels, story.wan, story.lans, story.diaries)
     for swan in (story.a, story.b):
         lab.note(f"IPsec error counters of {swan.site.identity}: {xfrm_errors(swan.site.namespace) or 'all 0'}")
     if story.gateway is not None:
@@ -80,7 +109,8 @@ def _wan_frames(story: Story) -> int:
     return sum(len(capture.frames) for capture in story.wan.captures)
 
 
-async def _set_up(lab: Lab) -> Story:
+async def set_up(lab: Lab, site_a: Site, site_b: Site) -> Story:
+    """Both strongSwans and ipsec-gw, and everything that watches them."""
     topology = lab.topology
     wan = Captures([lab.capture(Role.WAN, "to-a"), lab.capture(Role.WAN, "to-b")])
     lans = Captures([lab.capture(Role.CLIENT, HOST), lab.capture(Role.SERVER, HOST)])
@@ -93,15 +123,14 @@ async def _set_up(lab: Lab) -> Story:
     for captures in (wan, lans):
         task = asyncio.create_task(captures.keep_draining())
         lab.stack.callback(task.cancel)
-    sites = (site_of(topology, role, lab.options.proposal) for role in (Role.GATEWAY_A, Role.GATEWAY_B))
-    a, b = [await start_swan(lab, site) for site in sites]
+    a, b = [await start_swan(lab, site) for site in (site_a, site_b)]
     gateway = _gateway(lab, a)
     with lab.step("start two strongSwans" + (" and ipsec-gw" if gateway else "")):
         await all_of(a.load(), b.load(), *([gateway.start()] if gateway else []))
         await receive_on_one_processor(b.site.namespace, WAN)
     for pid in gateway.pids if gateway else ():
         lab.watch_process(pid)
-    return Story(lab, a, b, gateway, wan, lans, (diaries[0], diaries[1]), _start_flows(lab))
+    return Story(lab, a, b, gateway, wan, lans, (diaries[0], diaries[1]))
 
 
 def _gateway(lab: Lab, a: Swan) -> GatewayUnderTest | None:
@@ -111,25 +140,29 @@ def _gateway(lab: Lab, a: Swan) -> GatewayUnderTest | None:
     return gateway_of(lab, a)
 
 
-def _start_flows(lab: Lab) -> tuple[UdpFlow, UdpFlow]:
-    client, server = lab.host(Role.CLIENT, HOST), lab.host(Role.SERVER, HOST)
-    there = UdpFlow(1, client, server, rate=FLOW_RATE, size=FLOW_BYTES, port=7001)
-    back = UdpFlow(2, server, client, rate=FLOW_RATE, size=FLOW_BYTES, port=7002)
-    for flow in (there, back):
+def start_flows(story: Story, *talkers: Talkers) -> None:
+    """Let them talk, and those before them no more."""
+    lab = story.lab
+    for flow in story.flows:
+        flow.pause()
+    story.talkers = talkers
+    first = story.next_flow
+    story.flows = tuple(flow for n, who in enumerate(talkers) for flow in who.flows(first + 2 * n))
+    story.next_flow += len(story.flows)
+    for flow in story.flows:
         lab.stack.callback(flow.close)
         lab.stack.callback(asyncio.create_task(flow.run()).cancel)
-    return there, back
 
 
-async def _bring_up(story: Story, evidence: Evidence) -> tuple[int, int]:
-    """IKE under traffic that already runs; returns the numbers from which both flows must arrive."""
+async def bring_up(story: Story, evidence: Evidence) -> tuple[int, ...]:
+    """IKE under traffic that already runs; returns the numbers from which the flows must arrive."""
     lab, flows = story.lab, story.flows
     await until(lambda: all(flow.next >= 10 for flow in flows), 30.0, "traffic before IKE")
     with lab.step("initiate the tunnel"):
         await story.a.initiate()
     story.drain()
     evidence.up = [len(capture.frames) for capture in story.wan.captures]
-    marks = (flows[0].next, flows[1].next)
+    marks = tuple(flow.next for flow in flows)
     lab.strongswan = await story.a.version()
     if lab.options.engine == "vpp":
         lab.vpp = locate_vpp().version.removeprefix("vpp ").split()[0]
@@ -139,7 +172,7 @@ async def _bring_up(story: Story, evidence: Evidence) -> tuple[int, int]:
     return marks
 
 
-async def _carry(story: Story, evidence: Evidence) -> None:
+async def carry(story: Story, evidence: Evidence) -> None:
     """Wait until the engine has the tunnel (or says why not), then until both flows arrive."""
     lab, gateway = story.lab, story.gateway
     if gateway is None:
@@ -154,7 +187,7 @@ async def _carry(story: Story, evidence: Evidence) -> None:
     lab.check("ipsec-gw runs the engine asked for", status.engine == engine, engine, f"{status.engine}: {status.note}")
 
 
-async def _quiet(story: Story) -> None:
+async def quiet(story: Story) -> None:
     """Pause the flows and wait until nothing is under way: counters and capture can be compared exactly."""
     for flow in story.flows:
         flow.pause()
@@ -179,16 +212,17 @@ def _packets(story: Story) -> list[EspPacket]:
     return [packet for capture in story.wan.captures for packet in esp_packets(capture.frames)]
 
 
-async def _bracketed_exchange(story: Story, name: str) -> None:
+async def bracketed_exchange(story: Story, name: str) -> None:
     """TCP, UDP and ICMP between two quiet moments, so that every counter can be held against the wire."""
     lab, gateway = story.lab, story.gateway
     with lab.step(f"{name}: wait for silence and read counters"):
-        await _quiet(story)
+        await quiet(story)
         before = await _read(gateway) if gateway else None
         wire_before = count_by_sa(_packets(story))
     with lab.step(name):
-        await _exchange(lab, name)
-        await _quiet(story)
+        for talkers in story.talkers:
+            await _exchange(lab, name, talkers)
+        await quiet(story)
     carried = count_by_sa(_packets(story)) - wire_before
     if gateway is not None and before is not None:
         with lab.step(f"{name}: read counters"):
@@ -202,13 +236,12 @@ async def _read(gateway: GatewayUnderTest) -> Reading:
     return Reading(status, sas)
 
 
-async def _exchange(lab: Lab, name: str) -> None:
-    client, server = lab.host(Role.CLIENT, HOST), lab.host(Role.SERVER, HOST)
-    gateway = lab.host(Role.GATEWAY_A, LAN)
+async def _exchange(lab: Lab, name: str, talkers: Talkers) -> None:
+    client, server, gateway = talkers.client, talkers.server, talkers.gateway
     labels = {client: "client", server: "server", gateway: "gateway A itself"}
     pairs = ((client, server), (server, client), (gateway, server), (server, gateway))
     for number, (left, right) in enumerate(pairs):
-        way, port, seed = f"{labels[left]} to {labels[right]}", 8000 + number, 100 + number
+        way, port, seed = f"{labels[left]} to {labels[right]}{talkers.label}", 8000 + number, 100 + number
         talks = (
             (f"TCP {way}", tcp_echo(left, right, port=port, size=TCP_BYTES, seed=seed)),
             (f"UDP {way}", udp_echo(left, right, port=port, sizes=SIZES, seed=seed)),
@@ -230,11 +263,12 @@ def _only_new(story: Story, old: frozenset[int]) -> bool:
     return len(now) == 2 and not now & old
 
 
-async def _rekey_under_traffic(story: Story, evidence: Evidence) -> None:
+async def rekey_under_traffic(story: Story, evidence: Evidence, initiators: Sequence[Swan]) -> None:
+    """A rekey from each of them, and not a packet lost."""
     lab = story.lab
     await until(lambda: all(flow.next > 0 for flow in story.flows), 5.0, "steady traffic")
     marks = [flow.next for flow in story.flows]
-    for swan in (story.a, story.b):
+    for swan in initiators:
         with lab.step(f"rekey from {swan.site.identity} under steady traffic"):
             old = _spis(story)
             await swan.rekey()
@@ -246,7 +280,7 @@ async def _rekey_under_traffic(story: Story, evidence: Evidence) -> None:
         flow.pause()
         tally = await flow.settle(mark)
         lab.check(
-            f"no packet {flow.source} -> {flow.destination} is lost or doubled by two rekeys",
+            f"no packet {flow.source} -> {flow.destination} is lost or doubled by {REKEYS[len(initiators)]}",
             tally.perfect,
             "0 lost, 0 twice, 0 corrupted",
             tally,
@@ -264,7 +298,8 @@ async def _carried_again(story: Story, gateway: GatewayUnderTest, evidence: Evid
     evidence.engine_took(sas)
 
 
-async def _terminate(story: Story, evidence: Evidence) -> None:
+async def terminate(story: Story, evidence: Evidence) -> None:
+    """Take the tunnel down; nothing of it is left in the engine and in the maps."""
     lab, gateway = story.lab, story.gateway
     evidence.down = [len(capture.frames) for capture in story.wan.captures]
     with lab.step("terminate the tunnel"):

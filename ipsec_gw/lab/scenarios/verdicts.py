@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ipsec_gw.lab.capture import Captures, Frame
+from ipsec_gw.lab.capture import Captures, Frame, header
 from ipsec_gw.lab.context import Lab
 from ipsec_gw.lab.gateway import GuardCount, ShownSa, Status, SteerCount
 from ipsec_gw.lab.kernel_sas import SaDiary
@@ -24,7 +24,7 @@ from ipsec_gw.lab.wire import (
 
 @dataclass
 class Evidence:
-    """Where in each WAN capture the tunnel came up and went down, and which outbound SAs an engine had."""
+    """Where in each WAN capture a tunnel came up and went down, and which outbound SAs an engine had."""
 
     up: list[int] = field(default_factory=list)
     down: list[int] = field(default_factory=list)
@@ -118,8 +118,10 @@ def _judge_guarded(lab: Lab, name: str, key: str, before: Reading, after: Readin
         lab.note(f"{key}: before the hand-over {was.passed} packets passed the guard and {was.dropped} were dropped")
 
 
-def judge_capture(lab: Lab, evidence: Evidence, wan: Captures, lans: Captures, diaries: Sequence[SaDiary]) -> None:
-    """Everything that the capture can tell, by the oracle and the kernels' own keys."""
+def judge_capture(
+    lab: Lab, tunnels: Sequence[Evidence], wan: Captures, lans: Captures, diaries: Sequence[SaDiary]
+) -> None:
+    """All that the capture can tell of these tunnels, one after the other, by the oracle and the kernels' own keys."""
     with lab.step("open the capture with the kernels' keys"):
         wan.drain()
         lans.drain()
@@ -130,15 +132,16 @@ def judge_capture(lab: Lab, evidence: Evidence, wan: Captures, lans: Captures, d
         opening = open_all(packets, sas)
     _judge_opening(lab, opening, len(packets))
     _judge_inner(lab, opening, lans)
-    _judge_numbers(lab, wan, frozenset(evidence.engine_sas))
-    _judge_clear(lab, evidence, wan)
+    _judge_numbers(lab, wan, frozenset[str]().union(*(evidence.engine_sas for evidence in tunnels)))
+    _judge_clear(lab, tunnels, wan)
 
 
 def _judge_opening(lab: Lab, opening: Opening, packets: int) -> None:
     bad = [*opening.unknown, *opening.forged]
-    ways = Counter(f"{item.esp.source} -> {item.esp.destination}" for item in opening.opened)
-    measured = ", ".join(f"{count} {way}" for way, count in ways.items())
-    ok = not bad and len(ways) == 2 and len(opening.opened) == packets
+    ways = Counter((item.esp.source, item.esp.destination) for item in opening.opened)
+    measured = ", ".join(f"{count} {source} -> {destination}" for (source, destination), count in ways.items())
+    both = bool(ways) and all((destination, source) in ways for source, destination in ways)
+    ok = not bad and both and len(opening.opened) == packets
     lab.check(
         "the oracle opens every ESP packet of both directions", ok, f"all of {packets}", f"{measured}; bad: {few(bad)}"
     )
@@ -147,11 +150,11 @@ def _judge_opening(lab: Lab, opening: Opening, packets: int) -> None:
 def _judge_inner(lab: Lab, opening: Opening, lans: Captures) -> None:
     """Hold what was inside against what the hosts sent and received."""
     client, server = lans.captures
-    address_a, address_b = lab.topology.address(Role.GATEWAY_A, WAN), lab.topology.address(Role.GATEWAY_B, WAN)
-    client_address = lab.topology.address(Role.CLIENT, HOST)
-    to_b = [item.inner for item in opening.opened if item.esp.source == address_a]
-    to_a = [item.inner for item in opening.opened if item.esp.source == address_b]
-    from_client = [packet for packet in to_b if packet[12:16] == client_address.packed]
+    ends_a, ends_b = (lab.topology.addresses(role, WAN) for role in (Role.GATEWAY_A, Role.GATEWAY_B))
+    client_addresses = lab.topology.addresses(Role.CLIENT, HOST)
+    to_b = [item.inner for item in opening.opened if item.esp.source in ends_a]
+    to_a = [item.inner for item in opening.opened if item.esp.source in ends_b]
+    from_client = [packet for packet in to_b if header(packet).source in client_addresses]
     for name, inner, reference in (
         ("what A encrypts is what the client sent", from_client, ip_packets(client.frames, outgoing=True)),
         ("what A encrypts is what the server receives", to_b, ip_packets(server.frames, outgoing=False)),
@@ -199,13 +202,15 @@ def _judge_numbers(lab: Lab, wan: Captures, engine_sas: frozenset[str]) -> None:
             lab.check(name, bool(whole) and not unordered, "in order", few(unordered))
 
 
-def _judge_clear(lab: Lab, evidence: Evidence, wan: Captures) -> None:
-    protected = (lab.topology.network(Role.GATEWAY_A, LAN), lab.topology.network(Role.GATEWAY_B, LAN))
+def _judge_clear(lab: Lab, tunnels: Sequence[Evidence], wan: Captures) -> None:
+    protected = [network for role in (Role.GATEWAY_A, Role.GATEWAY_B) for network in lab.topology.networks(role, LAN)]
     earlier: list[Frame] = []
     during: list[Frame] = []
-    for capture, up, down in zip(wan.captures, evidence.up, evidence.down, strict=True):
+    for capture, up in zip(wan.captures, tunnels[0].up, strict=True):
         earlier += capture.frames[:up]
-        during += capture.frames[up:down]
+    for evidence in tunnels:
+        for capture, up, down in zip(wan.captures, evidence.up, evidence.down, strict=True):
+            during += capture.frames[up:down]
     before = len(clear_packets(earlier, protected))
     lab.note(f"clear packets of the protected networks on the WAN before the tunnel: {before}")
     leaked = clear_packets(during, protected)
