@@ -79,7 +79,8 @@ class Observer:
             local_addresses=frozenset(addresses),
             next_hops=await self._view.next_hops(peers),
             sources=await self._view.source_hints(),
-            limits=self.limits(),
+            # Nothing is put in place for it where nobody has IPv6 inside.
+            limits=self.limits() if any(policy.source.version == 6 for policy in policies) else LeadLimits(),
         )
 
     def _dump(self) -> tuple[list[XfrmSa], list[XfrmPolicy]]:
