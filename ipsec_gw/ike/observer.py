@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from pyroute2.netlink.exceptions import NetlinkError
@@ -32,7 +32,7 @@ class Observer:
     that nothing else is among that.
     """
 
-    limits: Callable[[], LeadLimits] = staticmethod(LeadLimits)
+    limits: Callable[[Sequence[XfrmPolicy]], LeadLimits] = staticmethod(lambda _policies: LeadLimits())
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class Observer:
             next_hops=await self._view.next_hops(peers),
             sources=await self._view.source_hints(),
             # Nothing is put in place for it where nobody has IPv6 inside.
-            limits=self.limits() if any(policy.source.version == 6 for policy in policies) else LeadLimits(),
+            limits=self.limits(policies) if any(policy.source.version == 6 for policy in policies) else LeadLimits(),
         )
 
     def _dump(self) -> tuple[list[XfrmSa], list[XfrmPolicy]]:

@@ -56,7 +56,7 @@ def gateway(engine: FakeEngine, kernel: Kernel, steering: Steering) -> Gateway:
 
 async def test_what_cannot_be_led_is_asked_for_with_every_snapshot_of_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
     limits = iter([LeadLimits(local6="once"), LeadLimits(), LeadLimits(all6="thrice")])
-    monkeypatch.setattr(Bypass, "ensure", lambda _bypass: next(limits))
+    monkeypatch.setattr(Bypass, "ensure", lambda _bypass, _policies: next(limits))
     senses = gateway(FakeEngine(), Kernel(), Steering()).senses
 
     async def none(*_peers: object) -> dict[object, object]:
