@@ -34,6 +34,7 @@ _HEARTBEAT_SECONDS = 0.5
 
 _PACER_SECONDS = 0.1
 _LOOK_SECONDS = 1.0
+_MOVES_SECONDS = 0.25
 _CANCEL_SECONDS = 0.5
 
 
@@ -68,7 +69,9 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop.set)
-        loop.add_reader(self._gateway.senses.monitor.fileno(), self._gateway.senses.monitor.drain)
+        ears = (self._gateway.senses.monitor, self._gateway.senses.network)
+        for ear in ears:
+            loop.add_reader(ear.fileno(), ear.drain)
         try:
             async with asyncio.TaskGroup() as tasks:
                 running = [
@@ -80,6 +83,7 @@ class Daemon:
                     ),
                     tasks.create_task(self._heartbeat()),
                     tasks.create_task(self._look_at_engine()),
+                    tasks.create_task(self._watch_moves()),
                     tasks.create_task(self._pace_rekeys()),
                 ]
                 if self._gateway.keeper is not None:
@@ -87,7 +91,8 @@ class Daemon:
                 await self._stop.wait()
                 await _cancel(running)
         finally:
-            loop.remove_reader(self._gateway.senses.monitor.fileno())
+            for ear in ears:
+                loop.remove_reader(ear.fileno())
         return self._ending
 
     async def answer(self, question: str) -> Any:
@@ -127,17 +132,27 @@ class Daemon:
         return self._gateway.keeper
 
     async def _reload(self, *, apply: bool) -> dict[str, Any]:
-        """What the file says by now against what holds. Only the firewall is followed without a restart."""
+        """What the file says by now against what holds: the firewall, and what the operator decided about tunnels. The
+        rest of ``[gateway]`` takes a restart.
+        """
         config = await asyncio.to_thread(self._read)  # a large one takes longer than a heartbeat
-        if config.firewall is None or self._gateway.keeper is None:
-            if (config.firewall is None) is (self._gateway.keeper is None):
-                return {"changes": []}
+        keeper, reconciler = self._gateway.keeper, self._gateway.reconciler
+        if (config.firewall is None) is not (keeper is None):
             what = "takes the firewall away" if config.firewall is None else "brings a firewall"
             raise IpsecGwError(f"the configuration {what} - restart the daemon for that")
-        changes = [str(change) for change in self._gateway.keeper.changes(config.firewall)]
+        changes = list(reconciler.choices.changes(config.choices))
+        if keeper is not None and config.firewall is not None:
+            changes += [str(change) for change in keeper.changes(config.firewall)]
+        outlook = reconciler.outlook(config.choices)
         if apply:
-            await self._gateway.keeper.apply(config.firewall)
-        return {"changes": changes}
+            if keeper is not None and config.firewall is not None:
+                await keeper.apply(config.firewall)
+            self._gateway.choose(config.choices)
+        return {
+            "changes": changes,
+            "operations": [str(op) for op in outlook.due],
+            "observed": [str(op) for op in outlook.observed],
+        }
 
     async def _sas(self) -> list[dict[str, Any]]:
         """The last decisions with counters of this moment: a decision may be seconds old."""
@@ -186,7 +201,7 @@ class Daemon:
             verdicts={
                 reason.label: count.packets for reason, count in (steering.verdicts() if steering else {}).items()
             },
-            netlinkOverruns=gateway.senses.monitor.overruns,
+            netlinkOverruns=gateway.senses.monitor.overruns + gateway.senses.network.overruns,
             malformedMessages=gateway.senses.kernel.malformed + self._charon.malformed,
         )
 
@@ -201,6 +216,11 @@ class Daemon:
         while self._gateway.plumbing is not None:
             self._gateway.plumbing.steering.heartbeat()
             await asyncio.sleep(_HEARTBEAT_SECONDS)
+
+    async def _watch_moves(self) -> None:
+        while self._gateway.moves is not None:
+            await self._gateway.moves.look()
+            await asyncio.sleep(_MOVES_SECONDS)
 
     def _end(self, ending: Ending) -> None:
         self._ending = ending
@@ -256,7 +276,10 @@ async def run(config: Config, paths: Paths, read: Callable[[], Config] = Config)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # keys are going to be in our memory: no core dumps
     with lock.hold(paths.run_dir):
         while (ending := await _run_once(config, paths, read)) is Ending.REBUILD:
-            config = config.model_copy(update={"firewall": read().firewall}) if config.firewall else config
+            try:
+                config = config.following(read())
+            except IpsecGwError as error:
+                log.warning("the configuration file cannot be used, what held goes on", reason=str(error))
     notify("STOPPING=1")
     return ending
 

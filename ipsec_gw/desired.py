@@ -7,14 +7,17 @@ to the engine or all of it stays in the kernel, with a sentence that says why (D
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from ipsec_gw.lineages import Lineage, Precedence, lineages_of, shared_destinations
+from ipsec_gw.lineages import Lineage, Precedence, lineages_of
 from ipsec_gw.model.algorithms import SALT_BYTES, EspAlgorithm
-from ipsec_gw.model.ids import Direction, EngineName, SaKey
+from ipsec_gw.model.choices import Choices
+from ipsec_gw.model.ids import Direction, EngineName, IpNetwork, SaKey
 from ipsec_gw.model.objects import (
     MAX_INBOUND,
+    MAX_NAT_T_PORTS,
+    NAT_T_PORT,
     EngineSa,
     Guard,
     GuardKey,
@@ -29,6 +32,7 @@ from ipsec_gw.model.objects import (
 from ipsec_gw.model.secret import Secret
 from ipsec_gw.model.sizes import IPV6_MINIMUM_MTU, inner_mtu
 from ipsec_gw.model.snapshot import Mode, ResolvedHop, Snapshot, XfrmSa
+from ipsec_gw.nat_t import further_ports, local_port, udp_peer
 
 
 class Owner(StrEnum):
@@ -56,10 +60,10 @@ class EngineOffer:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the operator decided: docked WAN interfaces, and connections that stay in the kernel."""
+    """The docked WAN interfaces, and what the operator decided."""
 
     wan: frozenset[str] = frozenset()
-    kept: frozenset[str] = frozenset()
+    choices: Choices = field(default_factory=Choices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,40 +92,63 @@ def desired(
     """
     refused = refused or {}
     lineages = lineages_of(snapshot)
-    conflicts = shared_destinations(lineages)
     precedence = Precedence(snapshot.policies)
+    further = further_ports(snapshot)
     objects: dict[ObjectKey, ManagedObject] = {}
     verdicts: list[SaVerdict] = []
     for lineage in lineages:
+        names = _names(lineage, snapshot)
         reason = (
             offer.absent
-            or _why_not_operator(lineage, settings, snapshot)
+            or settings.choices.keeps(names)
             or _why_not_policies(lineage, precedence)
-            or conflicts.get(lineage.key, "")
             or _why_not_path(lineage, settings, snapshot)
             or _why_not_led(lineage, snapshot)
             or _why_not_sas(lineage, offer)
+            or _why_not_ports(lineage, further)
         )
-        if reason:
-            verdicts += [_verdict(sa, lineage, Owner.KERNEL, reason) for sa in lineage.sas]
-            continue
-        if lineage.key.remote not in snapshot.next_hops:
-            # Not a reason to give it to the kernel: once used there, its key would be lost for the engine.
-            wait = f"the kernel has no resolved next hop towards {lineage.key.remote} yet"
-            verdicts += [_verdict(sa, lineage, Owner.PENDING, wait) for sa in lineage.sas]
+        held = (Owner.KERNEL, reason) if reason else _held(lineage, names, settings, snapshot, offer)
+        if held is not None:
+            verdicts += [_verdict(sa, lineage, *held) for sa in lineage.sas]
             continue
         built = _build(lineage, snapshot, refused)
         objects |= built
         verdicts += [_verdict(sa, lineage, *_owner(sa, lineage, built, refused)) for sa in lineage.sas]
-    return Desired(objects, tuple(verdicts))
+    return Desired(_levelled(objects), tuple(verdicts))
 
 
-def _why_not_operator(lineage: Lineage, settings: Settings, snapshot: Snapshot) -> str:
-    for sa in lineage.sas:
-        name = snapshot.names.get(sa.key.spi)
-        if name and name.connection in settings.kept:
-            return f"connection '{name.connection}' is set to accelerate = false"
-    return ""
+def _levelled(objects: Mapping[ObjectKey, ManagedObject]) -> dict[ObjectKey, ManagedObject]:
+    """Leads to one destination share its route, and so its MTU: the smallest holds."""
+    smallest: dict[IpNetwork, int] = {}
+    for obj in objects.values():
+        if isinstance(obj, Lead):
+            destination = obj.key.destination
+            smallest[destination] = min(obj.mtu, smallest.get(destination, obj.mtu))
+    return {
+        key: replace(obj, mtu=smallest[obj.key.destination]) if isinstance(obj, Lead) else obj
+        for key, obj in objects.items()
+    }
+
+
+def _names(lineage: Lineage, snapshot: Snapshot) -> frozenset[str]:
+    """The connections that its SAs belong to, as far as charon has told."""
+    return frozenset(snapshot.names[sa.key.spi].connection for sa in lineage.sas if sa.key.spi in snapshot.names)
+
+
+def _held(
+    lineage: Lineage, names: frozenset[str], settings: Settings, snapshot: Snapshot, offer: EngineOffer
+) -> tuple[Owner, str] | None:
+    """Why a tunnel that the engine could carry is not given to it, or not yet.
+
+    What is still to be learned is no reason to give it to the kernel: used there, its key would be lost for the engine.
+    """
+    if settings.choices.by_name and not names:
+        return Owner.PENDING, "charon has not told yet which connection it belongs to"
+    if observed := settings.choices.observes(names, lineage.key.remote):
+        return Owner.KERNEL, f"engine {offer.name} could carry it, but {observed}"
+    if lineage.key.remote not in snapshot.next_hops:
+        return Owner.PENDING, f"the kernel has no resolved next hop towards {lineage.key.remote} yet"
+    return None
 
 
 def _why_not_policies(lineage: Lineage, precedence: Precedence) -> str:
@@ -184,11 +211,24 @@ def _why_not_sa(sa: XfrmSa, offer: EngineOffer) -> str:
         (algorithm not in offer.algorithms, f"engine {offer.name} does not have {sa.algorithm}"),
         (sa.replay.esn and not offer.esn, f"engine {offer.name} does not do ESN"),
         (sa.encap is not None and not offer.udp_encap, f"engine {offer.name} does not do UDP encapsulation"),
+        (sa.encap is not None and sa.key.destination.version != 4, "UDP encapsulation over IPv6 is left to the kernel"),
+        (
+            sa.encap is not None and 0 in {sa.encap.source_port, sa.encap.destination_port},
+            "an encapsulation that is not ESP in UDP is left to the kernel",
+        ),
         (sa.replay.window > offer.max_replay_window, f"replay window {sa.replay.window} is too large"),
         (sa.mark is not None or sa.if_id != 0, "the SA has a mark or if_id (route-based IPsec)"),
         (bool(sa.extras), f"the SA has {', '.join(sorted(sa.extras))}, which no engine honours"),
     )
     return next((reason for failed, reason in checks if failed), "")
+
+
+def _why_not_ports(lineage: Lineage, further: frozenset[int]) -> str:
+    for sa in lineage.sas:
+        port = local_port(sa, inbound=sa in lineage.inbound)
+        if port not in {0, NAT_T_PORT, *further}:
+            return f"its UDP port {port} is one too many: {MAX_NAT_T_PORTS} are steered besides {NAT_T_PORT}"
+    return ""
 
 
 def _build(lineage: Lineage, snapshot: Snapshot, refused: Mapping[SaKey, str]) -> dict[ObjectKey, ManagedObject]:
@@ -211,7 +251,7 @@ def _build(lineage: Lineage, snapshot: Snapshot, refused: Mapping[SaKey, str]) -
         keys = tuple(sa.key for sa in inbound)
         selectors = lineage.selectors
         objects.append(Tunnel(lineage.key, lineage.local, lineage.key.remote, keys, current, selectors))
-        objects += [Steer(SteerKey(key)) for key in keys]
+        objects += [Steer(SteerKey(sa.key), udp_peer(sa)) for sa in inbound]
         mtu = _mtu(lineage, hop)
         objects += [Lead(s, snapshot.sources.get(s.destination), mtu) for s in selectors]
     return {obj.key: obj for obj in objects}

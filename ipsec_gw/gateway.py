@@ -24,7 +24,9 @@ from ipsec_gw.ike.observer import Observer
 from ipsec_gw.ike.watcher import CharonWatcher
 from ipsec_gw.ike.xfrm import XfrmMonitor, XfrmSocket
 from ipsec_gw.mirror import proxy
+from ipsec_gw.mirror.changes import NetworkMonitor
 from ipsec_gw.mirror.kernel import Interface, KernelView
+from ipsec_gw.model.choices import Choices
 from ipsec_gw.model.ids import EngineName, SaKey
 from ipsec_gw.model.objects import ManagedObject, ObjectKey
 from ipsec_gw.model.snapshot import Snapshot
@@ -32,6 +34,7 @@ from ipsec_gw.ownership.bypass import Bypass, remove_bypass
 from ipsec_gw.ownership.engine_link import EngineLink
 from ipsec_gw.ownership.guard import GuardDriver
 from ipsec_gw.ownership.lead import LeadDriver
+from ipsec_gw.ownership.moves import MoveWatch
 from ipsec_gw.ownership.refusals import Refusals
 from ipsec_gw.ownership.rekey import RekeyPacer
 from ipsec_gw.ownership.steer import SteerDriver
@@ -71,10 +74,11 @@ def _is_bpffs(path: Path) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Senses:
-    """What a gateway hears and sees: the kernel's XFRM, its notifications, and the joined snapshots."""
+    """What a gateway hears and sees: the kernel's XFRM, what it and the network notify of, the joined snapshots."""
 
     kernel: XfrmSocket
     monitor: XfrmMonitor
+    network: NetworkMonitor
     observer: Observer
     dirty: asyncio.Event
 
@@ -93,15 +97,22 @@ class Plumbing:
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """Everything of one running gateway; ``plumbing`` is None with the kernel engine, which only watches, ``keeper``
-    without a firewall.
+    """Everything of one running gateway; ``plumbing`` and ``moves`` are None with the kernel engine, which only
+    watches, ``keeper`` without a firewall.
     """
 
     senses: Senses
     link: EngineLink
     reconciler: Reconciler
     plumbing: Plumbing | None
+    moves: MoveWatch | None = None
     keeper: Keeper | None = None
+
+    def choose(self, choices: Choices) -> None:
+        """From now on the operator's decisions are these."""
+        self.senses.observer.names_decide = choices.by_name
+        self.reconciler.choose(choices)
+        self.senses.dirty.set()
 
     @property
     def steering(self) -> Steering | None:
@@ -217,8 +228,12 @@ def _senses(config: Config, route: AsyncIPRoute, charon: CharonWatcher, stack: A
     kernel = stack.enter_context(XfrmSocket())
     monitor = XfrmMonitor(dirty.set)
     stack.callback(monitor.close)
-    observer = Observer(kernel, monitor, KernelView(route), charon, names_decide=bool(config.kept), named=dirty.set)
-    return Senses(kernel, monitor, observer, dirty)
+    network = NetworkMonitor(dirty.set)
+    stack.callback(network.close)
+    observer = Observer(
+        kernel, monitor, KernelView(route), charon, network.watch, names_decide=config.choices.by_name, named=dirty.set
+    )
+    return Senses(kernel, monitor, network, observer, dirty)
 
 
 def vpp_runs(paths: Paths) -> bool:
@@ -286,6 +301,7 @@ def _join(config: Config, senses: Senses, link: EngineLink, plumbing: Plumbing |
     tracker: DeltaTracker[ObjectKey, ManagedObject] = DeltaTracker()
     drivers = Drivers(engine=link, guard=link, steer=link, lead=link)
     follow: Callable[[Snapshot, frozenset[SaKey]], None] | None = None
+    moves: MoveWatch | None = None
     readers: list[Callable[[], Awaitable[Mapping[Any, ManagedObject]]]] = []
     pacer = RekeyPacer()
     refusals = Refusals(pacer)
@@ -304,6 +320,7 @@ def _join(config: Config, senses: Senses, link: EngineLink, plumbing: Plumbing |
         follow = guard.follow
         senses.observer.limits = Bypass(senses.kernel, plumbing.up_index).ensure
         link.on_counters = guard.keep_ahead
+        moves = MoveWatch(plumbing.steering, senses.kernel, received=link.received, tell=history.trouble)
         readers = [link.retrieve, guard.retrieve, steer.retrieve, plumbing.lead.retrieve]
 
     async def retrieve() -> Mapping[ObjectKey, ManagedObject]:
@@ -312,7 +329,7 @@ def _join(config: Config, senses: Senses, link: EngineLink, plumbing: Plumbing |
     reconciler = Reconciler(
         source=senses.observer,
         link=link,
-        settings=Settings(frozenset(wan.name for wan in plumbing.wan) if plumbing else frozenset(), config.kept),
+        settings=Settings(frozenset(wan.name for wan in plumbing.wan) if plumbing else frozenset(), config.choices),
         tracker=tracker,
         executor=Executor(drivers, tracker),
         retrieve=retrieve,
@@ -320,7 +337,7 @@ def _join(config: Config, senses: Senses, link: EngineLink, plumbing: Plumbing |
         follow=follow,
         history=history,
     )
-    return Gateway(senses, link, reconciler, plumbing)
+    return Gateway(senses, link, reconciler, plumbing, moves)
 
 
 async def hand_back(paths: Paths) -> None:

@@ -126,33 +126,3 @@ def _overrides(other: XfrmPolicy, policy: XfrmPolicy, key: TunnelId) -> bool:
 
 def _overlap(one: IpNetwork, other: IpNetwork) -> bool:
     return one.version == other.version and one.overlaps(other)
-
-
-def shared_destinations(lineages: Sequence[Lineage]) -> dict[TunnelId, str]:
-    """Tunnels whose remote selectors overlap, and why that is told: the engines choose by destination alone for now.
-
-    Named are the first remote selector that is shared, and the first other tunnel that has it.
-    """
-    index = PrefixIndex((p.destination, order) for order, lineage in enumerate(lineages) for p in lineage.policies)
-    sharers: dict[IpNetwork, tuple[int, ...]] = {}
-    found: dict[TunnelId, str] = {}
-    for order, lineage in enumerate(lineages):
-        for policy in lineage.policies:
-            network = policy.destination
-            if network not in sharers:
-                sharers[network] = _first_two(index.overlapping(network))
-            other = next((n for n in sharers[network] if n != order), None)
-            if other is not None:
-                found[lineage.key] = f"its remote selector {network} is shared with tunnel {lineages[other].key}"
-                break
-    return found
-
-
-def _first_two(groups: Iterable[list[int]]) -> tuple[int, ...]:
-    """The two lowest numbers, different ones, of ascending lists."""
-    lowest: set[int] = set()
-    for group in groups:
-        first = group[0]
-        second = next((number for number in group if number != first), first)
-        lowest = set(sorted({*lowest, first, second})[:2])
-    return tuple(sorted(lowest))

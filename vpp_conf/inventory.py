@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ipsec_gw.model.ids import Direction, IpAddress, IpNetwork, SaKey, TunnelId
+from ipsec_gw.model.ids import Direction, IpAddress, SaKey, TunnelId
 from ipsec_gw.model.objects import EngineSa, NextHop, Tunnel
 from vpp_conf.api import VppApi, VppApiError
 from vpp_conf.descriptors.base import NO_INDEX, host
@@ -47,10 +47,7 @@ class HeldTunnel:
 
 @dataclass(slots=True)
 class Inventory:
-    """All objects of the gateway in one VPP. ``locals`` are the addresses ESP is received for, by interface.
-
-    ``destinations`` tells which tunnel a remote network leads to.
-    """
+    """All objects of the gateway in one VPP. ``locals`` are the addresses ESP is received for, by interface."""
 
     sas: dict[SaKey, HeldSa] = field(default_factory=dict)
     hops: dict[IpAddress, NextHop] = field(default_factory=dict)
@@ -58,19 +55,20 @@ class Inventory:
     locals: dict[IpAddress, int] = field(default_factory=dict)
     highest_sad_id: int = FIRST_SAD_ID
 
-    destinations: dict[IpNetwork, TunnelId] = field(default_factory=dict)
-
     def hold(self, held: HeldTunnel) -> None:
         """Add a tunnel, or put it in the place of the one with its key."""
-        self.drop(held.tunnel.key)
         self.tunnels[held.tunnel.key] = held
-        self.destinations.update((selector.destination, held.tunnel.key) for selector in held.tunnel.selectors)
 
     def drop(self, key: TunnelId) -> None:
         """Forget a tunnel; an unknown one is fine."""
-        former = self.tunnels.pop(key, None)
-        for selector in former.tunnel.selectors if former else ():
-            self.destinations.pop(selector.destination, None)
+        self.tunnels.pop(key, None)
+
+    def at(self, sw_if_index: int) -> TunnelId:
+        """The tunnel of an IPsec interface. Raises KeyError if there is none."""
+        for key, held in self.tunnels.items():
+            if held.parts.interface.sw_if_index == sw_if_index:
+                return key
+        raise KeyError(sw_if_index)
 
     def users(self, key: SaKey | IpAddress) -> list[TunnelId]:
         """Tunnels that need this SA or next hop."""
@@ -176,9 +174,9 @@ async def _take_tunnels(
     api: VppApi, journal: Journal, builder: TunnelBuilder, inventory: Inventory, known: Inventory
 ) -> None:
     protects = {protect.sw_if_index: protect for protect in await ProtectDescriptor(api).retrieve()}
-    routes = set(await RouteDescriptor(api).retrieve())
     redirects = {(found.rx_sw_if_index, found.version) for found in await RedirectDescriptor(api).retrieve()}
-    leftovers = {interface.sw_if_index for interface in await IpsecInterfaceDescriptor(api).retrieve()}
+    interfaces = frozenset(interface.sw_if_index for interface in await IpsecInterfaceDescriptor(api).retrieve())
+    leftovers = set(interfaces)
     known_chains = {held.parts.check.sw_if_index: held.parts.check.chains for held in known.tunnels.values()}
     for row in journal.rows("tunnel"):
         record: TunnelRecord = read_tunnel(row)
@@ -198,11 +196,13 @@ async def _take_tunnels(
             frozenset(tunnel.selectors),
             chains,
         )
-        if protects.get(record.sw_if_index) != parts.protect or not parts.routes <= routes:
+        if protects.get(record.sw_if_index) != parts.protect:
             journal.remove("tunnel", str(tunnel.key))
             continue
         leftovers.discard(record.sw_if_index)
         inventory.hold(HeldTunnel(tunnel, parts))
+    wanted = {held.parts.interface.sw_if_index: held.parts.selectors for held in inventory.tunnels.values()}
+    await builder.encap.adopt(wanted, await RouteDescriptor(api).retrieve(), interfaces)
     for sw_if_index in leftovers:
         await builder.sweep(sw_if_index)
 

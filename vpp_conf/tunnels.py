@@ -10,7 +10,8 @@ from vpp_conf.api import VppApi
 from vpp_conf.descriptors.classify import Chains, Check, CheckDescriptor, Redirect, RedirectDescriptor
 from vpp_conf.descriptors.ipsec_itf import IpsecInterface, IpsecInterfaceDescriptor
 from vpp_conf.descriptors.protect import Protect, ProtectDescriptor
-from vpp_conf.descriptors.route import DECAP_TABLE, ENCAP_TABLE, Route, RouteDescriptor
+from vpp_conf.descriptors.route import DECAP_TABLE
+from vpp_conf.encap_routes import EncapRoutes
 from vpp_conf.links import KERNEL_ENDS, Links
 
 
@@ -22,7 +23,7 @@ class TunnelParts:
     protect: Protect
     check: Check
     redirects: tuple[Redirect, ...]
-    routes: frozenset[Route]
+    selectors: frozenset[Selector]
 
 
 class TunnelBuilder:
@@ -35,7 +36,7 @@ class TunnelBuilder:
         self.protects = ProtectDescriptor(api)
         self.checks = CheckDescriptor(api)
         self.redirects = RedirectDescriptor(api)
-        self.routes = RouteDescriptor(api)
+        self.encap = EncapRoutes(api)
 
     def parts(
         self,
@@ -51,7 +52,7 @@ class TunnelBuilder:
             protect=Protect(sw_if_index, outbound, inbound),
             check=self._check(sw_if_index, frozenset(map(_reverse, wanted)), chains),
             redirects=tuple(Redirect(sw_if_index, end.version, self._links.up, end) for end in KERNEL_ENDS),
-            routes=frozenset(Route(ENCAP_TABLE, selector.destination, sw_if_index) for selector in wanted),
+            selectors=wanted,
         )
 
     def _check(self, sw_if_index: int, selectors: frozenset[Selector], chains: Chains) -> Check:
@@ -70,9 +71,7 @@ class TunnelBuilder:
             undo.push_async_callback(self.checks.delete, check)
             await self.protects.create(wanted.protect)
             undo.push_async_callback(self.protects.delete, wanted.protect)
-            for route in wanted.routes:
-                await self.routes.create(route)
-                undo.push_async_callback(self.routes.delete, route)
+            await self.encap.change(interface.sw_if_index, selectors)
             undo.pop_all()
             return replace(wanted, interface=interface, check=check)
 
@@ -81,20 +80,15 @@ class TunnelBuilder:
         async with AsyncExitStack() as undo:
             protect = await self.protects.update(old.protect, new.protect)
             undo.push_async_callback(self.protects.update, new.protect, old.protect)
-            for route in new.routes - old.routes:
-                await self.routes.create(route)
-                undo.push_async_callback(self.routes.delete, route)
-            for route in old.routes - new.routes:
-                await self.routes.delete(route)
-                undo.push_async_callback(self.routes.create, route)
+            await self.encap.change(new.interface.sw_if_index, new.selectors)
+            undo.push_async_callback(self.encap.change, old.interface.sw_if_index, old.selectors)
             check = await self.checks.update(old.check, new.check)
             undo.pop_all()
             return replace(new, protect=protect, check=check)
 
     async def demolish(self, parts: TunnelParts) -> None:
         """Routes first: nothing is sent into a tunnel that is being taken apart."""
-        for route in parts.routes:
-            await self.routes.delete(route)
+        await self.encap.change(parts.interface.sw_if_index, frozenset())
         await self.protects.delete(parts.protect)
         await self.checks.delete(parts.check)
         for redirect in parts.redirects:
@@ -102,10 +96,9 @@ class TunnelBuilder:
         await self.interfaces.delete(parts.interface)
 
     async def sweep(self, sw_if_index: int) -> None:
-        """Remove an IPsec interface that carries our tag and that no record explains (a crash half-way)."""
-        for route in await self.routes.retrieve():
-            if route.table == ENCAP_TABLE and route.sw_if_index == sw_if_index:
-                await self.routes.delete(route)
+        """Remove an IPsec interface that carries our tag and that no record explains (a crash half-way). Nothing leads
+        to it any more.
+        """
         for protect in await self.protects.retrieve():
             if protect.sw_if_index == sw_if_index:
                 await self.protects.delete(protect)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ import structlog
 
 from ipsec_gw.errors import EnvironmentMissing, SteeringError
 from ipsec_gw.model.ids import IpAddress, SaKey
+from ipsec_gw.model.objects import MAX_NAT_T_PORTS, UdpPeer
 from xdp_steer import dock as docks
 from xdp_steer import guard, libbpf, pipeline, sysctl, tables, taps
 from xdp_steer.dock import Dock, Role
@@ -26,6 +29,7 @@ from xdp_steer.layout import (
     GUARD_OWNER,
     GUARD_SEEN,
     LOCAL_ADDRESSES,
+    MOVED,
     STEER,
     STEER_COUNTS,
     VERDICTS,
@@ -284,9 +288,9 @@ class Steering:
         """The engine flag, by one map write. Off: every steered SA falls to the kernel with the next packet."""
         tables.set_control(self._control, Control.ENGINE, int(on))
 
-    def steer(self, key: SaKey) -> None:
-        """Hand an inbound SA's ESP to the engine. Steered already is left alone, with its counters."""
-        self._steer.add(key)
+    def steer(self, key: SaKey, peer: UdpPeer | None = None) -> None:
+        """Hand an inbound SA's ESP to the engine, in UDP from that peer, or bare; if it is, only the peer changes."""
+        self._steer.add(key, peer)
 
     def unsteer(self, key: SaKey) -> None:
         """Leave an inbound SA to the kernel and drop its counters. Not steered is no error."""
@@ -295,6 +299,28 @@ class Steering:
     def steered(self) -> frozenset[SaKey]:
         """Inbound SAs that are steered."""
         return self._steer.keys()
+
+    def peers(self) -> Mapping[SaKey, UdpPeer | None]:
+        """The same, and where each one's ESP in UDP comes from; None for bare ESP."""
+        return self._steer.peers()
+
+    def take_moved(self) -> frozenset[SaKey]:
+        """Steered SAs of which ESP in UDP came from elsewhere than from their peers, since the last call."""
+        return tables.take_moved(self._maps[MOVED.name])
+
+    def give_to_kernel(self, key: SaKey, seconds: float) -> None:
+        """For so long, what comes from elsewhere than the peer of a steered SA is the kernel's."""
+        self._steer.give_to_kernel(key, time.clock_gettime_ns(time.CLOCK_MONOTONIC) + int(seconds * 1e9))
+
+    def nat_t_ports(self) -> frozenset[int]:
+        """What :meth:`set_nat_t_ports` wrote last, in whatever life."""
+        packed = tables.control(self._control, Control.NAT_T_PORTS).to_bytes(8, sys.byteorder)
+        return frozenset(struct.unpack(">4H", packed)) - {0}
+
+    def set_nat_t_ports(self, ports: frozenset[int]) -> None:
+        """Up to four local UDP ports besides 4500 that ESP is received on and sent from."""
+        packed = struct.pack(">4H", *sorted(ports), *[0] * (MAX_NAT_T_PORTS - len(ports)))
+        tables.set_control(self._control, Control.NAT_T_PORTS, int.from_bytes(packed, sys.byteorder))
 
     def steer_counters(self) -> Mapping[SaKey, SteerCount]:
         """Per steered SA, since it was steered."""

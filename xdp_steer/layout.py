@@ -15,6 +15,7 @@ from typing import Any
 
 from ipsec_gw.errors import SteeringError
 from ipsec_gw.model.ids import IpAddress, SaKey
+from ipsec_gw.model.objects import UdpPeer
 from xdp_steer import libbpf
 from xdp_steer.reasons import MAX_REASONS
 
@@ -24,6 +25,8 @@ MAX_DOCKS = 64
 MAX_EXIT_SLOTS = 65536
 """Places for the ways out, by the low bits of the interface index. A power of two."""
 MAX_ADDRESSES = 4096
+MAX_MOVED = 1024
+"""SAs that are found to come from elsewhere, between two looks of user space."""
 
 _V4_MAPPED = bytes(10) + b"\xff\xff"
 
@@ -58,6 +61,8 @@ class Control(IntEnum):
     """Index of the interface that leads what the kernel decrypted to the tunnels' port."""
     TUNNEL_PORT = 9
     """Index of the tunnels' port, by which it comes in."""
+    NAT_T_PORTS = 10
+    """Up to four UDP ports besides 4500 that ESP comes in on and goes out by, 16 bits each in network order."""
 
 
 MAX_CONTROL = 32
@@ -98,7 +103,25 @@ class SaKeyLeaf(ctypes.Structure):
 class SteerEntryLeaf(ctypes.Structure):
     """``struct steer_entry``."""
 
-    _fields_ = (("owner", ctypes.c_uint32), ("generation", ctypes.c_uint32), ("counter", ctypes.c_uint32))
+    _fields_ = (
+        ("owner", ctypes.c_uint32),
+        ("generation", ctypes.c_uint32),
+        ("counter", ctypes.c_uint32),
+        ("port", ctypes.c_uint16),
+        ("reserved", ctypes.c_uint16),
+        ("peer", AddressLeaf),
+        ("trial_ns", ctypes.c_uint64),
+    )
+
+    def set_peer(self, peer: UdpPeer | None) -> None:
+        """Where its ESP in UDP comes from; None for bare ESP."""
+        self.port = socket.htons(peer.port) if peer else 0
+        self.peer = AddressLeaf.of(peer.address) if peer else AddressLeaf()
+        self.trial_ns = 0
+
+    def udp_peer(self) -> UdpPeer | None:
+        """The same back."""
+        return UdpPeer(self.peer.address(), socket.ntohs(self.port)) if self.port else None
 
 
 class SteerCountLeaf(ctypes.Structure):
@@ -155,6 +178,7 @@ class MapSpec:
 CONTROL = MapSpec("control", libbpf.MAP_ARRAY, ctypes.c_uint32, ctypes.c_uint64, MAX_CONTROL)
 VERDICTS = MapSpec("verdicts", libbpf.MAP_PERCPU_ARRAY, ctypes.c_uint32, VerdictCountLeaf, MAX_REASONS)
 STEER = MapSpec("steer", libbpf.MAP_HASH, SaKeyLeaf, SteerEntryLeaf, MAX_SAS)
+MOVED = MapSpec("moved", libbpf.MAP_HASH, SaKeyLeaf, ctypes.c_uint32, MAX_MOVED)
 STEER_COUNTS = MapSpec("steer_counts", libbpf.MAP_PERCPU_ARRAY, ctypes.c_uint32, SteerCountLeaf, MAX_SAS)
 GUARD_OWNER = MapSpec("guard_owner", libbpf.MAP_HASH, SaKeyLeaf, ctypes.c_uint32, MAX_SAS)
 GUARD_SEEN = MapSpec("guard_seen", libbpf.MAP_HASH, SaKeyLeaf, GuardRecordLeaf, MAX_SAS)
@@ -162,7 +186,7 @@ LOCAL_ADDRESSES = MapSpec("local_addresses", libbpf.MAP_HASH, AddressLeaf, ctype
 EXIT_SLOTS = MapSpec("exit_slots", libbpf.MAP_ARRAY, ctypes.c_uint32, ExitSlotLeaf, MAX_EXIT_SLOTS)
 EXITS = MapSpec("exits", libbpf.MAP_PROG_ARRAY, ctypes.c_uint32, ctypes.c_uint32, MAX_DOCKS)
 
-MAPS = (CONTROL, VERDICTS, STEER, STEER_COUNTS, GUARD_OWNER, GUARD_SEEN, LOCAL_ADDRESSES, EXIT_SLOTS, EXITS)
+MAPS = (CONTROL, VERDICTS, STEER, MOVED, STEER_COUNTS, GUARD_OWNER, GUARD_SEEN, LOCAL_ADDRESSES, EXIT_SLOTS, EXITS)
 
 
 def c_defines() -> str:
@@ -170,6 +194,7 @@ def c_defines() -> str:
     lines = [f"#define OWNER_{owner.name} {owner.value}" for owner in Owner]
     lines += [f"#define CONTROL_{slot.name} {slot.value}" for slot in Control]
     lines += [f"#define MAX_CONTROL {MAX_CONTROL}", f"#define MAX_SAS {MAX_SAS}", f"#define MAX_DOCKS {MAX_DOCKS}"]
+    lines += [f"#define MAX_MOVED {MAX_MOVED}"]
     lines += [f"#define MAX_ADDRESSES {MAX_ADDRESSES}", f"#define MAX_EXIT_SLOTS {MAX_EXIT_SLOTS}"]
     return "\n".join([*lines, ""])
 

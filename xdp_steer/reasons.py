@@ -31,9 +31,9 @@ class Reason(IntEnum):
     IKE = 6
     """UDP 500: charon."""
     IKE_NAT_T = 7
-    """UDP 4500 with the non-ESP marker (RFC 3948 §2.2): charon."""
+    """NAT-T with the non-ESP marker (RFC 3948 §2.2): charon."""
     KEEPALIVE = 8
-    """UDP 4500 with the single octet 0xff (RFC 3948 §2.3): kernel."""
+    """NAT-T with the single octet 0xff (RFC 3948 §2.3): kernel."""
     UNKNOWN_SPI = 9
     """ESP of an SA that is not steered: kernel."""
     KERNEL_OWNED = 10
@@ -48,6 +48,10 @@ class Reason(IntEnum):
     """ESP of a steered SA behind IPv4 options: kernel."""
     IP6_EXTENSIONS = 15
     """ESP of a steered SA behind IPv6 extension headers: kernel."""
+    ENCAPSULATION = 16
+    """Bare ESP of a steered SA that is encapsulated in UDP, or the other way round: kernel, which drops it."""
+    MOVED = 17
+    """ESP in UDP of a steered SA from another address or port, which the kernel is to tell charon: kernel."""
 
     GUARD_ENGINE = 32
     """The kernel sent ESP of an SA whose numbers the engine owns: dropped."""

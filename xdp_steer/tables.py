@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ipsec_gw.errors import EnvironmentMissing, SteeringError
 from ipsec_gw.model.ids import IpAddress, SaKey
+from ipsec_gw.model.objects import UdpPeer
 from xdp_steer import flow_layout, layout, libbpf, screen_layout
 from xdp_steer.layout import Control, Owner
 from xdp_steer.reasons import Reason
@@ -120,11 +121,15 @@ class SteerTable:
                 found[leaf.key()] = libbpf.map_lookup(self._steer, leaf, layout.SteerEntryLeaf())
         return found
 
-    def add(self, key: SaKey) -> None:
-        """Steer an SA, its counters from zero. Steered already is left alone."""
+    def add(self, key: SaKey, peer: UdpPeer | None = None) -> None:
+        """Steer an SA, its counters from zero. If it is steered already, only its peer changes."""
         leaf = layout.SaKeyLeaf.of(key)
         with refused(f"steering of {key}"), suppress(FileNotFoundError):
-            if libbpf.map_lookup(self._steer, leaf, layout.SteerEntryLeaf()).owner == Owner.ENGINE:
+            present = libbpf.map_lookup(self._steer, leaf, layout.SteerEntryLeaf())
+            if present.owner == Owner.ENGINE:
+                if present.udp_peer() != peer:
+                    present.set_peer(peer)
+                    libbpf.map_update(self._steer, leaf, present)
                 return
             self.remove(key)
         with refused(f"steering of {key}"):
@@ -133,8 +138,22 @@ class SteerTable:
             libbpf.map_update(self._counts, ctypes.c_uint32(slot), zeros)
             self._generation += 1
             entry = layout.SteerEntryLeaf(Owner.ENGINE, self._generation, slot)
+            entry.set_peer(peer)
             libbpf.map_update(self._steer, leaf, entry)
         self._slots.add(slot)
+
+    def give_to_kernel(self, key: SaKey, until_ns: int) -> None:
+        """Until then (CLOCK_MONOTONIC) ESP in UDP from elsewhere is the kernel's. Not steered is no error."""
+        leaf = layout.SaKeyLeaf.of(key)
+        with refused(f"trial of {key}"), suppress(FileNotFoundError):
+            entry = libbpf.map_lookup(self._steer, leaf, layout.SteerEntryLeaf())
+            entry.trial_ns = until_ns
+            libbpf.map_update(self._steer, leaf, entry)
+
+    def peers(self) -> dict[SaKey, UdpPeer | None]:
+        """The steered SAs, and where each one's ESP in UDP comes from; None for bare ESP."""
+        entries = self._entries().items()
+        return {key: entry.udp_peer() for key, entry in entries if entry.owner == Owner.ENGINE}
 
     def _free_slot(self, key: SaKey) -> int:
         # Round robin from the generation: a slot rests for long before it is used again.
@@ -172,6 +191,16 @@ class SteerTable:
             sum(value.kernel_packets for value in values),
             sum(value.kernel_octets for value in values),
         )
+
+
+def take_moved(fd: int) -> frozenset[SaKey]:
+    """SAs of which ESP in UDP came from elsewhere since the last call."""
+    with refused("reading of the SAs that have moved"):
+        leaves = list(libbpf.map_keys(fd, layout.SaKeyLeaf))
+    for leaf in leaves:
+        with refused("reading of the SAs that have moved"), suppress(FileNotFoundError):
+            libbpf.map_delete(fd, leaf)
+    return frozenset(leaf.key() for leaf in leaves)
 
 
 class GuardTable:

@@ -1,4 +1,4 @@
-"""`ipsec-gw check`: is the configuration good, and what does it say?"""
+"""`ipsec-gw check`: is the configuration good, what does it say, and what of this machine would it go past?"""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ipsec_gw.cli.main import Options
+from ipsec_gw.cli.main import Options, run_async
 from ipsec_gw.config.load import DEFAULT_PATH
+from ipsec_gw.config.model import EngineChoice
 from ipsec_gw.config.problems import InvalidConfig
 from ipsec_gw.config.summary import describe
+from ipsec_gw.unseen import Host, unseen
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,9 +27,12 @@ _WHOLE_WIDTH = 31
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+@click.option("--file-only", is_flag=True, help="Do not look at this machine's own rules.")
 @click.pass_context
-def check(ctx: click.Context, as_json: bool) -> None:
-    """Read the configuration file, say all that is wrong with it, or what the firewall will do."""
+def check(ctx: click.Context, as_json: bool, file_only: bool) -> None:
+    """Read the configuration file, say all that is wrong with it, or what the firewall will do. Warn of nftables rules,
+    traffic control, routing rules and VRFs of this machine that would not see the packets of accelerated tunnels.
+    """
     from ipsec_gw.firewall.compiled import load_compiled  # noqa: PLC0415 - usage errors do not wait for the compiler
 
     options: Options = ctx.obj
@@ -39,14 +44,44 @@ def check(ctx: click.Context, as_json: bool) -> None:
     given = options.config or (DEFAULT_PATH if DEFAULT_PATH.exists() else None)
     file = str(given) if given else None
     firewall = describe(config.firewall) if config.firewall else None
+    host = None if file_only or config.gateway.engine is EngineChoice.KERNEL else _look(config.gateway.wan)
     if as_json:
-        _print_json({"file": file, "valid": True, "errors": [], "firewall": firewall})
+        machine = _machine_json(host) if host else None
+        _print_json({"file": file, "valid": True, "errors": [], "firewall": firewall, "machine": machine})
         return
     click.echo(f"{file} is valid" if file else f"there is no {DEFAULT_PATH}: the defaults hold")
     if firewall is None:
         click.echo("no zones: nothing is filtered or translated")
-        return
-    _print_firewall(firewall)
+    else:
+        _print_firewall(firewall)
+    if host is not None:
+        _print_machine(host)
+
+
+def _look(wan: tuple[str, ...]) -> Host:
+    """The rules of this machine; reads and changes nothing."""
+    from pyroute2 import AsyncIPRoute  # noqa: PLC0415 - not for a file with errors
+
+    from ipsec_gw.mirror.host import read_host  # noqa: PLC0415
+
+    async def look() -> Host:
+        async with AsyncIPRoute() as route:
+            return await read_host(route, wan)
+
+    host: Host = run_async(look())
+    return host
+
+
+def _machine_json(host: Host) -> dict[str, Any]:
+    warnings = [{"what": found.what, "message": found.message, "wayOut": found.way_out} for found in unseen(host)]
+    return {"wan": sorted(host.wan), "warnings": warnings, "unread": list(host.unread)}
+
+
+def _print_machine(host: Host) -> None:
+    for found in unseen(host):
+        click.echo(f"warning: {found}")
+    for what in host.unread:
+        click.echo(f"not looked at: {what}")
 
 
 def _print_errors(invalid: InvalidConfig, as_json: bool) -> None:
@@ -57,7 +92,7 @@ def _print_errors(invalid: InvalidConfig, as_json: bool) -> None:
         {"file": found.file, "line": found.line, "path": found.path, "message": found.message, "wayOut": found.way_out}
         for found in invalid.problems
     ]
-    _print_json({"file": invalid.problems[0].file, "valid": False, "errors": errors, "firewall": None})
+    _print_json({"file": invalid.problems[0].file, "valid": False, "errors": errors, "firewall": None, "machine": None})
 
 
 def _print_firewall(firewall: dict[str, Any]) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Self
 
-from pydantic import ConfigDict, Field, InstanceOf
+from pydantic import ConfigDict, Field, InstanceOf, model_validator
 
+from ipsec_gw.config.problems import Refused
 from ipsec_gw.config.section import Section
 from ipsec_gw.ike.vici import DEFAULT_SOCKET
+from ipsec_gw.model.choices import WHOLE, Choices
 from ipsec_gw.model.firewall import Ruleset
 
 
@@ -20,6 +23,13 @@ class EngineChoice(StrEnum):
     KERNEL = "kernel"
 
 
+class Mode(StrEnum):
+    """``observe``: everything is read, decided and shown, and nothing is carried by the engine."""
+
+    ACCELERATE = "accelerate"
+    OBSERVE = "observe"
+
+
 class _Converted(Section):
     """Strings become members of enumerations, lists become tuples."""
 
@@ -27,18 +37,31 @@ class _Converted(Section):
 
 
 class GatewayConfig(_Converted):
-    """``[gateway]``. An empty ``wan`` means: the interfaces that hold the local tunnel addresses."""
+    """``[gateway]``. An empty ``wan`` means: the interfaces that hold the local tunnel addresses. ``canary`` is the
+    percent of the peers that are accelerated.
+    """
 
     engine: EngineChoice = EngineChoice.AUTO
+    mode: Mode = Mode.ACCELERATE
+    canary: int = Field(default=WHOLE, ge=0, le=WHOLE)
     wan: tuple[str, ...] = ()
     vici: str = DEFAULT_SOCKET
     vici_timeout: float = Field(default=10.0, gt=0, le=600)
 
 
 class ConnectionConfig(_Converted):
-    """``[connections.NAME]``, by the name that swanctl.conf gives the connection."""
+    """``[connections.NAME]``, by the name that swanctl.conf gives the connection. ``mode`` goes before the gateway's
+    mode and canary share.
+    """
 
     accelerate: bool = True
+    mode: Mode | None = None
+
+    @model_validator(mode="after")
+    def _not_both(self) -> Self:
+        if not self.accelerate and self.mode is not None:
+            raise Refused(f'accelerate = false and mode = "{self.mode}" exclude each other', "leave one of them out")
+        return self
 
 
 class Config(_Converted):
@@ -49,6 +72,21 @@ class Config(_Converted):
     firewall: InstanceOf[Ruleset] | None = None
 
     @property
-    def kept(self) -> frozenset[str]:
-        """Connections that stay in the kernel."""
-        return frozenset(name for name, connection in self.connections.items() if not connection.accelerate)
+    def choices(self) -> Choices:
+        """What the operator decided about who carries which tunnels."""
+        items = self.connections.items()
+        return Choices(
+            kept=frozenset(name for name, connection in items if not connection.accelerate),
+            observed=frozenset(name for name, connection in items if connection.mode is Mode.OBSERVE),
+            accelerated=frozenset(name for name, connection in items if connection.mode is Mode.ACCELERATE),
+            observe=self.gateway.mode is Mode.OBSERVE,
+            canary=self.gateway.canary,
+        )
+
+    def following(self, file: Config) -> Config:
+        """The same with what a reload follows from the file as it is by now: the firewall, if one runs, and what the
+        operator decided about tunnels.
+        """
+        gateway = self.gateway.model_copy(update={"mode": file.gateway.mode, "canary": file.gateway.canary})
+        firewall = file.firewall if self.firewall is not None else None
+        return self.model_copy(update={"gateway": gateway, "connections": file.connections, "firewall": firewall})

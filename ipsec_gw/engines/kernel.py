@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import NoReturn
 
@@ -60,6 +60,10 @@ class KernelEngine:
 
     async def counters(self) -> Mapping[SaKey, Counters]:
         """Always empty: the kernel counts for itself."""
+        return MappingProxyType({})
+
+    async def received(self, keys: Collection[SaKey]) -> Mapping[SaKey, int]:
+        """Always empty."""
         return MappingProxyType({})
 
     def _refuse(self, key: EngineKey) -> NoReturn:

@@ -9,7 +9,7 @@ Every implementation passes ``tests/contract``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -104,3 +104,6 @@ class Engine(Protocol):
 
     async def counters(self) -> Mapping[SaKey, Counters]:
         """Traffic per SA."""
+
+    async def received(self, keys: Collection[SaKey]) -> Mapping[SaKey, int]:
+        """The highest sequence number accepted by each of these inbound SAs that it holds, 0 for none yet."""

@@ -8,7 +8,7 @@ in the encap table. A journal without keys and VPP's dumps together tell what is
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AsyncExitStack
 
 import structlog
@@ -90,7 +90,7 @@ class VppEngine:
         return Capabilities(
             algorithms=frozenset(handlers),
             esn=True,
-            udp_encap=False,
+            udp_encap=True,
             max_replay_window=MAX_REPLAY_WINDOW,
             steers=True,
             note=f"VPP {self._api.version}: {engines}",
@@ -160,6 +160,14 @@ class VppEngine:
         traffic = await asyncio.to_thread(read_traffic, self._paths.stats_socket, entries)
         return {key: Counters(*value) for key, value in traffic.items()}
 
+    async def received(self, keys: Collection[SaKey]) -> Mapping[SaKey, int]:
+        """From VPP's dump of all SAs: it knows no smaller one."""
+        async with self._lock:
+            self._opened()
+            numbers = await SaDescriptor(self._api).received()
+            held = {key: self._inventory.sas[key].entry.sad_id for key in keys if key in self._inventory.sas}
+            return {key: numbers[sad_id] for key, sad_id in held.items() if sad_id in numbers}
+
     def _opened(self) -> tuple[Links, TunnelBuilder]:
         if self._links is None or self._tunnels is None:
             raise EngineUnavailable("the VPP engine is not open - open it first")
@@ -176,8 +184,8 @@ class VppEngine:
     async def _create_sa(self, sa: EngineSa) -> None:
         if sa.key in self._inventory.sas:
             raise EngineError(f"SA {sa.key} exists already")
-        if sa.encap is not None:
-            raise EngineError(f"SA {sa.key}: UDP encapsulation is not steered to VPP yet - leave it to the kernel")
+        if sa.encap is not None and sa.key.destination.version != 4:
+            raise EngineError(f"SA {sa.key}: UDP encapsulation over IPv6 is not done - leave it to the kernel")
         if sa.replay_window > MAX_REPLAY_WINDOW:
             raise EngineError(f"SA {sa.key}: a replay window of {sa.replay_window} is above {MAX_REPLAY_WINDOW}")
         check_lengths(sad_entry(sa, 0))
@@ -193,6 +201,10 @@ class VppEngine:
         held = self._inventory.sas.get(sa.key)
         if held is None:
             raise EngineError(f"SA {sa.key} is unknown to VPP")
+        peer_moves = sa.source != held.sa.source and sa.direction is Direction.IN
+        if peer_moves and (users := self._inventory.users(sa.key)):
+            # VPP would move its own look-up key, and then not find it when the tunnel goes (ipsec_tun.c).
+            raise EngineError(f"SA {sa.key} cannot come from {sa.source} while tunnel {users[0]} uses it")
         entry = await SaDescriptor(self._api).update(held.entry, sad_entry(sa, held.entry.sad_id))
         self._inventory.sas[sa.key] = HeldSa(sa, entry)
         self._journal.put("sa", str(sa.key), sa_row(SaRecord(sa.key, entry.sad_id, sa.replay_window)))
@@ -317,14 +329,21 @@ class VppEngine:
             raise EngineError(f"tunnel {tunnel.key}: no next hop for {tunnel.remote} - create it first")
         if not 1 <= len(tunnel.inbound) <= MAX_INBOUND:
             raise EngineError(f"tunnel {tunnel.key}: {len(tunnel.inbound)} inbound SAs, VPP takes 1 to {MAX_INBOUND}")
-        for selector in tunnel.selectors:
-            owner = self._inventory.destinations.get(selector.destination, tunnel.key)
-            if owner != tunnel.key:
-                raise EngineError(
-                    f"tunnel {tunnel.key}: {selector.destination} leads to tunnel {owner} - leave it to the kernel"
-                )
+        self._check_overlap(tunnel)
         inbound = frozenset(self._sad_id_of(tunnel, key, Direction.IN) for key in tunnel.inbound)
         return self._sad_id_of(tunnel, tunnel.outbound, Direction.OUT), inbound
+
+    def _check_overlap(self, tunnel: Tunnel) -> None:
+        """Raises EngineError if a packet would match two tunnels."""
+        held = self._inventory.tunnels.get(tunnel.key)
+        itself = held.parts.interface.sw_if_index if held else None
+        _, builder = self._opened()
+        if found := builder.encap.map.conflict(itself, tunnel.selectors):
+            selector, other = found
+            raise EngineError(
+                f"tunnel {tunnel.key}: packets of {selector} belong to tunnel {self._inventory.at(other)} as well"
+                " - leave it to the kernel"
+            )
 
     def _sad_id_of(self, tunnel: Tunnel, key: SaKey, direction: Direction) -> int:
         held = self._inventory.sas.get(key)

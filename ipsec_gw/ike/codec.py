@@ -29,6 +29,8 @@ _MODES = {0: Mode.TRANSPORT, 1: Mode.TUNNEL, 4: Mode.BEET}
 _DIRECTIONS = {0: PolicyDirection.IN, 1: PolicyDirection.OUT, 2: PolicyDirection.FWD}
 _UDP_ENCAP_ESPINUDP = 2
 _ALGORITHM_NAME_BYTES = 64
+_REPLAY_ESN_BYTES = 24
+"""Of ``struct xfrm_replay_state_esn`` without its bitmap."""
 UNREADABLE = "attributes that cannot be read"
 """Among the extras of an SA whose attributes are not what they should be."""
 
@@ -134,6 +136,15 @@ def replay_esn_with_oseq(raw: bytes, oseq: int) -> bytes:
     words = bytearray(raw)
     struct.pack_into("=I", words, 4, oseq & 0xFFFFFFFF)
     struct.pack_into("=I", words, 12, oseq >> 32)
+    return bytes(words)
+
+
+def replay_esn_with_seq(raw: bytes, seq: int) -> bytes:
+    """The same with another last inbound number, and all before it received."""
+    words = bytearray(raw)
+    struct.pack_into("=I", words, 8, seq & 0xFFFFFFFF)
+    struct.pack_into("=I", words, 16, seq >> 32)
+    words[_REPLAY_ESN_BYTES:] = b"\xff" * (len(words) - _REPLAY_ESN_BYTES)
     return bytes(words)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
 from pyroute2.netlink.exceptions import NetlinkError
@@ -11,9 +11,15 @@ from pyroute2.netlink.exceptions import NetlinkError
 from ipsec_gw.errors import EnvironmentMissing, IkeError
 from ipsec_gw.ike.xfrm import XfrmMonitor, XfrmSocket
 from ipsec_gw.mirror.kernel import KernelView
-from ipsec_gw.model.snapshot import ChildName, LeadLimits, Snapshot, XfrmPolicy, XfrmSa
+from ipsec_gw.model.ids import IpAddress
+from ipsec_gw.model.snapshot import ChildName, LeadLimits, ResolvedHop, Snapshot, XfrmPolicy, XfrmSa
 
 _DUMP_TRIES = 5
+
+_SETTLE_SECONDS = 0.1
+"""charon moves an SA by deleting it and adding it again, within milliseconds (``update_sa`` of its kernel-netlink
+plugin): what has just vanished may be about to come back.
+"""
 
 
 class NameSource(Protocol):
@@ -24,7 +30,8 @@ class NameSource(Protocol):
 
 
 class Observer:
-    """Takes snapshots. Without vici the last known names are used and decisions go on.
+    """Takes snapshots. Without vici the last known names are used and decisions go on. ``watch`` is told of the
+    peers and of the ways to them.
 
     ``names_decide`` tells that decisions depend on names (some connections are kept in the kernel): then charon is
     asked first. Otherwise it is asked beside, and ``named`` is called when new names are known: an SA is decided
@@ -40,27 +47,31 @@ class Observer:
         monitor: XfrmMonitor,
         view: KernelView,
         names: NameSource,
+        watch: Callable[[frozenset[IpAddress], Mapping[IpAddress, ResolvedHop]], None] = lambda _peers, _hops: None,
         *,
         names_decide: bool,
         named: Callable[[], None],
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._names_decide = names_decide
+        self.names_decide = names_decide
         self._named = named
         self._asking: asyncio.Task[None] | None = None
         self._kernel = kernel
         self._monitor = monitor
         self._view = view
         self._source = names
+        self._watch = watch
         self._names: dict[int, ChildName] = {}
+        self._sleep = sleep
+        self._spis: frozenset[tuple[int, int]] = frozenset()
 
     async def snapshot(self) -> Snapshot:
         """One look. Dumps are repeated while the kernel changes under them, a few times at most."""
-        for _ in range(_DUMP_TRIES):
-            before = self._monitor.changes
-            sas, policies = await asyncio.to_thread(self._dump)
-            self._monitor.drain()
-            if self._monitor.changes == before:
-                break
+        sas, policies = await self._steady_dump()
+        if not self._spis <= _spis(sas):
+            await self._sleep(_SETTLE_SECONDS)
+            sas, policies = await self._steady_dump()
+        self._spis = _spis(sas)
         await self._see_to_names(sas)
         try:
             return await self._join(sas, policies)
@@ -69,15 +80,27 @@ class Observer:
                 f"the kernel's addresses, routes and neighbours cannot be read ({error}) - see `ip addr` and `dmesg`"
             ) from None
 
+    async def _steady_dump(self) -> tuple[list[XfrmSa], list[XfrmPolicy]]:
+        for _ in range(_DUMP_TRIES):
+            before = self._monitor.changes
+            found = await asyncio.to_thread(self._dump)
+            self._monitor.drain()
+            if self._monitor.changes == before:
+                break
+        return found
+
     async def _join(self, sas: list[XfrmSa], policies: list[XfrmPolicy]) -> Snapshot:
         addresses = await self._view.addresses()
-        peers = {sa.key.destination for sa in sas if sa.key.destination not in addresses}
+        peers = frozenset(sa.key.destination for sa in sas if sa.key.destination not in addresses)
+        self._watch(peers, {})  # first: what changes while the ways are read must not be lost
+        hops = await self._view.next_hops(peers)
+        self._watch(peers, hops)
         return Snapshot(
             sas=tuple(sas),
             policies=tuple(policies),
             names=dict(self._names),
             local_addresses=frozenset(addresses),
-            next_hops=await self._view.next_hops(peers),
+            next_hops=hops,
             sources=await self._view.source_hints(),
             # Nothing is put in place for it where nobody has IPv6 inside.
             limits=self.limits(policies) if any(policy.source.version == 6 for policy in policies) else LeadLimits(),
@@ -92,7 +115,7 @@ class Observer:
         spis = {sa.key.spi for sa in sas}
         if spis <= self._names.keys():
             self._names = {spi: name for spi, name in self._names.items() if spi in spis}
-        elif self._names_decide:
+        elif self.names_decide:
             await self._learn_names()
         elif self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._learn_names(), name="names from charon")
@@ -106,3 +129,8 @@ class Observer:
             return
         self._names |= names
         self._named()
+
+
+def _spis(sas: list[XfrmSa]) -> frozenset[tuple[int, int]]:
+    """What an SA keeps when its peer moves: the SPI, and the tunnel's reqid keeps equal ones apart."""
+    return frozenset((sa.reqid, sa.key.spi) for sa in sas)

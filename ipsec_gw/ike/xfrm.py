@@ -18,7 +18,15 @@ from pyroute2.netlink.exceptions import NetlinkDecodeError, NetlinkError
 
 from ipsec_gw.errors import XfrmError
 from ipsec_gw.ike import messages
-from ipsec_gw.ike.codec import UNREADABLE, family_of, pack_address, parse_policy, parse_sa, replay_esn_with_oseq
+from ipsec_gw.ike.codec import (
+    UNREADABLE,
+    family_of,
+    pack_address,
+    parse_policy,
+    parse_sa,
+    replay_esn_with_oseq,
+    replay_esn_with_seq,
+)
 from ipsec_gw.ike.messages import AeventId, UserExpire, UserPolicyInfo, UserSaId, UserSaInfo, XfrmMessage
 from ipsec_gw.ike.own import OwnPolicy, id_message, parse_own, put_message
 from ipsec_gw.model.ids import SaKey
@@ -124,26 +132,50 @@ class XfrmSocket:
         At most to the last number that there is: from then on the kernel sends no more with this SA. The attribute must
         be the one that the SA has: the other one succeeds and does nothing.
         """
+        message, sa = self._numbered(key)
+        oseq = min(oseq, _LAST_ESN if sa.replay.esn else _LAST)
+        if oseq <= sa.replay.oseq:
+            return
+        extended = message.get_attr("XFRMA_REPLAY_ESN_VAL")
+        if extended is not None:
+            self._set_replay(key, ("XFRMA_REPLAY_ESN_VAL", replay_esn_with_oseq(extended, oseq)))
+        else:
+            current = message.get_attr("XFRMA_REPLAY_VAL") or {"seq": 0, "bitmap": 0}
+            value = {"oseq": oseq, "seq": current["seq"], "bitmap": current["bitmap"]}
+            self._set_replay(key, ("XFRMA_REPLAY_VAL", value))
+
+    def raise_seq(self, key: SaKey, seq: int) -> None:
+        """Set the last received inbound sequence number of a live SA (NEWAE), never downwards: all up to it are seen.
+
+        Of an SA without a replay window nothing is set.
+        """
+        message, sa = self._numbered(key)
+        seq = min(seq, _LAST_ESN if sa.replay.esn else _LAST)
+        if seq <= sa.replay.seq or sa.replay.window == 0:
+            return
+        extended = message.get_attr("XFRMA_REPLAY_ESN_VAL")
+        if extended is not None:
+            self._set_replay(key, ("XFRMA_REPLAY_ESN_VAL", replay_esn_with_seq(extended, seq)))
+        else:
+            current = message.get_attr("XFRMA_REPLAY_VAL") or {"oseq": 0}
+            value = {"oseq": current["oseq"], "seq": seq, "bitmap": 0xFFFFFFFF}  # bit 0 is the newest
+            self._set_replay(key, ("XFRMA_REPLAY_VAL", value))
+
+    def _numbered(self, key: SaKey) -> tuple[UserSaInfo, XfrmSa]:
+        """An SA whose numbers can be read. Raises XfrmError."""
         message = self._get(key)
         if message is None:
             raise XfrmError(f"SA {key} is gone from the kernel", errno.ESRCH)
         sa = self._read(parse_sa, message)
         if UNREADABLE in sa.extras:
             raise XfrmError(f"SA {key} has {UNREADABLE}: its number is left alone", errno.EBADMSG)
-        oseq = min(oseq, _LAST_ESN if sa.replay.esn else _LAST)
-        if oseq <= sa.replay.oseq:
-            return
-        extended = message.get_attr("XFRMA_REPLAY_ESN_VAL")
+        return message, sa
+
+    def _set_replay(self, key: SaKey, attribute: tuple[str, object]) -> None:
         event = AeventId()
         _set_sa_id(event, key)
         event["saddr"] = bytes(16)
-        if extended is not None:
-            event["attrs"] = [("XFRMA_REPLAY_ESN_VAL", replay_esn_with_oseq(extended, oseq))]
-        else:
-            current = message.get_attr("XFRMA_REPLAY_VAL") or {"seq": 0, "bitmap": 0}
-            event["attrs"] = [
-                ("XFRMA_REPLAY_VAL", {"oseq": oseq, "seq": current["seq"], "bitmap": current["bitmap"]}),
-            ]
+        event["attrs"] = [attribute]
         self._request(AeventId, messages.XFRM_MSG_NEWAE, _NLM_F_ACK | _NLM_F_REPLACE, _body(event))
 
     def expire_soft(self, key: SaKey) -> None:

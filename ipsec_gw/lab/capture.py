@@ -25,6 +25,7 @@ PACKET_OUTGOING = 4
 ETHERNET_BYTES, IPV4_BYTES = 14, 20
 IPV6_BYTES = 40
 IPPROTO_ICMP, IPPROTO_TCP, IPPROTO_UDP, IPPROTO_ESP = 1, 6, 17, 50
+UDP_BYTES, ESP_MINIMUM, PORT_NAT_T = 8, 8, 4500
 RECEIVE_BYTES = 16 << 20
 DRAIN_SECONDS = 0.1
 """Frames wait in the socket meanwhile: waking up for each of them costs too much under emulation."""
@@ -91,14 +92,28 @@ def header(packet: bytes) -> Header:
 
 
 def esp_of(frame: Frame) -> EspPacket | None:
-    """The ESP packet of a frame, or None for anything else and for fragments."""
+    """The ESP packet of a frame, bare or in UDP, or None for anything else and for fragments."""
     packet = frame.ip
     if packet is None:
         return None
     parsed = header(packet)
-    if parsed.protocol != IPPROTO_ESP or parsed.fragment:
+    if parsed.protocol not in (IPPROTO_ESP, IPPROTO_UDP) or parsed.fragment:
         return None
-    return EspPacket(parsed.source, parsed.destination, packet[parsed.header_bytes :])
+    payload = packet[parsed.header_bytes :]
+    if parsed.protocol == IPPROTO_ESP:
+        return EspPacket(parsed.source, parsed.destination, payload)
+    return _esp_in_udp(parsed, payload)
+
+
+def _esp_in_udp(parsed: Header, datagram: bytes) -> EspPacket | None:
+    """RFC 3948: one end has port 4500. A keepalive has one byte, and IKE begins with four zeros."""
+    if len(datagram) < UDP_BYTES + ESP_MINIMUM:
+        return None
+    source, destination, length = struct.unpack_from(">HHH", datagram)
+    payload = datagram[UDP_BYTES:length]
+    if PORT_NAT_T not in (source, destination) or payload[:4] in (b"", bytes(4)):
+        return None
+    return EspPacket(parsed.source, parsed.destination, payload, (source, destination))
 
 
 def without_hops(packet: bytes) -> bytes:

@@ -40,11 +40,12 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class EspPacket:
-    """ESP as the WAN saw it: outer addresses and the ESP payload."""
+    """ESP as the WAN saw it: outer addresses and the ESP payload; in UDP (RFC 3948) its ports, source first."""
 
     source: IpAddress
     destination: IpAddress
     payload: bytes
+    ports: tuple[int, int] | None = None
 
     @property
     def spi(self) -> int:

@@ -2,8 +2,25 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address
+
 from ipsec_gw.lab.strongswan import Site
-from ipsec_gw.lab.topology import LAN, WAN, Role, Topology
+from ipsec_gw.lab.topology import LAN, OUTSIDE, WAN, Role, Topology
+from ipsec_gw.model.ids import IpAddress
+
+
+def seen_addresses(topology: Topology, role: Role) -> tuple[IpAddress, ...]:
+    """All that the WAN sees a gateway send from."""
+    if role is Role.GATEWAY_B and Role.NAT in topology.roles:
+        return (seen_address(topology, role),)
+    return topology.addresses(role, WAN)
+
+
+def seen_address(topology: Topology, role: Role) -> IPv4Address:
+    """What the WAN sees a gateway send from: of one behind a NAT, the router's address."""
+    if role is Role.GATEWAY_B and Role.NAT in topology.roles:
+        return topology.address(Role.NAT, OUTSIDE)
+    return topology.address(role, WAN)
 
 
 def site_of_versions(topology: Topology, role: Role, proposal: str, outer: int, inner: tuple[int, ...]) -> Site:
@@ -40,7 +57,7 @@ def site_of(topology: Topology, role: Role, proposal: str) -> Site:
         peer=other,
         namespace=topology.namespace(role),
         local=topology.address(role, WAN),
-        remote=topology.address(other, WAN),
+        remote=seen_address(topology, other),
         local_network=topology.network(role, LAN),
         remote_network=topology.network(other, LAN),
         proposal=proposal,

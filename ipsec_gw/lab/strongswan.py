@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from typing import Protocol
 
+from ipsec_gw.errors import IpsecGwError
 from ipsec_gw.lab.process import Daemon, run
 from ipsec_gw.lab.traffic import until
 from ipsec_gw.model.ids import IpAddress, IpNetwork
@@ -82,6 +85,127 @@ class Site:
     proposal: str
     more: tuple[tuple[IpNetwork, IpNetwork], ...] = ()
 
+    def conf(self) -> str:
+        """Its swanctl.conf."""
+        return swanctl_conf(self)
+
+
+ROADWARRIOR_CONF = """\
+connections {{
+  {connection} {{
+    version = 2
+    local_addrs = {local}
+    remote_addrs = {remote}
+    vips = 0.0.0.0
+    proposals = aes128gcm16-prfsha256-x25519
+    local {{
+      auth = psk
+      id = {identity}
+    }}
+    remote {{
+      auth = psk
+      id = {peer}
+    }}
+    children {{
+      {child} {{
+        remote_ts = {remote_network}
+        esp_proposals = {proposal}-x25519
+      }}
+    }}
+  }}
+}}
+secrets {{
+  ike-1 {{
+    secret = "lab only"
+  }}
+}}
+"""
+
+CONCENTRATOR_CONF = """\
+connections {{
+  {connection} {{
+    version = 2
+    local_addrs = {local}
+    proposals = aes128gcm16-prfsha256-x25519
+    pools = virtual
+    unique = replace
+    local {{
+      auth = psk
+      id = {identity}
+    }}
+    remote {{
+      auth = psk
+    }}
+    children {{
+      {child} {{
+        local_ts = {local_network}
+        esp_proposals = {proposal}-x25519
+      }}
+    }}
+  }}
+}}
+pools {{
+  virtual {{
+    addrs = {pool}
+  }}
+}}
+secrets {{
+  ike-1 {{
+    secret = "lab only"
+  }}
+}}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Roadwarrior:
+    """A host that asks for a virtual address."""
+
+    identity: str
+    peer: str
+    namespace: str
+    local: IPv4Address
+    remote: IPv4Address
+    remote_network: IPv4Network
+    proposal: str
+
+    def conf(self) -> str:
+        """Its swanctl.conf."""
+        values = {name: getattr(self, name) for name in self.__slots__ if name != "namespace"}
+        return ROADWARRIOR_CONF.format(connection=CONNECTION, child=CHILD, **values)
+
+
+@dataclass(frozen=True, slots=True)
+class Concentrator:
+    """A gateway that gives roadwarriors virtual addresses out of ``pool``."""
+
+    identity: str
+    namespace: str
+    local: IPv4Address
+    local_network: IPv4Network
+    pool: IPv4Network
+    proposal: str
+
+    def conf(self) -> str:
+        """Its swanctl.conf."""
+        values = {name: getattr(self, name) for name in self.__slots__ if name != "namespace"}
+        return CONCENTRATOR_CONF.format(connection=CONNECTION, child=CHILD, **values)
+
+
+class Party(Protocol):
+    """Whoever runs a charon."""
+
+    @property
+    def identity(self) -> str:
+        """By which IKE knows it, and its directory."""
+
+    @property
+    def namespace(self) -> str:
+        """Where it runs."""
+
+    def conf(self) -> str:
+        """Its swanctl.conf."""
+
 
 @dataclass(frozen=True, slots=True)
 class Files:
@@ -99,11 +223,11 @@ class Files:
         """Charon's own log."""
         return self.directory / "charon.log"
 
-    def write(self, site: Site) -> None:
+    def write(self, site: Party) -> None:
         """Make the directory and both configuration files, readable by us alone."""
         self.directory.mkdir(mode=0o700)
         (self.directory / "strongswan.conf").write_text(STRONGSWAN_CONF.format(log=self.log, vici=self.vici))
-        (self.directory / "swanctl.conf").write_text(swanctl_conf(site))
+        (self.directory / "swanctl.conf").write_text(site.conf())
 
 
 def swanctl_conf(site: Site) -> str:
@@ -148,13 +272,13 @@ def parse_list_sas(text: str) -> Established:
 class Swan:
     """A running charon-systemd of one site, driven by swanctl as an operator would."""
 
-    def __init__(self, site: Site, files: Files, daemon: Daemon) -> None:
+    def __init__(self, site: Party, files: Files, daemon: Daemon) -> None:
         self.site = site
         self.files = files
         self.daemon = daemon
 
     @classmethod
-    async def start(cls, site: Site, directory: Path, *, outlive: bool = False) -> Swan:
+    async def start(cls, site: Party, directory: Path, *, outlive: bool = False) -> Swan:
         """Write the configuration and start charon; it answers once :meth:`load` returned."""
         files = Files(directory)
         files.write(site)
@@ -205,6 +329,13 @@ class Swan:
     async def list_sas(self) -> Established:
         """What it holds now."""
         return parse_list_sas(await self.swanctl("--list-sas"))
+
+    async def virtual_address(self) -> IPv4Address:
+        """The one that a roadwarrior was given. Raises IpsecGwError without one."""
+        found = re.search(r"^\s+local\s+\S+ @ .*\] \[([\d.]+)\]$", await self.swanctl("--list-sas"), re.MULTILINE)
+        if found is None:
+            raise IpsecGwError(f"{self.site.identity} has no virtual address - see charon.log")
+        return IPv4Address(found.group(1))
 
     async def version(self) -> str:
         """Charon's version, asked of the daemon."""

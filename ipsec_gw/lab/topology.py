@@ -26,7 +26,11 @@ class Role(StrEnum):
     SWITCH = "switch"
     GATEWAY_A = "gwa"
     WAN = "wan"
+    NAT = "nat"
     GATEWAY_B = "gwb"
+    ROAD_1 = "rw1"
+    ROAD_2 = "rw2"
+    ROAD_3 = "rw3"
     SERVER = "server"
 
 
@@ -159,6 +163,8 @@ class Batch:
 LAN = "lan0"
 WAN = "wan0"
 HOST = "eth0"
+OUTSIDE, INSIDE = "out", "in"
+"""The interfaces of a NAT router."""
 
 
 def site_to_site(tag: str) -> Topology:
@@ -222,6 +228,57 @@ def two_families(tag: str) -> Topology:
             Route(Role.GATEWAY_B, anywhere, provider.ip),
             Route(Role.SERVER, anywhere, lan_b.ip),
         ),
+    )
+
+
+def behind_nat(tag: str) -> Topology:
+    """The same two sites, but gateway B has a private address, behind a router with NAT on the WAN."""
+    open_ = site_to_site(tag)
+    outside, inside = IPv4Interface("10.0.0.2/24"), IPv4Interface("192.168.77.1/24")
+    wan_b, lan_b, server = (IPv4Interface(a) for a in ("192.168.77.2/24", "10.2.0.1/24", "10.2.0.10/24"))
+    anywhere = IPv4Network("0.0.0.0/0")
+    provider = open_.bridge.address
+    assert provider is not None
+    kept = [route for route in open_.routes if route.role is not Role.GATEWAY_B]
+    return replace(
+        open_,
+        roles=(Role.CLIENT, Role.GATEWAY_A, Role.WAN, Role.NAT, Role.GATEWAY_B, Role.SERVER),
+        wires=(
+            *open_.wires[:2],
+            Wire(Port(Role.WAN, "to-b"), Port(Role.NAT, OUTSIDE, outside)),
+            Wire(Port(Role.NAT, INSIDE, inside), Port(Role.GATEWAY_B, WAN, wan_b)),
+            Wire(Port(Role.GATEWAY_B, LAN, lan_b), Port(Role.SERVER, HOST, server)),
+        ),
+        routes=(*kept, Route(Role.NAT, anywhere, provider.ip), Route(Role.GATEWAY_B, anywhere, inside.ip)),
+        forwarding=(*open_.forwarding, Role.NAT),
+    )
+
+
+def roadwarriors(tag: str) -> Topology:
+    """Client - gateway A - WAN, and three single hosts: two behind one router with NAT, one on the WAN itself."""
+    open_ = site_to_site(tag)
+    outside, third = IPv4Interface("10.0.0.2/24"), IPv4Interface("10.0.0.3/24")
+    sides = {"1": Role.ROAD_1, "2": Role.ROAD_2}
+    routers = {number: IPv4Interface(f"192.168.7{number}.1/24") for number in sides}
+    hosts = {number: IPv4Interface(f"192.168.7{number}.2/24") for number in sides}
+    anywhere = IPv4Network("0.0.0.0/0")
+    provider = open_.bridge.address
+    assert provider is not None
+    return replace(
+        open_,
+        roles=(Role.CLIENT, Role.GATEWAY_A, Role.WAN, Role.NAT, *sides.values(), Role.ROAD_3),
+        wires=(
+            *open_.wires[:2],
+            Wire(Port(Role.WAN, "to-nat"), Port(Role.NAT, OUTSIDE, outside)),
+            Wire(Port(Role.WAN, "to-rw3"), Port(Role.ROAD_3, WAN, third)),
+            *(Wire(Port(Role.NAT, INSIDE + n, routers[n]), Port(role, WAN, hosts[n])) for n, role in sides.items()),
+        ),
+        routes=(
+            *(route for route in open_.routes if route.role in (Role.CLIENT, Role.GATEWAY_A)),
+            *(Route(role, anywhere, provider.ip) for role in (Role.NAT, Role.ROAD_3)),
+            *(Route(role, anywhere, routers[number].ip) for number, role in sides.items()),
+        ),
+        forwarding=(Role.GATEWAY_A, Role.NAT),
     )
 
 

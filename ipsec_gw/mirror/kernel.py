@@ -21,9 +21,10 @@ from ipsec_gw.model.snapshot import ResolvedHop
 CHARON_TABLE = 220
 """strongSwan's ``charon.routing_table``: its routes carry the source address for locally generated packets."""
 
-_NUD_USABLE = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80
+NUD_USABLE = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80
 """REACHABLE, STALE, DELAY, PROBE, NOARP, PERMANENT (``linux/neighbour.h``): states in which the MAC is known."""
 
+_NUD_STALE = 0x04
 _NTF_USE = 0x01
 _MAIN_TABLE = 254
 ARPHRD_ETHER = 1
@@ -95,7 +96,8 @@ class KernelView:
     async def next_hops(self, peers: Iterable[IpAddress]) -> dict[IpAddress, ResolvedHop]:
         """How packets reach each peer; peers without a route or a known MAC are left out.
 
-        For those whose MAC is not known the kernel is asked to resolve it: it is there at a later look.
+        For those whose MAC is not known the kernel is asked to resolve it: it is there at a later look. Nor does the
+        kernel see that an engine uses a neighbour: it is told so, or the entry would stay stale and be collected.
         """
         wanted = sorted(set(peers), key=str)
         if not wanted:
@@ -109,19 +111,23 @@ class KernelView:
                 continue
             index, gateway = found
             link = by_index[index].link
-            mac = macs.get((index, gateway))
-            if mac is None:
-                await self._resolve(index, gateway)
+            mac, stale = macs.get((index, gateway), ("", True))
+            if stale:
+                await self._use(index, gateway)
+            if not mac:
                 continue
             hops[peer] = ResolvedHop(interface=link.name, gateway=gateway, mac=mac, mtu=link.mtu)
         return hops
 
-    async def _macs(self) -> dict[tuple[int, IpAddress], str]:
-        found: dict[tuple[int, IpAddress], str] = {}
+    async def _macs(self) -> dict[tuple[int, IpAddress], tuple[str, bool]]:
+        """MACs that are known, each with whether nobody has confirmed it for a while."""
+        found: dict[tuple[int, IpAddress], tuple[str, bool]] = {}
         async for message in await self._route.get_neighbours():
             mac = message.get("lladdr")
-            if mac and int(message.get("state")) & _NUD_USABLE:
-                found[(int(message.get("ifindex")), ip_address(message.get("dst")))] = str(mac)
+            state = int(message.get("state"))
+            if mac and state & NUD_USABLE:
+                place = int(message.get("ifindex")), ip_address(message.get("dst"))
+                found[place] = str(mac), state == _NUD_STALE
         return found
 
     async def _route_to(self, peer: IpAddress) -> tuple[int, IpAddress] | None:
@@ -133,6 +139,7 @@ class KernelView:
         gateway = message.get("gateway")
         return int(message.get("oif")), ip_address(gateway) if gateway else peer
 
-    async def _resolve(self, index: int, gateway: IpAddress) -> None:
+    async def _use(self, index: int, gateway: IpAddress) -> None:
+        """As if a packet went there: the kernel resolves what it does not know and probes what is stale."""
         with contextlib.suppress(NetlinkError):  # the interface is down or has gone: then there is nothing to resolve
             await self._route.neigh("replace", dst=str(gateway), ifindex=index, flags=_NTF_USE, state=0)

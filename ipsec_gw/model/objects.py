@@ -111,11 +111,34 @@ class SteerKey:
         return f"steering of {self.sa}"
 
 
+NAT_T_PORT = 4500
+"""IANA's port for IKE and ESP behind NAT (RFC 3948); charon can be told to use another one (``port_nat_t``)."""
+
+MAX_NAT_T_PORTS = 4
+"""Local ports besides 4500 that are steered and guarded."""
+
+
+@dataclass(frozen=True, slots=True)
+class UdpPeer:
+    """Where an SA's UDP-encapsulated packets come from: the peer's address, or its NAT's, and UDP port."""
+
+    address: IpAddress
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.address} port {self.port}"
+
+
 @dataclass(frozen=True, slots=True)
 class Steer:
-    """XDP hands ESP with this destination and SPI to the engine, which holds it in a tunnel already."""
+    """XDP hands ESP with this destination and SPI to the engine, which holds it in a tunnel already.
+
+    With a ``peer`` it takes ESP in UDP only, without one bare ESP only. What comes from elsewhere is noted: the peer's
+    NAT may have moved it (:mod:`ipsec_gw.ownership.moves`).
+    """
 
     key: SteerKey
+    peer: UdpPeer | None = None
 
 
 @dataclass(frozen=True, slots=True)

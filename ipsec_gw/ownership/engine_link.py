@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import structlog
 
@@ -82,6 +82,14 @@ class EngineLink:
             self._lose("it restarted")
         elif fresh:
             self.on_counters(fresh)
+
+    async def received(self, keys: Collection[SaKey]) -> Mapping[SaKey, int]:
+        """The highest number that the engine accepted with each of these inbound SAs; nothing while it is away."""
+        try:
+            return await self.engine.received(keys) if self.up else {}
+        except EngineUnavailable as error:
+            self._lose(str(error))
+            return {}
 
     def sent(self, key: SaKey) -> Counters | None:
         """The last known counters of an SA, None if it was never seen in the engine."""

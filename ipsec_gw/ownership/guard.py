@@ -16,8 +16,9 @@ from typing import Protocol
 from ipsec_gw.engines.port import Counters
 from ipsec_gw.errors import IpsecGwError, UsedKeyError
 from ipsec_gw.model.ids import IpAddress, SaKey
-from ipsec_gw.model.objects import Guard, GuardKey, ManagedObject
+from ipsec_gw.model.objects import MAX_NAT_T_PORTS, Guard, GuardKey, ManagedObject
 from ipsec_gw.model.snapshot import Snapshot, XfrmSa
+from ipsec_gw.nat_t import further_ports
 
 HAND_BACK_MARGIN = 1 << 26
 """More than an engine sends with one SA between two looks at its counters, also while its API does not answer or no
@@ -68,6 +69,12 @@ class GuardMaps(Protocol):
 
     def set_local(self, addresses: frozenset[IpAddress]) -> None:
         """Whose ESP is looked at: by source address."""
+
+    def nat_t_ports(self) -> frozenset[int]:
+        """What was set last."""
+
+    def set_nat_t_ports(self, ports: frozenset[int]) -> None:
+        """Our UDP ports besides 4500 that ESP goes out by."""
 
 
 class KernelSas(Protocol):
@@ -135,14 +142,18 @@ class GuardDriver:
             self._written[key] = sent + KEPT_AHEAD
 
     def follow(self, snapshot: Snapshot, kept: frozenset[SaKey]) -> None:
-        """Keep up with the machine's addresses, let the kernel send with what it keeps, forget SAs that are gone.
+        """Keep up with our addresses and ports, let the kernel send with what it keeps, forget SAs that are gone.
 
         ``kept`` are outbound SAs that stay in the kernel: nobody waits for the hold of newborn SPIs to end. What is
         claimed is not among the released, it is handed back by :meth:`delete`. Forgotten is only after two
         looks: an SA may be seen by the guard just before it is seen by a snapshot.
         """
         self._maps.set_local(snapshot.local_addresses)
+        for sa in snapshot.sas:
+            if sa.replay.oseq < self._written.get(sa.key, 0):
+                del self._written[sa.key]  # charon made it anew and left the number behind: raise it at the next look
         claimed = self._maps.claimed()
+        self._follow_ports(snapshot, claimed)
         for key in kept - claimed - self._released:
             self._maps.release(key)
         self._released = kept - claimed
@@ -150,6 +161,14 @@ class GuardDriver:
         for key in dead & self._missed:
             self._maps.forget(key)
         self._missed = dead
+
+    def _follow_ports(self, snapshot: Snapshot, claimed: frozenset[SaKey]) -> None:
+        """A claimed SA that is not there may come back (charon moves it): its port is not given up before its claim."""
+        present, ports = self._maps.nat_t_ports(), further_ports(snapshot)
+        if claimed - {sa.key for sa in snapshot.sas}:
+            ports = frozenset([*ports, *sorted(present - ports)][:MAX_NAT_T_PORTS])
+        if ports != present:
+            self._maps.set_nat_t_ports(ports)
 
     async def retrieve(self) -> Mapping[GuardKey, Guard]:
         """The SAs that are claimed now."""

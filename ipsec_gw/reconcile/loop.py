@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import structlog
 
 from ipsec_gw.desired import Desired, Owner, Settings, desired
 from ipsec_gw.errors import IpsecGwError
+from ipsec_gw.model.choices import Choices
 from ipsec_gw.model.ids import Direction, SaKey
 from ipsec_gw.model.objects import EngineSa, Guard, Lead, ManagedObject, ObjectKey, Tunnel
 from ipsec_gw.model.snapshot import Snapshot
@@ -32,6 +34,14 @@ class SnapshotSource(Protocol):
 
     async def snapshot(self) -> Snapshot:
         """One look at strongSwan and the kernel."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """Operations that are due, and those that only `mode` and `canary` stand in the way of."""
+
+    due: tuple[Op, ...]
+    observed: tuple[Op, ...]
 
 
 class Reconciler:
@@ -76,9 +86,39 @@ class Reconciler:
 
     @property
     def unresolved(self) -> bool:
-        """True while an SA waits for its peer's MAC: the kernel was asked and answers soon, without an event to us."""
+        """True while an SA waits for its peer's MAC, or for its name where names decide: the kernel, or charon, was
+        asked and answers soon, without an event to us.
+        """
         waiting = (v.sa for v in self.decision.verdicts if v.owner is Owner.PENDING and v.direction is Direction.OUT)
-        return any(sa.key.destination not in self.snapshot.next_hops for sa in waiting)
+        names = self.snapshot.names if self._settings.choices.by_name else None
+        return any(
+            sa.key.destination not in self.snapshot.next_hops or (names is not None and sa.key.spi not in names)
+            for sa in waiting
+        )
+
+    @property
+    def choices(self) -> Choices:
+        """What the operator decided."""
+        return self._settings.choices
+
+    def choose(self, choices: Choices) -> None:
+        """From the next pass on the operator's decisions are these."""
+        self._settings = replace(self._settings, choices=choices)
+
+    def outlook(self, choices: Choices) -> Outlook:
+        """What a pass would do now with these decisions, and what more if nothing were only observed. Pure: from the
+        last snapshot and from what is known to be in place.
+        """
+        waiting = self._retries.waiting(self._clock())
+
+        def operations(choices: Choices) -> tuple[Op, ...]:
+            settings = replace(self._settings, choices=choices)
+            decision = desired(self._link.offer, settings, self.snapshot, self._refused(waiting))
+            return plan(decision.objects, self._tracker.in_place)
+
+        due = operations(choices)
+        known = set(due)
+        return Outlook(due, tuple(op for op in operations(choices.without_observing()) if op not in known))
 
     def rest(self, shortest: float, longest: float) -> float:
         """Seconds until the next pass, if nothing gets dirty before: ``shortest`` while something can be done, else

@@ -27,6 +27,7 @@ from xdp_kit import clear_entries, ip, namespace
 
 from ipsec_gw.errors import SteeringError
 from ipsec_gw.model.ids import SaKey
+from ipsec_gw.model.objects import UdpPeer
 from xdp_steer import libbpf, tables
 from xdp_steer.gateway import Count, Reason, Role, Steering
 from xdp_steer.layout import MAX_EXIT_SLOTS, Control, Owner, SaKeyLeaf, SteerEntryLeaf
@@ -39,6 +40,8 @@ V6 = "2001:db8::1"
 SPI = 0x11111111
 OTHER_SPI = 0x22222222
 KERNEL_SPI = 0x33333333
+UDP_SPI, MAPPED_SPI, TRIED_SPI = 0x44444444, 0x55555555, 0x66666666
+"""In UDP from port 4500, from port 1024, and the same with a trial on."""
 NON_ESP_MARKER = bytes(4)
 INTERFACE = "wan9"
 LOOPBACK = 1
@@ -46,6 +49,8 @@ LOOPBACK = 1
 
 ETH = Ether(src="02:00:00:00:00:02", dst="02:00:00:00:00:01")
 IP4 = ETH / IP(src="192.0.2.2", dst=V4)
+FAR4 = ETH / IP(src="192.0.2.3", dst=V4)
+OPTIONS4 = ETH / IP(src="192.0.2.2", dst=V4, options=[IPOption_Router_Alert()])
 IP6 = ETH / IPv6(src="2001:db8::2", dst=V6)
 IKE = Raw(b"\x11" * 28)
 
@@ -70,13 +75,31 @@ class Case:
 
 
 NAT_T = UDP(sport=4500, dport=4500)
+OTHER_PORT = 4510
+"""A NAT-T port that charon was told to use."""
 
 CASES = (
     Case("esp", IP4 / esp(), Reason.STEERED),
-    Case("esp in udp", IP4 / NAT_T / esp(), Reason.STEERED),
-    Case("esp in udp from a mapped port", IP4 / UDP(sport=1024, dport=4500) / esp(), Reason.STEERED),
+    Case("esp in udp", IP4 / NAT_T / esp(UDP_SPI), Reason.STEERED),
+    Case("esp in udp from a mapped port", IP4 / UDP(sport=1024, dport=4500) / esp(MAPPED_SPI), Reason.STEERED),
+    Case("esp in udp on another port", IP4 / UDP(sport=4500, dport=OTHER_PORT) / esp(UDP_SPI), Reason.STEERED),
+    Case("esp in udp from elsewhere", IP4 / UDP(sport=1025, dport=4500) / esp(MAPPED_SPI), Reason.STEERED),
+    Case("the same on trial", IP4 / UDP(sport=1025, dport=4500) / esp(TRIED_SPI), Reason.MOVED),
+    Case("another address on trial", FAR4 / UDP(sport=1024, dport=4500) / esp(TRIED_SPI), Reason.MOVED),
+    Case("nothing new on trial", IP4 / UDP(sport=1024, dport=4500) / esp(TRIED_SPI), Reason.STEERED),
+    Case("from port 0 on trial", IP4 / UDP(sport=0, dport=4500) / esp(TRIED_SPI), Reason.MOVED),
+    Case("bare esp in udp", IP4 / NAT_T / esp(), Reason.ENCAPSULATION),
+    Case("bare esp in udp from port 0", IP4 / UDP(sport=0, dport=4500) / esp(), Reason.ENCAPSULATION),
+    Case("esp in udp, bare", IP4 / esp(UDP_SPI), Reason.ENCAPSULATION),
+    Case("esp6 in udp, bare", IP6 / esp(UDP_SPI), Reason.ENCAPSULATION),
     Case("esp6", IP6 / esp(), Reason.STEERED),
-    Case("esp6 in udp", IP6 / NAT_T / esp(), Reason.STEERED),
+    Case("esp6 in udp", IP6 / NAT_T / esp(UDP_SPI), Reason.STEERED),
+    Case("ike on another port", IP4 / UDP(dport=OTHER_PORT) / Raw(NON_ESP_MARKER) / IKE, Reason.IKE_NAT_T),
+    Case("keepalive on another port", IP4 / UDP(dport=OTHER_PORT) / Raw(b"\xff"), Reason.KEEPALIVE),
+    Case("a port beside it", IP4 / UDP(dport=OTHER_PORT + 1) / esp(UDP_SPI), Reason.NOT_ESP),
+    Case("port 0", IP4 / UDP(dport=0) / esp(UDP_SPI), Reason.NOT_ESP),
+    Case("nat-t under a tag", ETH / Dot1Q(vlan=7) / IP4[IP] / NAT_T / esp(UDP_SPI), Reason.TAGGED),
+    Case("nat-t behind options", OPTIONS4 / NAT_T / esp(UDP_SPI), Reason.IP_OPTIONS),
     Case("arp", ETH / ARP(pdst=V4), Reason.NOT_IP),
     Case("two tags", ETH / Dot1AD(vlan=1) / Dot1Q(vlan=2) / IP4[IP] / esp(), Reason.NOT_IP),
     Case("no room for ip", ETH / Raw(b"\x45"), Reason.NOT_IP),
@@ -150,6 +173,7 @@ def steering(arena: Steering) -> Steering:
     """Empty maps, engine off."""
     arena.set_engine(False)
     clear_entries(arena)
+    arena.set_nat_t_ports(frozenset({OTHER_PORT, 9}))
     return arena
 
 
@@ -157,8 +181,12 @@ def steering(arena: Steering) -> Steering:
 def loaded(steering: Steering) -> Iterator[Steering]:
     """Engine on, one SPI steered on both families, one entry of the kernel, the way out connected."""
     steering._exits.connect(LOOPBACK, steering._docks[INTERFACE].exit)
-    for address in (IPv4Address(V4), IPv6Address(V6)):
+    for address, source in ((IPv4Address(V4), IPv4Address("192.0.2.2")), (IPv6Address(V6), IPv6Address("2001:db8::2"))):
         steering.steer(SaKey(address, SPI))
+        steering.steer(SaKey(address, UDP_SPI), UdpPeer(source, 4500))
+        steering.steer(SaKey(address, MAPPED_SPI), UdpPeer(source, 1024))
+        steering.steer(SaKey(address, TRIED_SPI), UdpPeer(source, 1024))
+        steering.give_to_kernel(SaKey(address, TRIED_SPI), 3600)
     kernel_entry = SteerEntryLeaf(Owner.KERNEL, 1, 9)
     leaf = SaKeyLeaf.of(SaKey(IPv4Address(V4), KERNEL_SPI))
     libbpf.map_update(steering._maps["steer"], leaf, kernel_entry)
@@ -191,6 +219,33 @@ def test_every_packet_has_its_reason(loaded: Steering, case: Case) -> None:
     # The way out ran: with no socket in the XSKMAP its dock passes the packet on and says so.
     fell = loaded.dock_counts(INTERFACE).fell_to_kernel - before
     assert (action, fell) == (XdpAction.PASS, int(case.reason is Reason.STEERED))
+
+
+def test_esp_in_udp_from_elsewhere_is_noted(loaded: Steering) -> None:
+    loaded.take_moved()
+    usual, moved = IP4 / UDP(sport=1024, dport=4500), IP4 / UDP(sport=1025, dport=4500)
+    run(loaded, bytes(usual / esp(MAPPED_SPI)))
+    run(loaded, bytes(moved / esp(OTHER_SPI)))
+    run(loaded, bytes(moved / esp(SPI)))
+    assert loaded.take_moved() == frozenset()
+    for _ in range(2):
+        run(loaded, bytes(moved / esp(MAPPED_SPI)))
+        run(loaded, bytes(FAR4 / UDP(sport=1024, dport=4500) / esp(TRIED_SPI)))
+    assert loaded.take_moved() == {SaKey(IPv4Address(V4), MAPPED_SPI), SaKey(IPv4Address(V4), TRIED_SPI)}
+    assert loaded.take_moved() == frozenset()
+
+
+def test_a_trial_ends_by_itself_and_with_the_peer_that_is_found(loaded: Steering) -> None:
+    key, packet = SaKey(IPv4Address(V4), TRIED_SPI), bytes(IP4 / UDP(sport=1025, dport=4500) / esp(TRIED_SPI))
+    assert list(run(loaded, packet)[1]) == [Reason.MOVED]
+    loaded.steer(key, UdpPeer(IPv4Address("192.0.2.2"), 1025))
+    assert list(run(loaded, packet)[1]) == [Reason.STEERED]
+    assert loaded.peers()[key] == UdpPeer(IPv4Address("192.0.2.2"), 1025)
+    assert loaded.steer_counters()[key].engine_packets == 1  # counters go on
+    back = bytes(IP4 / UDP(sport=1024, dport=4500) / esp(TRIED_SPI))
+    assert list(run(loaded, back)[1]) == [Reason.STEERED]
+    loaded.give_to_kernel(key, -1)
+    assert list(run(loaded, back)[1]) == [Reason.STEERED]
 
 
 def test_every_xdp_reason_is_in_the_table() -> None:
@@ -236,11 +291,11 @@ def test_an_empty_slot_takes_its_count_back(loaded: Steering) -> None:
     "packet",
     [
         IP4 / esp(),
-        IP4 / NAT_T / esp(),
+        IP4 / NAT_T / esp(UDP_SPI),
         IP4 / UDP(dport=500) / IKE,
         IP4 / NAT_T / Raw(NON_ESP_MARKER) / IKE,
         ETH / Dot1Q(vlan=7) / IP4[IP] / esp(),
-        IP6 / IPv6ExtHdrHopByHop() / options(2) / IPv6ExtHdrFragment() / NAT_T / esp(),
+        IP6 / IPv6ExtHdrHopByHop() / options(2) / IPv6ExtHdrFragment() / NAT_T / esp(UDP_SPI),
     ],
     ids=["esp", "nat-t", "ike", "ike on 4500", "tagged", "extensions"],
 )
@@ -279,6 +334,10 @@ GUARD_CASES = (
     (OUT4 / NAT_T / Raw(NON_ESP_MARKER) / IKE, TcAction.UNSPEC),
     (OUT4 / NAT_T / Raw(b"\xff"), TcAction.UNSPEC),
     (OUT4 / UDP(sport=500, dport=500) / IKE, TcAction.UNSPEC),
+    (OUT4 / UDP(sport=OTHER_PORT, dport=4500) / esp(), TcAction.SHOT),
+    (OUT4 / UDP(sport=OTHER_PORT, dport=4500) / Raw(NON_ESP_MARKER) / IKE, TcAction.UNSPEC),
+    (OUT4 / UDP(sport=OTHER_PORT, dport=4500) / Raw(b"\xff"), TcAction.UNSPEC),
+    (OUT4 / UDP(sport=1024, dport=4500) / esp(), TcAction.UNSPEC),
     (OUT4 / TCP(), TcAction.UNSPEC),
     (ETH / ARP(), TcAction.UNSPEC),
     (OUT4 / esp(OTHER_SPI), TcAction.UNSPEC),
@@ -289,6 +348,7 @@ GUARD_CASES = (
 def test_the_guard_drops_claimed_esp_in_every_shape(steering: Steering, packet: Packet, action: TcAction) -> None:
     for key in CLAIMED:
         steering.claim(key)
+    steering.set_nat_t_ports(frozenset({1, 2, 3, OTHER_PORT}))
     assert prog_run(steering._programs.guard, bytes(packet)).retval == action
     dropped = sum(count.dropped for count in steering.guard_counters().values())
     assert dropped == (action is TcAction.SHOT)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0
  *
  * The contract suite's stand-in for the pipeline: a dock (the name, map and marker that libxdp looks for)
- * that hands all ESP, or with STEER_ALL every IP packet, to the engine's socket.
+ * that hands all ESP and UDP, or with STEER_ALL every IP packet, to the engine's socket.
  */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
@@ -36,7 +36,7 @@ int xsk_def_prog(struct xdp_md *ctx)
 	else
 		return XDP_PASS;
 #ifndef STEER_ALL
-	if (protocol != IPPROTO_ESP)
+	if (protocol != IPPROTO_ESP && protocol != IPPROTO_UDP)
 		return XDP_PASS;
 #endif
 	return bpf_redirect_map(&xsks_map, ctx->rx_queue_index, XDP_PASS);

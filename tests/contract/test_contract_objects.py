@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
@@ -305,19 +304,3 @@ async def test_the_epoch_stays(engine: Engine) -> None:
 async def test_the_steering_was_told_before_the_interfaces_were_taken(engine: Engine, world: World) -> None:
     """An engine that holds nothing yet must not get what its earlier life held."""
     assert world.takings > 0
-
-
-async def test_two_tunnels_cannot_share_a_remote_network(engine: Engine, world: World) -> None:
-    """Where an engine routes by destination it says so; one that can tell them apart may do it."""
-    site = await make_site(engine)
-    incoming, outgoing = make_sa(Direction.IN), make_sa(Direction.OUT)
-    for sa in (incoming, outgoing):
-        await engine.create(sa)
-    other = Tunnel(
-        TunnelId(77, PEER), LOCAL, PEER, (incoming.key,), outgoing.key, (Selector(ip_network("10.9.0.0/16"), REMOTE),)
-    )
-    with suppress(EngineError):
-        await engine.create(other)
-    world.to_engine_up(outbound_packet(1))
-    world.ciphertext(site.outbound.key.spi)
-    assert (await engine.retrieve())[TUNNEL_ID] == site.tunnel

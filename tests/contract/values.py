@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 
 from scapy.layers.inet import IP, UDP
@@ -13,7 +13,7 @@ from scapy.packet import Packet, Raw
 from ipsec_gw.engines.port import Engine
 from ipsec_gw.model.algorithms import AES_GCM_128, CHACHA20_POLY1305, EspAlgorithm
 from ipsec_gw.model.ids import Direction, SaKey, TunnelId
-from ipsec_gw.model.objects import EngineSa, NextHop, Selector, Tunnel
+from ipsec_gw.model.objects import EngineSa, NextHop, Selector, Tunnel, UdpEncap
 from ipsec_gw.model.secret import Secret
 from tests.contract.world import GATEWAY_MAC, WAN
 
@@ -54,6 +54,12 @@ def make_sa(
     )
 
 
+def encapsulated(sa: EngineSa, port: int, ours: int = 4500) -> EngineSa:
+    """The same SA in UDP, its peer at this port."""
+    ports = UdpEncap(port, ours) if sa.direction is Direction.IN else UdpEncap(ours, port)
+    return replace(sa, encap=ports)
+
+
 def oracle(sa: EngineSa) -> SecurityAssociation:
     """The peer's side of an SA."""
     name = "CHACHA20-POLY1305" if sa.algorithm == CHACHA20_POLY1305 else "AES-GCM"
@@ -64,6 +70,7 @@ def oracle(sa: EngineSa) -> SecurityAssociation:
         crypt_key=sa.secret.reveal() + sa.salt.reveal(),
         tunnel_header=IP(src=str(sa.source), dst=str(sa.key.destination)),
         esn_en=sa.esn,
+        nat_t_header=UDP(sport=sa.encap.source_port, dport=sa.encap.destination_port) if sa.encap else None,
     )
 
 

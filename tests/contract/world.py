@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Self
 
-from scapy.layers.inet import IP
+from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
@@ -197,12 +197,16 @@ class World:
 
     def ciphertext(self, spi: int) -> Ether:
         """What the engine encrypted with this SPI and sent to the peer."""
-        return self.wan.receive(lambda frame: _spi(frame.payload) == spi)
+        return self.wan.receive(lambda frame: UDP not in frame and _spi(frame.payload) == spi)
+
+    def datagram(self, spi: int) -> Ether:
+        """The same, encrypted into UDP."""
+        return self.wan.receive(lambda frame: UDP in frame and _spi(frame[UDP]) == spi)
 
 
 def _spi(packet: Packet) -> int | None:
-    """The SPI of an ESP packet, None for any other."""
-    if packet.fields.get("proto", packet.fields.get("nh")) != 50:
+    """The SPI of an ESP packet, bare or what follows a UDP header, None for any other."""
+    if UDP not in packet and packet.fields.get("proto", packet.fields.get("nh")) != 50:
         return None
     return int.from_bytes(bytes(packet.payload)[:4], "big")
 

@@ -20,7 +20,7 @@ from ipsec_gw.engines.port import Capabilities, Counters
 from ipsec_gw.errors import EngineError, EngineUnavailable, SteeringError, UsedKeyError, XfrmError
 from ipsec_gw.model.algorithms import ALGORITHMS
 from ipsec_gw.model.ids import Direction, EngineName, IpNetwork, SaKey
-from ipsec_gw.model.objects import EngineKey, EngineObject, EngineSa, Selector, Tunnel
+from ipsec_gw.model.objects import EngineKey, EngineObject, EngineSa, Selector, Tunnel, UdpPeer
 from ipsec_gw.model.snapshot import XfrmSa
 from ipsec_gw.ownership.guard import HAND_BACK_MARGIN, KEPT_AHEAD
 from ipsec_gw.ownership.lead import TABLE
@@ -137,7 +137,8 @@ class FakeSteering:
         self.edge, self.wire, self.xfrm = edge, wire, xfrm
         self.owner: dict[SaKey, str] = {}
         self.seen: dict[SaKey, Seen] = {}
-        self.entries: set[SaKey] = set()
+        self.entries: dict[SaKey, UdpPeer | None] = {}
+        self.ports: frozenset[int] = frozenset()
         self.undrained: set[SaKey] = set()
         self.holding = True
         self.engine: FakeEngine
@@ -187,19 +188,27 @@ class FakeSteering:
     def set_local(self, addresses: frozenset[object]) -> None:
         self.edge.cross("set local", SteeringError)
 
-    def steer(self, key: SaKey) -> None:
+    def nat_t_ports(self) -> frozenset[int]:
+        self.edge.cross("ports", SteeringError)
+        return self.ports
+
+    def set_nat_t_ports(self, ports: frozenset[int]) -> None:
+        self.edge.cross("set ports", SteeringError)
+        self.ports = ports
+
+    def steer(self, key: SaKey, peer: UdpPeer | None) -> None:
         self.edge.cross(f"steer {key}", SteeringError)
-        self.entries.add(key)
+        self.entries[key] = peer
 
     def unsteer(self, key: SaKey) -> None:
         self.edge.cross(f"unsteer {key}", SteeringError)
         if key in self.entries and self.engine.works:
             self.undrained.add(key)
-        self.entries.discard(key)
+        self.entries.pop(key, None)
 
-    def steered(self) -> frozenset[SaKey]:
-        self.edge.cross("steered", SteeringError)
-        return frozenset(self.entries)
+    def peers(self) -> dict[SaKey, UdpPeer | None]:
+        self.edge.cross("peers", SteeringError)
+        return dict(self.entries)
 
     def _nobody_else_sends(self, key: SaKey) -> None:
         for tunnel in self.engine.tunnels():
@@ -269,7 +278,7 @@ class FakeEngine:
             self.taking()
         self.seen_process = self.taken = self.process
         self._remember()
-        return Capabilities(frozenset(ALGORITHMS), True, False, 4096, True, "fake")
+        return Capabilities(frozenset(ALGORITHMS), True, True, 4096, True, "fake")
 
     async def close(self) -> None:
         pass
@@ -333,8 +342,13 @@ class FakeEngine:
         old = self.objects.get(obj.key)
         if old is None:
             raise EngineError(f"{obj.key} does not exist")
-        if isinstance(obj, EngineSa) and (not isinstance(old, EngineSa) or replace(old, source=obj.source) != obj):
-            raise EngineError(f"{obj.key}: only the source can change")
+        if isinstance(obj, EngineSa):
+            if not isinstance(old, EngineSa) or replace(old, source=obj.source, encap=obj.encap) != obj:
+                raise EngineError(f"{obj.key}: only the source and the ports can change")
+            if (old.encap is None) != (obj.encap is None):
+                raise EngineError(f"{obj.key}: encapsulated it is or not")
+            if old.source != obj.source and any(obj.key in tunnel.inbound for tunnel in self.tunnels()):
+                raise EngineError(f"{obj.key}: its source does not move while a tunnel uses it")
         self._check(obj)
         if isinstance(old, Tunnel) and isinstance(obj, Tunnel):
             for key in set(old.inbound) - set(obj.inbound):
@@ -507,8 +521,8 @@ class Law:
             return
         tunnels = self.engine.tunnels()
         held = {key for tunnel in tunnels for key in tunnel.inbound}
-        if not self.steering.entries <= held:
-            strangers = ", ".join(map(str, self.steering.entries - held))
+        if not self.steering.entries.keys() <= held:
+            strangers = ", ".join(map(str, self.steering.entries.keys() - held))
             raise Broken(f"XDP steers {strangers}, which the engine does not hold (invariant 2)")
         for tunnel in tunnels:
             self._one_owner(tunnel)
@@ -520,6 +534,9 @@ class Law:
         claimed = self.steering.owner.get(tunnel.outbound) == "engine"
         if not claimed and any(map(self.routes.leads, tunnel.selectors)):
             raise Broken(f"the kernel and the engine may both send with {tunnel.outbound} (invariant 3)")
+        encap = self.engine.sa(tunnel.outbound).encap
+        if claimed and encap and encap.source_port not in {4500, *self.steering.ports}:
+            raise Broken(f"the guard does not look at port {encap.source_port} of {tunnel.outbound} (invariant 3)")
         sent = self.engine.sent[tunnel.outbound]
         if claimed and sa.replay.oseq <= sent:
             raise Broken(f"the kernel's number of {tunnel.outbound} is not ahead of the engine's (invariant 4)")

@@ -12,7 +12,18 @@ from typing import Any, TypeVar
 from ipsec_gw.desired import desired
 from ipsec_gw.errors import IpsecGwError, XfrmError
 from ipsec_gw.model.ids import IpAddress, SaKey
-from ipsec_gw.model.objects import EngineSa, Guard, Lead, ManagedObject, NextHop, ObjectKey, Selector, Steer, Tunnel
+from ipsec_gw.model.objects import (
+    EngineSa,
+    Guard,
+    Lead,
+    ManagedObject,
+    NextHop,
+    ObjectKey,
+    Selector,
+    Steer,
+    Tunnel,
+    UdpEncap,
+)
 from ipsec_gw.model.secret import Secret
 from ipsec_gw.model.snapshot import (
     AeadKey,
@@ -69,6 +80,7 @@ LIMITS = (LeadLimits(all6="no policy"), LeadLimits(local6="no netfilter"), *[Lea
 TALLIED = (
     *("call failed", "call failed for good", "daemon killed", "engine died", "engine out of reach"),
     *("charon restarted", "peer moved", "burst through the engine", "tunnel in the engine at the end"),
+    *("NAT mapped anew", "the same with a gap", "encapsulated tunnel in the engine at the end"),
 )
 """What must not be missing in a run of many sequences."""
 
@@ -97,6 +109,14 @@ class Child:
     selectors: tuple[Selector, ...]
     pairs: list[tuple[int, int]] = field(default_factory=list)
     steps: list[Callable[[], None]] = field(default_factory=list)
+    port: int = 0
+    ours: int = 0
+
+    def encap(self, *, inbound: bool) -> UdpEncap | None:
+        """Its ports behind a NAT: the peer's, and ours."""
+        if not self.port:
+            return None
+        return UdpEncap(self.port, self.ours) if inbound else UdpEncap(self.ours, self.port)
 
     @property
     def local(self) -> IpAddress:
@@ -228,7 +248,9 @@ class World:
             here = self.random.sample(HERE[version], self.random.choice([1, 1, 1, 2]))
             there = self.random.choice(THERE[version])
             selectors += [Selector(one, there) for one in here]
-        child = Child(peer, self.reqid, tuple(selectors))
+        port = self.random.choice([0, 0, 4500, self.random.randint(1024, 65000)])
+        ours = self.random.choice([4500, 4500, 4501, 4502])
+        child = Child(peer, self.reqid, tuple(selectors), port=port, ours=ours)
         self.children.append(child)
         self._bring(child)
 
@@ -286,6 +308,28 @@ class World:
             if (policy := self.policies.get((child.reqid, selector))) is not None:
                 self._put_policy(child, selector, policy.templates[0].spi)
 
+    def map_anew(self, child: Child) -> None:
+        """The NAT in front of the peer has chosen another port. Between the delete and the add of charon's update a
+        dump may fall.
+        """
+        self.tally["NAT mapped anew"] += 1
+        child.port = self.random.randint(1024, 65000)
+        here, there = [pair[0] for pair in child.pairs], [pair[1] for pair in child.pairs]
+        keys = [*(SaKey(child.local, spi) for spi in here), *(SaKey(child.peer, spi) for spi in there)]
+        moved = [
+            replace(sa, encap=child.encap(inbound=key.destination == child.local))
+            for key in keys
+            if (sa := self.xfrm.sas.get(key)) is not None
+        ]
+        if self.random.random() < 0.3:
+            self.tally["the same with a gap"] += 1
+            self.moved = True
+            for sa in moved:
+                del self.xfrm.sas[sa.key]
+            child.steps.append(lambda: self.xfrm.sas.update({sa.key: sa for sa in moved}))
+        else:
+            self.xfrm.sas |= {sa.key: sa for sa in moved}
+
     def charon_works(self, child: Child) -> None:
         if child.steps:
             child.steps.pop(0)()
@@ -322,6 +366,7 @@ class World:
             algorithm="rfc4106(gcm(aes)) icv 128",
             replay=Replay(oseq=0, seq=0, window=32, esn=False, extended=False),
             lifetime=Lifetime(0, 0, self.key, 0),
+            encap=child.encap(inbound=inbound),
         )
 
     def _remove(self, child: Child, pair: tuple[int, int]) -> None:
@@ -434,12 +479,14 @@ class World:
         idle = [child for child in self.children if not child.steps]
         if busy and chance < 0.6:
             self.charon_works(self.random.choice(busy))
-        elif idle and chance < 0.8:
+        elif idle and chance < 0.75:
             self.rekey(self.random.choice(idle))
-        elif len(self.children) < 4 and chance < 0.9:
+        elif len(self.children) < 4 and chance < 0.88:
             self.establish()
-        elif idle and chance < 0.94:
+        elif idle and chance < 0.92:
             self.move(self.random.choice(idle))
+        elif (behind := [child for child in idle if child.port]) and chance < 0.96:
+            self.map_anew(self.random.choice(behind))
         elif self.children and chance < 0.98:
             self.terminate(self.random.choice(self.children))
         else:
@@ -540,6 +587,8 @@ class World:
             if not self.differences() and self.run_pass() and not self.differences():
                 self.tally["call failed"] = self.edge.failures
                 self.tally["tunnel in the engine at the end"] = len(self.engine.tunnels())
+                encapsulated = [t for t in self.engine.tunnels() if self.engine.sa(t.outbound).encap]
+                self.tally["encapsulated tunnel in the engine at the end"] = len(encapsulated)
                 return passes
         raise Broken("; ".join(self.differences()) or "a system in sync plans operations")
 
@@ -560,7 +609,10 @@ class World:
         checks = {
             "engine": (self.engine.objects, engine),
             "guard": (held, claimed),
-            "steering": (self.steering.entries, {o.key.sa for o in wanted.values() if isinstance(o, Steer)}),
+            "steering": (
+                self.steering.entries,
+                {o.key.sa: o.peer for o in wanted.values() if isinstance(o, Steer)},
+            ),
             "rules and routes": (self.routes.facts(), ideal.facts()),
             "rest until the next pass": (self.daemon.reconciler.rest(0.5, 5.0), 5.0),
             "leftovers of the daemon": (

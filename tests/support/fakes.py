@@ -27,7 +27,7 @@ class FakeEngine:
 
     async def open(self) -> Capabilities:
         self._check()
-        return Capabilities(frozenset(ALGORITHMS), True, False, 4096, True, "fake")
+        return Capabilities(frozenset(ALGORITHMS), True, True, 4096, True, "fake")
 
     async def close(self) -> None:
         pass

@@ -36,7 +36,7 @@ def test_a_good_file(tmp_path: Path) -> None:
     config = load(path)
     assert config.gateway.engine is EngineChoice.KERNEL
     assert config.gateway.wan == ("eth0",)
-    assert config.kept == {"site"}
+    assert config.choices.kept == {"site"}
 
 
 BAD = {

@@ -120,7 +120,7 @@ def test_remote_access() -> None:
     config = load(EXAMPLES / "remote-access.toml")
     rules = config.firewall
     assert rules is not None
-    assert config.kept == {"legacy-clients"}
+    assert config.choices.kept == {"legacy-clients"}
     office = rules.zones[1]
     assert office.interfaces == ("eth1", "eth1.20")
     assert office.host_inbound == (*tcp(22, 830), Service(UDP, (161, 161), (1024, 65535)), *PING)
@@ -198,7 +198,7 @@ def test_the_configurations_of_the_readme_hold(tmp_path: Path) -> None:
 def test_without_zones_there_is_no_firewall() -> None:
     config = load(GOOD / "no-firewall.toml")
     assert config.firewall is None
-    assert config.kept == {"site"}
+    assert config.choices.kept == {"site"}
 
 
 def test_a_zone_alone_is_a_firewall_that_denies() -> None:
@@ -278,7 +278,7 @@ def test_every_way_to_write_it() -> None:
     rules = config.firewall
     assert rules is not None
     assert config.gateway.vici == 'unix:///tmp/"[x]"'
-    assert config.kept == {"a.b"}
+    assert config.choices.kept == {"a.b"}
     assert rules.zones[1].host_inbound == tcp((8000, 8001))
     (policy,) = rules.policies
     assert policy.sources == nets("10.0.0.0/24")

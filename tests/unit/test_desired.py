@@ -9,6 +9,7 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from ipsec_gw.desired import Owner, desired
+from ipsec_gw.model.choices import Choices
 from ipsec_gw.model.ids import Direction, SaKey, TunnelId
 from ipsec_gw.model.objects import EngineSa, Guard, GuardKey, Lead, Selector, Steer, SteerKey, Tunnel, UdpEncap
 from ipsec_gw.model.secret import Secret
@@ -118,7 +119,7 @@ KEPT = {
     "short icv": ({"aead": AeadKey("rfc4106(gcm(aes))", Secret(CANARY), 64)}, "left to the kernel"),
     "odd key": ({"aead": AeadKey("rfc4106(gcm(aes))", Secret(CANARY[:-1]), 128)}, "left to the kernel"),
     "lockdown": ({"aead": AeadKey("rfc4106(gcm(aes))", Secret(bytes(20)), 128)}, "lockdown"),
-    "nat-t": ({"encap": UdpEncap(4500, 4500)}, "UDP encapsulation"),
+    "encapsulation in something else": ({"encap": UdpEncap(0, 0)}, "not ESP in UDP"),
     "mark": ({"mark": (1, 0xFF)}, "mark or if_id"),
     "if_id": ({"if_id": 42}, "mark or if_id"),
     "nic offload": ({"extras": frozenset({"OFFLOAD_DEV"})}, "OFFLOAD_DEV"),
@@ -150,7 +151,9 @@ def test_esn_and_algorithms_follow_the_engine() -> None:
 def test_engine_operator_and_path_have_their_say() -> None:
     cases = {
         "kernel engine": desired(replace(OFFER, absent="kernel engine"), SETTINGS, established()),
-        "accelerate = false": desired(OFFER, replace(SETTINGS, kept=frozenset({"site"})), established()),
+        "accelerate = false": desired(
+            OFFER, replace(SETTINGS, choices=Choices(kept=frozenset({"site"}))), established()
+        ),
         "not a docked WAN": desired(
             OFFER, SETTINGS, established(next_hops={REMOTE: ResolvedHop("eth9", REMOTE, "02::", 1500)})
         ),
@@ -183,17 +186,34 @@ def test_a_pass_policy_that_xfrm_tries_first_keeps_the_tunnel_in_the_kernel() ->
     assert TUNNEL in desired(OFFER, SETTINGS, established(policies=(policy(0x22), behind))).objects
 
 
-def test_tunnels_with_one_remote_selector_do_not_share_an_engine() -> None:
-    peer = ip_address("10.0.0.3")
-    other = (
-        sa(0x55, inbound=True, reqid=2, source=peer),
-        sa(0x66, reqid=2, key=SaKey(peer, 0x66)),
-    )
-    theirs = policy(0x66, priority=999999, templates=(Template(LOCAL, peer, 0x66, 50, 2, Mode.TUNNEL),))
-    state = snapshot(sa(0x11, inbound=True), sa(0x22), *other, policies=(policy(0x22), theirs))
-    result = desired(OFFER, SETTINGS, state)
-    assert result.objects == {}
-    assert all("shared with" in v.reason or "another policy" in v.reason for v in result.verdicts)
+PEER2 = ip_address("10.0.0.3")
+SECOND = TunnelId(2, PEER2)
+
+
+def beside(**changes: object) -> Snapshot:
+    """The established tunnel, and one with the same remote selector to another peer, behind a smaller link."""
+    other = (sa(0x55, inbound=True, reqid=2, source=PEER2), sa(0x66, reqid=2, key=SaKey(PEER2, 0x66)))
+    template = Template(LOCAL, PEER2, 0x66, 50, 2, Mode.TUNNEL)
+    theirs = policy(0x66, **{"priority": 999999, "templates": (template,), **changes})
+    hops = {REMOTE: ResolvedHop("wan0", REMOTE, "02::", 1500), PEER2: ResolvedHop("wan0", PEER2, "02::", 1400)}
+    return snapshot(sa(0x11, inbound=True), sa(0x22), *other, policies=(policy(0x22), theirs), next_hops=hops)
+
+
+def test_tunnels_may_share_a_remote_selector_and_the_smaller_mtu_holds_for_both() -> None:
+    other = ip_network("192.168.77.0/24")
+    result = desired(OFFER, SETTINGS, beside(source=other))
+    assert {TUNNEL, SECOND} <= result.objects.keys()
+    leads = [obj for obj in result.objects.values() if isinstance(obj, Lead)]
+    assert {lead.key.source for lead in leads} == {HERE, other}
+    assert [lead.mtu for lead in leads] == [1346, 1346], "they share a route"
+    assert all(v.owner is Owner.ENGINE for v in result.verdicts)
+
+
+def test_of_two_tunnels_for_the_same_packets_the_one_that_xfrm_takes_is_accelerated() -> None:
+    result = desired(OFFER, SETTINGS, beside())
+    assert TUNNEL in result.objects
+    assert SECOND not in result.objects
+    assert all("another policy" in v.reason for v in result.verdicts if v.sa.reqid == 2)
 
 
 def test_a_trap_policy_alone_asks_for_nothing() -> None:

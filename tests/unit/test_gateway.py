@@ -16,6 +16,7 @@ from ipsec_gw.ike.observer import Observer
 from ipsec_gw.ike.xfrm import XfrmMonitor, XfrmSocket
 from ipsec_gw.mirror.kernel import KernelView
 from ipsec_gw.model.ids import SaKey
+from ipsec_gw.model.objects import UdpPeer
 from ipsec_gw.model.snapshot import LeadLimits, XfrmPolicy
 from ipsec_gw.ownership.bypass import Bypass
 from ipsec_gw.ownership.engine_link import EngineLink
@@ -33,19 +34,19 @@ class Steering(Maps):
 
     def __init__(self) -> None:
         super().__init__()
-        self.entries: set[SaKey] = set()
+        self.entries: dict[SaKey, UdpPeer | None] = {}
         self.broken: SaKey | None = None
 
-    def steer(self, key: SaKey) -> None:
-        self.entries.add(key)
+    def steer(self, key: SaKey, peer: UdpPeer | None) -> None:
+        self.entries[key] = peer
 
     def unsteer(self, key: SaKey) -> None:
         if key == self.broken:
             raise SteeringError("no")
-        self.entries.discard(key)
+        self.entries.pop(key, None)
 
-    def steered(self) -> frozenset[SaKey]:
-        return frozenset(self.entries)
+    def peers(self) -> dict[SaKey, UdpPeer | None]:
+        return dict(self.entries)
 
 
 def gateway(engine: FakeEngine, kernel: Kernel, steering: Steering) -> Gateway:
@@ -128,9 +129,9 @@ async def test_a_number_that_cannot_be_kept_ahead_is_in_the_history() -> None:
 
 def test_clearing_takes_every_entry_off_and_says_if_it_cannot() -> None:
     steering = Steering()
-    steering.entries = {SaKey(LOCAL, 1), SaKey(LOCAL, 2)}
+    steering.entries = {SaKey(LOCAL, 1): None, SaKey(LOCAL, 2): UdpPeer(REMOTE, 4500)}
     SteerDriver(steering).clear()
-    assert steering.entries == set()
-    steering.entries, steering.broken = {SaKey(LOCAL, 3)}, SaKey(LOCAL, 3)
+    assert steering.entries == {}
+    steering.entries, steering.broken = {SaKey(LOCAL, 3): None}, SaKey(LOCAL, 3)
     with pytest.raises(SteeringError):
         SteerDriver(steering).clear()

@@ -22,7 +22,7 @@ from tests.property.convergence_world import HERE, PEERS, THERE, Child, World
 
 SEED = 5
 KINDS = (
-    *("dump policies", "dump SAs", "set local", "claimed", "guarded", "guard counters", "steered", "get rules"),
+    *("dump policies", "dump SAs", "set local", "claimed", "guarded", "guard counters", "peers", "ports", "get rules"),
     *("get routes", "GETSA", "NEWAE", "EXPIRE", "claim ", "release", "forget", "steer ", "unsteer", "rule add"),
     *("rule del", "route replace", "route del", "engine open", "engine retrieve", "engine create", "engine update"),
     *("engine delete", "engine counters"),
@@ -48,7 +48,7 @@ def live(fails_at: int) -> World:
     world.establish()
     first, second = world.children
     first.peer, second.peer = PEERS[:2]
-    first.selectors, second.selectors = (Selector(HERE[1], THERE[1]),), (Selector(HERE[3], THERE[2]),)
+    first.selectors, second.selectors = (Selector(HERE[4][1], THERE[4][1]),), (Selector(HERE[4][3], THERE[4][2]),)
     finish(world, first)
     finish(world, second)
     settle(world)

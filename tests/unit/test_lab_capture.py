@@ -4,9 +4,9 @@ from collections import Counter
 from ipaddress import IPv4Network
 
 import pytest
-from scapy.layers.inet import ICMP, IP
+from scapy.layers.inet import ICMP, IP, UDP
 from scapy.layers.l2 import Ether
-from scapy.packet import Padding
+from scapy.packet import Padding, Raw
 from scapy.utils import rdpcap
 
 from ipsec_gw.errors import IpsecGwError
@@ -72,6 +72,18 @@ def test_only_whole_esp_is_esp():
     assert esp_of(frame(Ether() / IP(src=A, dst=B, proto=50, flags="MF") / (b"x" * 40))) is None
     found = esp_of(esp(5)[0])
     assert (str(found.source), str(found.destination), found.spi, found.sequence) == (A, B, 0x1000ABCD, 5)
+
+
+def test_esp_in_udp_is_esp_and_ike_and_keepalives_are_not():
+    def datagram(payload, sport=4500, dport=31337):
+        return frame(Ether() / IP(src=A, dst=B) / UDP(sport=sport, dport=dport) / Raw(payload) / Padding(b"pad"))
+
+    found = esp_of(datagram(b"\x00\x00\x00\x09\x00\x00\x00\x05" + bytes(40)))
+    assert (found.spi, found.sequence, found.ports, len(found.payload)) == (9, 5, (4500, 31337), 48)
+    assert esp_of(datagram(b"\x00\x00\x00\x09" + bytes(40), sport=31337, dport=4500)).ports == (31337, 4500)
+    assert esp_of(datagram(b"\x00\x00\x00\x09" + bytes(40), sport=31337, dport=4501)) is None
+    for other in (b"\xff", bytes(4) + b"ike" * 20, b"", b"\x00\x00\x00\x09"):
+        assert esp_of(datagram(other)) is None
 
 
 def test_options_of_the_outer_header_are_skipped():

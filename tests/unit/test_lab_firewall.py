@@ -168,5 +168,5 @@ async def test_a_firewall_has_no_baseline(places):
 def test_scenarios_are_found_by_name():
     assert [part.needs_esp for part in find("firewall").parts] == [False, True]
     assert [part.needs_esp for part in find("junk").parts] == [False]
-    with pytest.raises(IpsecGwError, match="known: site-to-site, ipv6, firewall, junk"):
+    with pytest.raises(IpsecGwError, match="known: site-to-site, ipv6, nat-t, roadwarriors, firewall, junk"):
         find("no-such")

@@ -4,13 +4,17 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
+from ipsec_gw.lab.sites import seen_address, site_of
 from ipsec_gw.lab.topology import (
     HOST,
     LAN,
     MAX_INTERFACE_NAME,
+    OUTSIDE,
     WAN,
     Role,
     batches,
+    behind_nat,
+    roadwarriors,
     site_to_site,
 )
 
@@ -31,8 +35,12 @@ def test_two_runs_share_no_namespace():
     assert not set(site_to_site(TAG).namespaces) & set(site_to_site("igw-ffffff").namespaces)
 
 
-def test_each_wire_that_carries_addresses_is_one_network():
-    topology = site_to_site(TAG)
+ALL = pytest.mark.parametrize("make", [site_to_site, behind_nat, roadwarriors], ids=lambda make: make.__name__)
+
+
+@ALL
+def test_each_wire_that_carries_addresses_is_one_network(make):
+    topology = make(TAG)
     for wire in topology.wires:
         ends = [end.address for end in (wire.left, wire.right) if end.address is not None]
         assert len({end.network for end in ends}) == 1
@@ -50,8 +58,9 @@ def test_sites_do_not_overlap():
     assert not topology.network(Role.GATEWAY_A, LAN).overlaps(topology.network(Role.GATEWAY_B, LAN))
 
 
-def test_every_route_has_its_next_hop_on_a_connected_network():
-    topology = site_to_site(TAG)
+@ALL
+def test_every_route_has_its_next_hop_on_a_connected_network(make):
+    topology = make(TAG)
     for route in topology.routes:
         networks = [port.address.network for port in topology.ports(route.role) if port.address]
         assert any(route.via in network for network in networks), route
@@ -97,3 +106,21 @@ def test_addresses_are_found_by_role_and_interface():
         topology.port(Role.SERVER, WAN)
     with pytest.raises(KeyError, match="wan has no address on to-a"):
         topology.address(Role.WAN, "to-a")
+
+
+def test_a_gateway_behind_nat_is_known_by_the_address_of_its_router():
+    topology = behind_nat(TAG)
+    private, public = topology.address(Role.GATEWAY_B, WAN), topology.address(Role.NAT, OUTSIDE)
+    assert seen_address(topology, Role.GATEWAY_B) == public != private
+    assert public in topology.network(Role.GATEWAY_A, WAN)
+    assert private not in topology.network(Role.GATEWAY_A, WAN)
+    a, b = (site_of(topology, role, "aes128gcm16") for role in (Role.GATEWAY_A, Role.GATEWAY_B))
+    assert (a.remote, b.local) == (public, private)
+    assert seen_address(site_to_site(TAG), Role.GATEWAY_B) == site_to_site(TAG).address(Role.GATEWAY_B, WAN)
+
+
+def test_two_roadwarriors_share_an_address_and_one_has_its_own():
+    topology = roadwarriors(TAG)
+    wan = topology.network(Role.GATEWAY_A, WAN)
+    inside = [topology.address(role, WAN) in wan for role in (Role.ROAD_1, Role.ROAD_2, Role.ROAD_3)]
+    assert inside == [False, False, True]

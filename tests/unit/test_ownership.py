@@ -32,6 +32,7 @@ class Maps:
     def __init__(self) -> None:
         self.owner: dict[SaKey, str] = {}
         self.seen: dict[SaKey, Seen] = {}
+        self.ports: frozenset[int] = frozenset()
 
     def claim(self, key: SaKey) -> None:
         self.owner[key] = "engine"
@@ -51,6 +52,12 @@ class Maps:
 
     def set_local(self, addresses: frozenset[object]) -> None:
         self.local = addresses
+
+    def nat_t_ports(self) -> frozenset[int]:
+        return self.ports
+
+    def set_nat_t_ports(self, ports: frozenset[int]) -> None:
+        self.ports = ports
 
     def guard_counters(self) -> dict[SaKey, Seen]:
         return self.seen

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from scapy.layers.inet import IP, UDP
+from scapy.layers.inet import IP, TCP
 from scapy.layers.ipsec import ESP
 from scapy.layers.l2 import ARP, Ether
 from structlog.testing import capture_logs
@@ -94,7 +94,7 @@ def test_a_new_forwarding_state_holds_from_the_next_batch_on(bench):
 
 def test_drops_are_counted_by_reason(bench):
     frame = bench.esp()
-    for one in (frame, frame, bytes(5), bytes(Ether() / ARP()), wan_frame(IP() / UDP())):
+    for one in (frame, frame, bytes(5), bytes(Ether() / ARP()), wan_frame(IP() / TCP())):
         bench.wan.wire.send(one)
     await_that(lambda: bench.datapath.drops.total == 4)
     reasons = (DropReason.REPLAYED, DropReason.MALFORMED, DropReason.NOT_IP, DropReason.NOT_ESP)

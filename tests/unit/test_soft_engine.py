@@ -109,7 +109,7 @@ async def test_what_it_says_of_itself():
     capabilities = await engine.open()
     assert engine.name is EngineName.SOFT
     assert capabilities.algorithms == frozenset(ALGORITHMS)
-    assert (capabilities.esn, capabilities.udp_encap, capabilities.steers) == (True, False, True)
+    assert (capabilities.esn, capabilities.udp_encap, capabilities.steers) == (True, True, True)
     assert capabilities.max_replay_window == 4096
     assert "cryptography" in capabilities.note
     epoch = engine.epoch

@@ -255,7 +255,12 @@ def test_tfc_padding_is_cut_off():
     ("packet", "reason"),
     [
         (IP(dst="192.0.2.1") / ICMP(), DropReason.NOT_ESP),
-        (IP(dst="192.0.2.1") / UDP(dport=4500) / bytes(60), DropReason.NOT_ESP),
+        (IP(dst="192.0.2.1") / UDP(dport=4500) / bytes(60), DropReason.UNKNOWN_SA),
+        (IP(dst="192.0.2.1") / UDP(dport=4500) / b"\xff", DropReason.UNKNOWN_SA),
+        (IP(dst="192.0.2.1") / UDP(dport=4500, len=7) / bytes(60), DropReason.MALFORMED),
+        (IP(dst="192.0.2.1") / UDP(dport=4500, len=99) / bytes(60), DropReason.MALFORMED),
+        (IP(dst="192.0.2.1", proto=17) / bytes(7), DropReason.MALFORMED),
+        (IP(dst="192.0.2.1") / UDP(dport=4500) / ESP(spi=0x1001, seq=1, data=bytes(60)), DropReason.ENCAPSULATION),
         (IP(dst="192.0.2.1", proto=50) / bytes(33), DropReason.UNKNOWN_SA),
         (IP(dst="192.0.2.1", proto=50), DropReason.UNKNOWN_SA),
         (IP(dst="192.0.2.1") / ESP(spi=0x1002, seq=1, data=bytes(60)), DropReason.UNKNOWN_SA),

@@ -106,7 +106,7 @@ def test_sas_that_no_tunnel_uses_go(store):
         ({"algorithm": CHACHA20_POLY1305, "secret": secret(16)}, "key has 16 bytes, CHACHA20_POLY1305 takes 32"),
         ({"replay_window": MAX_REPLAY_WINDOW + 1}, "replay window 4097 is impossible"),
         ({"replay_window": -1}, "replay window -1 is impossible"),
-        ({"encap": UdpEncap(4500, 4500)}, "UDP-encapsulated"),
+        ({"encap": UdpEncap(0, 4500)}, "UDP with port 0"),
         ({"source": LOCAL6}, "of another family"),
     ],
 )
@@ -125,11 +125,14 @@ def test_sas_that_cannot_be(store, direction, changes, match):
         {"replay_window": 128},
         {"algorithm": AES_GCM_256, "secret": secret(32)},
         {"direction": Direction.OUT},
+        {"encap": UdpEncap(4500, 4500)},
     ],
     ids=lambda changes: next(iter(changes)),
 )
 def test_of_an_sa_only_the_source_changes(store, changes):
-    refused(store, lambda: store.update(replace(IN, **changes)), "only the source of an SA can change")
+    refused(
+        store, lambda: store.update(replace(IN, **changes)), "only the source and the UDP ports of an SA can change"
+    )
 
 
 def test_a_moved_source_goes_into_the_outer_header(store):

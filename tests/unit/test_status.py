@@ -44,7 +44,11 @@ async def status() -> dict[str, Any]:
             capabilities=None, offer=SimpleNamespace(name=EngineName.KERNEL, absent=""), trouble="", up=True
         ),
         reconciler=SimpleNamespace(in_sync=True, decision=SimpleNamespace(verdicts=())),
-        senses=SimpleNamespace(monitor=SimpleNamespace(overruns=3), kernel=SimpleNamespace(malformed=4)),
+        senses=SimpleNamespace(
+            monitor=SimpleNamespace(overruns=1),
+            network=SimpleNamespace(overruns=2),
+            kernel=SimpleNamespace(malformed=4),
+        ),
     )
     charon = SimpleNamespace(version="5.9.8", malformed=5)
     daemon = Daemon(cast(Gateway, gateway), cast(CharonWatcher, charon), lambda: False)

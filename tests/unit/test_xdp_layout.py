@@ -18,8 +18,8 @@ from xdp_steer.reasons import Reason
 FROZEN = {
     1: "STEERED", 2: "NOT_IP", 3: "TRUNCATED", 4: "NOT_ESP", 5: "FRAGMENT", 6: "IKE", 7: "IKE_NAT_T", 8: "KEEPALIVE",
     9: "UNKNOWN_SPI", 10: "KERNEL_OWNED", 11: "ENGINE_OFF", 12: "NO_DOCK", 13: "TAGGED", 14: "IP_OPTIONS",
-    15: "IP6_EXTENSIONS", 32: "GUARD_ENGINE", 33: "GUARD_KERNEL", 34: "GUARD_HELD", 35: "GUARD_NEWBORN",
-    36: "GUARD_FULL",
+    15: "IP6_EXTENSIONS", 16: "ENCAPSULATION", 17: "MOVED", 32: "GUARD_ENGINE", 33: "GUARD_KERNEL", 34: "GUARD_HELD",
+    35: "GUARD_NEWBORN", 36: "GUARD_FULL",
 }  # fmt: skip
 """Append only. A number that changes its meaning here breaks metrics and logs out there."""
 
@@ -75,7 +75,7 @@ def test_the_same_structure_is_accepted() -> None:
     "change", [{"type": 2}, {"key_size": 16}, {"value_size": 16}, {"max_entries": 9}, {"map_flags": 1}]
 )
 def test_a_pinned_map_that_differs_is_refused(change: dict[str, int]) -> None:
-    right = {"type": libbpf.MAP_HASH, "key_size": 20, "value_size": 12, "max_entries": layout.MAX_SAS}
+    right = {"type": libbpf.MAP_HASH, "key_size": 20, "value_size": 40, "max_entries": layout.MAX_SAS}
     layout.check_map(layout.STEER, libbpf.MapInfo(**right))
     with pytest.raises(SteeringError, match="pinned map steer has another layout"):
         layout.check_map(layout.STEER, libbpf.MapInfo(**(right | change)))

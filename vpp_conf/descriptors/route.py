@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address
+from typing import Any
 
 from ipsec_gw.model.ids import IpAddress, IpNetwork
 from vpp_conf.descriptors.base import NO_INDEX, Descriptor, Reference, from_prefix, host, to_path, to_prefix
@@ -17,14 +18,35 @@ DECAP_TABLE = 4702
 """The three tables of the gateway: next hops and our own addresses; remote selectors; everything to the kernel."""
 
 
+SHARED_TABLES = range(4710, 4966)
+"""For remote selectors that tunnels share: a table for each, in which the source is looked up. An IPv4 table takes VPP
+a quarter of a megabyte, so they are bounded.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One path for one prefix: out of an interface, by a next hop if it is not point-to-point."""
+    """One path for one prefix: out of an interface, by a next hop if it is not point-to-point, or a look-up of the
+    packet's source in the table ``by_source``.
+    """
 
     table: int
     prefix: IpNetwork
-    sw_if_index: int
+    sw_if_index: int = NO_INDEX
     next_hop: IpAddress | None = None
+    by_source: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A FIB table of ours, ``version`` 4 or 6."""
+
+    table: int
+    version: int
+
+
+_SOURCE_LOOKUP = 7
+"""``FIB_API_PATH_TYPE_SOURCE_LOOKUP`` (``vnet/fib/fib_types.api``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +75,21 @@ class RouteDescriptor(Descriptor[Route]):
         await self._add_del(value, is_add=False)
 
     async def retrieve(self) -> tuple[Route, ...]:
-        """Single-path routes with an interface in the three tables (what VPP made by itself included)."""
+        """Single-path routes of all tables of ours that have an interface, what VPP made by itself included, or that
+        look up the source.
+        """
+        shared = [table.table for table in await TableDescriptor(self._api).retrieve()]
         found = []
-        for table, version in itertools.product((OUTER_TABLE, ENCAP_TABLE, DECAP_TABLE), (4, 6)):
+        for table, version in itertools.product((OUTER_TABLE, ENCAP_TABLE, DECAP_TABLE, *shared), (4, 6)):
             for detail in await self._api.dump("ip_route_dump", table={"table_id": table, "is_ip6": version == 6}):
-                route = detail.route
-                if route.n_paths == 1 and route.paths[0].sw_if_index != NO_INDEX:
-                    prefix = from_prefix(route.prefix)
-                    raw = getattr(route.paths[0].nh.address, f"ip{version}")
-                    next_hop = ip_address(raw if isinstance(raw, bytes) else str(raw))
-                    found.append(Route(table, prefix, route.paths[0].sw_if_index, next_hop if int(next_hop) else None))
+                route = _route_of(table, detail.route)
+                if route is not None:
+                    found.append(route)
         return tuple(found)
 
     def depends_on(self, value: Route) -> tuple[Reference, ...]:
+        if value.by_source is not None:
+            return (Reference("table", value.by_source),)
         if value.next_hop is None:
             return (Reference("interface", value.sw_if_index),)
         return (Reference("neighbour", (value.sw_if_index, value.next_hop)),)
@@ -79,9 +103,51 @@ class RouteDescriptor(Descriptor[Route]):
                 "table_id": value.table,
                 "prefix": to_prefix(value.prefix),
                 "n_paths": 1,
-                "paths": [to_path(value.prefix.version, value.sw_if_index, value.next_hop)],
+                "paths": [_path_of(value)],
             },
         )
+
+
+def _path_of(value: Route) -> dict[str, Any]:
+    version = value.prefix.version
+    if value.by_source is None:
+        return to_path(version, value.sw_if_index, value.next_hop)
+    return {**to_path(version, table=value.by_source), "type": _SOURCE_LOOKUP}
+
+
+def _route_of(table: int, route: Any) -> Route | None:
+    """What a dump tells of a route, None for one that is not of a kind of ours."""
+    if route.n_paths != 1:
+        return None
+    path, prefix = route.paths[0], from_prefix(route.prefix)
+    if path.sw_if_index == NO_INDEX:
+        # VPP does not tell which address is looked up (fib_api_path_encode), but our tables are for sources alone.
+        return Route(table, prefix, by_source=path.table_id) if path.table_id in SHARED_TABLES else None
+    raw = getattr(path.nh.address, f"ip{prefix.version}")
+    next_hop = ip_address(raw if isinstance(raw, bytes) else str(raw))
+    return Route(table, prefix, path.sw_if_index, next_hop if int(next_hop) else None)
+
+
+class TableDescriptor(Descriptor[Table]):
+    """The tables of shared remote selectors."""
+
+    kind = "table"
+
+    async def create(self, value: Table) -> Table:
+        await self._add_del(value, is_add=True)
+        return value
+
+    async def delete(self, value: Table) -> None:
+        await self._add_del(value, is_add=False)
+
+    async def retrieve(self) -> tuple[Table, ...]:
+        """Those in the range that is ours."""
+        tables = [detail.table for detail in await self._api.dump("ip_table_dump")]
+        return tuple(Table(one.table_id, 6 if one.is_ip6 else 4) for one in tables if one.table_id in SHARED_TABLES)
+
+    async def _add_del(self, value: Table, *, is_add: bool) -> None:
+        table = {"table_id": value.table, "is_ip6": value.version == 6, "name": f"ipsec-gw shared {value.table}"}
+        await self._api.call("ip_table_add_del", is_add=is_add, table=table)
 
 
 class LocalAddressDescriptor(Descriptor[LocalAddress]):

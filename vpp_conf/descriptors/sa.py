@@ -28,6 +28,7 @@ PROTOCOL_ESP = 50
 ALL_SAS = 0xFFFFFFFF
 SMALLEST_WINDOW = 64
 KEEP_PORT = 0xFFFF
+"""VPP's "no port": an SA cannot have it (``IPSEC_UDP_PORT_NONE``)."""
 DEFAULT_PORT = 4500
 
 CRYPTO_NUMBERS = {"AES_GCM_128": 7, "AES_GCM_192": 8, "AES_GCM_256": 9, "CHACHA20_POLY1305": 12}
@@ -68,6 +69,7 @@ class SaDescriptor(Descriptor[SadEntry]):
     async def create(self, value: SadEntry) -> SadEntry:
         """Raises EngineError also for a key of the wrong length: VPP would lose a pool slot over it."""
         check_lengths(value)
+        _check_ports(value)
         reply = await self._api.call("ipsec_sad_entry_add_v2", entry=_to_entry(value))
         return replace(value, stat_index=reply.stat_index)
 
@@ -76,6 +78,7 @@ class SaDescriptor(Descriptor[SadEntry]):
         moved = replace(old, source=new.source, destination=new.destination, encap=new.encap)
         if moved != new or (old.encap is None) != (new.encap is None):
             raise EngineError(f"SA {old.spi:08x} is not changed in place - only its addresses and ports can move")
+        _check_ports(new)
         await self._api.call(
             "ipsec_sad_entry_update",
             sad_id=old.sad_id,
@@ -89,6 +92,11 @@ class SaDescriptor(Descriptor[SadEntry]):
     async def delete(self, value: SadEntry) -> None:
         """VPP keeps an SA alive, and decrypting, while a tunnel still uses it: take it out there first."""
         await self._api.call("ipsec_sad_entry_del", id=value.sad_id)
+
+    async def received(self) -> dict[int, int]:
+        """The highest sequence number that each inbound SA has accepted, by ``sad_id``."""
+        details = await self._api.dump("ipsec_sa_v5_dump", sa_id=ALL_SAS)
+        return {d.entry.sad_id: d.last_seq_inbound for d in details if d.entry.flags & IS_INBOUND}
 
     async def retrieve(self) -> tuple[SadEntry, ...]:
         """All ESP tunnel SAs whose algorithm the gateway knows, keys included."""
@@ -128,6 +136,13 @@ def check_lengths(value: SadEntry) -> None:
         )
     if len(value.salt) != SALT_BYTES:
         raise EngineError(f"SA {value.spi:08x}: salt has {len(value.salt)} bytes, {SALT_BYTES} are needed")
+
+
+def _check_ports(value: SadEntry) -> None:
+    """Raises EngineError for UDP ports that VPP would take for others."""
+    for port in (value.encap.source_port, value.encap.destination_port) if value.encap else ():
+        if port in {0, KEEP_PORT}:
+            raise EngineError(f"SA {value.spi:08x}: VPP has no UDP port {port} - leave it to the kernel")
 
 
 def _to_entry(value: SadEntry) -> dict[str, object]:

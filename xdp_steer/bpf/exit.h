@@ -7,13 +7,6 @@
  * that a missing tail call drops is for stages that police packets, and none is behind this exit.
  */
 
-static __always_inline u64 control_value(u32 slot)
-{
-	u64 *value = control.lookup(&slot);
-
-	return value ? *value : 0;
-}
-
 /* Per-CPU values: nobody else writes them between two lines here. `n` is 1, or -1 to take a count back. */
 static __always_inline void count_verdict(u32 reason, u64 octets, int n)
 {

@@ -20,6 +20,10 @@ struct steer_entry {
 	u32 owner;	/* OWNER_ENGINE or OWNER_KERNEL */
 	u32 generation;	/* grows with every entry that user space writes */
 	u32 counter;	/* index into steer_counts */
+	__be16 port;	/* UDP port that the peer sends from, 0: its ESP is bare */
+	u16 reserved;
+	struct address peer;	/* where ESP in UDP comes from */
+	u64 trial_ns;	/* CLOCK_MONOTONIC: until then what comes from elsewhere is given to the kernel */
 };
 
 struct steer_count {
@@ -50,6 +54,8 @@ struct exit_slot {
 BPF_TABLE_PINNED("array", u32, u64, control, MAX_CONTROL, PIN_ROOT "/control");
 BPF_TABLE_PINNED("percpu_array", u32, struct verdict_count, verdicts, MAX_REASONS, PIN_ROOT "/verdicts");
 BPF_TABLE_PINNED("hash", struct sa_key, struct steer_entry, steer, MAX_SAS, PIN_ROOT "/steer");
+/* SAs of which ESP in UDP came from elsewhere than the entry says. Written here, taken out by user space. */
+BPF_TABLE_PINNED("hash", struct sa_key, u32, moved, MAX_MOVED, PIN_ROOT "/moved");
 BPF_TABLE_PINNED("percpu_array", u32, struct steer_count, steer_counts, MAX_SAS, PIN_ROOT "/steer_counts");
 BPF_TABLE_PINNED("hash", struct sa_key, u32, guard_owner, MAX_SAS, PIN_ROOT "/guard_owner");
 BPF_TABLE_PINNED("hash", struct sa_key, struct guard_record, guard_seen, MAX_SAS, PIN_ROOT "/guard_seen");
@@ -61,3 +67,10 @@ BPF_TABLE_PINNED("hash", struct address, u32, local_addresses, MAX_ADDRESSES, PI
  * to_vpp. A slot that is empty, or an interface without one, is REASON_NO_DOCK: the kernel takes the packet. */
 BPF_TABLE_PINNED("array", u32, struct exit_slot, exit_slots, MAX_EXIT_SLOTS, PIN_ROOT "/exit_slots");
 BPF_TABLE_PINNED("prog", u32, u32, exits, MAX_DOCKS, PIN_ROOT "/exits");
+
+static __always_inline u64 control_value(u32 slot)
+{
+	u64 *value = control.lookup(&slot);
+
+	return value ? *value : 0;
+}

@@ -28,6 +28,7 @@
 #define SHAPE_DF		0x20	/* IPv4, must not be fragmented */
 #define SHAPE_IPV6		0x40
 #define SHAPE_SOURCE_ROUTE	0x80	/* IPv6 routing header of type 0 (RFC 5095) */
+#define SHAPE_UDP		0x100	/* ESP in UDP, set by parse_esp() */
 
 struct vlan_tag {
 	__be16 tci;
@@ -58,6 +59,7 @@ struct packet {
 	u32 length;		/* what the IP header says, header included */
 	__be32 fragment_id;
 	__be16 tci;
+	__be16 sport;		/* of SHAPE_UDP */
 	u8 ttl;
 	u8 protocol;		/* of what the cursor is at after parse_ip() */
 };
@@ -198,6 +200,18 @@ static __always_inline u32 parse_spi(struct packet *pkt)
 	return NEXT;
 }
 
+/* charon's ports for NAT traversal: 4500, and up to four others that SAs of this machine have. */
+static __always_inline bool is_nat_t(__be16 port)
+{
+	u64 others;
+
+	if (port == htons(PORT_NAT_T))
+		return true;
+	others = control_value(CONTROL_NAT_T_PORTS);
+	return others && port && (port == (__be16)others || port == (__be16)(others >> 16) ||
+				  port == (__be16)(others >> 32) || port == (__be16)(others >> 48));
+}
+
 /* Our port of the pair is the destination of what comes in and the source of what goes out. */
 static __always_inline u32 parse_udp(struct packet *pkt, bool outbound)
 {
@@ -212,7 +226,7 @@ static __always_inline u32 parse_udp(struct packet *pkt, bool outbound)
 	ours = outbound ? udp->source : udp->dest;
 	if (ours == htons(PORT_IKE))
 		return REASON_IKE;
-	if (ours != htons(PORT_NAT_T))
+	if (!is_nat_t(ours))
 		return REASON_NOT_ESP;
 	/* The UDP length, not the frame's end: short frames are padded. */
 	length = ntohs(udp->len);
@@ -225,6 +239,8 @@ static __always_inline u32 parse_udp(struct packet *pkt, bool outbound)
 	if (length < sizeof(*udp) + ESP_MINIMUM)
 		return REASON_TRUNCATED;
 	pkt->cursor = marker;
+	pkt->sport = udp->source;
+	pkt->shape |= SHAPE_UDP;
 	return parse_spi(pkt);
 }
 

@@ -17,6 +17,8 @@ class DropReason(StrEnum):
     """Another EtherType (ARP, LLDP, a second VLAN tag): nothing for an ESP engine."""
     NOT_ESP = "not_esp"
     """IP, but not ESP, on a WAN interface: steering sent what it should not have."""
+    ENCAPSULATION = "encapsulation"
+    """ESP in UDP of an SA that is to be bare, or the other way round, which the kernel refuses as well."""
     FRAGMENT = "fragment"
     """An outer fragment: fragments belong to the kernel."""
     UNKNOWN_SA = "unknown_sa"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Protocol
 
 import cryptography
@@ -128,7 +128,7 @@ class SoftEngine:
     async def update(self, obj: EngineObject) -> None:
         """Replace an object: a packet meets either the old state or the new one. Raises EngineError.
 
-        Of an SA only the outer source can change; counters and sequence numbers go on.
+        Of an SA only the outer source and the UDP ports can change; counters and sequence numbers go on.
         """
         self._change(lambda: self._store.update(obj))
 
@@ -139,6 +139,10 @@ class SoftEngine:
     async def counters(self) -> Mapping[SaKey, Counters]:
         """Traffic per SA. Inbound: authentic packets, also those that the selectors then refused."""
         return self._store.counters
+
+    async def received(self, keys: Collection[SaKey]) -> Mapping[SaKey, int]:
+        """The tops of their replay windows."""
+        return self._store.received(keys)
 
     def _change(self, change: Callable[[], None]) -> None:
         if self._datapath is None:
@@ -173,7 +177,7 @@ class SoftEngine:
         return Capabilities(
             algorithms=supported_algorithms(),
             esn=True,
-            udp_encap=False,
+            udp_encap=True,
             max_replay_window=MAX_REPLAY_WINDOW,
             steers=True,
             note=f"reference engine in Python with cryptography {cryptography.__version__}, for laboratories",

@@ -18,19 +18,23 @@ from ipsec_gw.engines.soft.packets import (
     PROTOCOL_IPIP,
     PROTOCOL_IPV6,
     PROTOCOL_NONE,
+    PROTOCOL_UDP,
+    UDP_BYTES,
     IpPacket,
     OuterHeader,
     build_outer,
+    build_udp,
     congestion_mark,
     ethertype_of,
     ip_header_bytes,
     parse_frame,
     parse_ipv4,
     parse_ipv6,
+    parse_udp,
 )
 from ipsec_gw.engines.soft.sa import InboundSa, OutboundSa
 from ipsec_gw.model.ids import IpNetwork
-from ipsec_gw.model.objects import Selector
+from ipsec_gw.model.objects import Selector, UdpEncap
 
 _INNER_PARSERS = {PROTOCOL_IPIP: parse_ipv4, PROTOCOL_IPV6: parse_ipv6}
 
@@ -100,21 +104,28 @@ class Emission:
 
 @dataclass(frozen=True, slots=True)
 class InboundPath:
-    """An SA that receives, and what may come out of it."""
+    """An SA that receives, bare or in UDP, and what may come out of it."""
 
     sa: InboundSa
     matches: tuple[Match, ...]
+    encapsulated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class OutboundPath:
-    """Plaintext that matches goes into ``sa``, between these outer addresses, out of ``port``."""
+    """Plaintext that matches goes into ``sa``, between these outer addresses (and UDP ports), out of ``port``."""
 
     match: Match
     sa: OutboundSa
     source: bytes
     destination: bytes
     port: Port
+    encap: UdpEncap | None = None
+
+    @property
+    def header_bytes(self) -> int:
+        """What goes in front of the ESP packet."""
+        return ip_header_bytes(self.source) + (UDP_BYTES if self.encap else 0)
 
 
 WireKey = tuple[bytes, int]
@@ -147,6 +158,8 @@ class Forwarding:
         path = self.inbound.get((outer.destination, int.from_bytes(packet[:4], "big")))
         if path is None:
             raise Dropped(DropReason.UNKNOWN_SA)
+        if path.encapsulated != (outer.protocol == PROTOCOL_UDP):
+            raise Dropped(DropReason.ENCAPSULATION)
         inner = _inner_of(path.sa.open(packet))
         path.sa.count(len(inner.data))
         if not any(inner in match for match in path.matches):
@@ -162,9 +175,11 @@ class Forwarding:
         path = next((path for path in self.outbound if inner in path.match), None)
         if path is None:
             raise Dropped(DropReason.NO_TUNNEL)
-        if ip_header_bytes(path.source) + sealed_length(len(inner.data)) > path.port.mtu:
+        if path.header_bytes + sealed_length(len(inner.data)) > path.port.mtu:
             raise Dropped(DropReason.TOO_BIG)
         packet = path.sa.seal(EspPayload(inner.encapsulated_as, inner.data))
+        if path.encap is not None:
+            packet = build_udp(path.encap.source_port, path.encap.destination_port, len(packet)) + packet
         return path.port.emit(build_outer(_outer_of(path, inner), len(packet)) + packet, ethertype_of(path.source))
 
 
@@ -177,7 +192,7 @@ def _outer_of(path: OutboundPath, inner: IpPacket) -> OuterHeader:
     return OuterHeader(
         source=path.source,
         destination=path.destination,
-        protocol=PROTOCOL_ESP,
+        protocol=PROTOCOL_UDP if path.encap else PROTOCOL_ESP,
         traffic_class=inner.traffic_class,
         dont_fragment=inner.dont_fragment,
         identification=next(_identifications) & 0xFFFF,
@@ -185,7 +200,9 @@ def _outer_of(path: OutboundPath, inner: IpPacket) -> OuterHeader:
 
 
 def _esp_of(outer: IpPacket) -> bytes:
-    """The ESP packet in an outer packet. UDP encapsulation (RFC 3948) is to be taken off here once it is offered."""
+    """The ESP packet in an outer packet, bare or in UDP (RFC 3948); IKE and keepalives are no ESP of any SA."""
+    if outer.protocol == PROTOCOL_UDP:
+        return parse_udp(outer.payload)
     if outer.protocol != PROTOCOL_ESP:
         raise Dropped(DropReason.NOT_ESP)
     return outer.payload

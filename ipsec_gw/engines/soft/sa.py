@@ -60,6 +60,11 @@ class InboundSa:
         """Traffic since the SA was created."""
         return self._tally.read()
 
+    @property
+    def top(self) -> int:
+        """The highest sequence number accepted so far, 0 before the first packet."""
+        return self._window.top
+
 
 class OutboundSa:
     """Sequence number, key and counters of an SA that sends. Raises EngineError for a key that does not fit."""

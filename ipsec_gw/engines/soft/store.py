@@ -5,7 +5,7 @@ Every method either does all of what it says or raises EngineError and does noth
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -56,6 +56,10 @@ class Store:
         living: dict[SaKey, LiveSa] = {**self._inbound, **self._outbound}
         return MappingProxyType({key: sa.counters for key, sa in living.items()})
 
+    def received(self, keys: Collection[SaKey]) -> Mapping[SaKey, int]:
+        """The highest sequence number that each of these inbound SAs accepted."""
+        return {key: self._inbound[key].top for key in keys if key in self._inbound}
+
     def create(self, obj: EngineObject) -> None:
         """Add an object. Raises EngineError, UsedKeyError."""
         if obj.key in self._objects:
@@ -97,10 +101,7 @@ class Store:
         self._rebuild()
 
     def _create_sa(self, sa: EngineSa) -> None:
-        if sa.encap is not None:
-            raise EngineError(
-                f"{_name(sa.key)} is UDP-encapsulated, which the soft engine cannot do - leave it to the kernel"
-            )
+        _check_ports(sa)
         if not 0 <= sa.replay_window <= MAX_REPLAY_WINDOW:
             raise EngineError(
                 f"{_name(sa.key)}: replay window {sa.replay_window} is impossible - use at most {MAX_REPLAY_WINDOW}"
@@ -127,9 +128,17 @@ class Store:
             self._keys = {fingerprint: owner for fingerprint, owner in self._keys.items() if owner != key}
 
     def _check_same_sa(self, present: EngineObject, sa: EngineSa) -> None:
-        """Only the outer source may move (MOBIKE): all else belongs to the key and its numbers."""
-        if not isinstance(present, EngineSa) or replace(present, source=sa.source) != sa:
-            raise EngineError(f"{_name(sa.key)}: only the source of an SA can change - delete it and create a new one")
+        """Only outer source and UDP ports may move (MOBIKE, NAT): all else belongs to the key and its numbers."""
+        _check_ports(sa)
+        if (
+            not isinstance(present, EngineSa)
+            or replace(present, source=sa.source, encap=sa.encap) != sa
+            or (present.encap is None) != (sa.encap is None)
+        ):
+            raise EngineError(
+                f"{_name(sa.key)}: only the source and the UDP ports of an SA can change - delete it and create a"
+                " new one"
+            )
         if sa.source.version != sa.key.destination.version:
             raise EngineError(f"{_name(sa.key)}: source {sa.source} is of another family - check `ip xfrm state`")
 
@@ -177,7 +186,10 @@ class Store:
         for tunnel in self._tunnels():
             matches = tuple(Match.inbound(selector) for selector in tunnel.selectors)
             for key in tunnel.inbound:
-                inbound[key.destination.packed, key.spi] = InboundPath(self._inbound[key], matches)
+                sa = self._objects[key]
+                assert isinstance(sa, EngineSa)
+                path = InboundPath(self._inbound[key], matches, encapsulated=sa.encap is not None)
+                inbound[key.destination.packed, key.spi] = path
             outbound.extend(self._outbound_paths(tunnel))
         self._forwarding = Forwarding.build(inbound, outbound, self._up)
 
@@ -194,9 +206,20 @@ class Store:
                 source=sa.source.packed,
                 destination=sa.key.destination.packed,
                 port=port,
+                encap=sa.encap,
             )
             for selector in tunnel.selectors
         ]
+
+
+def _check_ports(sa: EngineSa) -> None:
+    """Raises EngineError for encapsulation that is not RFC 3948's over IPv4: a UDP port of 0, or IPv6, whose UDP must
+    have a checksum (RFC 8200 §8.1).
+    """
+    if sa.encap is not None and sa.key.destination.version != 4:
+        raise EngineError(f"{_name(sa.key)} is encapsulated in UDP over IPv6 - leave it to the kernel")
+    if sa.encap is not None and 0 in {sa.encap.source_port, sa.encap.destination_port}:
+        raise EngineError(f"{_name(sa.key)} is encapsulated in UDP with port 0 - leave it to the kernel")
 
 
 def _fingerprint(sa: EngineSa) -> int:

@@ -42,6 +42,8 @@ def scenarios() -> dict[str, Scenario]:
     from ipsec_gw.lab.scenarios.firewall_plain import run as run_firewall_plain  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.ipv6 import run as run_ipv6  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.junk import run as run_junk  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.nat_t import run as run_nat_t  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.roadwarriors import run as run_roadwarriors  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.site_to_site import run as run_site_to_site  # noqa: PLC0415
 
     known = (
@@ -55,6 +57,18 @@ def scenarios() -> dict[str, Scenario]:
             "ipv6",
             "the same with IPv6: inside of IPv4, of IPv6 and around IPv4, and both versions in one tunnel",
             (Part("tunnels", topology.two_families, run_ipv6),),
+            baseline=True,
+        ),
+        Scenario(
+            "nat-t",
+            "one gateway behind a NAT that forgets its mappings under traffic and chooses others",
+            (Part("tunnel", topology.behind_nat, run_nat_t),),
+            baseline=True,
+        ),
+        Scenario(
+            "roadwarriors",
+            "three clients with virtual addresses, two of them behind one NAT, which then maps them anew",
+            (Part("tunnels", topology.roadwarriors, run_roadwarriors),),
             baseline=True,
         ),
         Scenario(

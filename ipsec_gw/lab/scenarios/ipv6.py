@@ -14,7 +14,8 @@ from ipsec_gw.lab.scenarios.site_to_site import (
     bracketed_exchange,
     bring_up,
     carry,
-    conclude,
+    finish,
+    leave,
     quiet,
     rekey_under_traffic,
     set_up,
@@ -71,13 +72,14 @@ async def run(lab: Lab) -> None:
     for shape in SHAPES:
         sites = shape.sites(lab)
         if story is None:
-            story = await set_up(lab, *sites)
+            story = await set_up(lab, sites)
         else:
             with lab.step(f"{shape.name}: load the configuration"):
                 await all_of(story.a.reconfigure(sites[0]), story.b.reconfigure(sites[1]))
         tunnels.append(await _play(story, shape))
     if story is not None:
-        await conclude(story, tunnels)
+        finish(story, tunnels)
+        await leave(story)
 
 
 async def _play(story: Story, shape: Shape) -> Evidence:

@@ -66,6 +66,11 @@ class Story:
     talkers: tuple[Talkers, ...] = ()
     next_flow: int = 1
 
+    @property
+    def initiator(self) -> Swan:
+        """Who can reach the other: behind a NAT it is gateway B."""
+        return self.b if Role.NAT in self.lab.topology.roles else self.a
+
     def drain(self) -> None:
         """Take in everything that waits in sockets."""
         self.wan.drain()
@@ -76,27 +81,35 @@ class Story:
 
 async def run(lab: Lab) -> None:
     """Play it."""
-    sites = (site_of(lab.topology, role, lab.options.proposal) for role in (Role.GATEWAY_A, Role.GATEWAY_B))
-    ends = (lab.host(Role.CLIENT, HOST), lab.host(Role.SERVER, HOST), lab.host(Role.GATEWAY_A, LAN))
-    story = await set_up(lab, *sites)
-    start_flows(story, Talkers(*ends))
+    story = await set_up(lab)
     evidence = Evidence()
     flow_marks = await bring_up(story, evidence)
     await carry(story, evidence)
     await bracketed_exchange(story, "payload exchange")
-    await rekey_under_traffic(story, evidence, (story.a, story.b))
+    await rekey_under_traffic(story, evidence)
     await bracketed_exchange(story, "payload exchange after the rekeys")
+    await conclude(story, evidence, flow_marks)
+
+
+async def conclude(story: Story, evidence: Evidence, flow_marks: tuple[int, ...]) -> None:
+    """Take the tunnel down, judge everything that was captured, and leave."""
+    lab = story.lab
     await quiet(story)
     for flow, mark in zip(story.flows, flow_marks, strict=True):
         lab.note(f"UDP {flow.source} -> {flow.destination} since the tunnel is up: {flow.tally(mark)}")
     await terminate(story, evidence)
-    await conclude(story, [evidence])
+    finish(story, [evidence])
+    await leave(story)
 
 
-async def conclude(story: Story, tunnels: Sequence[Evidence]) -> None:
-    """What the captures tell, and the gateway's way out."""
+def finish(story: Story, tunnels: Sequence[Evidence]) -> None:
+    """What the captures tell of these tunnels."""
+    judge_capture(story.lab, tunnels, story.wan, story.lans, story.diaries)
+
+
+async def leave(story: Story) -> None:
+    """Note the kernels' errors, and take the gateway's way out."""
     lab = story.lab
-    judge_capture(lab, tunnels, story.wan, story.lans, story.diaries)
     for swan in (story.a, story.b):
         lab.note(f"IPsec error counters of {swan.site.identity}: {xfrm_errors(swan.site.namespace) or 'all 0'}")
     if story.gateway is not None:
@@ -109,8 +122,8 @@ def _wan_frames(story: Story) -> int:
     return sum(len(capture.frames) for capture in story.wan.captures)
 
 
-async def set_up(lab: Lab, site_a: Site, site_b: Site) -> Story:
-    """Both strongSwans and ipsec-gw, and everything that watches them."""
+async def set_up(lab: Lab, sites: Sequence[Site] = ()) -> Story:
+    """Both strongSwans and ipsec-gw, and everything that watches them; hosts talk IPv4 unless ``sites`` are given."""
     topology = lab.topology
     wan = Captures([lab.capture(Role.WAN, "to-a"), lab.capture(Role.WAN, "to-b")])
     lans = Captures([lab.capture(Role.CLIENT, HOST), lab.capture(Role.SERVER, HOST)])
@@ -123,14 +136,19 @@ async def set_up(lab: Lab, site_a: Site, site_b: Site) -> Story:
     for captures in (wan, lans):
         task = asyncio.create_task(captures.keep_draining())
         lab.stack.callback(task.cancel)
-    a, b = [await start_swan(lab, site) for site in (site_a, site_b)]
+    known = sites or [site_of(topology, role, lab.options.proposal) for role in (Role.GATEWAY_A, Role.GATEWAY_B)]
+    a, b = [await start_swan(lab, site) for site in known]
     gateway = _gateway(lab, a)
     with lab.step("start two strongSwans" + (" and ipsec-gw" if gateway else "")):
         await all_of(a.load(), b.load(), *([gateway.start()] if gateway else []))
         await receive_on_one_processor(b.site.namespace, WAN)
     for pid in gateway.pids if gateway else ():
         lab.watch_process(pid)
-    return Story(lab, a, b, gateway, wan, lans, (diaries[0], diaries[1]))
+    story = Story(lab, a, b, gateway, wan, lans, (diaries[0], diaries[1]))
+    if not sites:
+        ends = (lab.host(Role.CLIENT, HOST), lab.host(Role.SERVER, HOST), lab.host(Role.GATEWAY_A, LAN))
+        start_flows(story, Talkers(*ends))
+    return story
 
 
 def _gateway(lab: Lab, a: Swan) -> GatewayUnderTest | None:
@@ -159,7 +177,7 @@ async def bring_up(story: Story, evidence: Evidence) -> tuple[int, ...]:
     lab, flows = story.lab, story.flows
     await until(lambda: all(flow.next >= 10 for flow in flows), 30.0, "traffic before IKE")
     with lab.step("initiate the tunnel"):
-        await story.a.initiate()
+        await story.initiator.initiate()
     story.drain()
     evidence.up = [len(capture.frames) for capture in story.wan.captures]
     marks = tuple(flow.next for flow in flows)
@@ -202,12 +220,12 @@ async def quiet(story: Story) -> None:
         await asyncio.sleep(0.05)
 
 
-def _resume(story: Story) -> None:
+def resume(story: Story) -> None:
     for flow in story.flows:
         flow.resume()
 
 
-def _packets(story: Story) -> list[EspPacket]:
+def packets(story: Story) -> list[EspPacket]:
     story.drain()
     return [packet for capture in story.wan.captures for packet in esp_packets(capture.frames)]
 
@@ -218,17 +236,17 @@ async def bracketed_exchange(story: Story, name: str) -> None:
     with lab.step(f"{name}: wait for silence and read counters"):
         await quiet(story)
         before = await _read(gateway) if gateway else None
-        wire_before = count_by_sa(_packets(story))
+        wire_before = count_by_sa(packets(story))
     with lab.step(name):
         for talkers in story.talkers:
             await _exchange(lab, name, talkers)
         await quiet(story)
-    carried = count_by_sa(_packets(story)) - wire_before
+    carried = count_by_sa(packets(story)) - wire_before
     if gateway is not None and before is not None:
         with lab.step(f"{name}: read counters"):
             after = await _read(gateway)
         judge_counters(lab, name, before, after, carried)
-    _resume(story)
+    resume(story)
 
 
 async def _read(gateway: GatewayUnderTest) -> Reading:
@@ -254,23 +272,24 @@ async def _exchange(lab: Lab, name: str, talkers: Talkers) -> None:
                 lab.check(f"{name}: {what}", False, "payloads come back unchanged", error)
 
 
-def _spis(story: Story) -> frozenset[int]:
+def spis(story: Story) -> frozenset[int]:
     return frozenset(sa.spi for sa in dump(story.a.site.namespace))
 
 
 def _only_new(story: Story, old: frozenset[int]) -> bool:
-    now = _spis(story)
+    now = spis(story)
     return len(now) == 2 and not now & old
 
 
-async def rekey_under_traffic(story: Story, evidence: Evidence, initiators: Sequence[Swan]) -> None:
-    """A rekey from each of them, and not a packet lost."""
+async def rekey_under_traffic(story: Story, evidence: Evidence, initiators: Sequence[Swan] = ()) -> None:
+    """A rekey from each of them, by default from both, and not a packet lost."""
     lab = story.lab
     await until(lambda: all(flow.next > 0 for flow in story.flows), 5.0, "steady traffic")
     marks = [flow.next for flow in story.flows]
+    initiators = initiators or (story.a, story.b)
     for swan in initiators:
         with lab.step(f"rekey from {swan.site.identity} under steady traffic"):
-            old = _spis(story)
+            old = spis(story)
             await swan.rekey()
             # charon keeps the old inbound SA for delete_rekeyed_delay (5 s): the rekey is over when that has gone.
             await until(partial(_only_new, story, old), REKEY_SECONDS, "new SAs alone")
@@ -285,11 +304,11 @@ async def rekey_under_traffic(story: Story, evidence: Evidence, initiators: Sequ
             "0 lost, 0 twice, 0 corrupted",
             tally,
         )
-    _resume(story)
+    resume(story)
 
 
 async def _carried_again(story: Story, gateway: GatewayUnderTest, evidence: Evidence) -> None:
-    current = _spis(story)
+    current = spis(story)
     sas = await gateway.sas_when(
         lambda sas: {sa.spi for sa in sas} == current and all(sa.state == gateway.engine for sa in sas),
         REKEY_SECONDS,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from ipsec_gw.lab.context import Lab
 from ipsec_gw.lab.gateway import GatewayUnderTest
-from ipsec_gw.lab.strongswan import Site, Swan
+from ipsec_gw.lab.strongswan import Party, Swan
 
 
-async def start_swan(lab: Lab, site: Site) -> Swan:
+async def start_swan(lab: Lab, site: Party) -> Swan:
     """A charon of its own; it answers once :meth:`Swan.load` returned."""
     swan = await Swan.start(site, lab.session.run_dir / site.identity)
     lab.stack.push_async_callback(swan.stop)

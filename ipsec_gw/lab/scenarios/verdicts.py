@@ -10,7 +10,8 @@ from ipsec_gw.lab.capture import Captures, Frame, header
 from ipsec_gw.lab.context import Lab
 from ipsec_gw.lab.gateway import GuardCount, ShownSa, Status, SteerCount
 from ipsec_gw.lab.kernel_sas import SaDiary
-from ipsec_gw.lab.topology import HOST, LAN, WAN, Role
+from ipsec_gw.lab.sites import seen_addresses
+from ipsec_gw.lab.topology import HOST, LAN, Role
 from ipsec_gw.lab.wire import (
     Opening,
     clear_packets,
@@ -150,7 +151,7 @@ def _judge_opening(lab: Lab, opening: Opening, packets: int) -> None:
 def _judge_inner(lab: Lab, opening: Opening, lans: Captures) -> None:
     """Hold what was inside against what the hosts sent and received."""
     client, server = lans.captures
-    ends_a, ends_b = (lab.topology.addresses(role, WAN) for role in (Role.GATEWAY_A, Role.GATEWAY_B))
+    ends_a, ends_b = (seen_addresses(lab.topology, role) for role in (Role.GATEWAY_A, Role.GATEWAY_B))
     client_addresses = lab.topology.addresses(Role.CLIENT, HOST)
     to_b = [item.inner for item in opening.opened if item.esp.source in ends_a]
     to_a = [item.inner for item in opening.opened if item.esp.source in ends_b]

@@ -1,0 +1,170 @@
+"""Which tunnel plaintext goes into, as VPP's FIB decides it: by destination, and where tunnels share one by source too.
+
+The decision is exact because no packet may match two tunnels (:meth:`EncapMap.conflict`; strongSwan's policies decide
+between those that overlap, and `desired` leaves the loser to the kernel). A destination that one tunnel alone has is a
+plain route to it. One that several have, or that lies inside another tunnel's, leads to a table of its own, in which
+the *source* is looked up: of all destinations that contain it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass
+
+from ipsec_gw.errors import EngineError
+from ipsec_gw.model.ids import IpNetwork
+from ipsec_gw.model.objects import Selector
+from vpp_conf.descriptors.route import ENCAP_TABLE, SHARED_TABLES, Route
+
+_NONE: frozenset[Selector] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What :meth:`EncapMap.put` did: ``affected`` destinations may have other routes now, the rest is to undo it."""
+
+    interface: int
+    affected: frozenset[IpNetwork]
+    former: frozenset[Selector]
+    former_tables: Mapping[IpNetwork, int]
+
+
+class EncapMap:
+    """The selectors of all tunnels, by ``sw_if_index``, and the routes that follow. Pure."""
+
+    def __init__(
+        self, tunnels: Mapping[int, frozenset[Selector]] | None = None, tables: Mapping[IpNetwork, int] | None = None
+    ) -> None:
+        """``tables`` are those that VPP has already, by the destination that leads to them. Raises EngineError."""
+        self._selectors: dict[int, frozenset[Selector]] = {}
+        self._ways: dict[IpNetwork, dict[IpNetwork, int]] = {}
+        self._ordered: list[_Key] = []
+        self._networks: dict[_Key, IpNetwork] = {}
+        self._lengths: Counter[tuple[int, int]] = Counter()
+        self._tables = dict(tables or {})
+        for interface, selectors in (tunnels or {}).items():
+            self._replace(interface, _NONE, selectors)
+        self._assign_tables(self._ways.keys() | self._tables.keys())
+
+    def selectors(self, interface: int) -> frozenset[Selector]:
+        """What leads to this tunnel."""
+        return self._selectors.get(interface, _NONE)
+
+    def all_routes(self) -> dict[IpNetwork, frozenset[Route]]:
+        """The routes of every destination."""
+        return {destination: self.routes(destination) for destination in self._ways}
+
+    def conflict(self, interface: int | None, selectors: Iterable[Selector]) -> tuple[Selector, int] | None:
+        """The first of these selectors that has packets in common with another tunnel, and that tunnel."""
+        for selector in selectors:
+            for destination in (*self._around(selector.destination), *self._inside(selector.destination)):
+                for source, other in self._ways[destination].items():
+                    if other != interface and source.overlaps(selector.source):
+                        return selector, other
+        return None
+
+    def put(self, interface: int, selectors: frozenset[Selector]) -> Change:
+        """Give a tunnel these selectors, none to forget it.
+
+        Raises EngineError, and changes nothing, if too many destinations are shared.
+        """
+        former, tables = self.selectors(interface), dict(self._tables)
+        touched = frozenset(selector.destination for selector in former ^ selectors)
+        self._replace(interface, former, selectors)
+        affected = touched.union(*(self._inside(destination) for destination in touched))
+        change = Change(interface, affected, former, tables)
+        try:
+            self._assign_tables(affected)
+        except EngineError:
+            self.undo(change)
+            raise
+        return change
+
+    def undo(self, change: Change) -> None:
+        """Take the last change back."""
+        self._replace(change.interface, self.selectors(change.interface), change.former)
+        self._tables = dict(change.former_tables)
+
+    def routes(self, destination: IpNetwork) -> frozenset[Route]:
+        """All routes that packets for this destination need; none if no tunnel has it."""
+        if destination not in self._ways:
+            return frozenset()
+        table = self._tables.get(destination)
+        ways = self._all_ways(destination)
+        if table is None:
+            return frozenset({Route(ENCAP_TABLE, destination, next(iter(ways.values())))})
+        by_source = (Route(table, source, interface) for source, interface in ways.items())
+        return frozenset({Route(ENCAP_TABLE, destination, by_source=table), *by_source})
+
+    def _replace(self, interface: int, former: frozenset[Selector], selectors: frozenset[Selector]) -> None:
+        for selector in former - selectors:
+            ways = self._ways[selector.destination]
+            del ways[selector.source]
+            if not ways:
+                self._drop(selector.destination)
+        for selector in selectors - former:
+            if selector.destination not in self._ways:
+                self._add(selector.destination)
+            self._ways[selector.destination][selector.source] = interface
+        if selectors:
+            self._selectors[interface] = selectors
+        else:
+            self._selectors.pop(interface, None)
+
+    def _add(self, destination: IpNetwork) -> None:
+        key = _key(destination)
+        self._ways[destination] = {}
+        self._networks[key] = destination
+        insort(self._ordered, key)
+        self._lengths[destination.version, destination.prefixlen] += 1
+
+    def _drop(self, destination: IpNetwork) -> None:
+        key = _key(destination)
+        del self._ways[destination]
+        del self._networks[key]
+        del self._ordered[bisect_left(self._ordered, key)]
+        self._lengths[destination.version, destination.prefixlen] -= 1
+
+    def _assign_tables(self, destinations: Set[IpNetwork]) -> None:
+        """A table for each that is shared, and for no other. Raises EngineError."""
+        shared = {one for one in destinations if one in self._ways and len(set(self._all_ways(one).values())) > 1}
+        for destination in destinations - shared:
+            self._tables.pop(destination, None)
+        for destination in sorted(shared - self._tables.keys(), key=_key):
+            taken = set(self._tables.values())
+            free = next((number for number in SHARED_TABLES if number not in taken), None)
+            if free is None:
+                raise EngineError(
+                    f"{destination} is shared by tunnels, and so are {len(SHARED_TABLES)} others already"
+                    " - leave it to the kernel"
+                )
+            self._tables[destination] = free
+
+    def _all_ways(self, destination: IpNetwork) -> dict[IpNetwork, int]:
+        """The tunnels by source of all destinations that contain this one."""
+        return {source: way for one in self._around(destination) for source, way in self._ways[one].items()}
+
+    def _around(self, network: IpNetwork) -> Iterator[IpNetwork]:
+        """The destinations that contain a network, itself included."""
+        for (version, length), count in self._lengths.items():
+            if count and version == network.version and length <= network.prefixlen:
+                wider = network.supernet(new_prefix=length)
+                if wider in self._ways:
+                    yield wider
+
+    def _inside(self, network: IpNetwork) -> Iterator[IpNetwork]:
+        """The destinations that lie inside a network and are narrower."""
+        version, first, length = _key(network)
+        start = bisect_left(self._ordered, (version, first, length + 1))
+        end = bisect_left(self._ordered, (version, int(network.broadcast_address) + 1, 0), lo=start)
+        return (self._networks[key] for key in self._ordered[start:end])
+
+
+_Key = tuple[int, int, int]
+"""Version, first address, prefix length: what lies inside a network follows it."""
+
+
+def _key(network: IpNetwork) -> _Key:
+    return network.version, int(network.network_address), network.prefixlen
