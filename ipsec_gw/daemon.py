@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import resource
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import structlog
 
 from ipsec_gw import __version__
 from ipsec_gw.config.model import Config, EngineChoice
+from ipsec_gw.engines.port import Counters
 from ipsec_gw.errors import IpsecGwError, XfrmError
 from ipsec_gw.firewall.keeper import Keeper
 from ipsec_gw.gateway import Gateway, Paths, build, check_machine, remove_everything, vpp_runs
 from ipsec_gw.ike.watcher import CharonWatcher
-from ipsec_gw.model.ids import EngineName
+from ipsec_gw.model.ids import EngineName, SaKey
+from ipsec_gw.model.snapshot import XfrmSa
+from ipsec_gw.model.warmth import NOTHING
 from ipsec_gw.observe import control, lock
 from ipsec_gw.observe.sdnotify import notify
 from ipsec_gw.observe.sessions import QUESTION as SESSIONS_QUESTION
-from ipsec_gw.observe.views import DockView, EngineView, GuardView, StatusView, SteerView, record_view, sa_view
+from ipsec_gw.observe.views import Carried, DockView, EngineView, GuardView, StatusView, SteerView, record_view, sa_view
+from ipsec_gw.ownership import hand
+from ipsec_gw.ownership.sentry import Sentry
 from ipsec_gw.reconcile.loop import reconcile_forever
+from xdp_steer.gateway import Steering
 
 log = structlog.get_logger()
 
@@ -36,6 +44,7 @@ _PACER_SECONDS = 0.1
 _LOOK_SECONDS = 1.0
 _MOVES_SECONDS = 0.25
 _CANCEL_SECONDS = 0.5
+_MOVE_SECONDS = 30.0
 
 
 class Ending(Enum):
@@ -50,17 +59,28 @@ class Daemon:
     """One run of the daemon: its tasks, and its answers to `show` and `off`.
 
     ``better`` tells that another engine has become available, so that the gateway should be built anew; ``read``
-    reads the configuration file again.
+    reads the configuration file again. ``hang_seconds`` is how long the engine may show no sign of life, 0 for ever.
+    ``run_dir`` is where the operator's hand is written down.
     """
 
     def __init__(
-        self, gateway: Gateway, charon: CharonWatcher, better: Callable[[], bool], read: Callable[[], Config] = Config
+        self,
+        gateway: Gateway,
+        charon: CharonWatcher,
+        better: Callable[[], bool],
+        read: Callable[[], Config] = Config,
+        hang_seconds: float = 0.0,
+        run_dir: Path = Path("/run/ipsec-gw"),
     ) -> None:
         self._gateway = gateway
+        self._run_dir = run_dir
+        self._hang_seconds = hang_seconds
         self._charon = charon
         self._better = better
         self._read = read
         self._stop = asyncio.Event()
+        self._lost = asyncio.Event()
+        self._pass_done = asyncio.Event()
         self._ending = Ending.STOP
         self._passes = 0
 
@@ -86,6 +106,8 @@ class Daemon:
                     tasks.create_task(self._watch_moves()),
                     tasks.create_task(self._pace_rekeys()),
                 ]
+                if self._gateway.plumbing is not None:
+                    running.append(tasks.create_task(self._sentry(self._gateway.plumbing.steering).run()))
                 if self._gateway.keeper is not None:
                     running.append(tasks.create_task(self._gateway.keeper.run()))
                 await self._stop.wait()
@@ -96,8 +118,8 @@ class Daemon:
         return self._ending
 
     async def answer(self, question: str) -> Any:
-        """Answer the control socket: ``sas``, ``status``, ``history``, ``sessions``, ``firewall``, ``reload``, ``plan``
-        or ``off``.
+        """Answer the control socket: ``sas``, ``status``, ``history``, ``sessions``, ``firewall``, ``reload``,
+        ``plan``, ``fallback``, ``return`` or ``off``.
         """
         match question:
             case "firewall" | "plan" | "reload":
@@ -110,9 +132,16 @@ class Daemon:
                 return (await self._status()).to_json()
             case "history":
                 return {"passes": [record_view(record) for record in self._gateway.reconciler.history]}
+            case _:
+                return await self._act(question)
+
+    async def _act(self, question: str) -> Any:
+        match question.partition(" ")[0]:
             case "off":
                 self._end(Ending.OFF)
                 return {}
+            case hand.FALLBACK | hand.RETURN:
+                return await self._move(question)
             case _:
                 raise IpsecGwError(f"the daemon does not know '{question}' - it is older than this command")
 
@@ -125,6 +154,21 @@ class Daemon:
                 "lostEvents": keeper.steering.lost_events(),
             }
         return await self._reload(apply=question == "reload")
+
+    async def _move(self, question: str) -> dict[str, Any]:
+        """To the kernel by the operator's hand, or back; answers how many SAs that concerns when it has been done."""
+        gateway, reconciler = self._gateway, self._gateway.reconciler
+        if gateway.plumbing is None:
+            raise IpsecGwError("the kernel carries everything already - no engine is in use")
+        moved = hand.answer(question, reconciler.settings.moved, reconciler.snapshot)
+        hand.save(self._run_dir, moved)
+        gateway.decide_by(replace(reconciler.settings, moved=moved))
+        with contextlib.suppress(TimeoutError):  # it goes on, and `show sas` tells
+            async with asyncio.timeout(_MOVE_SECONDS):
+                while reconciler.decided.moved != moved:
+                    self._pass_done.clear()
+                    await self._pass_done.wait()
+        return {"inKernel": len(reconciler.moved), "inSync": reconciler.in_sync}
 
     def _keeper(self) -> Keeper:
         if self._gateway.keeper is None:
@@ -140,14 +184,14 @@ class Daemon:
         if (config.firewall is None) is not (keeper is None):
             what = "takes the firewall away" if config.firewall is None else "brings a firewall"
             raise IpsecGwError(f"the configuration {what} - restart the daemon for that")
-        changes = list(reconciler.choices.changes(config.choices))
+        changes = list(reconciler.settings.choices.changes(config.choices))
         if keeper is not None and config.firewall is not None:
             changes += [str(change) for change in keeper.changes(config.firewall)]
         outlook = reconciler.outlook(config.choices)
         if apply:
             if keeper is not None and config.firewall is not None:
                 await keeper.apply(config.firewall)
-            self._gateway.choose(config.choices)
+            self._gateway.decide_by(replace(reconciler.settings, choices=config.choices))
         return {
             "changes": changes,
             "operations": [str(op) for op in outlook.due],
@@ -159,12 +203,13 @@ class Daemon:
         reconciler, link = self._gateway.reconciler, self._gateway.link
         now = {sa.key: sa for sa in await asyncio.to_thread(self._gateway.senses.kernel.sas)}
         await link.read_counters()
+        carried = _carried(self._gateway, now.values())
         rows = [
             sa_view(
                 replace(verdict, sa=now.get(verdict.sa.key, verdict.sa)),
                 reconciler.snapshot.names,
                 link.engine.name,
-                link.counters(),
+                carried,
             )
             for verdict in reconciler.decision.verdicts
         ]
@@ -207,6 +252,7 @@ class Daemon:
 
     def _after_pass(self) -> None:
         self._passes += 1
+        self._pass_done.set()
         state = "in sync" if self._gateway.reconciler.in_sync else "converging"
         carried = sum(1 for v in self._gateway.reconciler.decision.verdicts if not v.reason)
         status = f"STATUS={state}: {carried} of {len(self._gateway.reconciler.decision.verdicts)} SAs accelerated"
@@ -222,6 +268,15 @@ class Daemon:
             await self._gateway.moves.look()
             await asyncio.sleep(_MOVES_SECONDS)
 
+    def _sentry(self, steering: Steering) -> Sentry:
+        return Sentry(
+            self._gateway.link,
+            steering,
+            self._hang_seconds,
+            lost=self._engine_lost,
+            tell=self._gateway.reconciler.history.trouble,
+        )
+
     def _end(self, ending: Ending) -> None:
         self._ending = ending
         self._stop.set()
@@ -229,9 +284,11 @@ class Daemon:
     async def _look_at_engine(self) -> None:
         link, losses = self._gateway.link, 0
         while not self._better():
-            await link.look()
+            self._lost.clear()
+            rest = await self._keep_warm()
             if link.losses != losses:
                 losses = link.losses
+                await self._gateway.bury()
                 self._look_again()
             elif not link.up:
                 try:
@@ -239,9 +296,30 @@ class Daemon:
                     self._look_again()
                 except IpsecGwError as error:
                     self._gateway.reconciler.history.trouble(f"the engine cannot be opened: {error}")
-            await asyncio.sleep(_LOOK_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(rest):
+                    await self._lost.wait()
         log.info("another engine has become available")
         self._end(Ending.REBUILD)
+
+    async def _keep_warm(self) -> float:
+        """Look at the engine and let the kernel's copies follow; seconds until the next time."""
+        gateway, link = self._gateway, self._gateway.link
+        losses, heard = link.losses, await link.hear()
+        if gateway.guardian is None or not heard.counters:
+            return _LOOK_SECONDS
+        try:
+            tick = await asyncio.to_thread(
+                gateway.guardian.tick, heard, gateway.is_local, lambda: link.up and link.losses == losses
+            )
+        except XfrmError as error:
+            gateway.reconciler.history.trouble(f"charon does not see what the engine carries: {error}")
+            return _LOOK_SECONDS
+        return tick.rest(_LOOK_SECONDS)
+
+    def _engine_lost(self) -> None:
+        self._lost.set()
+        self._look_again()
 
     def _look_again(self) -> None:
         self._gateway.reconciler.distrust()
@@ -249,7 +327,7 @@ class Daemon:
 
     async def _pace_rekeys(self) -> None:
         while True:
-            key = self._gateway.reconciler.refusals.pacer.due(time.monotonic())
+            key = self._gateway.reconciler.refusals.pacer.due(time.monotonic(), self._gateway.reconciler.moved)
             if key is not None:
                 try:
                     self._gateway.senses.kernel.expire_soft(key)
@@ -257,6 +335,20 @@ class Daemon:
                 except XfrmError as error:
                     self._gateway.reconciler.history.trouble(f"charon was not asked for a rekey of SA {key}: {error}")
             await asyncio.sleep(_PACER_SECONDS)
+
+
+def _carried(gateway: Gateway, sas: Iterable[XfrmSa]) -> Mapping[SaKey, Carried]:
+    """What the engine carried of each SA, and the kernel past the guard."""
+    counters = gateway.link.counters()
+    passed = gateway.steering.guard_counters() if gateway.steering else {}
+    found = {}
+    for sa in sas:
+        total, guarded = counters.get(sa.key, Counters(0, 0)), passed.get(sa.key)
+        told = gateway.guardian.told(sa.key) if gateway.guardian else NOTHING
+        untold = Counters(max(total.packets - told.packets, 0), max(total.octets - told.octets, 0))
+        own = guarded.passed if guarded else max(sa.lifetime.packets - told.packets, 0)
+        found[sa.key] = Carried(total, untold, own)
+    return found
 
 
 async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
@@ -291,7 +383,14 @@ async def _run_once(config: Config, paths: Paths, read: Callable[[], Config]) ->
         stack.push_async_callback(charon.close)
         gateway = await build(config, paths, charon, stack)
         waits_for_vpp = config.gateway.engine is EngineChoice.AUTO and gateway.plumbing is None
-        daemon = Daemon(gateway, charon, lambda: waits_for_vpp and vpp_runs(paths), read)
+        daemon = Daemon(
+            gateway,
+            charon,
+            lambda: waits_for_vpp and vpp_runs(paths),
+            read,
+            hang_seconds=config.gateway.hang_seconds,
+            run_dir=paths.run_dir,
+        )
         server = await control.serve(paths.run_dir, daemon.answer)
         stack.callback(lambda: control.socket_path(paths.run_dir).unlink(missing_ok=True))
         stack.callback(server.close)
@@ -303,6 +402,8 @@ async def _run_once(config: Config, paths: Paths, read: Callable[[], Config]) ->
         ending = await daemon.run()
         if ending is Ending.OFF or gateway.link.engine.name is EngineName.SOFT:
             # The soft engine ends with this process: what it carries is the kernel's before it goes.
+            await gateway.link.read_counters()
+            await gateway.bury()
             await gateway.reconciler.withdraw()
         if ending is Ending.OFF:
             await remove_everything(paths)

@@ -13,7 +13,7 @@ from enum import StrEnum
 from ipsec_gw.lineages import Lineage, Precedence, lineages_of
 from ipsec_gw.model.algorithms import SALT_BYTES, EspAlgorithm
 from ipsec_gw.model.choices import Choices
-from ipsec_gw.model.ids import Direction, EngineName, IpNetwork, SaKey
+from ipsec_gw.model.ids import Direction, EngineName, IpNetwork, SaKey, TunnelId
 from ipsec_gw.model.objects import (
     MAX_INBOUND,
     MAX_NAT_T_PORTS,
@@ -58,12 +58,30 @@ class EngineOffer:
     absent: str = ""
 
 
+MOVED = "moved to the kernel by `ipsec-gw fallback`: `ipsec-gw return` gives it back"
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What the operator moved to the kernel for a while: everything, connections by name, tunnels."""
+
+    everything: bool = False
+    connections: frozenset[str] = frozenset()
+    tunnels: frozenset[TunnelId] = frozenset()
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The docked WAN interfaces, and what the operator decided."""
+    """The docked WAN interfaces, what the operator decided, and what is in the kernel for a while."""
 
     wan: frozenset[str] = frozenset()
     choices: Choices = field(default_factory=Choices)
+    moved: Moved = field(default_factory=Moved)
+
+    @property
+    def by_name(self) -> bool:
+        """True if the name of a connection can decide: then it has to be known before."""
+        return self.choices.by_name or bool(self.moved.connections)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +119,7 @@ def desired(
         reason = (
             offer.absent
             or settings.choices.keeps(names)
+            or _why_moved(lineage, names, settings.moved)
             or _why_not_policies(lineage, precedence)
             or _why_not_path(lineage, settings, snapshot)
             or _why_not_led(lineage, snapshot)
@@ -135,6 +154,11 @@ def _names(lineage: Lineage, snapshot: Snapshot) -> frozenset[str]:
     return frozenset(snapshot.names[sa.key.spi].connection for sa in lineage.sas if sa.key.spi in snapshot.names)
 
 
+def _why_moved(lineage: Lineage, names: frozenset[str], moved: Moved) -> str:
+    away = moved.everything or lineage.key in moved.tunnels or names & moved.connections
+    return MOVED if away else ""
+
+
 def _held(
     lineage: Lineage, names: frozenset[str], settings: Settings, snapshot: Snapshot, offer: EngineOffer
 ) -> tuple[Owner, str] | None:
@@ -142,7 +166,7 @@ def _held(
 
     What is still to be learned is no reason to give it to the kernel: used there, its key would be lost for the engine.
     """
-    if settings.choices.by_name and not names:
+    if settings.by_name and not names:
         return Owner.PENDING, "charon has not told yet which connection it belongs to"
     if observed := settings.choices.observes(names, lineage.key.remote):
         return Owner.KERNEL, f"engine {offer.name} could carry it, but {observed}"

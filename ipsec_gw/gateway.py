@@ -8,6 +8,7 @@ import os
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +16,26 @@ import structlog
 from pyroute2 import AsyncIPRoute
 
 from ipsec_gw.config.model import Config, EngineChoice
-from ipsec_gw.desired import Settings
+from ipsec_gw.desired import Moved, Settings
 from ipsec_gw.engines.kernel import KernelEngine
 from ipsec_gw.engines.port import Engine, EngineContext, Link
-from ipsec_gw.errors import EnvironmentMissing, IpsecGwError, XfrmError
+from ipsec_gw.errors import EngineUnavailable, EnvironmentMissing, IpsecGwError, XfrmError
 from ipsec_gw.firewall.keeper import Keeper, prepare
+from ipsec_gw.ike.aevent import StateSocket
 from ipsec_gw.ike.observer import Observer
 from ipsec_gw.ike.watcher import CharonWatcher
 from ipsec_gw.ike.xfrm import XfrmMonitor, XfrmSocket
 from ipsec_gw.mirror import proxy
 from ipsec_gw.mirror.changes import NetworkMonitor
 from ipsec_gw.mirror.kernel import Interface, KernelView
-from ipsec_gw.model.choices import Choices
 from ipsec_gw.model.ids import EngineName, SaKey
 from ipsec_gw.model.objects import ManagedObject, ObjectKey
 from ipsec_gw.model.snapshot import Snapshot
+from ipsec_gw.ownership import hand
 from ipsec_gw.ownership.bypass import Bypass, remove_bypass
 from ipsec_gw.ownership.engine_link import EngineLink
 from ipsec_gw.ownership.guard import GuardDriver
+from ipsec_gw.ownership.guardian import Guardian, expirer
 from ipsec_gw.ownership.lead import LeadDriver
 from ipsec_gw.ownership.moves import MoveWatch
 from ipsec_gw.ownership.refusals import Refusals
@@ -47,6 +50,9 @@ from vpp_conf.paths import VppPaths
 from xdp_steer.gateway import Role, Steering
 
 log = structlog.get_logger()
+
+
+NOT_MOVED = Moved()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +103,8 @@ class Plumbing:
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """Everything of one running gateway; ``plumbing`` and ``moves`` are None with the kernel engine, which only
-    watches, ``keeper`` without a firewall.
+    """Everything of one running gateway; ``plumbing``, ``moves`` and ``guardian`` are None with the kernel engine, that
+    only watches, ``keeper`` without a firewall.
     """
 
     senses: Senses
@@ -107,11 +113,25 @@ class Gateway:
     plumbing: Plumbing | None
     moves: MoveWatch | None = None
     keeper: Keeper | None = None
+    guardian: Guardian | None = None
 
-    def choose(self, choices: Choices) -> None:
-        """From now on the operator's decisions are these."""
-        self.senses.observer.names_decide = choices.by_name
-        self.reconciler.choose(choices)
+    def is_local(self, key: SaKey) -> bool:
+        """Whether an SA is inbound, as the last snapshot has it."""
+        return key.destination in self.reconciler.snapshot.local_addresses
+
+    async def bury(self) -> None:
+        """Give the kernel's copies the last counters of an engine that is gone, or is about to go."""
+        if self.guardian is None:
+            return
+        try:
+            await asyncio.to_thread(self.guardian.bury, self.link.counters(), self.is_local)
+        except XfrmError as error:
+            self.reconciler.history.trouble(f"charon does not see what the engine carried last: {error}")
+
+    def decide_by(self, settings: Settings) -> None:
+        """From the next pass on these hold."""
+        self.senses.observer.names_decide = settings.by_name
+        self.reconciler.settings = settings
         self.senses.dirty.set()
 
     @property
@@ -166,18 +186,36 @@ async def build(config: Config, paths: Paths, charon: CharonWatcher, stack: Asyn
             return gateway
         return replace(gateway, keeper=await _firewall_alone(config, paths, route, senses, charon, stack))
     wan = await find_wan(config, KernelView(route), charon)
+    adopting = paths.pins.exists()
     async with AsyncExitStack() as undo:
         plumbing, context = await _plumb(config, paths, wan, route, undo)
         undo.callback(plumbing.steering.close)
         engine = _engine(choice, context)
         undo.push_async_callback(engine.close)
-        link = EngineLink(engine)
-        await link.open()
+        moved = hand.load(paths.run_dir)
+        gateway = _join(config, senses, EngineLink(engine), plumbing, moved)
+        senses.observer.names_decide = gateway.reconciler.settings.by_name
+        await _open_engine(gateway.link, adopting=adopting)
         keeper = await _wall(config, plumbing.steering, wan, senses.kernel)
         undo.pop_all()
     stack.callback(plumbing.steering.close)
     stack.push_async_callback(engine.close)
-    return replace(_join(config, senses, link, plumbing), keeper=keeper)
+    return replace(gateway, keeper=keeper, guardian=_guardian(senses.kernel, gateway.reconciler.history, stack))
+
+
+def _guardian(kernel: XfrmSocket, history: History, stack: AsyncExitStack) -> Guardian:
+    return Guardian(stack.enter_context(StateSocket()), expirer(kernel, history.trouble))
+
+
+async def _open_engine(link: EngineLink, *, adopting: bool) -> None:
+    """Beside what an earlier life left, an engine may be away: what it had is given back, and it may come later."""
+    try:
+        await link.open()
+    except EngineUnavailable as error:
+        if not adopting:
+            raise
+        link.trouble = str(error)
+        log.warning("the engine is away", reason=link.trouble)
 
 
 def _open_steering(config: Config | None, pins: Path) -> Steering:
@@ -296,8 +334,10 @@ def _pipes(
     return Plumbing(steering, lead, wan, kernel_end.index), context
 
 
-def _join(config: Config, senses: Senses, link: EngineLink, plumbing: Plumbing | None) -> Gateway:
-    """Tie the parts together."""
+def _join(
+    config: Config, senses: Senses, link: EngineLink, plumbing: Plumbing | None, moved: Moved = NOT_MOVED
+) -> Gateway:
+    """Tie the parts together. ``moved`` is what the operator had moved to the kernel."""
     tracker: DeltaTracker[ObjectKey, ManagedObject] = DeltaTracker()
     drivers = Drivers(engine=link, guard=link, steer=link, lead=link)
     follow: Callable[[Snapshot, frozenset[SaKey]], None] | None = None
@@ -321,6 +361,7 @@ def _join(config: Config, senses: Senses, link: EngineLink, plumbing: Plumbing |
         senses.observer.limits = Bypass(senses.kernel, plumbing.up_index).ensure
         link.on_counters = guard.keep_ahead
         moves = MoveWatch(plumbing.steering, senses.kernel, received=link.received, tell=history.trouble)
+        link.on_open = partial(_begin, plumbing.steering, guard)
         readers = [link.retrieve, guard.retrieve, steer.retrieve, plumbing.lead.retrieve]
 
     async def retrieve() -> Mapping[ObjectKey, ManagedObject]:
@@ -329,7 +370,9 @@ def _join(config: Config, senses: Senses, link: EngineLink, plumbing: Plumbing |
     reconciler = Reconciler(
         source=senses.observer,
         link=link,
-        settings=Settings(frozenset(wan.name for wan in plumbing.wan) if plumbing else frozenset(), config.choices),
+        settings=Settings(
+            frozenset(wan.name for wan in plumbing.wan) if plumbing else frozenset(), config.choices, moved
+        ),
         tracker=tracker,
         executor=Executor(drivers, tracker),
         retrieve=retrieve,
@@ -338,6 +381,12 @@ def _join(config: Config, senses: Senses, link: EngineLink, plumbing: Plumbing |
         history=history,
     )
     return Gateway(senses, link, reconciler, plumbing, moves)
+
+
+async def _begin(steering: Steering, guard: GuardDriver) -> None:
+    """An engine has its sockets: it may be steered to, and the kernel takes nothing over until it goes."""
+    await guard.begin()
+    steering.set_engine(True)
 
 
 async def hand_back(paths: Paths) -> None:
@@ -361,6 +410,9 @@ async def hand_back(paths: Paths) -> None:
             await link.open()
             await link.look()
         gateway = _join(Config(), senses, link, plumbing)
+        guardian, here = _guardian(senses.kernel, gateway.reconciler.history, stack), await view.addresses()
+        with contextlib.suppress(XfrmError):
+            await asyncio.to_thread(guardian.bury, link.counters(), lambda key: key.destination in here)
         await gateway.reconciler.withdraw()
         for key in gateway.reconciler.refusals.reasons():
             with contextlib.suppress(XfrmError):  # it is gone already
@@ -375,5 +427,6 @@ async def remove_everything(paths: Paths) -> None:
             await LeadDriver(route, kernel_index=index, engine_name=ENGINE_END, engine_mac="").remove()
         remove_bypass()
         await asyncio.to_thread(Steering.remove_leftovers, paths.pins)
+        hand.forget(paths.run_dir)
         await remove_uplink(route)
         await remove_tunnel_port(route)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ipsec_gw.errors import EngineError, EngineUnavailable
-from vpp_conf.process import identify
+from vpp_conf.process import ProcessId, identify
 
 CLIENT_NAME = "ipsec-gw"
 REPLY_SECONDS = 10.0
@@ -55,6 +55,11 @@ class VppApi:
     def epoch(self) -> int:
         """Identity of the VPP process that was connected last: its start time and PID. 0 before the first."""
         return self._epoch
+
+    @property
+    def process(self) -> ProcessId:
+        """The VPP process that was connected last."""
+        return ProcessId(self._epoch & ((1 << PID_BITS) - 1), self._epoch >> PID_BITS)
 
     @property
     def version(self) -> str:

@@ -19,7 +19,7 @@ from typing import NoReturn
 from ipsec_gw.errors import EngineError, EngineUnavailable, EnvironmentMissing
 from vpp_conf.locate import VppInstallation, locate_vpp
 from vpp_conf.paths import VppPaths
-from vpp_conf.process import ProcessId, identify, service_of
+from vpp_conf.process import ProcessId, identify, recorded, service_of
 from vpp_conf.startup.drop_in import DropIn, Merged
 from vpp_conf.startup.expectation import expect, expectation_to_json
 from vpp_conf.startup.files import Files
@@ -335,12 +335,7 @@ def _log_tail(paths: VppPaths) -> str:
 
 
 def _running(paths: VppPaths) -> ProcessId | None:
-    try:
-        pid, start = paths.pid_file.read_text().split()
-        recorded = ProcessId(int(pid), int(start))
-    except (FileNotFoundError, ValueError):
-        return None
-    return recorded if recorded.is_alive() else None
+    return recorded(paths.pid_file)
 
 
 def _clean(paths: VppPaths) -> None:

@@ -60,6 +60,16 @@ def identify(pid: int) -> ProcessId | None:
     return None if fields[STATE_FIELD] in "ZX" else ProcessId(pid, int(fields[START_FIELD]))
 
 
+def recorded(pid_file: Path) -> ProcessId | None:
+    """The process that a PID file names (``PID START``), None if it has ended or the file is not there."""
+    try:
+        pid, start = pid_file.read_text().split()
+        found = ProcessId(int(pid), int(start))
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if found.is_alive() else None
+
+
 def service_of(pid: int) -> str | None:
     """The systemd service that a process belongs to, by its control group (``proc_pid_cgroup(5)``); None without one.
 

@@ -13,6 +13,8 @@ import struct
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from ipsec_gw.errors import EngineError, EngineUnavailable
 
 HEADER = struct.Struct("=6Q")
@@ -49,6 +51,7 @@ class StatsSegment:
             self._memory = mmap.mmap(descriptors[0], os.fstat(descriptors[0]).st_size, mmap.MAP_SHARED, mmap.PROT_READ)
         finally:
             os.close(descriptors[0])
+        self._places: dict[str, int] = {}
         version = self._header()[0]
         if version != SUPPORTED_VERSION:
             raise EngineError(f"VPP's stats segment has layout {version}, not {SUPPORTED_VERSION} - use another VPP")
@@ -74,7 +77,7 @@ class StatsSegment:
                 continue
             try:
                 rows = self._sum(name, kind, width)
-            except (struct.error, IndexError):
+            except (struct.error, IndexError, ValueError):
                 continue
             if self._header()[2:4] == before[2:4]:
                 return rows
@@ -82,22 +85,25 @@ class StatsSegment:
 
     def _sum(self, name: str, kind: int, width: int) -> list[tuple[int, ...]]:
         threads = self._offset(self._find(name, kind))
-        totals: list[list[int]] = []
+        rows = []
         for thread in range(self._length(threads)):
             row = self._offset(struct.unpack_from("=Q", self._memory, threads + 8 * thread)[0])
-            count = self._length(row)
-            values = struct.unpack_from(f"={count * width}Q", self._memory, row)
-            totals += [[0] * width for _ in range(count - len(totals))]
-            for position, value in enumerate(values):
-                totals[position // width][position % width] += value
-        return [tuple(total) for total in totals]
+            rows.append(np.frombuffer(self._memory, np.uint64, self._length(row) * width, row))
+        total = np.zeros(max((row.size for row in rows), default=0), np.uint64)
+        for values in rows:
+            total[: values.size] += values
+        return list(map(tuple, total.reshape(-1, width).tolist()))
 
     def _find(self, name: str, kind: int) -> int:
+        """The value of a counter's entry, which mostly is where it was last time."""
         directory = self._offset(self._header()[4])
+        entries = range(self._length(directory))
         wanted = name.encode()
-        for index in range(self._length(directory)):
+        likely = self._places.get(name, 0)
+        for index in (*([likely] if likely in entries else []), *entries):
             entry_kind, value, raw = ENTRY.unpack_from(self._memory, directory + index * ENTRY.size)
             if entry_kind == kind and raw.split(b"\0", 1)[0] == wanted:
+                self._places[name] = index
                 return int(value)
         raise EngineError(f"VPP has no counter {name} - this release names it differently")
 

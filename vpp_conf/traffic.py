@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from ipsec_gw.errors import EngineUnavailable
 from ipsec_gw.model.ids import SaKey
 from vpp_conf.descriptors.sa import SadEntry
 from vpp_conf.stats import Combined, StatsSegment
@@ -16,6 +17,7 @@ SPI_SEQUENCE_IV_BYTES = 16
 """ESP of the AEADs here: SPI 4, sequence number 4, IV 8 in front; pad length and next header, ICV behind."""
 
 TRAFFIC = "/net/ipsec/sa"
+RECEIVED = "/if/rx"
 FAILED = ("/net/ipsec/sa/err/decryption_failed", "/net/ipsec/sa/err/integ_error")
 
 
@@ -26,24 +28,38 @@ class Traffic(NamedTuple):
     octets: int
 
 
-def read_traffic(socket: Path, entries: Mapping[SaKey, SadEntry]) -> Mapping[SaKey, Traffic]:
-    """Without asking VPP's API. Raises EngineUnavailable if the stats socket is not served."""
-    if not entries:
-        return {}  # VPP makes the counters with its first SA
-    segment = StatsSegment(socket)
-    try:
-        totals = segment.combined(TRAFFIC)
-        failures = [segment.simple(name) for name in FAILED]
-    finally:
-        segment.close()
-    return {
-        key: inner_traffic(
-            entry.inbound,
-            totals[entry.stat_index] if entry.stat_index < len(totals) else Combined(0, 0),
-            sum(vector[entry.stat_index] for vector in failures if entry.stat_index < len(vector)),
-        )
-        for key, entry in entries.items()
-    }
+class TrafficReader:
+    """Reads one VPP's counters without asking VPP, also when it has died: the mapping keeps its memory alive."""
+
+    def __init__(self) -> None:
+        self._segment: StatsSegment | None = None
+
+    def open(self, socket: Path) -> None:
+        """Map the segment of the VPP that serves this socket now. Raises EngineUnavailable."""
+        self._segment = StatsSegment(socket)  # an earlier mapping goes with its last reader
+
+    def read(self, entries: Mapping[SaKey, SadEntry]) -> Mapping[SaKey, Traffic]:
+        """Traffic of these SAs of that VPP. Raises EngineUnavailable before :meth:`open`, else as the segment."""
+        if self._segment is None:
+            raise EngineUnavailable("VPP's stats segment is not mapped - open the engine first")
+        if not entries:
+            return {}  # VPP makes the counters with its first SA
+        totals = self._segment.combined(TRAFFIC)
+        failures = [self._segment.simple(name) for name in FAILED]
+        return {
+            key: inner_traffic(
+                entry.inbound,
+                totals[entry.stat_index] if entry.stat_index < len(totals) else Combined(0, 0),
+                sum(vector[entry.stat_index] for vector in failures if entry.stat_index < len(vector)),
+            )
+            for key, entry in entries.items()
+        }
+
+    def received(self) -> int:
+        """Packets that came in by all of VPP's interfaces since it started. Raises as :meth:`read`."""
+        if self._segment is None:
+            raise EngineUnavailable("VPP's stats segment is not mapped - open the engine first")
+        return sum(total.packets for total in self._segment.combined(RECEIVED))
 
 
 def inner_traffic(inbound: bool, total: Combined, failed: int) -> Traffic:

@@ -11,7 +11,7 @@ import ctypes
 import hashlib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -21,13 +21,14 @@ import structlog
 
 from ipsec_gw.errors import EnvironmentMissing, SteeringError
 from xdp_steer import libbpf
-from xdp_steer.layout import DockCountLeaf
+from xdp_steer.layout import CONTROL, DockCountLeaf
 
 OBJECT = Path(__file__).parent / "bpf" / "dock.bpf.o"
 ENTRY = "xsk_def_prog"
 EXIT = "to_vpp"
+PLAIN_ENTRY = "plain_to_vpp"
 _MAPS = ("xsks_map", "pipeline", "dock_counts")
-_PROGRAMS = (ENTRY, EXIT)
+_PROGRAMS = (ENTRY, EXIT, PLAIN_ENTRY)
 _LINK = "link"
 _ROLE_NOTE = "role:"
 _OBJECT_NOTE = "object:"
@@ -44,7 +45,7 @@ class Role(StrEnum):
     INSIDE = "inside"
     """The same, on an interface of the firewall that no tunnel comes in by."""
     TO_ENGINE = "to-engine"
-    """Every packet goes to the engine's socket (or, without one, to the kernel)."""
+    """Every packet goes to the engine's socket, or to the kernel, which may then send what the engine would have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ class Dock:
     pipeline: int
     counts: int
     exit: int
+    plain: int
 
     def install(self, role: Role, entry: int) -> None:
         """Put a program behind the dock, by one write, and note the role."""
@@ -67,7 +69,7 @@ class Dock:
 
     def close(self) -> None:
         """Close the descriptors. The dock stays attached."""
-        for fd in (self.link, self.xsks_map, self.pipeline, self.counts, self.exit):
+        for fd in (self.link, self.xsks_map, self.pipeline, self.counts, self.exit, self.plain):
             os.close(fd)
 
 
@@ -124,7 +126,7 @@ def open_dock(pins: Path, interface: str, role: Role, pipeline: int) -> Dock:
         if not _has_note(directory, _OBJECT_NOTE, object_digest()):
             _upgrade(directory, link)
         dock = _adopt(directory, interface, ifindex, link)
-        dock.install(role, dock.exit if role is Role.TO_ENGINE else pipeline)
+        dock.install(role, dock.plain if role is Role.TO_ENGINE else pipeline)
         return dock
 
 
@@ -185,11 +187,15 @@ def _live_link(directory: Path, ifindex: int) -> int | None:
 def _attach(directory: Path, interface: str, ifindex: int, role: Role, pipeline: int) -> Dock:
     digest = object_digest()
     _refuse_foreign(interface, ifindex)
-    obj = libbpf.BpfObject(OBJECT, {})
+    reuse = {CONTROL.name: _open_control(directory)}
+    try:
+        obj = libbpf.BpfObject(OBJECT, reuse)
+    finally:
+        _close_all(reuse)
     link = None
     try:
         _check_counts(interface, obj.map("dock_counts"))
-        entry = obj.program(EXIT) if role is Role.TO_ENGINE else pipeline
+        entry = obj.program(PLAIN_ENTRY) if role is Role.TO_ENGINE else pipeline
         libbpf.map_update(obj.map("pipeline"), ctypes.c_uint32(0), ctypes.c_uint32(entry))
         directory.mkdir(parents=True)
         for name in _MAPS:
@@ -238,6 +244,7 @@ def _upgrade(directory: Path, link: int) -> None:
     """Swap the programs for those of the installed object, on the same maps, without a gap."""
     reuse = {name: libbpf.open_pin(directory / name) for name in _MAPS}
     try:
+        reuse[CONTROL.name] = _open_control(directory)
         _check_counts(directory.name, reuse["dock_counts"])
         obj = libbpf.BpfObject(OBJECT, reuse)
         try:
@@ -248,10 +255,19 @@ def _upgrade(directory: Path, link: int) -> None:
         finally:
             obj.close()
     finally:
-        for fd in reuse.values():
-            os.close(fd)
+        _close_all(reuse)
     _note(directory, _OBJECT_NOTE, object_digest())
     log.info("dock upgraded", interface=directory.name)
+
+
+def _open_control(directory: Path) -> int:
+    """The map that all programs of a gateway share, pinned beside its docks."""
+    return libbpf.open_pin(directory.parent.parent / "maps" / CONTROL.name)
+
+
+def _close_all(descriptors: Mapping[str, int]) -> None:
+    for fd in descriptors.values():
+        os.close(fd)
 
 
 def _check_counts(dock_name: str, counts_map: int) -> None:
@@ -265,8 +281,8 @@ def _check_counts(dock_name: str, counts_map: int) -> None:
 
 def _adopt(directory: Path, interface: str, ifindex: int, link: int) -> Dock:
     xsks_map, pipeline, dock_counts = (libbpf.open_pin(directory / name) for name in _MAPS)
-    exit_program = libbpf.open_pin(directory / EXIT)
-    return Dock(interface, ifindex, directory, link, xsks_map, pipeline, dock_counts, exit_program)
+    exits = [libbpf.open_pin(directory / name) for name in (EXIT, PLAIN_ENTRY)]
+    return Dock(interface, ifindex, directory, link, xsks_map, pipeline, dock_counts, *exits)
 
 
 def _note(directory: Path, kind: str, value: str) -> None:

@@ -288,6 +288,14 @@ class Steering:
         """The engine flag, by one map write. Off: every steered SA falls to the kernel with the next packet."""
         tables.set_control(self._control, Control.ENGINE, int(on))
 
+    def engine_gone(self) -> bool:
+        """Whether plaintext for the engine found no socket at all: from then on the kernel sends with claimed SAs."""
+        return bool(tables.control(self._control, Control.ENGINE_GONE))
+
+    def set_engine_gone(self, gone: bool) -> None:
+        """Say so, or take it back: not before every SA that was claimed then is released."""
+        tables.set_control(self._control, Control.ENGINE_GONE, int(gone))
+
     def steer(self, key: SaKey, peer: UdpPeer | None = None) -> None:
         """Hand an inbound SA's ESP to the engine, in UDP from that peer, or bare; if it is, only the peer changes."""
         self._steer.add(key, peer)
@@ -334,8 +342,15 @@ class Steering:
         """What a dock handed over. Raises SteeringError for an interface without a dock."""
         return DockCount(*docks.counts(self._dock(interface)))
 
+    def handed(self) -> int:
+        """Packets that docks handed to live sockets, all together."""
+        return sum(docks.counts(dock)[0] for dock in self._docks.values())
+
     def claim(self, key: SaKey) -> None:
-        """The engine owns the outbound SA's numbers: ESP that the kernel sends for it is dropped and counted."""
+        """The engine owns the outbound SA's numbers: ESP that the kernel sends for it is dropped and counted.
+
+        Not while the engine is gone (:meth:`engine_gone`).
+        """
         self._guard.set_owner(key, Owner.ENGINE)
 
     def release(self, key: SaKey) -> None:

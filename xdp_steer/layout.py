@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import socket
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, unique
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
@@ -38,6 +38,7 @@ class Owner(IntEnum):
     KERNEL = 2
 
 
+@unique
 class Control(IntEnum):
     """Slots of the control map, each written by one map write."""
 
@@ -63,6 +64,8 @@ class Control(IntEnum):
     """Index of the tunnels' port, by which it comes in."""
     NAT_T_PORTS = 10
     """Up to four UDP ports besides 4500 that ESP comes in on and goes out by, 16 bits each in network order."""
+    ENGINE_GONE = 11
+    """Not 0: plaintext for the engine found no socket at all. Set by its dock, cleared by user space alone."""
 
 
 MAX_CONTROL = 32

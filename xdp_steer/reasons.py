@@ -66,6 +66,9 @@ class Reason(IntEnum):
     GUARD_TRANSIT = 37
     """ESP between others that this machine only forwards: passed, and nothing is remembered of it."""
 
+    GUARD_TAKEN_OVER = 38
+    """The kernel sent ESP of an SA whose engine is gone: passed."""
+
     FORWARDED = 40
     """Redirected to another interface."""
     TO_KERNEL = 41

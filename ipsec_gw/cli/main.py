@@ -48,9 +48,11 @@ class LazyGroup(click.Group):
 _LAZY = {
     "check": "ipsec_gw.cli.check:check",
     "run": "ipsec_gw.cli.run:run",
+    "fallback": "ipsec_gw.cli.hand:fallback",
     "off": "ipsec_gw.cli.run:off",
     "plan": "ipsec_gw.cli.reload:plan",
     "reload": "ipsec_gw.cli.reload:reload",
+    "return": "ipsec_gw.cli.hand:give_back",
     "show": "ipsec_gw.cli.show:show",
     "units": "ipsec_gw.cli.units:units",
     "vpp": "ipsec_gw.cli.vpp:vpp",

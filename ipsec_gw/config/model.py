@@ -39,6 +39,8 @@ class _Converted(Section):
 class GatewayConfig(_Converted):
     """``[gateway]``. An empty ``wan`` means: the interfaces that hold the local tunnel addresses. ``canary`` is the
     percent of the peers that are accelerated.
+
+    ``hang_seconds`` is how long VPP may show no sign of life before it is ended and the kernel takes over; 0 for ever.
     """
 
     engine: EngineChoice = EngineChoice.AUTO
@@ -47,6 +49,7 @@ class GatewayConfig(_Converted):
     wan: tuple[str, ...] = ()
     vici: str = DEFAULT_SOCKET
     vici_timeout: float = Field(default=10.0, gt=0, le=600)
+    hang_seconds: float = Field(default=0.5, ge=0, le=600)
 
 
 class ConnectionConfig(_Converted):

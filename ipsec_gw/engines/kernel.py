@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NoReturn
 
@@ -62,9 +62,16 @@ class KernelEngine:
         """Always empty: the kernel counts for itself."""
         return MappingProxyType({})
 
-    async def received(self, keys: Collection[SaKey]) -> Mapping[SaKey, int]:
+    async def numbers(self) -> Mapping[SaKey, int]:
+        """None is known."""
+        return {}
+
+    def last_counters(self) -> Mapping[SaKey, Counters]:
         """Always empty."""
         return MappingProxyType({})
+
+    async def vitals(self) -> None:
+        """The kernel needs no watching."""
 
     def _refuse(self, key: EngineKey) -> NoReturn:
         raise EngineError(f"{key}: the kernel engine holds nothing - leave it to XFRM, or configure another engine")

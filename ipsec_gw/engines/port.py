@@ -9,7 +9,7 @@ Every implementation passes ``tests/contract``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -73,6 +73,36 @@ class Counters:
     octets: int
 
 
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What an engine told at one moment: its counters, and the highest numbers that it received, where it tells them.
+
+    ``numbers`` were read before ``counters``, so with what is counted later they never lead beyond the truth.
+    """
+
+    counters: Mapping[SaKey, Counters]
+    numbers: Mapping[SaKey, int]
+
+
+class Vitals(Protocol):
+    """Signs of life of an engine that runs in a process of its own."""
+
+    def on_end(self, ended: Callable[[], None]) -> None:
+        """Call this once the process has ended."""
+
+    async def ping(self) -> None:
+        """Return when the engine has answered. Raises EngineUnavailable when it is gone."""
+
+    def taken(self) -> int:
+        """Packets that it took out of its sockets so far. Raises EngineError if that cannot be read."""
+
+    def fence(self) -> bool:
+        """Kill it, so that it never sends again. False if that is not for this gateway to do."""
+
+    def close(self) -> None:
+        """Stop watching."""
+
+
 class Engine(Protocol):
     """An ESP engine. All calls raise :class:`ipsec_gw.errors.EngineError` on refusal and change nothing then."""
 
@@ -105,5 +135,17 @@ class Engine(Protocol):
     async def counters(self) -> Mapping[SaKey, Counters]:
         """Traffic per SA."""
 
-    async def received(self, keys: Collection[SaKey]) -> Mapping[SaKey, int]:
-        """The highest sequence number accepted by each of these inbound SAs that it holds, 0 for none yet."""
+    async def numbers(self) -> Mapping[SaKey, int]:
+        """The highest authentic sequence number of inbound SAs, of those for which it is known beyond counters.
+
+        Raises EngineError or EngineUnavailable.
+        """
+
+    def last_counters(self) -> Mapping[SaKey, Counters]:
+        """What the engine counted last, also when it is gone, without asking it. Nothing if that is not known."""
+
+    async def vitals(self) -> Vitals | None:
+        """How to watch the process that :meth:`open` reached; None for an engine that lives in this one.
+
+        Raises EngineUnavailable.
+        """

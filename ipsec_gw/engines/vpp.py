@@ -8,30 +8,32 @@ in the encap table. A journal without keys and VPP's dumps together tell what is
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 
 import structlog
 
-from ipsec_gw.engines.port import Capabilities, Counters, EngineContext
+from ipsec_gw.engines.port import Capabilities, Counters, EngineContext, Vitals
 from ipsec_gw.errors import EngineError, EngineUnavailable
 from ipsec_gw.model.ids import Direction, EngineName, IpAddress, SaKey, TunnelId
 from ipsec_gw.model.objects import MAX_INBOUND, EngineKey, EngineObject, EngineSa, NextHop, Tunnel
-from vpp_conf.api import VppApi
+from vpp_conf.api import REPLY_SECONDS, VppApi
 from vpp_conf.crypto import crypto_handlers
 from vpp_conf.descriptors.base import host
 from vpp_conf.descriptors.neighbour import Neighbour, NeighbourDescriptor
 from vpp_conf.descriptors.route import OUTER_TABLE, LocalAddress, LocalAddressDescriptor, Route, RouteDescriptor
-from vpp_conf.descriptors.sa import SaDescriptor, check_lengths
+from vpp_conf.descriptors.sa import SadEntry, SaDescriptor, check_lengths
 from vpp_conf.inventory import LAST_SAD_ID, HeldSa, HeldTunnel, Inventory, sad_entry, take_inventory
 from vpp_conf.journal import Journal
 from vpp_conf.links import HostLink, Links, take_links
 from vpp_conf.locate import locate_vpp
 from vpp_conf.paths import VppPaths
+from vpp_conf.raw_api import RawApi
 from vpp_conf.records import SaRecord, TunnelRecord, hop_row, sa_row, tunnel_row
-from vpp_conf.traffic import read_traffic
+from vpp_conf.traffic import TrafficReader
 from vpp_conf.tunnels import TunnelBuilder
 from vpp_conf.used_keys import UsedKeys
+from vpp_conf.vitals import VppVitals
 
 MAX_REPLAY_WINDOW = 4096
 """VPP takes any power of two; this is what strongSwan's users ask for at most, and what is tested."""
@@ -53,6 +55,8 @@ class VppEngine:
         self._lock = asyncio.Lock()
         self._inventory = Inventory()
         self._used_keys = UsedKeys()
+        self._traffic = TrafficReader()
+        self._numbers_api: RawApi | None = None
         self._sad_id = 0
         self._reserved = 0
         self._links: Links | None = None
@@ -75,6 +79,8 @@ class VppEngine:
         """
         async with self._lock:
             await self._api.connect()
+            await asyncio.to_thread(self._traffic.open, self._paths.stats_socket)
+            self._hang_up()
             self._inventory = Inventory()
             self._journal.load(self._api.epoch)
             context = self._context
@@ -99,6 +105,7 @@ class VppEngine:
     async def close(self) -> None:
         """Disconnect; VPP carries on with what it has."""
         async with self._lock:
+            self._hang_up()
             await self._api.close()
 
     async def retrieve(self) -> Mapping[EngineKey, EngineObject]:
@@ -156,17 +163,50 @@ class VppEngine:
         (:func:`vpp_conf.traffic.inner_traffic`).
         """
         await self._api.call("control_ping")
-        entries = {key: held.entry for key, held in self._inventory.sas.items()}
-        traffic = await asyncio.to_thread(read_traffic, self._paths.stats_socket, entries)
-        return {key: Counters(*value) for key, value in traffic.items()}
+        return await asyncio.to_thread(self._counted, self._entries())
 
-    async def received(self, keys: Collection[SaKey]) -> Mapping[SaKey, int]:
-        """From VPP's dump of all SAs: it knows no smaller one."""
-        async with self._lock:
-            self._opened()
-            numbers = await SaDescriptor(self._api).received()
-            held = {key: self._inventory.sas[key].entry.sad_id for key in keys if key in self._inventory.sas}
-            return {key: numbers[sad_id] for key, sad_id in held.items() if sad_id in numbers}
+    def last_counters(self) -> Mapping[SaKey, Counters]:
+        """From the mapped segment alone: of a VPP that has died, the very last ones. Outbound they are at least the
+        last sequence number that left.
+        """
+        try:
+            return self._counted(self._entries())
+        except EngineError as error:
+            log.warning("vpp.counters", reason=str(error))
+            return {}
+
+    async def numbers(self) -> Mapping[SaKey, int]:
+        """From a dump by a connection of its own: vpp_papi would take seconds for thousands of SAs."""
+        try:
+            if self._numbers_api is None:
+                self._numbers_api = await RawApi.connect(self._paths.api_socket)
+            if not self._numbers_api.tells_numbers:
+                return {}
+            async with asyncio.timeout(REPLY_SECONDS):
+                told = await self._numbers_api.numbers()
+        except (EngineUnavailable, TimeoutError) as error:
+            self._hang_up()
+            raise EngineUnavailable(f"VPP does not tell its numbers ({error})") from None
+        return {
+            key: told[held.entry.sad_id].inbound
+            for key, held in self._inventory.sas.items()
+            if held.entry.inbound and held.entry.sad_id in told
+        }
+
+    def _hang_up(self) -> None:
+        if self._numbers_api is not None:
+            self._numbers_api.close()
+            self._numbers_api = None
+
+    async def vitals(self) -> Vitals:
+        """Of the VPP process that is connected."""
+        return await VppVitals.open(self._paths, self._api.process, self._traffic)
+
+    def _entries(self) -> dict[SaKey, SadEntry]:
+        return {key: held.entry for key, held in self._inventory.sas.items()}
+
+    def _counted(self, entries: Mapping[SaKey, SadEntry]) -> Mapping[SaKey, Counters]:
+        return {key: Counters(*value) for key, value in self._traffic.read(entries).items()}
 
     def _opened(self) -> tuple[Links, TunnelBuilder]:
         if self._links is None or self._tunnels is None:
@@ -222,7 +262,7 @@ class VppEngine:
     async def _has_sent(self, key: SaKey, held: HeldSa) -> bool:
         """VPP zeroes a counter when its place is taken by a new SA, so it can still be read after the delete."""
         try:
-            traffic = await asyncio.to_thread(read_traffic, self._paths.stats_socket, {key: held.entry})
+            traffic = await asyncio.to_thread(self._traffic.read, {key: held.entry})
         except EngineError:
             return True
         return traffic[key].packets > 0

@@ -180,13 +180,20 @@ class XfrmSocket:
 
     def expire_soft(self, key: SaKey) -> None:
         """Tell charon, as the kernel would, that this SA should be rekeyed now (EXPIRE, hard = 0)."""
+        self._expire(key, hard=False)
+
+    def expire_hard(self, key: SaKey) -> None:
+        """Delete this SA and tell charon, as the kernel would at a limit (EXPIRE, hard = 1)."""
+        self._expire(key, hard=True)
+
+    def _expire(self, key: SaKey, *, hard: bool) -> None:
         message = self._get(key)
         if message is None:
             raise XfrmError(f"SA {key} is gone from the kernel", errno.ESRCH)
         expire = UserExpire()
         for name, _ in UserSaInfo.fields:
             expire[name] = message[name]
-        expire["hard"] = 0
+        expire["hard"] = int(hard)
         expire["expire_pad"] = bytes(7)
         self._request(UserExpire, messages.XFRM_MSG_EXPIRE, _NLM_F_ACK, _body(expire))
 

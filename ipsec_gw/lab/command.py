@@ -60,6 +60,10 @@ def list_scenarios() -> None:
     help="Where to run.",
 )
 @click.option("--baseline", is_flag=True, help="Leave ipsec-gw out: what strongSwan and the kernel do alone.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Of what `chaos` does.")
+@click.option(
+    "--minutes", type=click.FloatRange(0, 600), default=1.0, show_default=True, help="How long `chaos` goes on."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of a table.")
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write the JSON report to a file.")
 @click.option(
@@ -72,6 +76,8 @@ def run_scenario(
     proposal: str,
     environment: str,
     baseline: bool,
+    seed: int,
+    minutes: float,
     as_json: bool,
     report: Path | None,
     artifacts: Path | None,
@@ -81,7 +87,7 @@ def run_scenario(
     if artifacts is not None:
         artifacts.mkdir(parents=True, exist_ok=True)
         artifacts = artifacts.resolve()
-    options = Options("kernel" if baseline else resolve_engine(engine), proposal, artifacts, baseline)
+    options = Options("kernel" if baseline else resolve_engine(engine), proposal, artifacts, baseline, seed, minutes)
     outcome = asyncio.run(_run(found, options, environment))
     if outcome is None:
         click.echo("interrupted", err=True)

@@ -21,12 +21,15 @@ class Options:
     """What the user chose. ``artifacts`` gets logs and captures, if given.
 
     ``baseline`` leaves ipsec-gw out: what strongSwan and the kernel do alone, to tell their faults from ours.
+    ``seed`` and ``minutes`` are for scenarios that choose by chance.
     """
 
     engine: str = "kernel"
     proposal: str = "aes128gcm16"
     artifacts: Path | None = None
     baseline: bool = False
+    seed: int = 1
+    minutes: float = 1.0
 
 
 @dataclass

@@ -14,17 +14,22 @@ from typing import Any, TypeVar
 from ipsec_gw.errors import IpsecGwError
 from ipsec_gw.lab.process import CommandFailed, Daemon, run
 from ipsec_gw.lab.session import Session
+from vpp_conf.paths import VppPaths
+from vpp_conf.process import ProcessId, recorded
 
-COMMAND_SECONDS = 120.0
+COMMAND_SECONDS = 420.0
 """Starting VPP under emulation takes 12 s, compiling XDP programs 19 s; a loaded machine needs more."""
 
 FIREWALL_SECONDS = 420.0
 """The firewall's programs are ten times as much to compile."""
 
-CARRY_SECONDS = 120.0
+CARRY_SECONDS = 240.0
 """The first SA may need a rekey before an engine can have it: its number may be used by then."""
 
 CONFIG = "ipsec-gw.toml"
+PLAIN = "[gateway]\nhang_seconds = 3.0\n"
+"""Without a firewall. An emulated VPP on a loaded machine may be silent for longer than half a second, and well."""
+
 POLL_SECONDS = 0.5
 DAEMON_STOP_SECONDS = 30.0
 
@@ -149,8 +154,7 @@ class GatewayUnderTest:
 
     @property
     def _options(self) -> list[str]:
-        config = ["--config", str(self._session.run_dir / CONFIG)] if self._config else []
-        return [*config, "--run-dir", str(self._session.gateway_dir)]
+        return ["--config", str(self._session.run_dir / CONFIG), "--run-dir", str(self._session.gateway_dir)]
 
     async def _call(self, *arguments: str, check: bool = True) -> str:
         done = await run(
@@ -167,11 +171,14 @@ class GatewayUnderTest:
     async def start(self) -> None:
         """Bring the engine and the daemon up and wait until it answers. Raises CommandFailed or GatewayMisbehaved."""
         self._session.gateway_dir.mkdir(mode=0o700, exist_ok=True)
-        if self._config:
-            (self._session.run_dir / CONFIG).write_text(self._config)
+        (self._session.run_dir / CONFIG).write_text(self._config or PLAIN)
         if self.engine == "vpp":
             self._vpp = True
             await self._pinned("vpp", "up")
+        await self._run_daemon()
+        await self.status_when(lambda _: True, FIREWALL_SECONDS if self._config else COMMAND_SECONDS, "an answer")
+
+    async def _run_daemon(self) -> None:
         self._daemon = await Daemon.start(
             "ipsec-gw",
             [
@@ -181,7 +188,34 @@ class GatewayUnderTest:
             self._session.run_dir / "ipsec-gw.log",
             namespace=self._namespace,
         )
-        await self.status_when(lambda _: True, FIREWALL_SECONDS if self._config else COMMAND_SECONDS, "an answer")
+
+    async def run_again(self) -> None:
+        """Start the daemon after :meth:`kill`, and wait until it answers. Raises CommandFailed or GatewayMisbehaved."""
+        await self._run_daemon()
+        await self.status_when(lambda _: True, COMMAND_SECONDS, "an answer")
+
+    async def kill(self) -> None:
+        """The daemon dies, without a chance to do anything."""
+        daemon, self._daemon = self._daemon, None
+        if daemon is not None:
+            await daemon.kill()
+
+    async def by_hand(self, command: str) -> None:
+        """`fallback` or `return`, for everything. Raises CommandFailed."""
+        await self._call(command)
+
+    def said(self, words: str) -> int:
+        """How often the log of all its daemons has these words."""
+        return (self._session.run_dir / "ipsec-gw.log").read_text(errors="replace").count(words)
+
+    @property
+    def vpp(self) -> ProcessId | None:
+        """The VPP process, None if none runs."""
+        return recorded(VppPaths(self._session.gateway_dir).pid_file)
+
+    async def vpp_up(self) -> None:
+        """Start VPP again. Raises CommandFailed."""
+        await self._pinned("vpp", "up")
 
     @property
     def pids(self) -> tuple[int, ...]:

@@ -25,13 +25,14 @@ def _reserve_hugepages() -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Scenario, part, report file, engine, proposal, artifacts directory or "", perhaps "baseline".
+    """Scenario, part, report file, engine, proposal, artifacts directory or "", seed, minutes, perhaps "baseline".
 
     Returns the exit code.
     """
-    name, which, report, engine, proposal, artifacts, *baseline = arguments
+    name, which, report, engine, proposal, artifacts, seed, minutes, *baseline = arguments
     told = Lines(sys.stdout)
-    options = Options(engine, proposal, Path(artifacts) if artifacts else None, bool(baseline))
+    kept = Path(artifacts) if artifacts else None
+    options = Options(engine, proposal, kept, bool(baseline), int(seed), float(minutes))
     try:
         if engine == "vpp":
             _reserve_hugepages()

@@ -186,6 +186,10 @@ class Daemon:
             return ""
         return self.log.read_text(errors="replace")[-characters:].strip()
 
+    async def kill(self) -> None:
+        """SIGKILL."""
+        await _reap(self._process)
+
     async def stop(self, seconds: float = STOP_SECONDS) -> None:
         """SIGTERM, and SIGKILL if it has not ended after ``seconds``."""
         if self._process.returncode is not None:

@@ -19,9 +19,6 @@ from ipsec_gw.lab.progress import BOOTED, Listener, Note, StepDone, StepStarted,
 from ipsec_gw.lab.report import Check, Report, Versions, from_json, merged
 from ipsec_gw.lab.scenarios import Part, Scenario
 
-VM_SECONDS = 720.0
-"""After this the virtual machine is taken for hung."""
-
 EXPECTED = (IpsecGwError, OSError, TimeoutError)
 """What a step may fail with: it becomes a failed check. Anything else is a bug of the lab, and a traceback."""
 
@@ -125,11 +122,12 @@ async def run_vm(name: str, part: Part, options: Options, listener: Listener) ->
         report, artifacts = exchange / "report.json", exchange / "artifacts"
         argv = [sys.executable, "-m", "ipsec_gw.lab.guest", name, part.name, str(report)]
         argv += [options.engine, options.proposal, str(artifacts) if options.artifacts else ""]
+        argv += [str(options.seed), str(options.minutes)]
         argv += ["baseline"] if options.baseline else []
         artifacts.mkdir()
         listener.tell(Note("this kernel has no ESP: the scenario runs in a virtual machine"))
         listener.tell(StepStarted("boot the virtual machine"))
-        guest = await run_in_vm(argv, exchange, Relay(listener), timeout=VM_SECONDS)
+        guest = await run_in_vm(argv, exchange, Relay(listener), timeout=part.vm_seconds + 60 * options.minutes)
         if options.artifacts is not None:
             for file in artifacts.iterdir():
                 (options.artifacts / file.name).write_bytes(file.read_bytes())

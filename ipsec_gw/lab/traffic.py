@@ -107,6 +107,11 @@ class UdpFlow:
         return NUMBER.pack(self._id, sequence) + self._pool[start : start + self._size - NUMBER.size]
 
     @property
+    def rate(self) -> float:
+        """Packets per second."""
+        return self._rate
+
+    @property
     def next(self) -> int:
         """The number of the next packet to send: a mark for :meth:`tally`."""
         return self._next

@@ -82,6 +82,17 @@ def numbers(packets: Sequence[EspPacket]) -> list[Numbers]:
     return [_numbers(f"{destination}/{spi:08x}", carried) for (destination, spi), carried in by_sa.items()]
 
 
+def furthest_back(packets: Iterable[EspPacket]) -> int:
+    """How far below an earlier one any sequence number of the same SA is, at most."""
+    highest: dict[SaIndex, int] = {}
+    worst = 0
+    for packet in packets:
+        index = (packet.destination, packet.spi)
+        highest[index] = max(highest.get(index, 0), packet.sequence)
+        worst = max(worst, highest[index] - packet.sequence)
+    return worst
+
+
 def _numbers(name: str, carried: Sequence[EspPacket]) -> Numbers:
     used = [packet.sequence for packet in carried]
     distinct = set(used)

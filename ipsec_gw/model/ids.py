@@ -32,6 +32,10 @@ class SaKey:
     destination: IpAddress
     spi: int
 
+    def __hash__(self) -> int:
+        """As quick as it can be: with many SAs, looking them up is most of the work, and an address hashes slowly."""
+        return hash((int(self.destination), self.spi))
+
     def __str__(self) -> str:
         return f"{self.destination}/{self.spi:08x}"
 

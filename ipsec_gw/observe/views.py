@@ -8,14 +8,40 @@ from typing import Any
 
 from ipsec_gw.desired import Owner, SaVerdict
 from ipsec_gw.engines.port import Counters
-from ipsec_gw.model.ids import EngineName, SaKey
+from ipsec_gw.model.ids import Direction, EngineName, SaKey
 from ipsec_gw.model.snapshot import ChildName
+from ipsec_gw.ownership.budget import NonceBudget
 from ipsec_gw.reconcile.record import Record
 
 
 @dataclass(frozen=True, slots=True)
+class NonceView:
+    """Packets sent with an outbound SA's key by engine and kernel; ``share`` of the 2^32 that one key may protect, and
+    how probable it is, at most, that both used one nonce (``collision``).
+    """
+
+    engine: int
+    kernel: int
+    share: float
+    collision: float
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """What the engine carried of an SA: in all, and what of it is not in the kernel's counters yet. ``passed`` is what
+    the kernel sent past the guard.
+    """
+
+    total: Counters
+    untold: Counters
+    passed: int
+
+
+@dataclass(frozen=True, slots=True)
 class SaView:
-    """One SA. ``packets`` and ``bytes`` (of inner IP packets) are what engine and kernel carried together."""
+    """One SA. ``packets`` and ``bytes`` (of inner IP packets) are what engine and kernel carried together; ``nonces``
+    is None for inbound SAs.
+    """
 
     connection: str
     child: str
@@ -29,6 +55,7 @@ class SaView:
     reason: str
     packets: int
     bytes: int
+    nonces: NonceView | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +118,17 @@ class StatusView:
         return asdict(self)
 
 
+_NOTHING = Carried(Counters(0, 0), Counters(0, 0), 0)
+
+
 def sa_view(
-    verdict: SaVerdict, names: Mapping[int, ChildName], engine: EngineName, carried: Mapping[SaKey, Counters]
+    verdict: SaVerdict, names: Mapping[int, ChildName], engine: EngineName, carried: Mapping[SaKey, Carried]
 ) -> SaView:
     """One row of `show sas`."""
     sa = verdict.sa
     known = sa.aead.known if sa.aead else None
     name = names.get(sa.key.spi)
-    extra = carried.get(sa.key, Counters(0, 0))
+    by_engine = carried.get(sa.key, _NOTHING)
     owner = {Owner.ENGINE: str(engine), Owner.KERNEL: "kernel", Owner.PENDING: "pending"}[verdict.owner]
     return SaView(
         connection=name.connection if name else "",
@@ -111,9 +141,15 @@ def sa_view(
         engine=str(engine) if verdict.owner is Owner.ENGINE else "kernel",
         state=owner,
         reason=verdict.reason,
-        packets=sa.lifetime.packets + extra.packets,
-        bytes=sa.lifetime.octets + extra.octets,
+        packets=sa.lifetime.packets + by_engine.untold.packets,
+        bytes=sa.lifetime.octets + by_engine.untold.octets,
+        nonces=_nonces(by_engine) if verdict.direction is Direction.OUT else None,
     )
+
+
+def _nonces(carried: Carried) -> NonceView:
+    budget = NonceBudget(carried.total.packets, carried.passed)
+    return NonceView(budget.engine, budget.kernel, budget.share, budget.collision)
 
 
 def record_view(record: Record) -> dict[str, Any]:

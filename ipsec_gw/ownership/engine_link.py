@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 
 import structlog
 
 from ipsec_gw.desired import EngineOffer
-from ipsec_gw.engines.port import Capabilities, Counters, Engine
+from ipsec_gw.engines.port import Capabilities, Counters, Engine, Heard
 from ipsec_gw.errors import EngineError, EngineUnavailable
-from ipsec_gw.model.ids import Direction, SaKey
+from ipsec_gw.model.ids import SaKey
 from ipsec_gw.model.objects import EngineKey, EngineObject, EngineSa, ManagedObject, NextHop, Tunnel
 
 log = structlog.get_logger()
@@ -20,7 +20,8 @@ class EngineLink:
 
     ``losses`` counts how often the engine went away with its objects, ``trouble`` tells why it is away now. As a
     driver it passes objects on. While the engine is away, what is deleted is gone already. ``on_counters`` is called
-    with the counters that an engine just told which is alive, ``tell`` with troubles that no caller hears of.
+    with the counters that an engine just told which is alive, ``on_open`` whenever one has its sockets, ``tell`` with
+    troubles that no caller hears of.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -32,6 +33,7 @@ class EngineLink:
         self.losses = 0
         self.trouble = ""
         self.on_counters: Callable[[Mapping[SaKey, Counters]], None] = lambda _counters: None
+        self.on_open: Callable[[], Awaitable[None]] = _nothing
         self.tell: Callable[[str], None] = lambda _trouble: None
 
     @property
@@ -58,6 +60,7 @@ class EngineLink:
     async def open(self) -> None:
         """Open the engine. Raises EngineUnavailable; it may be tried again."""
         self.capabilities = await self.engine.open()
+        await self.on_open()
         self._epoch = self.engine.epoch
         self._absent = self.trouble = ""
         log.info("engine is up", engine=str(self.engine.name), note=self.capabilities.note)
@@ -70,26 +73,45 @@ class EngineLink:
                 self._counters |= fresh
                 return fresh
         except EngineUnavailable as error:
-            self._lose(str(error))
+            self.lose(str(error))
         except EngineError as error:
             self.tell(f"the engine's counters cannot be read: {error}")
         return {}
 
-    async def look(self) -> None:
-        """Read the counters, and notice whether the engine lost its objects since the last look: ``losses`` grows."""
+    async def look(self) -> Mapping[SaKey, Counters]:
+        """Read the counters, and notice whether the engine lost its objects since the last look: ``losses`` grows.
+
+        Returned are counters of an engine that is alive, nothing otherwise.
+        """
         fresh = await self.read_counters()
         if self.up and self.engine.epoch != self._epoch:
-            self._lose("it restarted")
-        elif fresh:
+            self.lose("it restarted")
+            return {}
+        if fresh:
             self.on_counters(fresh)
+        return fresh
+
+    async def hear(self) -> Heard:
+        """:meth:`look`, and the numbers that inbound SAs had just before; with the last counters of SAs that have left
+        the engine. Nothing while it is away.
+        """
+        numbers: Mapping[SaKey, int] = {}
+        try:
+            if self.up:
+                numbers = await self.engine.numbers()
+        except EngineError as error:  # the look tells if it is gone
+            self.tell(f"the engine's inbound numbers cannot be read: {error}")
+        await self.look()
+        return Heard(self._counters if self.up else {}, numbers)
 
     async def received(self, keys: Collection[SaKey]) -> Mapping[SaKey, int]:
         """The highest number that the engine accepted with each of these inbound SAs; nothing while it is away."""
         try:
-            return await self.engine.received(keys) if self.up else {}
+            numbers = await self.engine.numbers() if self.up else {}
         except EngineUnavailable as error:
-            self._lose(str(error))
+            self.lose(str(error))
             return {}
+        return {key: numbers[key] for key in keys if key in numbers}
 
     def sent(self, key: SaKey) -> Counters | None:
         """The last known counters of an SA, None if it was never seen in the engine."""
@@ -113,7 +135,7 @@ class EngineLink:
         try:
             await self.engine.create(_engine_object(obj))
         except EngineUnavailable as error:
-            self._lose(str(error))
+            self.lose(str(error))
             raise
 
     async def update(self, obj: ManagedObject) -> None:
@@ -121,24 +143,30 @@ class EngineLink:
         try:
             await self.engine.update(_engine_object(obj))
         except EngineUnavailable as error:
-            self._lose(str(error))
+            self.lose(str(error))
             raise
 
     async def delete(self, obj: ManagedObject) -> None:
-        """Delete an object; of an outbound SA the final counters are read first, the kernel continues behind them."""
+        """Delete an object; of an SA the final counters are read first, the kernel continues behind them."""
         if not self.up:
             return
-        if isinstance(obj, EngineSa) and obj.direction is Direction.OUT:
+        if isinstance(obj, EngineSa):
             self._counters |= await self.engine.counters()
         await self.engine.delete(_engine_object(obj).key)
 
-    def _lose(self, why: str) -> None:
+    def lose(self, why: str) -> None:
+        """The engine is gone, with its objects. What it counted last is kept, if that can still be read."""
         if self.up:
             self.losses += 1
+            self._counters |= self.engine.last_counters()
             self._absent = f"engine {self.engine.name} is away"
             self.trouble = why
             log.error("engine lost", engine=str(self.engine.name), reason=why)
             self.tell(f"the engine was lost: {why}")
+
+
+async def _nothing() -> None:
+    """For those who want nothing done."""
 
 
 def _engine_object(obj: ManagedObject) -> EngineObject:

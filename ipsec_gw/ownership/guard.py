@@ -6,6 +6,10 @@ the wire, so the key is fresh exactly when nothing passed the guard and the kern
 
 From then on the kernel's number is a margin ahead of the engine's (invariant 4). Whoever takes the SA next finds it
 there: the kernel, a daemon that knows nothing of an earlier life, or charon when it moves the SA to another address.
+
+The kernel needs nobody to take over from an engine that has died: the guard opens by itself as soon as plaintext for
+the engine finds no socket (:meth:`GuardMaps.engine_gone`). From that moment on the kernel's numbers are its own and are
+not written any more; claims are undone before the guard is closed again.
 """
 
 from __future__ import annotations
@@ -67,6 +71,12 @@ class GuardMaps(Protocol):
     def guarded(self) -> frozenset[SaKey]:
         """SAs of which anything is kept."""
 
+    def engine_gone(self) -> bool:
+        """Whether the engine was seen gone: then the kernel sends with claimed SAs."""
+
+    def set_engine_gone(self, gone: bool) -> None:
+        """Say so, or take it back."""
+
     def set_local(self, addresses: frozenset[IpAddress]) -> None:
         """Whose ESP is looked at: by source address."""
 
@@ -116,9 +126,11 @@ class GuardDriver:
     def keep_ahead(self, carried: Mapping[SaKey, Counters]) -> None:
         """Raise the kernel's numbers before the engine comes near. ``carried`` was told by an engine that is alive.
 
-        Only of SAs that are claimed, so never after the kernel took one over.
+        Only of SAs that are claimed, and not once the engine was seen gone, so never after the kernel took one over.
         """
         try:
+            if self._maps.engine_gone():
+                return
             claimed = self._maps.claimed() & carried.keys()
         except IpsecGwError as error:
             self._tell(f"the kernel's numbers are not kept ahead of the engine's: {error}")
@@ -130,16 +142,28 @@ class GuardDriver:
 
     def _keep_one_ahead(self, key: SaKey, sent: int) -> None:
         try:
-            if self._number(key) < sent:
+            number = self._number(key)
+            if number < sent:
                 self._tell(
                     f"the engine passed the kernel's number of SA {key} while nobody looked for too long: had it died"
                     " then, numbers would have come twice"
                 )
-            self._kernel.raise_oseq(key, sent + KEPT_AHEAD)
+            if number - sent < HAND_BACK_MARGIN:
+                number = self._raise(key, number, sent + KEPT_AHEAD)
         except IpsecGwError as error:  # it is gone, most likely; the others must not wait for it
             self._tell(f"the kernel's number of SA {key} is not kept ahead of the engine's: {error}")
         else:
-            self._written[key] = sent + KEPT_AHEAD
+            self._written[key] = number
+
+    def _raise(self, key: SaKey, number: int, target: int) -> int:
+        """Upwards, and by a margin at least: more than the kernel sends between the look at its number and the write,
+        should it take over just then. The number from then on is returned.
+        """
+        if number >= target:
+            return number
+        raised = max(target, number + HAND_BACK_MARGIN)
+        self._kernel.raise_oseq(key, raised)
+        return raised
 
     def follow(self, snapshot: Snapshot, kept: frozenset[SaKey]) -> None:
         """Keep up with our addresses and ports, let the kernel send with what it keeps, forget SAs that are gone.
@@ -170,6 +194,16 @@ class GuardDriver:
         if ports != present:
             self._maps.set_nat_t_ports(ports)
 
+    async def begin(self) -> None:
+        """An engine has its sockets: what the kernel took over from the one before stays the kernel's, and the guard
+        holds again for all that is claimed from now on.
+        """
+        if not self._maps.engine_gone():
+            return
+        for key in self._maps.claimed():
+            await self.delete(Guard(GuardKey(key)))
+        self._maps.set_engine_gone(False)
+
     async def retrieve(self) -> Mapping[GuardKey, Guard]:
         """The SAs that are claimed now."""
         return {GuardKey(key): Guard(GuardKey(key)) for key in self._maps.claimed()}
@@ -177,6 +211,10 @@ class GuardDriver:
     async def create(self, obj: ManagedObject) -> None:
         """Claim an SA. Raises UsedKeyError, and leaves it to the kernel, if its key was used already."""
         key = _sa_key(obj)
+        if self._maps.engine_gone():
+            raise IpsecGwError(
+                f"outbound SA {key} stays in the kernel: the engine is gone - it is given to the next one"
+            )
         try:
             self._maps.claim(key)
             escaped = self._escaped(key)
@@ -228,9 +266,16 @@ class GuardDriver:
         if sent is None or sent.packets:
             # What the engine sent without telling is less than a margin above what the kernel was raised to.
             last = sent.packets if sent else sa.replay.oseq
-            self._kernel.raise_oseq(key, last + HAND_BACK_MARGIN)
+            if not self._sends_already(sa, sent):
+                self._raise(key, sa.replay.oseq, last + HAND_BACK_MARGIN)
             self._refuse(key, "its key was used by the engine before: a rekey brings a fresh one")
         self._maps.release(key)
+
+    def _sends_already(self, sa: XfrmSa, sent: Counters | None) -> bool:
+        """The kernel took over by itself, ahead of all that the engine sent: its number is its own. One that it was not
+        kept ahead is moved a whole margin, more than it sends between a look at it and the write.
+        """
+        return self._maps.engine_gone() and (sent is None or sa.replay.oseq > sent.packets)
 
 
 class _Gone(IpsecGwError):

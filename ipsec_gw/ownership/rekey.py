@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 
 from ipsec_gw.model.ids import IpAddress, SaKey
@@ -47,14 +47,16 @@ class RekeyPacer:
         """A tunnel to this peer went to the engine: its next failure starts with the shortest delay again."""
         self._peers.pop(peer, None)
 
-    def due(self, now: float) -> SaKey | None:
-        """The SA to ask a rekey for now, if any. It counts as asked from here on."""
+    def due(self, now: float, held: Container[SaKey] = frozenset()) -> SaKey | None:
+        """The SA to ask a rekey for now, if any. It counts as asked from here on; those ``held`` wait."""
         if now < self._next:
             return None
         for key in [key for key, when in self._asked.items() if now >= when + _LONGEST_DELAY]:
             del self._asked[key]
             self._waiting[key] = None
         for key in self._waiting:
+            if key in held:
+                continue
             peer = self._peers.get(key.destination)
             if peer is not None and now < peer.not_before:
                 continue

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import structlog
 
-from ipsec_gw.desired import Desired, Owner, Settings, desired
+from ipsec_gw.desired import MOVED, Desired, Owner, Settings, desired
 from ipsec_gw.errors import IpsecGwError
 from ipsec_gw.model.choices import Choices
 from ipsec_gw.model.ids import Direction, SaKey
@@ -48,6 +48,7 @@ class Reconciler:
     """One pass: snapshot, desired, plan, execute, record. ``retrieve`` reads all that is in place, engine included.
 
     ``follow`` is shown every snapshot and the outbound SAs that stay in the kernel, before anything is done.
+    ``settings`` may be replaced at any time; ``decided`` are those that the last decision went by.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Reconciler:
     ) -> None:
         self._source = source
         self._link = link
-        self._settings = settings
+        self.settings = settings
         self._tracker = tracker
         self._executor = executor
         self._retrieve = retrieve
@@ -77,6 +78,7 @@ class Reconciler:
         self.history = history if history is not None else History()
         self.snapshot = Snapshot()
         self.decision = Desired()
+        self.decided = settings
         self._stale = True
 
     @property
@@ -90,20 +92,11 @@ class Reconciler:
         asked and answers soon, without an event to us.
         """
         waiting = (v.sa for v in self.decision.verdicts if v.owner is Owner.PENDING and v.direction is Direction.OUT)
-        names = self.snapshot.names if self._settings.choices.by_name else None
+        names = self.snapshot.names if self.settings.by_name else None
         return any(
             sa.key.destination not in self.snapshot.next_hops or (names is not None and sa.key.spi not in names)
             for sa in waiting
         )
-
-    @property
-    def choices(self) -> Choices:
-        """What the operator decided."""
-        return self._settings.choices
-
-    def choose(self, choices: Choices) -> None:
-        """From the next pass on the operator's decisions are these."""
-        self._settings = replace(self._settings, choices=choices)
 
     def outlook(self, choices: Choices) -> Outlook:
         """What a pass would do now with these decisions, and what more if nothing were only observed. Pure: from the
@@ -112,13 +105,18 @@ class Reconciler:
         waiting = self._retries.waiting(self._clock())
 
         def operations(choices: Choices) -> tuple[Op, ...]:
-            settings = replace(self._settings, choices=choices)
+            settings = replace(self.settings, choices=choices)
             decision = desired(self._link.offer, settings, self.snapshot, self._refused(waiting))
             return plan(decision.objects, self._tracker.in_place)
 
         due = operations(choices)
         known = set(due)
         return Outlook(due, tuple(op for op in operations(choices.without_observing()) if op not in known))
+
+    @property
+    def moved(self) -> frozenset[SaKey]:
+        """SAs that the operator moved to the kernel: nobody asks for their rekeys."""
+        return frozenset(v.sa.key for v in self.decision.verdicts if v.reason == MOVED)
 
     def rest(self, shortest: float, longest: float) -> float:
         """Seconds until the next pass, if nothing gets dirty before: ``shortest`` while something can be done, else
@@ -209,7 +207,8 @@ class Reconciler:
         return {sa.key for sa in self.snapshot.sas if sa.key.destination in self.snapshot.local_addresses}
 
     async def _decide_and_act(self, waiting: Waiting) -> Record:
-        self.decision = desired(self._link.offer, self._settings, self.snapshot, self._refused(waiting))
+        self.decided = self.settings
+        self.decision = desired(self._link.offer, self.decided, self.snapshot, self._refused(waiting))
         self._tracker.want(self.decision.objects)
         # An inbound SA that waits is not wanted meanwhile, and yet it is tried again.
         self._retries.settle(self.decision.objects.keys() | self._inbound(), self._tracker.in_place)

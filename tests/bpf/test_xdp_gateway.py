@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
+import time
+from collections.abc import Callable
 from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
 from pyroute2 import IPRoute
-from xdp_kit import MARKER, Wire, await_frames, esp, ip
+from xdp_kit import DEADLINE, MARKER, Wire, await_frames, esp, ip
 
 from ipsec_gw.errors import EnvironmentMissing, SteeringError
 from ipsec_gw.model.ids import SaKey
@@ -114,6 +116,81 @@ def test_to_engine_takes_every_packet(steering: Steering, wire: Wire) -> None:
     assert await_frames(xsk, 1) == [bytes(MARKER)]
     assert not guard.attached(ifindex(wire.near))
     xsk.close()
+
+
+def test_plaintext_without_any_socket_opens_the_guard_for_good(steering: Steering, wire: Wire) -> None:
+    """An engine that died lets the kernel send, with no daemon at hand; one that comes back does not get it back."""
+    ip("link add up8 type veth peer name vp8")
+    ip("link set up8 up")
+    ip("link set vp8 up")
+    plain = Wire("vp8", "up8")
+    steering.dock("vp8", Role.TO_ENGINE)
+    steering.dock(wire.near, Role.WAN)
+    xsk = XskSocket("vp8", frames=64)
+    xsk.enter(steering.xsks_map("vp8"))
+    steering.claim(KNOWN)
+    plain.inject(MARKER)
+    assert await_frames(xsk, 1) == [bytes(MARKER)]
+    wire.emit(esp(KNOWN.spi, seq=1))
+    assert not steering.engine_gone()
+    xsk.close()
+    wire.emit(esp(KNOWN.spi, seq=2))  # no plaintext came yet: nothing is known
+    plain.inject(MARKER)
+    assert plain.kernel_got(MARKER) == []
+    assert steering.engine_gone()
+    wire.emit(esp(KNOWN.spi, seq=3))
+    again = XskSocket("vp8", frames=64)
+    again.enter(steering.xsks_map("vp8"))
+    wire.emit(esp(KNOWN.spi, seq=4))
+    wire.emit(MARKER)
+    assert wire.peer_got(MARKER) == [bytes(esp(KNOWN.spi, seq=3)), bytes(esp(KNOWN.spi, seq=4))]
+    assert steering.guard_counters() == {KNOWN: GuardCount(passed=2, dropped=2)}
+    assert steering.verdicts()[Reason.GUARD_TAKEN_OVER].packets == 2
+    assert steering.claimed() == {KNOWN}
+    steering.set_engine_gone(False)
+    wire.emit(esp(KNOWN.spi, seq=5))
+    assert steering.guard_counters()[KNOWN] == GuardCount(passed=2, dropped=3)
+    for closing in (again, plain):
+        closing.close()
+
+
+def test_a_socket_on_another_queue_keeps_the_guard_closed(steering: Steering, wire: Wire) -> None:
+    """Plaintext that falls to the kernel by one queue does not tell that the engine is dead."""
+    ip("link add up8 numrxqueues 2 numtxqueues 2 type veth peer name vp8 numrxqueues 2 numtxqueues 2")
+    ip("link set up8 up")
+    ip("link set vp8 up")
+    plain = Wire("vp8", "up8")
+    steering.dock("vp8", Role.TO_ENGINE)
+    for queue in (0, 1):  # the kernel chooses one of them: with the socket on the other, the packet falls
+        xsk = XskSocket("vp8", queue, frames=64)
+        xsk.enter(steering.xsks_map("vp8"))
+        plain.inject(MARKER)
+        until(lambda: sum(counts(steering)) == queue + 1)  # noqa: B023 - called here and now
+        fell = counts(steering)[1]
+        assert not steering.engine_gone()
+        xsk.close()
+    assert fell == 1
+    plain.close()
+
+
+def counts(steering: Steering) -> tuple[int, int]:
+    found = steering.dock_counts("vp8")
+    return found.to_engine, found.fell_to_kernel
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < end
+
+
+def test_steered_esp_without_a_socket_tells_nothing_of_the_engine(steering: Steering, wire: Wire) -> None:
+    xsk = steer_known(steering, wire)
+    xsk.close()
+    wire.inject(esp(KNOWN.spi))
+    wire.inject(MARKER)
+    assert wire.kernel_got(MARKER) == [bytes(esp(KNOWN.spi))]
+    assert not steering.engine_gone()
 
 
 def test_two_docks_each_have_their_own_way_out(steering: Steering, wire: Wire) -> None:

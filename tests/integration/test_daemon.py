@@ -114,6 +114,11 @@ def test_auto_takes_a_vpp_that_comes_up_later_and_survives_its_death(box: Box) -
         assert box.gw("vpp", "up").returncode == 0
         until(lambda: (s := box.status())["engine"]["absent"] == "" and s["inSync"], "the return is noticed")
         box.stop(child, signal.SIGKILL)
+        assert box.gw("vpp", "down").returncode == 0
+        box.daemon("--engine", "vpp")  # beside what the other left, it need not wait for VPP to give that back
+        assert "does not answer" in box.status()["engine"]["absent"]
+        assert box.gw("vpp", "up").returncode == 0
+        until(lambda: (s := box.status())["engine"]["absent"] == "" and s["inSync"], "a later return is noticed")
         assert box.gw("off").returncode == 0
         assert box.traces() == NOTHING
     finally:

@@ -280,14 +280,20 @@ async def test_a_tunnel_that_fails_half_way_leaves_nothing(world: World, monkeyp
 @pytest.mark.parametrize("noticed", [True, False], ids=["noticed", "unnoticed"])
 async def test_a_killed_vpp_is_given_up_and_a_new_one_taken(world: World, noticed: bool) -> None:
     engine = await opened(world)
-    await make_site(engine)
+    site = await make_site(engine)
     epoch = engine.epoch
+    world.to_engine_wan(oracle(site.inbound).encrypt(inbound_packet(7)))
+    world.plaintext(lambda ip: ip.id == 7)
+    world.to_engine_up(outbound_packet(8))
+    world.ciphertext(site.outbound.key.spi)
     pid = lifecycle.status(world.run_dir).pid
     assert pid is not None
     process = identify(pid)
     assert process is not None
     os.kill(pid, signal.SIGKILL)
     assert process.stop(5.0, 5.0)
+    last = engine.last_counters()
+    assert (last[site.inbound.key].packets, last[site.outbound.key].packets) == (1, 1), "read from a dead VPP's memory"
     if noticed:
         for _ in range(2):
             with pytest.raises(EngineUnavailable):

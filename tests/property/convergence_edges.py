@@ -121,6 +121,8 @@ class FakeXfrm:
         if self.steering.owner.get(key) != "engine":
             raise Broken(f"the number of {key} is written, which is the kernel's own (invariant 4)")
         if oseq > sa.replay.oseq:
+            if oseq < sa.replay.oseq + HAND_BACK_MARGIN // 2:
+                raise Broken(f"the number of {key} is written so near that the kernel may pass it (invariant 4)")
             self.sas[key] = replace(sa, replay=replace(sa.replay, oseq=oseq))
 
     def expire_soft(self, key: SaKey) -> None:
@@ -141,6 +143,7 @@ class FakeSteering:
         self.ports: frozenset[int] = frozenset()
         self.undrained: set[SaKey] = set()
         self.holding = True
+        self.gone = False
         self.engine: FakeEngine
         self.routes: FakeRoutes
 
@@ -150,12 +153,25 @@ class FakeSteering:
         first = sa.replay.oseq + 1
         self.xfrm.sas[key] = replace(sa, replay=replace(sa.replay, oseq=sa.replay.oseq + count))
         seen = self.seen.setdefault(key, Seen())
-        if self.owner.get(key) == "engine" or (key not in self.owner and self.holding):
+        claimed = self.owner.get(key) == "engine" and not self.gone
+        if claimed or (key not in self.owner and self.holding):
             seen.dropped += count
             return
         seen.passed += count
         assert sa.aead is not None
         self.wire.emit("the kernel", sa.aead.secret.reveal(), first, count)
+
+    def plaintext_falls(self) -> None:
+        """Plaintext that is led to an engine finds no socket: its dock says so."""
+        self.gone = True
+
+    def engine_gone(self) -> bool:
+        self.edge.cross("engine gone?", SteeringError)
+        return self.gone
+
+    def set_engine_gone(self, gone: bool) -> None:
+        self.edge.cross(f"engine gone: {gone}", SteeringError)
+        self.gone = gone
 
     def claim(self, key: SaKey) -> None:
         self.edge.cross(f"claim {key}", SteeringError)
@@ -228,6 +244,7 @@ class FakeEngine:
         self.edge, self.wire = edge, wire
         self.objects: dict[EngineKey, EngineObject] = {}
         self.sent: dict[SaKey, int] = {}
+        self.left: dict[SaKey, int] = {}
         self.process = 1
         self.seen_process = 1
         self.taken = 0
@@ -259,6 +276,8 @@ class FakeEngine:
         return [obj for obj in self.objects.values() if isinstance(obj, Tunnel)]
 
     def die(self) -> None:
+        if self.seen_process == self.process:
+            self.left = dict(self.sent)
         self.objects.clear()
         self.sent.clear()
         self.alive = self.reachable = False
@@ -300,6 +319,19 @@ class FakeEngine:
     async def counters(self) -> Mapping[SaKey, Counters]:
         self._cross("counters")
         return {key: Counters(count, count) for key, count in self.sent.items()}
+
+    async def numbers(self) -> Mapping[SaKey, int]:
+        return {}
+
+    async def vitals(self) -> None:
+        return None
+
+    def last_counters(self) -> Mapping[SaKey, Counters]:
+        """Of the process that was reached last, dead or alive; now and then its memory cannot be read."""
+        if self.edge.random.random() < 0.5:
+            return {}
+        last = self.left if self.restarted or not self.alive else self.sent
+        return {key: Counters(count, count) for key, count in last.items()}
 
     def _cross(self, what: str) -> None:
         self.edge.cross(f"engine {what}", EngineError)
@@ -531,7 +563,7 @@ class Law:
         sa = self.xfrm.sas.get(tunnel.outbound)
         if sa is None or sa.aead is None or sa.aead.secret.reveal() != material(self.engine.sa(tunnel.outbound)):
             return
-        claimed = self.steering.owner.get(tunnel.outbound) == "engine"
+        claimed = self.steering.owner.get(tunnel.outbound) == "engine" and not self.steering.gone
         if not claimed and any(map(self.routes.leads, tunnel.selectors)):
             raise Broken(f"the kernel and the engine may both send with {tunnel.outbound} (invariant 3)")
         encap = self.engine.sa(tunnel.outbound).encap

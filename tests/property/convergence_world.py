@@ -81,6 +81,7 @@ TALLIED = (
     *("call failed", "call failed for good", "daemon killed", "engine died", "engine out of reach"),
     *("charon restarted", "peer moved", "burst through the engine", "tunnel in the engine at the end"),
     *("NAT mapped anew", "the same with a gap", "encapsulated tunnel in the engine at the end"),
+    *("kernel took over by itself",),
 )
 """What must not be missing in a run of many sequences."""
 
@@ -166,6 +167,7 @@ class Daemon:
             history=self.history,
         )
         self.link.on_counters = guard.keep_ahead
+        self.link.on_open = guard.begin
 
     async def look(self) -> None:
         """As the daemon's task looks at its engine."""
@@ -402,6 +404,9 @@ class World:
                     self.tally["burst through the engine"] += 1
                     self.engine.encrypts(tunnel.outbound, count)
             return
+        if self.routes.leads(selector) and not self.engine.works:
+            self.steering.plaintext_falls()
+            self.tally["kernel took over by itself"] += 1
         key = SaKey(policy.templates[0].destination, policy.templates[0].spi)
         if key in self.xfrm.sas:
             self.steering.kernel_sends(key, self.random.randint(1, 3))
@@ -619,6 +624,7 @@ class World:
                 {*self.daemon.refusals.reasons(), *self.daemon.link.counters()} - self.xfrm.sas.keys(),
                 set(),
             ),
+            "guard open to the kernel": (self.steering.gone, False),
             "leftovers of the guard": ({*self.steering.owner, *self.steering.seen} - self.xfrm.sas.keys(), set()),
         }
         return [f"{what}: {_difference(*pair)}" for what, pair in checks.items() if pair[0] != pair[1]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ipsec_gw.engines.port import Capabilities, Counters
+from ipsec_gw.engines.port import Capabilities, Counters, Vitals
 from ipsec_gw.errors import EngineError, EngineUnavailable
 from ipsec_gw.model.algorithms import ALGORITHMS
 from ipsec_gw.model.ids import EngineName, SaKey
@@ -61,6 +61,15 @@ class FakeEngine:
     async def counters(self) -> Mapping[SaKey, Counters]:
         self._check()
         return dict(self.sent)
+
+    async def numbers(self) -> Mapping[SaKey, int]:
+        return {}
+
+    def last_counters(self) -> Mapping[SaKey, Counters]:
+        return dict(self.sent)
+
+    async def vitals(self) -> Vitals | None:
+        return None
 
     def restart(self) -> None:
         """Lose everything, as a restarted VPP does."""

@@ -81,11 +81,15 @@ def test_a_larger_canary_holds_a_smaller_one_and_the_share_is_what_it_says() -> 
     assert share_of(ip_address("192.0.2.1")) == 86, "a peer's place must survive upgrades"
 
 
+def decide(world: World, choices: Choices) -> None:
+    world.reconciler.settings = settings(choices)
+
+
 async def opened(choices: Choices | None = None) -> World:
     world = join_anew()
     await world.link.open()
     if choices is not None:
-        world.reconciler.choose(choices)
+        decide(world, choices)
     return world
 
 
@@ -101,7 +105,7 @@ async def test_choosing_to_observe_takes_a_tunnel_back() -> None:
     assert world.reconciler.outlook(Choices()).due == ()
     outlook = world.reconciler.outlook(Choices(observe=True))
     assert {str(op.action) for op in outlook.due} == {"delete", "drain"}
-    world.reconciler.choose(Choices(observe=True))
+    decide(world, Choices(observe=True))
     await world.show(established())
     assert world.empty()
     assert world.reconciler.in_sync
@@ -141,13 +145,11 @@ def test_changes_are_told_in_words() -> None:
 
 def daemon_on(world: World, file: Config) -> Daemon:
     """A daemon whose configuration file reads as given."""
-    observer = SimpleNamespace(names_decide=False)
 
-    def choose(choices: Choices) -> None:
-        observer.names_decide = choices.by_name
-        world.reconciler.choose(choices)
+    def decide_by(wanted: Settings) -> None:
+        world.reconciler.settings = wanted
 
-    gateway = SimpleNamespace(reconciler=world.reconciler, keeper=None, choose=choose)
+    gateway = SimpleNamespace(reconciler=world.reconciler, keeper=None, decide_by=decide_by)
     return Daemon(cast(Gateway, gateway), cast(CharonWatcher, None), lambda: False, lambda: file)
 
 
@@ -158,9 +160,9 @@ async def test_plan_says_and_reload_does() -> None:
     planned = await daemon.answer("plan")
     assert planned["changes"] == ["connection 'site': stays in the kernel"]
     assert any(line.startswith("delete tunnel") for line in planned["operations"])
-    assert world.reconciler.choices == Choices()
+    assert world.reconciler.settings.choices == Choices()
     await daemon.answer("reload")
-    assert world.reconciler.choices == file.choices
+    assert world.reconciler.settings.choices == file.choices
     await world.show(established())
     assert world.empty()
     assert await daemon.answer("plan") == {"changes": [], "operations": [], "observed": []}
@@ -171,7 +173,7 @@ async def test_a_firewall_that_comes_or_goes_takes_a_restart_and_nothing_is_half
     file = Config(gateway=GatewayConfig(mode=Mode.OBSERVE)).model_copy(update={"firewall": object()})
     with pytest.raises(IpsecGwError, match="brings a firewall"):
         await daemon_on(world, file).answer("reload")
-    assert world.reconciler.choices == Choices()
+    assert world.reconciler.settings.choices == Choices()
 
 
 ANSWERS: dict[str, tuple[dict[str, list[str]], int, list[str]]] = {

@@ -34,8 +34,12 @@ class Steering(Maps):
 
     def __init__(self) -> None:
         super().__init__()
+        self.on = False
         self.entries: dict[SaKey, UdpPeer | None] = {}
         self.broken: SaKey | None = None
+
+    def set_engine(self, on: bool) -> None:
+        self.on = on
 
     def steer(self, key: SaKey, peer: UdpPeer | None) -> None:
         self.entries[key] = peer
@@ -122,9 +126,31 @@ async def test_a_number_that_cannot_be_kept_ahead_is_in_the_history() -> None:
     await made.link.open()
     await made.reconciler.run_pass()
     kernel.refuses.add(OUT)
+    engine.sent[OUT] = Counters(HAND_BACK_MARGIN + 1, 0)
     await made.link.look()
     (told,) = [record.trouble for record in made.reconciler.history if record.trouble]
     assert f"the kernel's number of SA {OUT} is not kept ahead" in told
+
+
+async def test_what_an_engine_counted_last_is_read_when_it_is_lost() -> None:
+    engine, kernel, steering = FakeEngine(), Kernel(*established().sas), Steering()
+    made = gateway(engine, kernel, steering)
+    await made.link.open()
+    await made.reconciler.run_pass()
+    await made.link.look()
+    engine.sent[OUT] = Counters(KEPT_AHEAD, 0)
+    made.link.lose("its process ended")
+    await made.reconciler.run_pass()
+    assert steering.owner[OUT] == "kernel"
+    assert kernel.sas[OUT].replay.oseq == KEPT_AHEAD + HAND_BACK_MARGIN, "behind what nobody had looked at before"
+
+
+async def test_an_engine_that_opens_ends_the_takeover() -> None:
+    engine, kernel, steering = FakeEngine(), Kernel(*established().sas), Steering()
+    made = gateway(engine, kernel, steering)
+    steering.owner[OUT], steering.gone = "engine", True
+    await made.link.open()
+    assert (steering.owner, steering.gone, steering.on) == ({OUT: "kernel"}, False, True)
 
 
 def test_clearing_takes_every_entry_off_and_says_if_it_cannot() -> None:

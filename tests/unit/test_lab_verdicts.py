@@ -183,7 +183,7 @@ def judged(engine="vpp", **changed):
     evidence = Evidence([0, 0], [len(capture.frames) for capture in wan.captures])
     evidence.engine_took([shown("in"), shown("out")])
     diary = SimpleNamespace(all=lambda: parts["sas"])
-    judge_capture(run, [evidence], wan, Fixed(parts["client"], parts["server"]), [diary])
+    judge_capture(run, evidence, wan, Fixed(parts["client"], parts["server"]), [diary])
     return run
 
 

@@ -33,6 +33,13 @@ class Maps:
         self.owner: dict[SaKey, str] = {}
         self.seen: dict[SaKey, Seen] = {}
         self.ports: frozenset[int] = frozenset()
+        self.gone = False
+
+    def engine_gone(self) -> bool:
+        return self.gone
+
+    def set_engine_gone(self, gone: bool) -> None:
+        self.gone = gone
 
     def claim(self, key: SaKey) -> None:
         self.owner[key] = "engine"
@@ -209,7 +216,7 @@ def test_an_outage_that_was_longer_than_the_margin_is_told(oseq: int, told: int)
         guard.keep_ahead({KEY: Counters(1000, 0)})
     assert len(troubles) == told
     assert all(str(KEY) in trouble for trouble in troubles)
-    assert kernel.sas[KEY].replay.oseq == 1000 + KEPT_AHEAD
+    assert kernel.sas[KEY].replay.oseq == max(1000 + KEPT_AHEAD if oseq <= 1000 else 0, oseq)
 
 
 def test_one_number_that_cannot_be_written_does_not_hold_up_the_others() -> None:
@@ -349,3 +356,53 @@ def test_an_sa_that_nobody_rekeys_is_asked_for_again_after_five_minutes() -> Non
     assert pacer.due(301.0) is None
     pacer.settle(lambda _key: False)
     assert pacer.due(900.0) is None
+
+
+def taken_over(oseq: int) -> tuple[Maps, Kernel]:
+    """A claimed SA whose engine was seen gone."""
+    maps, kernel = Maps(), Kernel(with_oseq(sa(0x22), oseq))
+    maps.owner[KEY], maps.gone = "engine", True
+    return maps, kernel
+
+
+async def test_a_kernel_that_took_over_is_not_written_to() -> None:
+    maps, kernel = taken_over(KEPT_AHEAD + 5)
+    guard, refused = driver(maps, kernel, Counters(1000, 1000))
+    guard.keep_ahead({KEY: Counters(KEPT_AHEAD, 0)})
+    await guard.begin()
+    assert kernel.written == []
+    assert maps.owner == {KEY: "kernel"}
+    assert list(refused) == [KEY]
+    assert not maps.gone
+
+
+async def test_a_kernel_that_took_over_without_being_kept_ahead_is_moved_by_a_margin() -> None:
+    maps, kernel = taken_over(10)
+    guard, _ = driver(maps, kernel, Counters(1000, 1000))
+    await guard.begin()
+    assert kernel.written == [(KEY, 1000 + HAND_BACK_MARGIN)]
+
+
+async def test_the_guard_is_closed_again_only_when_all_that_was_claimed_is_released() -> None:
+    maps, kernel = taken_over(KEPT_AHEAD)
+    open_until: list[bool] = []
+    release = maps.release
+    maps.release = lambda key: (open_until.append(maps.gone), release(key))[1]  # type: ignore[assignment]
+    await driver(maps, kernel)[0].begin()
+    assert open_until == [True]
+    assert not maps.gone
+
+
+async def test_nothing_is_claimed_while_the_engine_is_gone() -> None:
+    maps, kernel = Maps(), Kernel(sa(0x22))
+    maps.gone = True
+    with pytest.raises(IpsecGwError, match="engine is gone"):
+        await driver(maps, kernel)[0].create(GUARD)
+    assert (maps.owner, kernel.written) == ({}, [])
+
+
+async def test_an_engine_that_begins_beside_a_closed_guard_keeps_what_it_has() -> None:
+    maps, kernel = Maps(), Kernel(sa(0x22))
+    maps.owner[KEY] = "engine"
+    await driver(maps, kernel)[0].begin()
+    assert maps.claimed() == {KEY}

@@ -93,11 +93,6 @@ class SaDescriptor(Descriptor[SadEntry]):
         """VPP keeps an SA alive, and decrypting, while a tunnel still uses it: take it out there first."""
         await self._api.call("ipsec_sad_entry_del", id=value.sad_id)
 
-    async def received(self) -> dict[int, int]:
-        """The highest sequence number that each inbound SA has accepted, by ``sad_id``."""
-        details = await self._api.dump("ipsec_sa_v5_dump", sa_id=ALL_SAS)
-        return {d.entry.sad_id: d.last_seq_inbound for d in details if d.entry.flags & IS_INBOUND}
-
     async def retrieve(self) -> tuple[SadEntry, ...]:
         """All ESP tunnel SAs whose algorithm the gateway knows, keys included."""
         details = await self._api.dump("ipsec_sa_v5_dump", sa_id=ALL_SAS)

@@ -13,6 +13,9 @@
 #define MAX_QUEUES	64	/* sockets, one per RX queue */
 #define PIPELINE_SLOTS	8	/* slot 0 is the entry, the rest is reserved for stages */
 #define NEVER_A_QUEUE	0xffffffff
+/* Mirrors: xdp_steer/layout.py, MAX_CONTROL and Control.ENGINE_GONE. */
+#define MAX_CONTROL	32
+#define ENGINE_GONE	11
 
 struct {
 	__uint(type, BPF_MAP_TYPE_XSKMAP);
@@ -41,6 +44,14 @@ struct {
 	__type(value, struct dock_count);
 } dock_counts SEC(".maps");
 
+/* The gateway's own, by its pin: the guard on TC egress reads it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_CONTROL);
+	__type(key, __u32);
+	__type(value, __u64);
+} control SEC(".maps");
+
 SEC("xdp")
 int xsk_def_prog(struct xdp_md *ctx)
 {
@@ -52,10 +63,8 @@ int xsk_def_prog(struct xdp_md *ctx)
 	return XDP_PASS;
 }
 
-/* The pipeline tail-calls this one to hand a packet to the engine: with no live socket on
- * the queue (engine absent or dead) the packet goes to the kernel. */
-SEC("xdp")
-int to_vpp(struct xdp_md *ctx)
+/* With no live socket on the queue (engine absent or dead) the packet goes to the kernel. */
+static __always_inline int hand_over(struct xdp_md *ctx)
 {
 	__u32 zero = 0;
 	struct dock_count *count = bpf_map_lookup_elem(&dock_counts, &zero);
@@ -67,6 +76,47 @@ int to_vpp(struct xdp_md *ctx)
 		else
 			count->fell_to_kernel++;
 	}
+	return action;
+}
+
+/* The pipeline tail-calls this one to hand a packet to the engine. */
+SEC("xdp")
+int to_vpp(struct xdp_md *ctx)
+{
+	return hand_over(ctx);
+}
+
+static __always_inline int any_socket(void)
+{
+	__u32 queue;
+
+	/* Unrolled: a counter on the stack, where a key has to be, looks endless to the verifier (6.18, and before). */
+#pragma unroll
+	for (queue = 0; queue < MAX_QUEUES; queue++) {
+		__u32 key = queue;
+
+		if (bpf_map_lookup_elem(&xsks_map, &key))
+			return 1;
+	}
+	return 0;
+}
+
+/* The entry of the engine's end of the veth pair, where plaintext arrives. A packet that finds no socket at all proves
+ * that the engine numbers no more: the kernel closes a process's sockets when its last thread has ended, and what is to
+ * be encrypted comes by no other way. The mark is set before this very packet reaches the guard, which from then on
+ * lets the kernel send. Only user space takes it away: an engine that comes back does not get its numbers back. */
+SEC("xdp")
+int plain_to_vpp(struct xdp_md *ctx)
+{
+	int action = hand_over(ctx);
+	__u32 slot = ENGINE_GONE;
+	__u64 *gone;
+
+	if (action == XDP_REDIRECT)
+		return action;
+	gone = bpf_map_lookup_elem(&control, &slot);
+	if (gone && !*gone && !any_socket())
+		*gone = 1;
 	return action;
 }
 

@@ -5,7 +5,8 @@
  * AF_XDP transmit does not pass here, so every ESP packet seen comes from the kernel. If the engine owns
  * the SA it is dropped. ESP of others that is only forwarded (its source is no address of ours) goes by. An SA that nobody decided on yet is held back (dropped and counted) for a moment, as
  * long as the daemon lives: user space then compares the kernel's sequence number with what was dropped, and
- * knows whether any number of that key has left. It fails open: with the daemon dead, the kernel sends.
+ * knows whether any number of that key has left. It fails open: with the daemon dead, the kernel sends. So it does with
+ * an engine that is gone for certain (the dock of its plaintext says so): the kernel's number is far ahead of the engine's.
  *
  * Of a packet in fragments only the first has the SPI. If that one is dropped the rest passes, and no
  * receiver can put it together. Passing means TC_ACT_UNSPEC: other filters on the hook have their say.
@@ -35,8 +36,10 @@ static __always_inline struct guard_record *guard_record_of(struct sa_key *key)
 
 static __always_inline u32 guard_verdict(struct guard_record *record, u32 *owner)
 {
+	if (owner && *owner != OWNER_ENGINE)
+		return REASON_GUARD_KERNEL;
 	if (owner)
-		return *owner == OWNER_ENGINE ? REASON_GUARD_ENGINE : REASON_GUARD_KERNEL;
+		return control_value(CONTROL_ENGINE_GONE) ? REASON_GUARD_TAKEN_OVER : REASON_GUARD_ENGINE;
 	if (!record)
 		return REASON_GUARD_FULL;
 	return held_back(record) ? REASON_GUARD_HELD : REASON_GUARD_NEWBORN;

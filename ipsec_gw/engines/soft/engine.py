@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import cryptography
@@ -140,9 +140,16 @@ class SoftEngine:
         """Traffic per SA. Inbound: authentic packets, also those that the selectors then refused."""
         return self._store.counters
 
-    async def received(self, keys: Collection[SaKey]) -> Mapping[SaKey, int]:
-        """The tops of their replay windows."""
-        return self._store.received(keys)
+    async def numbers(self) -> Mapping[SaKey, int]:
+        """The tops of the replay windows."""
+        return self._store.numbers
+
+    def last_counters(self) -> Mapping[SaKey, Counters]:
+        """The same: it does not end before this object."""
+        return self._store.counters
+
+    async def vitals(self) -> None:
+        """It lives and dies with this process."""
 
     def _change(self, change: Callable[[], None]) -> None:
         if self._datapath is None:

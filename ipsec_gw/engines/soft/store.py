@@ -5,7 +5,7 @@ Every method either does all of what it says or raises EngineError and does noth
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -56,9 +56,10 @@ class Store:
         living: dict[SaKey, LiveSa] = {**self._inbound, **self._outbound}
         return MappingProxyType({key: sa.counters for key, sa in living.items()})
 
-    def received(self, keys: Collection[SaKey]) -> Mapping[SaKey, int]:
-        """The highest sequence number that each of these inbound SAs accepted."""
-        return {key: self._inbound[key].top for key in keys if key in self._inbound}
+    @property
+    def numbers(self) -> Mapping[SaKey, int]:
+        """The highest sequence number that each inbound SA accepted."""
+        return MappingProxyType({key: sa.top for key, sa in self._inbound.items()})
 
     def create(self, obj: EngineObject) -> None:
         """Add an object. Raises EngineError, UsedKeyError."""

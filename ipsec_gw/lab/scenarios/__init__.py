@@ -16,12 +16,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A story with checks, on a topology of its own. Without ``needs_esp`` it runs in any kernel."""
+    """A story with checks, on a topology of its own. Without ``needs_esp`` it runs in any kernel. After
+    ``vm_seconds`` a virtual machine that it runs in is taken for hung.
+    """
 
     name: str
     topology: Callable[[str], Topology]
     run: Callable[[Lab], Awaitable[None]]
     needs_esp: bool = True
+    vm_seconds: float = 720.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +41,12 @@ def scenarios() -> dict[str, Scenario]:
     """All of them, by name."""
     # Here and not above: scenarios import the lab, which imports this package.
     from ipsec_gw.lab.edge import edge  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.chaos import run as run_chaos  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.daemon_kill import run as run_daemon_kill  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.failover import run as run_failover  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.firewall import run as run_firewall  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.firewall_plain import run as run_firewall_plain  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.hang import run as run_hang  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.ipv6 import run as run_ipv6  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.junk import run as run_junk  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.nat_t import run as run_nat_t  # noqa: PLC0415
@@ -78,6 +85,26 @@ def scenarios() -> dict[str, Scenario]:
                 Part("plain", edge, run_firewall_plain, needs_esp=False),
                 Part("tunnel", topology.site_to_site, run_firewall),
             ),
+        ),
+        Scenario(
+            "failover",
+            "the engine is killed under traffic, with and without a daemon: the kernel carries on, and gives back",
+            (Part("tunnel", topology.site_to_site, run_failover, vm_seconds=2400.0),),
+        ),
+        Scenario(
+            "hang",
+            "VPP is stopped under traffic: it is ended, and the kernel carries on",
+            (Part("tunnel", topology.site_to_site, run_hang, vm_seconds=2400.0),),
+        ),
+        Scenario(
+            "daemon-kill",
+            "the daemon is killed under traffic and rekeys: nobody notices",
+            (Part("tunnel", topology.site_to_site, run_daemon_kill, vm_seconds=2400.0),),
+        ),
+        Scenario(
+            "chaos",
+            "kills, hangs, rekeys and the operator's hand in random order, and then everything converges",
+            (Part("tunnel", topology.site_to_site, run_chaos, vm_seconds=2400.0),),
         ),
         Scenario(
             "junk",

@@ -7,18 +7,8 @@ from collections import Counter
 from ipsec_gw.lab.context import Lab
 from ipsec_gw.lab.nat import Nat
 from ipsec_gw.lab.oracle import EspPacket
-from ipsec_gw.lab.scenarios.site_to_site import (
-    Story,
-    bracketed_exchange,
-    bring_up,
-    carry,
-    conclude,
-    packets,
-    rekey_under_traffic,
-    resume,
-    set_up,
-    spis,
-)
+from ipsec_gw.lab.scenarios.site_to_site import bracketed_exchange, conclude, rekey_under_traffic
+from ipsec_gw.lab.scenarios.tunnel import Story, bring_up, carry, packets, resume, set_up, spis
 from ipsec_gw.lab.scenarios.verdicts import Evidence
 from ipsec_gw.lab.sites import seen_address
 from ipsec_gw.lab.topology import OUTSIDE, Role

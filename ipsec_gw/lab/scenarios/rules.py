@@ -99,6 +99,7 @@ to_port = {INTERNAL}
 
 ZONES = f"""\
 [gateway]
+hang_seconds = 3.0
 wan = ["{WAN}"]
 
 [zones.trust]

@@ -4,79 +4,36 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
-from ipsec_gw.lab.capture import Captures
 from ipsec_gw.lab.context import Lab
 from ipsec_gw.lab.gateway import GatewayUnderTest
-from ipsec_gw.lab.kernel_sas import SaDiary, dump
-from ipsec_gw.lab.netns import receive_on_one_processor, xfrm_errors
-from ipsec_gw.lab.oracle import EspPacket
-from ipsec_gw.lab.process import all_of
-from ipsec_gw.lab.scenarios.start import gateway_of, start_swan
-from ipsec_gw.lab.scenarios.verdicts import Evidence, Reading, judge_capture, judge_carriers, judge_counters
-from ipsec_gw.lab.sites import site_of
-from ipsec_gw.lab.strongswan import Site, Swan
-from ipsec_gw.lab.topology import HOST, LAN, WAN, Role
-from ipsec_gw.lab.traffic import Host, TrafficError, UdpFlow, ping, tcp_echo, udp_echo, until
-from ipsec_gw.lab.wire import count_by_sa, esp_packets
-from vpp_conf.locate import locate_vpp
-
-FLOW_RATE, FLOW_BYTES = 50.0, 200
-"""Packets per second in each direction and UDP payload: what an emulated processor carries without sweat."""
+from ipsec_gw.lab.netns import xfrm_errors
+from ipsec_gw.lab.scenarios.tunnel import (
+    REKEY_SECONDS,
+    Story,
+    Talkers,
+    bring_up,
+    carried_again,
+    carry,
+    only_new,
+    packets,
+    quiet,
+    resume,
+    set_up,
+    spis,
+    terminate,
+)
+from ipsec_gw.lab.scenarios.verdicts import Evidence, Reading, judge_capture, judge_counters
+from ipsec_gw.lab.strongswan import Swan
+from ipsec_gw.lab.traffic import TrafficError, ping, tcp_echo, udp_echo, until
+from ipsec_gw.lab.wire import count_by_sa
 
 TCP_BYTES = 200_000
 SIZES = (1, 64, 511, 1200, 1372)
 """Payloads of single packets, up to what fits a tunnel over a 1500-byte WAN unfragmented."""
 
-REKEY_SECONDS = 60.0
-QUIET_SECONDS = 0.6
 REKEYS = {1: "a rekey", 2: "two rekeys"}
-
-
-@dataclass(frozen=True, slots=True)
-class Talkers:
-    """Who talks through the tunnel; ``label`` is the end of their checks' names."""
-
-    client: Host
-    server: Host
-    gateway: Host
-    label: str = ""
-
-    def flows(self, first: int) -> tuple[UdpFlow, UdpFlow]:
-        """Steady UDP both ways, by numbers and ports from ``first`` on."""
-        way = partial(UdpFlow, rate=FLOW_RATE, size=FLOW_BYTES)
-        there = way(first, self.client, self.server, port=7000 + first)
-        return there, way(first + 1, self.server, self.client, port=7001 + first)
-
-
-@dataclass
-class Story:
-    """Those who take part."""
-
-    lab: Lab
-    a: Swan
-    b: Swan
-    gateway: GatewayUnderTest | None
-    wan: Captures
-    lans: Captures
-    diaries: tuple[SaDiary, SaDiary]
-    flows: tuple[UdpFlow, ...] = ()
-    talkers: tuple[Talkers, ...] = ()
-    next_flow: int = 1
-
-    @property
-    def initiator(self) -> Swan:
-        """Who can reach the other: behind a NAT it is gateway B."""
-        return self.b if Role.NAT in self.lab.topology.roles else self.a
-
-    def drain(self) -> None:
-        """Take in everything that waits in sockets."""
-        self.wan.drain()
-        self.lans.drain()
-        for diary in self.diaries:
-            diary.drain()
 
 
 async def run(lab: Lab) -> None:
@@ -98,13 +55,8 @@ async def conclude(story: Story, evidence: Evidence, flow_marks: tuple[int, ...]
     for flow, mark in zip(story.flows, flow_marks, strict=True):
         lab.note(f"UDP {flow.source} -> {flow.destination} since the tunnel is up: {flow.tally(mark)}")
     await terminate(story, evidence)
-    finish(story, [evidence])
+    judge_capture(lab, evidence, story.wan, story.lans, story.diaries)
     await leave(story)
-
-
-def finish(story: Story, tunnels: Sequence[Evidence]) -> None:
-    """What the captures tell of these tunnels."""
-    judge_capture(story.lab, tunnels, story.wan, story.lans, story.diaries)
 
 
 async def leave(story: Story) -> None:
@@ -115,119 +67,6 @@ async def leave(story: Story) -> None:
     if story.gateway is not None:
         with lab.step("ipsec-gw off"):
             await story.gateway.off()
-
-
-def _wan_frames(story: Story) -> int:
-    story.drain()
-    return sum(len(capture.frames) for capture in story.wan.captures)
-
-
-async def set_up(lab: Lab, sites: Sequence[Site] = ()) -> Story:
-    """Both strongSwans and ipsec-gw, and everything that watches them; hosts talk IPv4 unless ``sites`` are given."""
-    topology = lab.topology
-    wan = Captures([lab.capture(Role.WAN, "to-a"), lab.capture(Role.WAN, "to-b")])
-    lans = Captures([lab.capture(Role.CLIENT, HOST), lab.capture(Role.SERVER, HOST)])
-    diaries = tuple(SaDiary(topology.namespace(role)) for role in (Role.GATEWAY_A, Role.GATEWAY_B))
-    for captures in (wan, lans):
-        lab.stack.callback(captures.close)
-    for diary in diaries:
-        lab.stack.callback(diary.close)
-    lab.stack.callback(lab.save_captures, wan)
-    for captures in (wan, lans):
-        task = asyncio.create_task(captures.keep_draining())
-        lab.stack.callback(task.cancel)
-    known = sites or [site_of(topology, role, lab.options.proposal) for role in (Role.GATEWAY_A, Role.GATEWAY_B)]
-    a, b = [await start_swan(lab, site) for site in known]
-    gateway = _gateway(lab, a)
-    with lab.step("start two strongSwans" + (" and ipsec-gw" if gateway else "")):
-        await all_of(a.load(), b.load(), *([gateway.start()] if gateway else []))
-        await receive_on_one_processor(b.site.namespace, WAN)
-    for pid in gateway.pids if gateway else ():
-        lab.watch_process(pid)
-    story = Story(lab, a, b, gateway, wan, lans, (diaries[0], diaries[1]))
-    if not sites:
-        ends = (lab.host(Role.CLIENT, HOST), lab.host(Role.SERVER, HOST), lab.host(Role.GATEWAY_A, LAN))
-        start_flows(story, Talkers(*ends))
-    return story
-
-
-def _gateway(lab: Lab, a: Swan) -> GatewayUnderTest | None:
-    if lab.options.baseline:
-        lab.note("without ipsec-gw: strongSwan and the kernel alone")
-        return None
-    return gateway_of(lab, a)
-
-
-def start_flows(story: Story, *talkers: Talkers) -> None:
-    """Let them talk, and those before them no more."""
-    lab = story.lab
-    for flow in story.flows:
-        flow.pause()
-    story.talkers = talkers
-    first = story.next_flow
-    story.flows = tuple(flow for n, who in enumerate(talkers) for flow in who.flows(first + 2 * n))
-    story.next_flow += len(story.flows)
-    for flow in story.flows:
-        lab.stack.callback(flow.close)
-        lab.stack.callback(asyncio.create_task(flow.run()).cancel)
-
-
-async def bring_up(story: Story, evidence: Evidence) -> tuple[int, ...]:
-    """IKE under traffic that already runs; returns the numbers from which the flows must arrive."""
-    lab, flows = story.lab, story.flows
-    await until(lambda: all(flow.next >= 10 for flow in flows), 30.0, "traffic before IKE")
-    with lab.step("initiate the tunnel"):
-        await story.initiator.initiate()
-    story.drain()
-    evidence.up = [len(capture.frames) for capture in story.wan.captures]
-    marks = tuple(flow.next for flow in flows)
-    lab.strongswan = await story.a.version()
-    if lab.options.engine == "vpp":
-        lab.vpp = locate_vpp().version.removeprefix("vpp ").split()[0]
-    for swan in (story.a, story.b):
-        said = await swan.list_sas()
-        lab.check(f"IKE is up at {swan.site.identity}", said.ike and said.child, "IKE_SA and CHILD_SA", said)
-    return marks
-
-
-async def carry(story: Story, evidence: Evidence) -> None:
-    """Wait until the engine has the tunnel (or says why not), then until both flows arrive."""
-    lab, gateway = story.lab, story.gateway
-    if gateway is None:
-        return
-    engine = gateway.engine
-
-    with lab.step(f"wait until {engine} carries the tunnel"):
-        sas = await gateway.carrying()
-    judge_carriers(lab, engine, sas)
-    evidence.engine_took(sas)
-    status = await gateway.status()
-    lab.check("ipsec-gw runs the engine asked for", status.engine == engine, engine, f"{status.engine}: {status.note}")
-
-
-async def quiet(story: Story) -> None:
-    """Pause the flows and wait until nothing is under way: counters and capture can be compared exactly."""
-    for flow in story.flows:
-        flow.pause()
-    loop = asyncio.get_running_loop()
-    deadline, still_since, seen = loop.time() + 20.0, loop.time(), -1
-    while loop.time() - still_since < QUIET_SECONDS:
-        count = _wan_frames(story)
-        if count != seen:
-            still_since, seen = loop.time(), count
-        if loop.time() > deadline:
-            raise TrafficError("the WAN is not quiet 20 s after all traffic was paused")
-        await asyncio.sleep(0.05)
-
-
-def resume(story: Story) -> None:
-    for flow in story.flows:
-        flow.resume()
-
-
-def packets(story: Story) -> list[EspPacket]:
-    story.drain()
-    return [packet for capture in story.wan.captures for packet in esp_packets(capture.frames)]
 
 
 async def bracketed_exchange(story: Story, name: str) -> None:
@@ -272,29 +111,20 @@ async def _exchange(lab: Lab, name: str, talkers: Talkers) -> None:
                 lab.check(f"{name}: {what}", False, "payloads come back unchanged", error)
 
 
-def spis(story: Story) -> frozenset[int]:
-    return frozenset(sa.spi for sa in dump(story.a.site.namespace))
-
-
-def _only_new(story: Story, old: frozenset[int]) -> bool:
-    now = spis(story)
-    return len(now) == 2 and not now & old
-
-
 async def rekey_under_traffic(story: Story, evidence: Evidence, initiators: Sequence[Swan] = ()) -> None:
     """A rekey from each of them, by default from both, and not a packet lost."""
     lab = story.lab
+    initiators = initiators or (story.a, story.b)
     await until(lambda: all(flow.next > 0 for flow in story.flows), 5.0, "steady traffic")
     marks = [flow.next for flow in story.flows]
-    initiators = initiators or (story.a, story.b)
     for swan in initiators:
         with lab.step(f"rekey from {swan.site.identity} under steady traffic"):
             old = spis(story)
             await swan.rekey()
             # charon keeps the old inbound SA for delete_rekeyed_delay (5 s): the rekey is over when that has gone.
-            await until(partial(_only_new, story, old), REKEY_SECONDS, "new SAs alone")
+            await until(partial(only_new, story, old), REKEY_SECONDS, "new SAs alone")
             if story.gateway is not None:
-                await _carried_again(story, story.gateway, evidence)
+                await carried_again(story, story.gateway, evidence)
     for flow, mark in zip(story.flows, marks, strict=True):
         flow.pause()
         tally = await flow.settle(mark)
@@ -305,32 +135,3 @@ async def rekey_under_traffic(story: Story, evidence: Evidence, initiators: Sequ
             tally,
         )
     resume(story)
-
-
-async def _carried_again(story: Story, gateway: GatewayUnderTest, evidence: Evidence) -> None:
-    current = spis(story)
-    sas = await gateway.sas_when(
-        lambda sas: {sa.spi for sa in sas} == current and all(sa.state == gateway.engine for sa in sas),
-        REKEY_SECONDS,
-        f"the new SAs in {gateway.engine}",
-    )
-    evidence.engine_took(sas)
-
-
-async def terminate(story: Story, evidence: Evidence) -> None:
-    """Take the tunnel down; nothing of it is left in the engine and in the maps."""
-    lab, gateway = story.lab, story.gateway
-    evidence.down = [len(capture.frames) for capture in story.wan.captures]
-    with lab.step("terminate the tunnel"):
-        await story.a.terminate()
-        namespaces = (story.a.site.namespace, story.b.site.namespace)
-        await until(lambda: not any(dump(name) for name in namespaces), 30.0, "kernels without SAs")
-    if gateway is None:
-        return
-    sas, status = await asyncio.gather(
-        gateway.sas_when(lambda sas: not sas, 30.0, "no SA shown"),
-        gateway.status_when(lambda now: not now.steer and not now.guard, 30.0, "empty maps"),
-    )
-    lab.check("the engine holds no SA after termination", not sas, "0", len(sas))
-    left = [*status.steer, *status.guard]
-    lab.check("the steering and guard maps are empty after termination", not left, "none", ", ".join(left) or "none")

@@ -16,6 +16,7 @@ from ipsec_gw.lab.wire import (
     Opening,
     clear_packets,
     esp_packets,
+    furthest_back,
     ip_packets,
     not_among,
     numbers,
@@ -25,7 +26,7 @@ from ipsec_gw.lab.wire import (
 
 @dataclass
 class Evidence:
-    """Where in each WAN capture a tunnel came up and went down, and which outbound SAs an engine had."""
+    """Where in each WAN capture the tunnel came up and went down, and which outbound SAs an engine had."""
 
     up: list[int] = field(default_factory=list)
     down: list[int] = field(default_factory=list)
@@ -119,10 +120,27 @@ def _judge_guarded(lab: Lab, name: str, key: str, before: Reading, after: Readin
         lab.note(f"{key}: before the hand-over {was.passed} packets passed the guard and {was.dropped} were dropped")
 
 
+ONE_RING = 1024
+"""Packets that may overtake one another where the kernel takes over: what a ring of VPP's holds."""
+
+
 def judge_capture(
-    lab: Lab, tunnels: Sequence[Evidence], wan: Captures, lans: Captures, diaries: Sequence[SaDiary]
+    lab: Lab,
+    evidence: Evidence,
+    wan: Captures,
+    lans: Captures,
+    diaries: Sequence[SaDiary],
+    *,
+    earlier: Sequence[Evidence] = (),
+    taken_over: bool = False,
+    lossy: bool = False,
 ) -> None:
-    """All that the capture can tell of these tunnels, one after the other, by the oracle and the kernels' own keys."""
+    """Everything that the capture can tell, by the oracle and the kernels' own keys.
+
+    ``earlier`` is of tunnels before this one.
+    ``taken_over``: the kernel went on with numbers of the engine, a margin ahead, so that some are left out.
+    ``lossy``: what passed the WAN need not have arrived.
+    """
     with lab.step("open the capture with the kernels' keys"):
         wan.drain()
         lans.drain()
@@ -132,8 +150,10 @@ def judge_capture(
         packets = [packet for capture in wan.captures for packet in esp_packets(capture.frames)]
         opening = open_all(packets, sas)
     _judge_opening(lab, opening, len(packets))
-    _judge_inner(lab, opening, lans)
-    _judge_numbers(lab, wan, frozenset[str]().union(*(evidence.engine_sas for evidence in tunnels)))
+    _judge_inner(lab, opening, lans, lossy=lossy)
+    tunnels = (*earlier, evidence)
+    engine_sas = frozenset[str]().union(*(tunnel.engine_sas for tunnel in tunnels))
+    _judge_numbers(lab, wan, engine_sas, taken_over=taken_over)
     _judge_clear(lab, tunnels, wan)
 
 
@@ -148,7 +168,7 @@ def _judge_opening(lab: Lab, opening: Opening, packets: int) -> None:
     )
 
 
-def _judge_inner(lab: Lab, opening: Opening, lans: Captures) -> None:
+def _judge_inner(lab: Lab, opening: Opening, lans: Captures, *, lossy: bool) -> None:
     """Hold what was inside against what the hosts sent and received."""
     client, server = lans.captures
     ends_a, ends_b = (seen_addresses(lab.topology, role) for role in (Role.GATEWAY_A, Role.GATEWAY_B))
@@ -156,9 +176,10 @@ def _judge_inner(lab: Lab, opening: Opening, lans: Captures) -> None:
     to_b = [item.inner for item in opening.opened if item.esp.source in ends_a]
     to_a = [item.inner for item in opening.opened if item.esp.source in ends_b]
     from_client = [packet for packet in to_b if header(packet).source in client_addresses]
+    arrived = () if lossy else (ip_packets(server.frames, outgoing=False),)
     for name, inner, reference in (
         ("what A encrypts is what the client sent", from_client, ip_packets(client.frames, outgoing=True)),
-        ("what A encrypts is what the server receives", to_b, ip_packets(server.frames, outgoing=False)),
+        *(("what A encrypts is what the server receives", to_b, received) for received in arrived),
         ("what B encrypts is what the server sent", to_a, ip_packets(server.frames, outgoing=True)),
     ):
         wrong = not_among(inner, reference)
@@ -170,7 +191,7 @@ def _judge_inner(lab: Lab, opening: Opening, lans: Captures) -> None:
         )
 
 
-def _judge_numbers(lab: Lab, wan: Captures, engine_sas: frozenset[str]) -> None:
+def _judge_numbers(lab: Lab, wan: Captures, engine_sas: frozenset[str], *, taken_over: bool) -> None:
     """Numbers and nonces of every SA on the WAN, by sender.
 
     Not judged: a kernel with several processors takes numbers in order but may send packets out of order (an engine has
@@ -191,6 +212,11 @@ def _judge_numbers(lab: Lab, wan: Captures, engine_sas: frozenset[str]) -> None:
             "every one once",
             few(reused) if reused else measured,
         )
+        if taken_over and guarded:
+            back = furthest_back(esp_packets(capture.frames))
+            name = f"no number of {gateway} goes back beyond the reordering of one ring, whoever sends"
+            lab.check(name, bool(found) and back <= ONE_RING, f"{ONE_RING} at most", back)
+            continue
         lab.check(
             f"{gateway} leaves no sequence number out",
             bool(whole) and not gaps,

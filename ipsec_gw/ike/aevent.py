@@ -1,0 +1,222 @@
+"""Numbers, windows and volumes of all kernel SAs, read and written in bulk (GETSA dump, XFRM_MSG_NEWAE).
+
+Whole messages are packed and unpacked here, because ten thousand SAs are looked at every second: nothing but what moves
+is made a value of. Layouts are those of ``linux/xfrm.h``; :mod:`ipsec_gw.ike.messages` has them in full.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from ipaddress import ip_address
+from typing import Self
+
+from ipsec_gw.errors import XfrmError
+from ipsec_gw.ike.codec import family_of, pack_address
+from ipsec_gw.ike.messages import XFRM_MSG_GETSA, XFRM_MSG_NEWAE
+from ipsec_gw.model.ids import SaKey
+from ipsec_gw.model.warmth import SaState, Volume, Warming
+
+BATCH = 64
+"""Writes in one datagram; the kernel works through it as one."""
+
+_NETLINK_XFRM = 6
+_NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_REPLACE, _NLM_F_DUMP = 0x1, 0x4, 0x100, 0x300
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_RECEIVE_BYTES = 1 << 18
+_ANSWER_SECONDS = 5.0
+
+_HEADER = struct.Struct("=IHHII")
+_ATTRIBUTE = struct.Struct("=HH")
+_USERSA_BYTES = 224
+_DESTINATION, _FAMILY = 56, 212
+_SPI_PROTO = struct.Struct(">IB")
+_SPI_PROTO_OFFSET = 72
+_LIMITS_AND_USE = struct.Struct("=4Q32x4Q")
+"""Soft and hard bytes, soft and hard packets, (times,) bytes, packets, time of installation and of use."""
+
+_LIMITS_OFFSET = 96
+_LTIME_VAL, _REPLAY_VAL, _MARK, _REPLAY_ESN_VAL = 9, 10, 21, 23
+_REPLAY = struct.Struct("=III")
+_REPLAY_ESN = struct.Struct("=6I")
+_LTIME = struct.Struct("=4Q")
+_AEVENT = struct.Struct("=16s4sHBx16sII")
+"""``xfrm_aevent_id``: destination, SPI in network order, family, protocol; source, flags, reqid may be 0."""
+
+_ALL_SEEN = 0xFFFFFFFF
+_WINDOW_OFFSET = 214 + 1
+"""``replay_window`` of ``xfrm_usersa_info``, the window of an SA with XFRMA_REPLAY_VAL."""
+
+
+def parse_state(message: bytes) -> SaState | None:
+    """An SA of a GETSA dump (``xfrm_usersa_info`` and attributes). None for what is not ESP, has a mark (which is part
+    of its key here) or says nothing of its numbers.
+    """
+    spi, protocol = _SPI_PROTO.unpack_from(message, _SPI_PROTO_OFFSET)
+    (family,) = struct.unpack_from("=H", message, _FAMILY)
+    if protocol != socket.IPPROTO_ESP:
+        return None
+    raw = message[_DESTINATION : _DESTINATION + (4 if family == socket.AF_INET else 16)]
+    replay = None
+    for kind, start, end in _attributes(message):
+        if kind == _MARK:
+            return None
+        if kind == _REPLAY_VAL and replay is None and end - start >= _REPLAY.size:
+            oseq, seq, _ = _REPLAY.unpack_from(message, start)
+            replay = (oseq, seq, message[_WINDOW_OFFSET], 0)
+        elif kind == _REPLAY_ESN_VAL and end - start >= _REPLAY_ESN.size:
+            words, oseq, seq, oseq_high, seq_high, window = _REPLAY_ESN.unpack_from(message, start)
+            replay = (oseq | oseq_high << 32, seq | seq_high << 32, window, words)
+    if replay is None:
+        return None
+    limits = _LIMITS_AND_USE.unpack_from(message, _LIMITS_OFFSET)
+    soft_octets, hard_octets, soft_packets, hard_packets, octets, packets, add_time, use_time = limits
+    return SaState(
+        SaKey(ip_address(raw), spi),
+        *replay,
+        Volume(packets, octets),
+        add_time,
+        use_time,
+        Volume(soft_packets, soft_octets),
+        Volume(hard_packets, hard_octets),
+    )
+
+
+def pack_warming(warm: Warming) -> bytes:
+    """The body of XFRM_MSG_NEWAE. An outbound number is in it only as the SA has it, beside an inbound one."""
+    state = warm.state
+    key = state.key
+    spi = struct.pack(">I", key.spi)
+    head = _AEVENT.pack(
+        pack_address(key.destination), spi, family_of(key.destination), socket.IPPROTO_ESP, bytes(16), 0, 0
+    )
+    lifetime = _LTIME.pack(warm.used.octets, warm.used.packets, state.add_time, warm.use_time)
+    body = head + _attribute(_LTIME_VAL, lifetime)
+    if warm.seq is None:
+        return body
+    if not state.words:
+        return body + _attribute(_REPLAY_VAL, _REPLAY.pack(state.oseq, warm.seq & _ALL_SEEN, _ALL_SEEN))
+    oseq, seq = state.oseq, warm.seq
+    numbers = _REPLAY_ESN.pack(state.words, oseq & _ALL_SEEN, seq & _ALL_SEEN, oseq >> 32, seq >> 32, state.window)
+    return body + _attribute(_REPLAY_ESN_VAL, numbers + b"\xff" * (4 * state.words))
+
+
+class StateSocket:
+    """A netlink socket of its own, so that bulk work holds up nobody. Not for several threads at once.
+
+    Raises XfrmError whenever the kernel does not answer as it should.
+    """
+
+    def __init__(self) -> None:
+        try:
+            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_XFRM)
+            self._socket.bind((0, 0))
+        except OSError as error:
+            raise XfrmError(
+                f"the kernel offers no XFRM ({error.strerror}) - load xfrm_user and run as root", error.errno or 0
+            ) from None
+        self._socket.settimeout(_ANSWER_SECONDS)
+        self._sequence = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def states(self) -> list[SaState]:
+        """Of all ESP SAs without a mark."""
+        self._sequence += 1
+        self._send(_message(XFRM_MSG_GETSA, _NLM_F_DUMP, self._sequence, b""))
+        found: list[SaState] = []
+        while True:
+            for kind, sequence, body in self._receive():
+                if sequence != self._sequence:
+                    continue
+                if kind in (_NLMSG_ERROR, _NLMSG_DONE):
+                    _raise_for(_code(body))
+                    return found
+                state = parse_state(body) if len(body) >= _USERSA_BYTES else None
+                if state is not None:
+                    found.append(state)
+
+    def write(self, warmings: Sequence[Warming]) -> int:
+        """Write them, at most :data:`BATCH`; how many the kernel took. What is gone meanwhile is no error."""
+        first, count = self._sequence + 1, len(warmings)
+        self._sequence += count
+        flags = _NLM_F_REPLACE | _NLM_F_ACK
+        self._send(
+            b"".join(
+                _message(XFRM_MSG_NEWAE, flags, first + place, pack_warming(warm))
+                for place, warm in enumerate(warmings)
+            )
+        )
+        codes: dict[int, int] = {}
+        while len(codes) < count:
+            for kind, sequence, body in self._receive():
+                if kind == _NLMSG_ERROR and first <= sequence <= self._sequence:
+                    codes[sequence] = _code(body)
+        for code in codes.values():
+            if code != errno.ESRCH:
+                _raise_for(code)
+        return sum(not code for code in codes.values())
+
+    def _send(self, data: bytes) -> None:
+        try:
+            self._socket.send(data)
+        except OSError as error:
+            raise XfrmError(f"the kernel took no XFRM request ({error.strerror})", error.errno or 0) from None
+
+    def _receive(self) -> list[tuple[int, int, bytes]]:
+        try:
+            data = self._socket.recv(_RECEIVE_BYTES)
+        except OSError as error:
+            raise XfrmError(f"the kernel's XFRM does not answer ({error})", error.errno or errno.ETIMEDOUT) from None
+        return list(_messages(data))
+
+
+def _message(kind: int, flags: int, sequence: int, body: bytes) -> bytes:
+    return _HEADER.pack(_HEADER.size + len(body), kind, _NLM_F_REQUEST | flags, sequence, 0) + body
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Type, sequence number and body of each message; a broken one ends it."""
+    offset = 0
+    while offset + _HEADER.size <= len(data):
+        length, kind, _, sequence, _ = _HEADER.unpack_from(data, offset)
+        if length < _HEADER.size or offset + length > len(data):
+            return
+        yield kind, sequence, data[offset + _HEADER.size : offset + length]
+        offset += (length + 3) & ~3
+
+
+def _attributes(message: bytes) -> Iterator[tuple[int, int, int]]:
+    """Type, start and end of each attribute's payload."""
+    offset = _USERSA_BYTES
+    while offset + _ATTRIBUTE.size <= len(message):
+        length, kind = _ATTRIBUTE.unpack_from(message, offset)
+        if length < _ATTRIBUTE.size or offset + length > len(message):
+            return
+        yield kind, offset + _ATTRIBUTE.size, offset + length
+        offset += (length + 3) & ~3
+
+
+def _attribute(kind: int, payload: bytes) -> bytes:
+    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(payload), kind) + payload
+
+
+def _code(body: bytes) -> int:
+    """The errno of an error or of the end of a dump, 0 for success."""
+    return -int(struct.unpack_from("=i", body)[0])
+
+
+def _raise_for(code: int) -> None:
+    if code:
+        raise XfrmError(f"the kernel refused an XFRM request: {os.strerror(code)}", code)

@@ -1,0 +1,54 @@
+"""Daemon-kill: the daemon is killed under traffic and rekeys, again and again, and nothing happens to the traffic."""
+
+from __future__ import annotations
+
+from ipsec_gw.errors import IpsecGwError
+from ipsec_gw.lab.context import Lab
+from ipsec_gw.lab.gateway import GatewayUnderTest
+from ipsec_gw.lab.scenarios.failover import begin, finish, flowing
+from ipsec_gw.lab.scenarios.tunnel import REKEY_SECONDS, Story, carried_again, only_new, spis
+from ipsec_gw.lab.scenarios.verdicts import Evidence
+from ipsec_gw.lab.traffic import until
+
+KILLS = 10
+COMPILED = "pipeline compiled"
+
+
+async def run(lab: Lab) -> None:
+    """Play it: after every second death there is a rekey, which the new daemon has to follow."""
+    if lab.options.engine != "vpp":
+        raise IpsecGwError("only VPP outlives the daemon - run it with --engine vpp")
+    story, gateway, evidence = await begin(lab)
+    await flowing(story)
+    marks = [flow.next for flow in story.flows]
+    for number in range(1, KILLS + 1):
+        with lab.step(f"kill {number}"):
+            await gateway.kill()
+            await flowing(story)
+            await _return(story, gateway, evidence)
+            if number % 2 == 0:
+                await _rekey(story, gateway, evidence)
+    for flow, mark in zip(story.flows, marks, strict=True):
+        flow.pause()
+        tally = await flow.settle(mark)
+        what = f"no packet {flow.source} -> {flow.destination} is lost or doubled by {KILLS} deaths of the daemon"
+        lab.check(what, tally.perfect, "0 lost, 0 twice, 0 corrupted", tally)
+        flow.resume()
+    compiled = gateway.said(COMPILED)
+    lab.check("a restart compiles nothing", compiled == 1, "compiled once", f"{compiled} times")
+    await finish(story, gateway, evidence)
+
+
+async def _return(story: Story, gateway: GatewayUnderTest, evidence: Evidence) -> None:
+    old = spis(story)
+    await gateway.run_again()
+    await carried_again(story, gateway, evidence)
+    kept = spis(story) == old
+    story.lab.check("an unchanged tunnel is adopted as it is", kept, "the same SPIs", len(spis(story) & old))
+
+
+async def _rekey(story: Story, gateway: GatewayUnderTest, evidence: Evidence) -> None:
+    old = spis(story)
+    await story.b.rekey()
+    await until(lambda: only_new(story, old), REKEY_SECONDS, "new SAs alone")
+    await carried_again(story, gateway, evidence)

@@ -1,0 +1,310 @@
+"""Failover: the engine is killed under traffic, again and again, and the kernel carries the same tunnel on.
+
+Also with the daemon dead at that moment. Afterwards everything is back in the engine, with new keys.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from ipsec_gw.lab.capture import Frame, esp_of
+from ipsec_gw.lab.context import Lab
+from ipsec_gw.lab.gateway import GatewayUnderTest
+from ipsec_gw.lab.kernel_sas import dump
+from ipsec_gw.lab.netns import inside
+from ipsec_gw.lab.scenarios.tunnel import (
+    FLOW_RATE,
+    Story,
+    bring_up,
+    carry,
+    packets,
+    quiet,
+    resume,
+    set_up,
+    spis,
+    terminate,
+)
+from ipsec_gw.lab.scenarios.verdicts import Evidence, few, judge_capture
+from ipsec_gw.lab.streams import TcpStream
+from ipsec_gw.lab.topology import HOST, WAN, Role
+from ipsec_gw.lab.traffic import UdpFlow, until
+from ipsec_gw.lab.wire import count_by_sa
+
+KILLS = 5
+TCP_PORT, TCP_SEED = 7100, 7
+FLOWING = 25
+"""Packets of each flow that have to arrive before it counts as flowing."""
+
+FLOW_SECONDS, GONE_SECONDS, BACK_SECONDS = 60.0, 30.0, 240.0
+SYNC_SECONDS = 1.5
+"""The guardian's interval of a second, and its work: what is older when the engine dies is shut out for certain."""
+
+SYNC_TRIES = 4
+SETTLE_SECONDS = 0.3
+"""What was sent on a wire of this machine is there by then."""
+
+_COUNTED = re.compile(r"^\s+(?:in|out)\s+([0-9a-f]{8})\b.*?(\d+) packets", re.MULTILINE)
+_IKE = re.compile(r"^\S+: #(\d+), ESTABLISHED", re.MULTILINE)
+
+
+@dataclass
+class Death:
+    """What a death cost, in packets and seconds."""
+
+    name: str
+    dying: float = 0.0
+    silent: float = 0.0
+    lost: list[int] = field(default_factory=list)
+    late: list[int] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: {self.dying * 1000:.0f} ms from kill to empty sockets, {self.silent * 1000:.0f} ms from "
+            f"there to the kernel's first packet; {sum(self.lost)} packets lost before that, {sum(self.late)} after"
+        )
+
+
+async def run(lab: Lab) -> None:
+    """Play it."""
+    story, gateway, evidence = await begin(lab)
+    first_ike = await ike(story)
+    stream = TcpStream(lab.host(Role.CLIENT, HOST), lab.host(Role.SERVER, HOST), port=TCP_PORT, seed=TCP_SEED)
+    talking = asyncio.create_task(stream.run())
+    lab.stack.callback(talking.cancel)
+    await until(lambda: stream.blocks > 0 or talking.done(), FLOW_SECONDS, "the TCP stream")
+    if gateway.engine == "vpp":
+        for number in range(1, KILLS + 1):
+            await death(story, gateway, evidence, f"kill {number}", kill_vpp, gateway.vpp_up)
+        await death(story, gateway, evidence, "kill of VPP without a daemon", kill_both, _both_again(gateway))
+    else:
+        for number in (1, 2):
+            name = f"kill {number} of daemon and engine"
+            await death(story, gateway, evidence, name, kill_daemon, gateway.run_again)
+    stream.finish()
+    await talking
+    lab.check("the TCP stream survives everything", stream.blocks > 0, "unbroken", f"{stream.blocks} blocks")
+    lab.note(f"the TCP stream waited {stream.longest * 1000:.0f} ms for a block at most")
+    lab.check(
+        "the IKE_SA is the first one still", await ike(story) == first_ike, f"#{first_ike}", f"#{await ike(story)}"
+    )
+    await finish(story, gateway, evidence)
+
+
+async def begin(lab: Lab) -> tuple[Story, GatewayUnderTest, Evidence]:
+    """The tunnel under traffic, carried by the engine."""
+    story = await set_up(lab)
+    gateway = story.gateway
+    if gateway is None:
+        raise AssertionError("this is about ipsec-gw alone")
+    evidence = Evidence()
+    await bring_up(story, evidence)
+    await carry(story, evidence)
+    return story, gateway, evidence
+
+
+async def finish(story: Story, gateway: GatewayUnderTest, evidence: Evidence, *, lossy: bool = False) -> None:
+    """Charon's counters, the end of the tunnel, and what the captures tell. ``lossy``: packets may have been lost."""
+    await counter_truth(story, gateway)
+    await terminate(story, evidence)
+    judge_capture(story.lab, evidence, story.wan, story.lans, story.diaries, taken_over=True, lossy=lossy)
+    with story.lab.step("ipsec-gw off"):
+        await gateway.off()
+
+
+async def kill_vpp(gateway: GatewayUnderTest) -> None:
+    """SIGKILL; returns when the process has ended: from then on its sockets are closed."""
+    process = gateway.vpp
+    if process is None:
+        raise AssertionError("no VPP runs")
+    os.kill(process.pid, signal.SIGKILL)
+    await until(lambda: not process.is_alive(), GONE_SECONDS, "the end of VPP")
+
+
+async def stop_vpp(gateway: GatewayUnderTest) -> None:
+    """SIGSTOP: VPP hangs, and its sockets stay. Returns when somebody has ended it."""
+    process = gateway.vpp
+    if process is None:
+        raise AssertionError("no VPP runs")
+    os.kill(process.pid, signal.SIGSTOP)
+    await until(lambda: not process.is_alive(), GONE_SECONDS, "the end of a VPP that hangs")
+
+
+async def kill_daemon(gateway: GatewayUnderTest) -> None:
+    """The daemon, and an engine that lives in it."""
+    await gateway.kill()
+
+
+async def kill_both(gateway: GatewayUnderTest) -> None:
+    """The daemon first, so that it cannot do anything about VPP's death."""
+    await gateway.kill()
+    await kill_vpp(gateway)
+
+
+def _both_again(gateway: GatewayUnderTest) -> Callable[[], Awaitable[None]]:
+    async def again() -> None:
+        await gateway.run_again()
+        await gateway.vpp_up()
+
+    return again
+
+
+async def death(
+    story: Story,
+    gateway: GatewayUnderTest,
+    evidence: Evidence,
+    name: str,
+    kill: Callable[[GatewayUnderTest], Awaitable[None]],
+    revive: Callable[[], Awaitable[None]],
+) -> None:
+    """The engine goes, the kernel carries on, the engine comes back: what was lost, replayed and sent meanwhile."""
+    lab = story.lab
+    with lab.step(f"{name}: traffic before"):
+        await flowing(story)
+    old, recorded = spis(story), _recorded(story)
+    cost = Death(name)
+    with lab.step(name):
+        marks, killed = [flow.next for flow in story.flows], time.time()
+        await kill(gateway)
+        empty, marks_empty = time.time(), [flow.next for flow in story.flows]
+        accepted = await _replay(story, recorded, killed)
+        await flowing(story)
+    until_now = [flow.next for flow in story.flows]
+    first = _first_of_the_kernel(story, old, killed)
+    cost.dying, cost.silent = empty - killed, max(first - empty, 0.0)
+    for flow, start, middle, end in zip(story.flows, marks, marks_empty, until_now, strict=True):
+        settled = end - FLOWING // 2
+        cost.lost.append(len(flow.missing(max(start - 5, 0), middle)))
+        cost.late.append(len(flow.missing(middle, settled)))
+    lab.note(str(cost))
+    lab.check(f"{name}: no packet is lost once the sockets are empty", not any(cost.late), "0", sum(cost.late))
+    rings = round(2 * FLOW_RATE * (cost.dying + 0.5))
+    lab.check(
+        f"{name}: no more is lost than was in the rings",
+        sum(cost.lost) <= rings,
+        f"{rings} packets at most, sent in {cost.dying * 1000:.0f} ms and half a second before",
+        sum(cost.lost),
+    )
+    lab.check(f"{name}: nothing older than the last look is accepted again", not accepted[0], "0", accepted[0])
+    lab.note(f"{name}: of what came since the last look {accepted[1]} recorded packets were accepted again")
+    with lab.step(f"{name}: back in {gateway.engine}"):
+        await revive()
+        await gateway.status_when(lambda now: now.in_sync, BACK_SECONDS, "in sync")
+        sas = await gateway.sas_when(
+            lambda sas: _all_new(story, old, {sa.spi for sa in sas if sa.state == gateway.engine}),
+            BACK_SECONDS,
+            f"new SAs, all in {gateway.engine}",
+        )
+        evidence.engine_took(sas)
+    lab.check(f"{name}: back in {gateway.engine} with new keys", not spis(story) & old, "no old SPI", few(sorted(old)))
+
+
+def _all_new(story: Story, old: frozenset[int], carried: set[int]) -> bool:
+    now = spis(story)
+    return len(now) == 2 and now == carried and not now & old
+
+
+async def flowing(story: Story) -> None:
+    """Wait until packets that are sent from now on arrive, in both directions."""
+    marks = [flow.next for flow in story.flows]
+
+    def arrived(flow: UdpFlow, mark: int) -> bool:
+        return flow.next >= mark + FLOWING and flow.tally(flow.next - FLOWING, flow.next - 2).lost == 0
+
+    await until(
+        lambda: all(arrived(flow, mark) for flow, mark in zip(story.flows, marks, strict=True)),
+        FLOW_SECONDS,
+        "traffic in both directions",
+    )
+
+
+def _recorded(story: Story) -> list[Frame]:
+    """What an attacker on the WAN has of the tunnel's ESP towards A, of SAs that still live."""
+    story.drain()
+    alive = {(sa.destination, sa.spi) for sa in dump(story.a.site.namespace)}
+    found = []
+    for frame in story.wan.captures[1].frames:
+        packet = None if frame.outgoing else esp_of(frame)
+        if packet is not None and (packet.destination, packet.spi) in alive:
+            found.append(frame)
+    return found
+
+
+async def _replay(story: Story, recorded: list[Frame], killed: float) -> tuple[int, int]:
+    """Send what was recorded again, and count what the hosts get twice: of what was older than the last look of the
+    guardian, and of what came since.
+    """
+    flow = story.flows[1]  # towards A
+    counts = []
+    old = [frame for frame in recorded if frame.when < killed - SYNC_SECONDS]
+    fresh = [frame for frame in recorded if frame.when >= killed - SYNC_SECONDS]
+    topology = story.lab.topology
+    with inside(topology.namespace(Role.WAN)):
+        wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        wire.bind(("to-a", 0))
+    with wire:
+        for frames in (old, fresh):
+            before = flow.tally(0).duplicated
+            for frame in frames:
+                wire.send(frame.data)
+            await asyncio.sleep(SETTLE_SECONDS)
+            counts.append(flow.tally(0).duplicated - before)
+    return counts[0], counts[1]
+
+
+def _first_of_the_kernel(story: Story, old: frozenset[int], killed: float) -> float:
+    """When the first packet of A's kernel passed the WAN with a key of the engine's."""
+    local = story.lab.topology.address(Role.GATEWAY_A, WAN)
+    numbers: dict[int, int] = {}
+    story.drain()
+    for frame in story.wan.captures[0].frames:
+        packet = None if frame.outgoing else esp_of(frame)
+        if packet is None or packet.source != local or packet.spi not in old:
+            continue
+        if packet.sequence > numbers.get(packet.spi, 0) + _JUMP and packet.spi in numbers and frame.when >= killed:
+            return frame.when
+        numbers[packet.spi] = packet.sequence
+    return killed
+
+
+_JUMP = 1 << 20
+"""The kernel's number is far ahead of the engine's: no gap of a few packets looks like that."""
+
+
+async def ike(story: Story) -> str:
+    """The number that charon gives the IKE_SA."""
+    found = _IKE.search(await story.a.swanctl("--list-sas"))
+    return found.group(1) if found else "none"
+
+
+async def counter_truth(story: Story, gateway: GatewayUnderTest) -> None:
+    """At a quiet moment charon's counters are those of the wire, for the SAs that live."""
+    lab = story.lab
+    with lab.step("counters of charon"):
+        await quiet(story)
+        carried = count_by_sa(packets(story))
+        held = {key: count.dropped for key, count in (await gateway.status()).guard.items()}
+        wanted = {}
+        for sa in dump(story.a.site.namespace):
+            key = f"{sa.destination}/{sa.spi:08x}"
+            wanted[sa.spi] = carried[key] + held.get(key, 0)  # what the guard held back, the kernel had counted
+        said = await _counted(story)
+        for _ in range(SYNC_TRIES):
+            if said == wanted:
+                break
+            await asyncio.sleep(SYNC_SECONDS)
+            said = await _counted(story)
+    lab.check("charon counts what the wire carried", bool(wanted) and said == wanted, str(wanted), said)
+    resume(story)
+
+
+async def _counted(story: Story) -> dict[int, int]:
+    """Packets by SPI, as `swanctl --list-sas` prints them."""
+    text = await story.a.swanctl("--list-sas")
+    return {int(spi, 16): int(count) for spi, count in _COUNTED.findall(text)}

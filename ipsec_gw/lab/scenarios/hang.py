@@ -1,0 +1,21 @@
+"""Hang: VPP is stopped under traffic, again and again. It is ended, and the kernel carries the same tunnel on."""
+
+from __future__ import annotations
+
+from ipsec_gw.errors import IpsecGwError
+from ipsec_gw.lab.context import Lab
+from ipsec_gw.lab.scenarios.failover import begin, death, finish, ike, stop_vpp
+
+STOPS = 5
+
+
+async def run(lab: Lab) -> None:
+    """Play it. A stopped VPP that sends after the kernel has begun is seen as numbers that go far back."""
+    if lab.options.engine != "vpp":
+        raise IpsecGwError("only VPP is a process that can hang - run it with --engine vpp")
+    story, gateway, evidence = await begin(lab)
+    first = await ike(story)
+    for number in range(1, STOPS + 1):
+        await death(story, gateway, evidence, f"stop {number}", stop_vpp, gateway.vpp_up)
+    lab.check("the IKE_SA is the first one still", await ike(story) == first, f"#{first}", f"#{await ike(story)}")
+    await finish(story, gateway, evidence)

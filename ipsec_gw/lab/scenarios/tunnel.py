@@ -1,0 +1,224 @@
+"""A tunnel between two strongSwans as the scenarios about it have it: who takes part, how it comes and goes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from ipsec_gw.lab.capture import Captures
+from ipsec_gw.lab.context import Lab
+from ipsec_gw.lab.gateway import GatewayUnderTest
+from ipsec_gw.lab.kernel_sas import SaDiary, dump
+from ipsec_gw.lab.netns import receive_on_one_processor
+from ipsec_gw.lab.oracle import EspPacket
+from ipsec_gw.lab.process import all_of
+from ipsec_gw.lab.scenarios.start import gateway_of, start_swan
+from ipsec_gw.lab.scenarios.verdicts import Evidence, judge_carriers
+from ipsec_gw.lab.sites import site_of
+from ipsec_gw.lab.strongswan import Site, Swan
+from ipsec_gw.lab.topology import HOST, LAN, WAN, Role
+from ipsec_gw.lab.traffic import Host, TrafficError, UdpFlow, until
+from ipsec_gw.lab.wire import esp_packets
+from vpp_conf.locate import locate_vpp
+
+FLOW_RATE, FLOW_BYTES = 50.0, 200
+"""Packets per second in each direction and UDP payload: what an emulated processor carries without sweat."""
+
+REKEY_SECONDS = 60.0
+QUIET_SECONDS = 0.6
+
+
+@dataclass(frozen=True, slots=True)
+class Talkers:
+    """Who talks through the tunnel; ``label`` is the end of their checks' names."""
+
+    client: Host
+    server: Host
+    gateway: Host
+    label: str = ""
+
+    def flows(self, first: int) -> tuple[UdpFlow, UdpFlow]:
+        """Steady UDP both ways, by numbers and ports from ``first`` on."""
+        way = partial(UdpFlow, rate=FLOW_RATE, size=FLOW_BYTES)
+        there = way(first, self.client, self.server, port=7000 + first)
+        return there, way(first + 1, self.server, self.client, port=7001 + first)
+
+
+@dataclass
+class Story:
+    """Those who take part."""
+
+    lab: Lab
+    a: Swan
+    b: Swan
+    gateway: GatewayUnderTest | None
+    wan: Captures
+    lans: Captures
+    diaries: tuple[SaDiary, SaDiary]
+    flows: tuple[UdpFlow, ...] = ()
+    talkers: tuple[Talkers, ...] = ()
+    next_flow: int = 1
+
+    @property
+    def initiator(self) -> Swan:
+        """Who can reach the other: behind a NAT it is gateway B."""
+        return self.b if Role.NAT in self.lab.topology.roles else self.a
+
+    def drain(self) -> None:
+        """Take in everything that waits in sockets."""
+        self.wan.drain()
+        self.lans.drain()
+        for diary in self.diaries:
+            diary.drain()
+
+
+def wan_frames(story: Story) -> int:
+    story.drain()
+    return sum(len(capture.frames) for capture in story.wan.captures)
+
+
+async def set_up(lab: Lab, sites: Sequence[Site] = ()) -> Story:
+    """Both strongSwans and ipsec-gw, and everything that watches them; hosts talk IPv4 unless ``sites`` are given."""
+    topology = lab.topology
+    wan = Captures([lab.capture(Role.WAN, "to-a"), lab.capture(Role.WAN, "to-b")])
+    lans = Captures([lab.capture(Role.CLIENT, HOST), lab.capture(Role.SERVER, HOST)])
+    diaries = tuple(SaDiary(topology.namespace(role)) for role in (Role.GATEWAY_A, Role.GATEWAY_B))
+    for captures in (wan, lans):
+        lab.stack.callback(captures.close)
+    for diary in diaries:
+        lab.stack.callback(diary.close)
+    lab.stack.callback(lab.save_captures, wan)
+    for captures in (wan, lans):
+        task = asyncio.create_task(captures.keep_draining())
+        lab.stack.callback(task.cancel)
+    known = sites or [site_of(topology, role, lab.options.proposal) for role in (Role.GATEWAY_A, Role.GATEWAY_B)]
+    a, b = [await start_swan(lab, site) for site in known]
+    gateway = _gateway(lab, a)
+    with lab.step("start two strongSwans" + (" and ipsec-gw" if gateway else "")):
+        await all_of(a.load(), b.load(), *([gateway.start()] if gateway else []))
+        await receive_on_one_processor(b.site.namespace, WAN)
+    for pid in gateway.pids if gateway else ():
+        lab.watch_process(pid)
+    story = Story(lab, a, b, gateway, wan, lans, (diaries[0], diaries[1]))
+    if not sites:
+        ends = (lab.host(Role.CLIENT, HOST), lab.host(Role.SERVER, HOST), lab.host(Role.GATEWAY_A, LAN))
+        start_flows(story, Talkers(*ends))
+    return story
+
+
+def _gateway(lab: Lab, a: Swan) -> GatewayUnderTest | None:
+    if lab.options.baseline:
+        lab.note("without ipsec-gw: strongSwan and the kernel alone")
+        return None
+    return gateway_of(lab, a)
+
+
+def start_flows(story: Story, *talkers: Talkers) -> None:
+    """Let them talk, and those before them no more."""
+    lab = story.lab
+    for flow in story.flows:
+        flow.pause()
+    story.talkers = talkers
+    first = story.next_flow
+    story.flows = tuple(flow for n, who in enumerate(talkers) for flow in who.flows(first + 2 * n))
+    story.next_flow += len(story.flows)
+    for flow in story.flows:
+        lab.stack.callback(flow.close)
+        lab.stack.callback(asyncio.create_task(flow.run()).cancel)
+
+
+async def bring_up(story: Story, evidence: Evidence) -> tuple[int, ...]:
+    """IKE under traffic that already runs; returns the numbers from which the flows must arrive."""
+    lab, flows = story.lab, story.flows
+    await until(lambda: all(flow.next >= 10 for flow in flows), 30.0, "traffic before IKE")
+    with lab.step("initiate the tunnel"):
+        await story.initiator.initiate()
+    story.drain()
+    evidence.up = [len(capture.frames) for capture in story.wan.captures]
+    marks = tuple(flow.next for flow in flows)
+    lab.strongswan = await story.a.version()
+    if lab.options.engine == "vpp":
+        lab.vpp = locate_vpp().version.removeprefix("vpp ").split()[0]
+    for swan in (story.a, story.b):
+        said = await swan.list_sas()
+        lab.check(f"IKE is up at {swan.site.identity}", said.ike and said.child, "IKE_SA and CHILD_SA", said)
+    return marks
+
+
+async def carry(story: Story, evidence: Evidence) -> None:
+    """Wait until the engine has the tunnel (or says why not), then until both flows arrive."""
+    lab, gateway = story.lab, story.gateway
+    if gateway is None:
+        return
+    engine = gateway.engine
+
+    with lab.step(f"wait until {engine} carries the tunnel"):
+        sas = await gateway.carrying()
+    judge_carriers(lab, engine, sas)
+    evidence.engine_took(sas)
+    status = await gateway.status()
+    lab.check("ipsec-gw runs the engine asked for", status.engine == engine, engine, f"{status.engine}: {status.note}")
+
+
+async def quiet(story: Story) -> None:
+    """Pause the flows and wait until nothing is under way: counters and capture can be compared exactly."""
+    for flow in story.flows:
+        flow.pause()
+    loop = asyncio.get_running_loop()
+    deadline, still_since, seen = loop.time() + 20.0, loop.time(), -1
+    while loop.time() - still_since < QUIET_SECONDS:
+        count = wan_frames(story)
+        if count != seen:
+            still_since, seen = loop.time(), count
+        if loop.time() > deadline:
+            raise TrafficError("the WAN is not quiet 20 s after all traffic was paused")
+        await asyncio.sleep(0.05)
+
+
+def resume(story: Story) -> None:
+    for flow in story.flows:
+        flow.resume()
+
+
+def packets(story: Story) -> list[EspPacket]:
+    story.drain()
+    return [packet for capture in story.wan.captures for packet in esp_packets(capture.frames)]
+
+
+def spis(story: Story) -> frozenset[int]:
+    return frozenset(sa.spi for sa in dump(story.a.site.namespace))
+
+
+def only_new(story: Story, old: frozenset[int]) -> bool:
+    now = spis(story)
+    return len(now) == 2 and not now & old
+
+
+async def carried_again(story: Story, gateway: GatewayUnderTest, evidence: Evidence) -> None:
+    current = spis(story)
+    sas = await gateway.sas_when(
+        lambda sas: {sa.spi for sa in sas} == current and all(sa.state == gateway.engine for sa in sas),
+        REKEY_SECONDS,
+        f"the new SAs in {gateway.engine}",
+    )
+    evidence.engine_took(sas)
+
+
+async def terminate(story: Story, evidence: Evidence) -> None:
+    lab, gateway = story.lab, story.gateway
+    evidence.down = [len(capture.frames) for capture in story.wan.captures]
+    with lab.step("terminate the tunnel"):
+        await story.a.terminate()
+        namespaces = (story.a.site.namespace, story.b.site.namespace)
+        await until(lambda: not any(dump(name) for name in namespaces), 30.0, "kernels without SAs")
+    if gateway is None:
+        return
+    sas, status = await asyncio.gather(
+        gateway.sas_when(lambda sas: not sas, 30.0, "no SA shown"),
+        gateway.status_when(lambda now: not now.steer and not now.guard, 30.0, "empty maps"),
+    )
+    lab.check("the engine holds no SA after termination", not sas, "0", len(sas))
+    left = [*status.steer, *status.guard]
+    lab.check("the steering and guard maps are empty after termination", not left, "none", ", ".join(left) or "none")

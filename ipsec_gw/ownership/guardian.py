@@ -1,0 +1,187 @@
+"""The guardian: keeps the kernel's copies of SAs that an engine carries warm (DESIGN.md, invariant 4).
+
+Each tick brings volumes and inbound windows of the SAs that have moved up to what the engine tells, so that charon
+counts, rekeys by volume and sees life as if the kernel carried them, and so that the kernel's windows are shut to what
+the engine has seen. Outbound numbers are not written here (:meth:`ipsec_gw.ownership.guard.GuardDriver.keep_ahead`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Protocol, TypeVar
+
+from ipsec_gw.engines.port import Counters, Heard
+from ipsec_gw.errors import XfrmError
+from ipsec_gw.model.ids import SaKey
+from ipsec_gw.model.warmth import NOTHING, Expiry, SaState, Volume, Warming, adopted, expiry, warming
+
+BATCH = 64
+"""Writes between two looks whether the engine still lives."""
+
+LARGEST_SHARE = 0.1
+"""Of one processor, for the guardian: with many SAs the ticks come less often."""
+
+
+class SaStates(Protocol):
+    """The kernel's SAs in bulk."""
+
+    def states(self) -> Sequence[SaState]:
+        """Of all of them."""
+
+    def write(self, warmings: Sequence[Warming]) -> int:
+        """Write them; how many the kernel took."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """What a tick cost: SAs that the engine has, SAs written, seconds of a processor."""
+
+    carried: int
+    written: int
+    seconds: float
+
+    def rest(self, shortest: float) -> float:
+        """Seconds until the next one, so that it takes no more than its share."""
+        return max(shortest, self.seconds / LARGEST_SHARE - self.seconds)
+
+
+class Guardian:
+    """One for the life of the daemon. :meth:`tick` may run in a thread, one at a time.
+
+    ``expire`` is told of SAs whose volume limits are reached. ``now`` is Unix time.
+    """
+
+    def __init__(
+        self, sas: SaStates, expire: Callable[[SaKey, Expiry], None], now: Callable[[], float] = time.time
+    ) -> None:
+        self._sas = sas
+        self._expire = expire
+        self._now = now
+        self._told: dict[SaKey, Volume] = {}
+        self._tops: dict[SaKey, tuple[int, int]] = {}
+        self._expired: set[SaKey] = set()
+        self._buried: set[SaKey] = set()
+        self.last = Tick(0, 0, 0.0)
+
+    def told(self, key: SaKey) -> Volume:
+        """How much of what the engine carried is in the kernel's volume of an SA."""
+        return self._told.get(key, NOTHING)
+
+    def tick(self, heard: Heard, local: Callable[[SaKey], bool], alive: Callable[[], bool]) -> Tick:
+        """Write what has moved. ``local`` tells inbound SAs; as soon as ``alive`` says no, nothing is written any more.
+
+        Raises XfrmError.
+        """
+        began = time.thread_time()
+        self._note_tops(heard)
+        warmings = self._due(heard.counters, local)
+        written = 0
+        for batch in _batches(warmings, BATCH):
+            if not alive():
+                break
+            written += self._write(batch, heard.counters)
+        self.last = Tick(len(heard.counters), written, time.thread_time() - began)
+        return self.last
+
+    def bury(self, last: Mapping[SaKey, Counters], local: Callable[[SaKey], bool]) -> Tick:
+        """The engine is gone, these are its last counters: the kernel's copies get all of it. The next engine begins
+        at nothing.
+        """
+        tick = self.tick(Heard(last, {}), local, lambda: True)
+        self._buried = set(self._told)
+        self._tops.clear()
+        return tick
+
+    def _note_tops(self, heard: Heard) -> None:
+        for key, number in heard.numbers.items():
+            if key in heard.counters:
+                self._tops[key] = (number, heard.counters[key].packets)
+
+    def _due(self, counters: Mapping[SaKey, Counters], local: Callable[[SaKey], bool]) -> list[Warming]:
+        due, now = [], int(self._now())
+        states = {state.key: state for state in self._sas.states()} if self._moved(counters) else {}
+        for key, count in counters.items():
+            state = states.get(key)
+            if state is None:
+                continue
+            carried = Volume(count.packets, count.octets)
+            told = self._told.setdefault(key, adopted(state, carried))
+            if key in self._buried or carried.packets < told.packets:
+                told = self._told[key] = NOTHING  # the engine has it anew
+                self._buried.discard(key)
+            warm = warming(state, carried, told, self._top(key, carried) if local(key) else None, now)
+            if warm is not None:
+                due.append(warm)
+        if states:
+            self._forget(states.keys())
+        return due
+
+    def _moved(self, counters: Mapping[SaKey, Counters]) -> bool:
+        """Whether the kernel has to be asked at all."""
+        return any(
+            key not in self._told or key in self._buried or self._told[key].packets != count.packets
+            for key, count in counters.items()
+        )
+
+    def _top(self, key: SaKey, carried: Volume) -> int:
+        """The highest number received: the last one that was told, and one at least for each packet since."""
+        number, packets = self._tops.get(key, (0, 0))
+        return number + max(carried.packets - packets, 0)
+
+    def _write(self, batch: Sequence[Warming], counters: Mapping[SaKey, Counters]) -> int:
+        written = self._sas.write(batch)
+        for warm in batch:
+            count = counters[warm.state.key]
+            self._told[warm.state.key] = Volume(count.packets, count.octets)
+            self._see_to_limits(warm)
+        return written
+
+    def _see_to_limits(self, warm: Warming) -> None:
+        limit, key = expiry(warm), warm.state.key
+        if limit is Expiry.HARD or (limit is Expiry.SOFT and key not in self._expired):
+            self._expired.add(key)
+            self._expire(key, limit)
+
+    def _forget(self, alive: Iterable[SaKey]) -> None:
+        known = set(alive)
+        self._told = {key: told for key, told in self._told.items() if key in known}
+        self._tops = {key: top for key, top in self._tops.items() if key in known}
+        self._expired &= known
+        self._buried &= known
+
+
+T = TypeVar("T")
+
+
+def _batches(items: Iterable[T], size: int) -> Iterable[list[T]]:
+    rest = iter(items)
+    while batch := list(islice(rest, size)):
+        yield batch
+
+
+def expirer(kernel: Expiries, tell: Callable[[str], None]) -> Callable[[SaKey, Expiry], None]:
+    """Expires SAs in the kernel, as it would by itself; ``tell`` hears of those that could not be."""
+
+    def expire(key: SaKey, limit: Expiry) -> None:
+        try:
+            if limit is Expiry.HARD:
+                kernel.expire_hard(key)
+            else:
+                kernel.expire_soft(key)
+        except XfrmError as error:
+            tell(f"the {limit} volume limit of SA {key} is reached, and charon was not told: {error}")
+
+    return expire
+
+
+class Expiries(Protocol):
+    """The part of the kernel's SA interface that limits need."""
+
+    def expire_soft(self, key: SaKey) -> None:
+        """Ask charon for a rekey."""
+
+    def expire_hard(self, key: SaKey) -> None:
+        """Delete the SA and tell charon."""

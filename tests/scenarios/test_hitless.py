@@ -1,0 +1,88 @@
+"""The engine and the daemon die or hang under the traffic of real strongSwans: nobody notices."""
+
+import pytest
+
+from ipsec_gw.errors import EnvironmentMissing
+from ipsec_gw.lab.scenarios.daemon_kill import KILLS as DAEMON_KILLS
+from ipsec_gw.lab.scenarios.failover import KILLS
+from ipsec_gw.lab.scenarios.hang import STOPS
+from tests.scenarios.lab_command import check_names, play
+from vpp_conf.locate import locate_vpp
+
+pytestmark = [pytest.mark.scenario, pytest.mark.root, pytest.mark.timeout(3600)]
+
+ALWAYS = (
+    "charon counts what the wire carried",
+    "the oracle opens every ESP packet of both directions",
+    "A uses no sequence number and no nonce twice",
+    "B uses no sequence number and no nonce twice",
+    "no number of A goes back beyond the reordering of one ring, whoever sends",
+    "nothing of the protected networks crosses the WAN in clear while the tunnel is up",
+    "the captures are complete",
+    "no pin is left",
+)
+EACH_DEATH = (
+    "no packet is lost once the sockets are empty",
+    "no more is lost than was in the rings",
+    "nothing older than the last look is accepted again",
+)
+
+
+def need_vpp():
+    try:
+        locate_vpp()
+    except EnvironmentMissing as missing:
+        pytest.skip(str(missing))
+
+
+def of_deaths(names, engine):
+    return [f"{name}: {what}" for name in names for what in (*EACH_DEATH, f"back in {engine} with new keys")]
+
+
+def missing(wanted, report):
+    return [name for name in wanted if name not in check_names(report)]
+
+
+@pytest.mark.vpp
+def test_vpp_is_killed():
+    need_vpp()
+    report = play("failover", "--engine", "vpp")
+    deaths = [*(f"kill {number}" for number in range(1, KILLS + 1)), "kill of VPP without a daemon"]
+    wanted = [*ALWAYS, *of_deaths(deaths, "vpp"), "the TCP stream survives everything"]
+    assert missing([*wanted, "the IKE_SA is the first one still"], report) == []
+
+
+def test_an_engine_dies_with_its_daemon():
+    report = play("failover", "--engine", "soft")
+    deaths = [f"kill {number} of daemon and engine" for number in (1, 2)]
+    wanted = [*ALWAYS, *of_deaths(deaths, "soft"), "the TCP stream survives everything"]
+    assert missing([*wanted, "the IKE_SA is the first one still"], report) == []
+
+
+@pytest.mark.vpp
+def test_vpp_hangs():
+    need_vpp()
+    report = play("hang", "--engine", "vpp")
+    wanted = [*ALWAYS, *of_deaths([f"stop {number}" for number in range(1, STOPS + 1)], "vpp")]
+    assert missing(wanted, report) == []
+
+
+@pytest.mark.vpp
+def test_the_daemon_is_killed():
+    need_vpp()
+    report = play("daemon-kill", "--engine", "vpp")
+    assert missing([*ALWAYS, "a restart compiles nothing"], report) == []
+    assert check_names(report).count("an unchanged tunnel is adopted as it is") == DAEMON_KILLS
+
+
+@pytest.mark.parametrize(("seed", "minutes"), [(1, 0.5), *((seed, 10) for seed in (2, 3, 4))])
+def test_chaos_converges(seed, minutes, request):
+    if minutes > 1 and not request.config.getoption("--all-scenarios"):
+        pytest.skip("a short run is enough: --all-scenarios runs three of ten minutes")
+    try:
+        locate_vpp()
+        engine = "vpp"
+    except EnvironmentMissing:
+        engine = "soft"
+    report = play("chaos", "--engine", engine, "--seed", str(seed), "--minutes", str(minutes))
+    assert missing([*ALWAYS, "everything is back in the engine"], report) == []

@@ -1,0 +1,211 @@
+"""What the guardian writes, and when (DESIGN.md, invariant 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import pytest
+
+from ipsec_gw.engines.port import Counters, Heard
+from ipsec_gw.errors import XfrmError
+from ipsec_gw.model.ids import SaKey
+from ipsec_gw.model.warmth import NO_LIMIT, Expiry, SaState, Volume, Warming
+from ipsec_gw.ownership.guardian import BATCH, Guardian, Tick, expirer
+from tests.support.world import LOCAL, REMOTE
+
+IN, OUT = SaKey(LOCAL, 0x11), SaKey(REMOTE, 0x22)
+NOW = 5000.0
+
+
+class Kernel:
+    """Kernel SAs by key; what is written to them holds, as NEWAE has it."""
+
+    def __init__(self, *states: SaState) -> None:
+        self.sas = {state.key: state for state in states}
+        self.dumps = 0
+        self.written: list[Warming] = []
+
+    def states(self) -> Sequence[SaState]:
+        self.dumps += 1
+        return list(self.sas.values())
+
+    def write(self, warmings: Sequence[Warming]) -> int:
+        for warm in warmings:
+            assert len(warmings) <= BATCH
+            self.written.append(warm)
+            state = self.sas[warm.state.key]
+            seq = state.seq if warm.seq is None else warm.seq
+            self.sas[state.key] = replace(state, used=warm.used, use_time=warm.use_time, seq=seq)
+        return len(warmings)
+
+    def carries(self, key: SaKey, packets: int, seq: int | None = None) -> None:
+        """The kernel itself carries packets of an SA."""
+        state = self.sas[key]
+        used = Volume(state.used.packets + packets, state.used.octets + 100 * packets)
+        self.sas[key] = replace(state, used=used, seq=state.seq if seq is None else seq)
+
+
+def state(key: SaKey, **changes: object) -> SaState:
+    base = SaState(key, oseq=0, seq=0, window=32, words=0, used=Volume(0, 0), add_time=1000, use_time=0)
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+class Watch:
+    """A guardian with its kernel."""
+
+    def __init__(self, *states: SaState) -> None:
+        self.kernel = Kernel(*(states or (state(IN), state(OUT))))
+        self.expired: list[tuple[SaKey, Expiry]] = []
+        self.guardian = Guardian(self.kernel, lambda key, limit: self.expired.append((key, limit)), now=lambda: NOW)
+        self.alive = True
+
+    def tick(self, counts: Mapping[SaKey, int], numbers: Mapping[SaKey, int] | None = None) -> Tick:
+        counters = {key: Counters(packets, 100 * packets) for key, packets in counts.items()}
+        return self.guardian.tick(Heard(counters, numbers or {}), is_local, lambda: self.alive)
+
+    def bury(self, counts: Mapping[SaKey, int]) -> None:
+        self.guardian.bury({key: Counters(packets, 100 * packets) for key, packets in counts.items()}, is_local)
+
+
+def is_local(key: SaKey) -> bool:
+    return key.destination == LOCAL
+
+
+def test_volumes_are_the_sum_of_both() -> None:
+    watch = Watch()
+    watch.tick({IN: 0, OUT: 0})
+    watch.kernel.carries(OUT, 3)
+    watch.tick({IN: 10, OUT: 20})
+    watch.kernel.carries(IN, 2)
+    watch.tick({IN: 15, OUT: 20})
+    assert watch.kernel.sas[IN].used == Volume(17, 1700)
+    assert watch.kernel.sas[OUT].used == Volume(23, 2300)
+    assert watch.kernel.sas[IN].use_time == NOW
+    assert watch.kernel.sas[IN].add_time == 1000
+
+
+def test_an_outbound_number_is_never_written_and_an_inbound_window_only_upwards() -> None:
+    watch = Watch()
+    watch.tick({IN: 10, OUT: 10}, {IN: 10})
+    watch.kernel.carries(IN, 1, seq=500)
+    watch.tick({IN: 20, OUT: 20}, {IN: 25})
+    assert [(warm.state.key, warm.seq) for warm in watch.kernel.written] == [
+        (IN, 10),
+        (OUT, None),
+        (IN, None),
+        (OUT, None),
+    ]
+
+
+def test_the_highest_number_is_the_one_that_was_told_and_a_packet_each_since() -> None:
+    watch = Watch()
+    watch.tick({IN: 10}, {IN: 17})
+    watch.tick({IN: 14})
+    assert watch.kernel.sas[IN].seq == 21
+    watch.tick({IN: 15}, {IN: 40})
+    assert watch.kernel.sas[IN].seq == 40
+
+
+def test_no_replay_protection_no_window() -> None:
+    watch = Watch(state(IN, window=0))
+    watch.tick({IN: 10}, {IN: 10})
+    assert [warm.seq for warm in watch.kernel.written] == [None]
+
+
+def test_what_did_not_move_costs_nothing() -> None:
+    watch = Watch()
+    watch.tick({IN: 5, OUT: 5})
+    dumps, written = watch.kernel.dumps, len(watch.kernel.written)
+    for _ in range(10):
+        watch.tick({IN: 5, OUT: 5}, {IN: 5})
+    assert (watch.kernel.dumps, len(watch.kernel.written)) == (dumps, written)
+
+
+def test_a_new_daemon_counts_nothing_twice() -> None:
+    watch = Watch(state(IN, used=Volume(40, 4000), seq=40), state(OUT, used=Volume(70, 7000)))
+    watch.tick({IN: 50, OUT: 60})
+    assert watch.kernel.sas[IN].used == Volume(50, 5000), "ten since the last daemon's last tick"
+    assert watch.kernel.sas[OUT].used == Volume(70, 7000), "ten were the kernel's own, no more can be told"
+    watch.tick({IN: 51, OUT: 61})
+    assert (watch.kernel.sas[IN].used.packets, watch.kernel.sas[OUT].used.packets) == (51, 71)
+
+
+def test_the_last_counters_are_buried_and_the_next_engine_begins_at_nothing() -> None:
+    watch = Watch()
+    watch.tick({IN: 10, OUT: 10}, {IN: 12})
+    watch.bury({IN: 14, OUT: 19})
+    assert watch.kernel.sas[IN].used.packets == 14
+    assert watch.kernel.sas[IN].seq == 16
+    assert watch.kernel.sas[OUT].used.packets == 19
+    assert watch.guardian.told(IN) == Volume(14, 1400), "all of it is in the kernel"
+    watch.kernel.carries(IN, 6, seq=22)
+    watch.tick({IN: 20})
+    assert watch.kernel.sas[IN].used.packets == 40
+    assert watch.kernel.sas[IN].seq == 22, "twenty of the new engine are no number"
+
+
+def test_nothing_is_written_for_an_engine_that_is_not_alive() -> None:
+    watch = Watch()
+    watch.alive = False
+    assert watch.tick({IN: 10, OUT: 10}).written == 0
+    assert watch.kernel.written == []
+
+
+def test_an_engine_that_dies_between_two_batches_gets_no_more_writes() -> None:
+    keys = [SaKey(LOCAL, spi) for spi in range(1, 3 * BATCH)]
+    watch = Watch(*map(state, keys))
+    write = watch.kernel.write
+
+    def last(warmings: Sequence[Warming]) -> int:
+        watch.alive = False
+        return write(warmings)
+
+    watch.kernel.write = last  # type: ignore[method-assign]
+    assert watch.tick(dict.fromkeys(keys, 1)).written == BATCH
+
+
+@pytest.mark.parametrize(("packets", "limit"), [(9, None), (10, Expiry.SOFT), (20, Expiry.HARD)])
+def test_volume_limits_are_those_of_both(packets: int, limit: Expiry | None) -> None:
+    watch = Watch(state(OUT, soft=Volume(15, NO_LIMIT.octets), hard=Volume(25, NO_LIMIT.octets)))
+    watch.kernel.carries(OUT, 5)
+    watch.tick({OUT: 0})
+    watch.tick({OUT: packets})
+    assert watch.expired == ([(OUT, limit)] if limit else [])
+
+
+def test_a_soft_limit_is_told_once_and_bytes_count_too() -> None:
+    watch = Watch(state(OUT, soft=Volume(NO_LIMIT.packets, 1000)))
+    for packets in (10, 11, 12):
+        watch.tick({OUT: packets})
+    assert watch.expired == [(OUT, Expiry.SOFT)]
+
+
+def test_what_is_gone_is_forgotten() -> None:
+    watch = Watch()
+    watch.tick({IN: 10, OUT: 10}, {IN: 10})
+    del watch.kernel.sas[IN]
+    watch.tick({IN: 11, OUT: 11})
+    assert watch.guardian.told(IN) == Volume(0, 0)
+
+
+def test_ticks_take_a_share_of_the_time_at_most() -> None:
+    assert Tick(10, 10, 0.02).rest(1.0) == 1.0
+    assert Tick(10_000, 10_000, 0.5).rest(1.0) == pytest.approx(4.5)
+
+
+def test_a_limit_that_charon_is_not_told_of_is_a_trouble() -> None:
+    class Refuses:
+        def expire_soft(self, key: SaKey) -> None:
+            raise XfrmError("no")
+
+        def expire_hard(self, key: SaKey) -> None:
+            hard.append(key)
+
+    told: list[str] = []
+    hard: list[SaKey] = []
+    expire = expirer(Refuses(), told.append)
+    expire(OUT, Expiry.SOFT)
+    expire(OUT, Expiry.HARD)
+    assert f"the soft volume limit of SA {OUT}" in told[0]
+    assert (len(told), hard) == (1, [OUT])
