@@ -5,9 +5,9 @@ import json
 import pytest
 
 from ipsec_gw.lab.gateway import GatewayMisbehaved, GuardCount, SteerCount, parse_sas, parse_status
-from ipsec_gw.lab.sites import site_of
+from ipsec_gw.lab.sites import site_of, site_of_versions
 from ipsec_gw.lab.strongswan import PROPOSALS, Established, parse_list_sas, swanctl_conf
-from ipsec_gw.lab.topology import Role, site_to_site
+from ipsec_gw.lab.topology import Role, site_to_site, two_families
 
 SA = {
     "connection": "site",
@@ -107,3 +107,15 @@ def test_both_sites_fit_together(proposal):
     )
     assert (a.identity, a.peer) == (b.peer, b.identity)
     assert f"esp_proposals = {proposal}-x25519" in swanctl_conf(a)
+
+
+@pytest.mark.parametrize("outer", [4, 6])
+def test_sites_of_both_versions_fit_together(outer):
+    topology = two_families("igw-000000")
+    a, b = (site_of_versions(topology, role, PROPOSALS[0], outer, (4, 6)) for role in (Role.GATEWAY_A, Role.GATEWAY_B))
+    assert (a.local, a.remote) == (b.remote, b.local)
+    assert a.local.version == outer
+    assert "local_ts = 10.1.0.0/24,fd01::/64\n" in swanctl_conf(a)
+    assert "remote_ts = 10.1.0.0/24,fd01::/64\n" in swanctl_conf(b)
+    alone = site_of_versions(topology, Role.GATEWAY_A, PROPOSALS[0], outer, (6,))
+    assert "local_ts = fd01::/64\n" in swanctl_conf(alone)
