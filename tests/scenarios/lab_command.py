@@ -92,3 +92,24 @@ def kill_group(process):
     except ProcessLookupError:
         return
     process.communicate()
+
+
+def play(scenario, *arguments):
+    """Run a scenario to its end; its report, in which every check holds. Nothing is left on this machine."""
+    before = traces()
+    process = start("run", scenario, "--json", *arguments)
+    try:
+        code, report, lines = finish(process)
+    finally:
+        kill_group(process)
+    assert report, lines
+    failed = [check for check in report["checks"] if not check["ok"]]
+    assert not failed, f"{failed}\n{report['notes']}"
+    assert (code, report["ok"]) == (0, True)
+    assert traces().minus(before) == []
+    return report
+
+
+def check_names(report):
+    """What was checked."""
+    return [check["name"] for check in report["checks"]]

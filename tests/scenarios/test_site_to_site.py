@@ -3,7 +3,7 @@
 import pytest
 
 from ipsec_gw.errors import EnvironmentMissing
-from tests.scenarios.lab_command import finish, kill_group, start, traces
+from tests.scenarios.lab_command import check_names, play
 from vpp_conf.locate import locate_vpp
 
 pytestmark = [pytest.mark.scenario, pytest.mark.root, pytest.mark.timeout(900)]
@@ -53,25 +53,6 @@ USUAL = (("kernel", "aes128gcm16"), ("soft", "chacha20poly1305"), ("vpp", "aes12
 """What runs without --all-scenarios."""
 
 
-def play(*arguments):
-    before = traces()
-    process = start("run", "site-to-site", "--json", *arguments)
-    try:
-        code, report, lines = finish(process)
-    finally:
-        kill_group(process)
-    assert report, lines
-    failed = [check for check in report["checks"] if not check["ok"]]
-    assert not failed, f"{failed}\n{report['notes']}"
-    assert (code, report["ok"]) == (0, True)
-    assert traces().minus(before) == []
-    return report
-
-
-def check_names(report):
-    return [check["name"] for check in report["checks"]]
-
-
 @pytest.mark.parametrize(
     ("engine", "proposal"),
     [
@@ -91,7 +72,7 @@ def test_every_check_holds(engine, proposal, request):
             locate_vpp()
         except EnvironmentMissing as missing:
             pytest.skip(str(missing))
-    report = play("--engine", engine, "--proposal", proposal)
+    report = play("site-to-site", "--engine", engine, "--proposal", proposal)
     wanted = [*ALWAYS, *TALKS, *WITH_GATEWAY, *(ACCELERATED if engine != "kernel" else ())]
     assert [name for name in wanted if name not in check_names(report)] == []
     assert [f"{engine} carries direction {way}" in check_names(report) for way in ("in", "out")] == [True, True]
@@ -102,6 +83,6 @@ def test_every_check_holds(engine, proposal, request):
 
 def test_strongswan_and_the_kernel_alone_pass():
     """The control: what the lab demands is what an unaccelerated gateway does."""
-    report = play("--baseline")
+    report = play("site-to-site", "--baseline")
     assert [name for name in (*ALWAYS, *TALKS) if name not in check_names(report)] == []
     assert not [name for name in check_names(report) if name in WITH_GATEWAY]
