@@ -269,6 +269,12 @@ def parse_list_sas(text: str) -> Established:
     return Established(ike is not None, child is not None, child.group(1) if child else "")
 
 
+def parse_virtual_address(text: str) -> IPv4Address | None:
+    """Our own virtual address in `swanctl --list-sas`, or None: it stands behind address and port of our end."""
+    found = re.search(r"^\s+local\s+\S+ @ \S+\[\d+\] \[([\d.]+)\]$", text, re.MULTILINE)
+    return IPv4Address(found.group(1)) if found else None
+
+
 class Swan:
     """A running charon-systemd of one site, driven by swanctl as an operator would."""
 
@@ -332,10 +338,10 @@ class Swan:
 
     async def virtual_address(self) -> IPv4Address:
         """The one that a roadwarrior was given. Raises IpsecGwError without one."""
-        found = re.search(r"^\s+local\s+\S+ @ .*\] \[([\d.]+)\]$", await self.swanctl("--list-sas"), re.MULTILINE)
+        found = parse_virtual_address(await self.swanctl("--list-sas"))
         if found is None:
             raise IpsecGwError(f"{self.site.identity} has no virtual address - see charon.log")
-        return IPv4Address(found.group(1))
+        return found
 
     async def version(self) -> str:
         """Charon's version, asked of the daemon."""
