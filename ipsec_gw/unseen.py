@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 from ipsec_gw.model.firewall import TUNNEL_INTERFACES
 
 KERNEL_END = TUNNEL_INTERFACES[0]
+OUR_TABLE = "ip6 ipsec-gw"
+"""Of nftables, which has own IPv6 packets routed once more (ownership.bypass)."""
+
 OUR_RULES = range(214, 220)
 """Where the rules that lead plaintext to the engine are, and nobody else's should be (``ownership/lead.py``)."""
 
@@ -87,7 +90,8 @@ def unseen(host: Host) -> tuple[Unseen, ...]:
 def _filters(host: Host) -> Iterator[Unseen]:
     chains: dict[str, list[FilterRule]] = defaultdict(list)
     for rule in host.filters:
-        chains[rule.chain].append(rule)
+        if not rule.chain.startswith(f"{OUR_TABLE} "):
+            chains[rule.chain].append(rule)
     for chain, rules in chains.items():
         what = f"nftables chain {chain}"
         knows_us = any(KERNEL_END in rule.interfaces for rule in rules)

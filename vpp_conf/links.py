@@ -18,7 +18,7 @@ from vpp_conf.descriptors.classify import (
     RedirectDescriptor,
     punt_next_indices,
 )
-from vpp_conf.descriptors.interface import OWNER_TAG, bring_up, tag
+from vpp_conf.descriptors.interface import OWNER_TAG, bind, bring_up, tag
 from vpp_conf.descriptors.loopback import Loopback, LoopbackDescriptor
 from vpp_conf.descriptors.neighbour import Neighbour, NeighbourDescriptor
 from vpp_conf.descriptors.route import DECAP_TABLE, ENCAP_TABLE, OUTER_TABLE, LocalAddress, LocalAddressDescriptor
@@ -89,11 +89,13 @@ async def take_links(
             await tag(api, interface.sw_if_index, OWNER_TAG)
         taken[link.name] = interface.sw_if_index
     up_index = taken.pop(up.name)
+    await _complete(api, up_index, ENCAP_TABLE, ENGINE_ENDS)
     for address in KERNEL_ENDS:
         await NeighbourDescriptor(api).create(Neighbour(up_index, address, kernel_mac))
     punts = await punt_next_indices(api)
     await _keep_ttl(api, up_index, punts)
     lender = await _lender(api)
+    await _complete(api, lender, DECAP_TABLE, DECAP_ENDS)
     return Links(taken, up_index, lender, punts, await CheckDescriptor(api).shut_tables(lender))
 
 
@@ -114,6 +116,15 @@ async def _give(api: VppApi, sw_if_index: int, addresses: Sequence[IpAddress]) -
         await LocalAddressDescriptor(api).create(LocalAddress(sw_if_index, address))
 
 
+async def _complete(api: VppApi, sw_if_index: int, table: int, addresses: Sequence[IpAddress]) -> None:
+    """Give IPv6 to an interface that a version without it has made."""
+    present = {held.address for held in await LocalAddressDescriptor(api).retrieve_on([sw_if_index])}
+    missing = [address for address in addresses if address.version == 6 and address not in present]
+    if missing:
+        await bind(api, sw_if_index, table, 6)
+        await _give(api, sw_if_index, missing)
+
+
 async def _keep_ttl(api: VppApi, up: int, punts: Pair) -> None:
     """Plaintext to encrypt takes the punt path into the encap table: the kernel has counted this hop already."""
     redirects, checks = RedirectDescriptor(api), CheckDescriptor(api)
@@ -121,5 +132,7 @@ async def _keep_ttl(api: VppApi, up: int, punts: Pair) -> None:
     for version in VERSIONS:
         if (up, version) not in present:
             await redirects.create(Redirect(up, version, table=ENCAP_TABLE))
-    if not (await checks.chains_of(up)).whole:
-        await checks.create(Check(up, frozenset(), punts, None))
+    held = Check(up, frozenset(), punts, None, await checks.chains_of(up))
+    if not held.chains.whole:
+        await checks.delete(held)
+        await checks.create(held)

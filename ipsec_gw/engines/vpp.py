@@ -241,7 +241,8 @@ class VppEngine:
         held = self._inventory.sas.get(sa.key)
         if held is None:
             raise EngineError(f"SA {sa.key} is unknown to VPP")
-        if sa.source != held.sa.source and (users := self._inventory.users(sa.key)):
+        peer_moves = sa.source != held.sa.source and sa.direction is Direction.IN
+        if peer_moves and (users := self._inventory.users(sa.key)):
             # VPP would move its own look-up key, and then not find it when the tunnel goes (ipsec_tun.c).
             raise EngineError(f"SA {sa.key} cannot come from {sa.source} while tunnel {users[0]} uses it")
         entry = await SaDescriptor(self._api).update(held.entry, sad_entry(sa, held.entry.sad_id))

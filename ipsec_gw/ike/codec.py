@@ -28,6 +28,8 @@ from ipsec_gw.model.snapshot import (
 _MODES = {0: Mode.TRANSPORT, 1: Mode.TUNNEL, 4: Mode.BEET}
 _DIRECTIONS = {0: PolicyDirection.IN, 1: PolicyDirection.OUT, 2: PolicyDirection.FWD}
 _UDP_ENCAP_ESPINUDP = 2
+_UNKNOWN = "UNKNOWN"
+_TYPE_MASK = 0x3FFF  # NLA_TYPE_MASK: without the flags of nesting and byte order
 _ALGORITHM_NAME_BYTES = 64
 _REPLAY_ESN_BYTES = 24
 """Of ``struct xfrm_replay_state_esn`` without its bitmap."""
@@ -37,7 +39,9 @@ UNREADABLE = "attributes that cannot be read"
 _HONOURED = frozenset(
     {"ALG_AEAD", "ALG_AUTH", "ALG_AUTH_TRUNC", "ALG_CRYPT", "ENCAP", "REPLAY_VAL", "REPLAY_ESN_VAL", "MARK", "IF_ID"}
 )
-_NEUTRAL = frozenset({"UNSPEC", "SRCADDR", "COADDR", "LASTUSED", "PAD", "ETIMER_THRESH", "REPLAY_THRESH", "SA_DIR"})
+_NEUTRAL = frozenset(
+    {"UNSPEC", "SRCADDR", "COADDR", "LASTUSED", "PAD", "ETIMER_THRESH", "REPLAY_THRESH", "SA_DIR", "MTIMER_THRESH"}
+)
 """Attributes that say nothing an engine would have to do. Whatever is in neither set is listed in ``extras``."""
 
 _NAMES = {
@@ -47,6 +51,7 @@ _NAMES = {
     11: "REPLAY_THRESH",
     12: "ETIMER_THRESH",
     27: "PAD",
+    32: "MTIMER_THRESH",
     33: "SA_DIR",
 }
 
@@ -151,17 +156,13 @@ def replay_esn_with_seq(raw: bytes, seq: int) -> bytes:
 def _attributes(message: XfrmMessage) -> Iterator[tuple[str, Any]]:
     for slot in message.get("attrs", ()):
         name, value = slot[0], slot[1]
-        if isinstance(name, int):
-            yield _NAMES.get(name, f"#{name}"), value
-        else:
-            yield _plain_name(name), value
+        yield (_number_name(value) if name == _UNKNOWN else name.removeprefix("XFRMA_")), value
 
 
-def _plain_name(name: str) -> str:
-    text = name.removeprefix("XFRMA_")
-    if text.startswith("UNKNOWN_") or name == "UNKNOWN":
-        return "UNKNOWN"
-    return text
+def _number_name(value: Any) -> str:
+    """Of an attribute that :mod:`ipsec_gw.ike.messages` does not define: by the number that pyroute2 leaves in it."""
+    number = int(value["header"]["type"]) & _TYPE_MASK
+    return _NAMES.get(number, f"#{number}")
 
 
 def _aead(raw: bytes | None) -> AeadKey | None:

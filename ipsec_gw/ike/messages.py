@@ -144,6 +144,6 @@ class UserPolicyInfo(XfrmMessage):
 
 
 class UserPolicyId(XfrmMessage):
-    """``struct xfrm_userpolicy_id``, 64 bytes: the request DELPOLICY."""
+    """``struct xfrm_userpolicy_id``, 64 bytes: the requests GETPOLICY and DELPOLICY."""
 
     fields = (*_SELECTOR, ("index", "=I"), ("dir", "B"), ("id_pad", "3s"))

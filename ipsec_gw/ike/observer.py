@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
 from pyroute2.netlink.exceptions import NetlinkError
@@ -39,7 +39,7 @@ class Observer:
     that nothing else is among that.
     """
 
-    limits: Callable[[], LeadLimits] = staticmethod(LeadLimits)
+    limits: Callable[[Sequence[XfrmPolicy]], LeadLimits] = staticmethod(lambda _policies: LeadLimits())
 
     def __init__(
         self,
@@ -102,7 +102,8 @@ class Observer:
             local_addresses=frozenset(addresses),
             next_hops=hops,
             sources=await self._view.source_hints(),
-            limits=self.limits(),
+            # Nothing is put in place for it where nobody has IPv6 inside.
+            limits=self.limits(policies) if any(policy.source.version == 6 for policy in policies) else LeadLimits(),
         )
 
     def _dump(self) -> tuple[list[XfrmSa], list[XfrmPolicy]]:

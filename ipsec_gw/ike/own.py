@@ -65,8 +65,8 @@ def put_message(policy: OwnPolicy) -> UserPolicyInfo:
     return message
 
 
-def delete_message(policy: OwnPolicy) -> UserPolicyId:
-    """DELPOLICY, by selector and mark."""
+def id_message(policy: OwnPolicy) -> UserPolicyId:
+    """GETPOLICY and DELPOLICY, by selector and mark."""
     message = UserPolicyId()
     _fill(message, policy)
     message["index"] = 0

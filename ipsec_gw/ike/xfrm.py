@@ -28,7 +28,7 @@ from ipsec_gw.ike.codec import (
     replay_esn_with_seq,
 )
 from ipsec_gw.ike.messages import AeventId, UserExpire, UserPolicyInfo, UserSaId, UserSaInfo, XfrmMessage
-from ipsec_gw.ike.own import OwnPolicy, delete_message, parse_own, put_message
+from ipsec_gw.ike.own import OwnPolicy, id_message, parse_own, put_message
 from ipsec_gw.model.ids import SaKey
 from ipsec_gw.model.snapshot import XfrmPolicy, XfrmSa
 
@@ -99,6 +99,16 @@ class XfrmSocket:
         answers = self._request(UserPolicyInfo, messages.XFRM_MSG_GETPOLICY, _NLM_F_DUMP, b"")
         return frozenset(own for answer in answers if (own := self._read(parse_own, answer)) is not None)
 
+    def has_own(self, policy: OwnPolicy) -> bool:
+        """Whether one of the gateway's own policies is in place, without a dump of all."""
+        try:
+            answers = self._request(UserPolicyInfo, messages.XFRM_MSG_GETPOLICY, 0, _body(id_message(policy)))
+        except XfrmError as error:
+            if error.errno == errno.ENOENT:
+                return False
+            raise
+        return [self._read(parse_own, answer) for answer in answers] == [policy]
+
     def put_own(self, policy: OwnPolicy) -> None:
         """Put one of the gateway's own policies in place."""
         self._request(UserPolicyInfo, messages.XFRM_MSG_UPDPOLICY, _NLM_F_ACK, _body(put_message(policy)))
@@ -106,7 +116,7 @@ class XfrmSocket:
     def delete_own(self, policy: OwnPolicy) -> None:
         """Take one of the gateway's own policies away. One that has gone is fine."""
         try:
-            self._request(UserPolicyInfo, messages.XFRM_MSG_DELPOLICY, _NLM_F_ACK, _body(delete_message(policy)))
+            self._request(UserPolicyInfo, messages.XFRM_MSG_DELPOLICY, _NLM_F_ACK, _body(id_message(policy)))
         except XfrmError as error:
             if error.errno != errno.ENOENT:
                 raise

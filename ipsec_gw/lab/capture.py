@@ -8,12 +8,13 @@ import struct
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 from pathlib import Path
 
 from ipsec_gw.errors import IpsecGwError
 from ipsec_gw.lab.netns import inside
 from ipsec_gw.lab.oracle import EspPacket
+from ipsec_gw.model.ids import IpAddress
 
 ETH_P_ALL, ETH_P_IP = 0x0003, 0x0800
 SO_RCVBUFFORCE, SO_TIMESTAMPNS = 33, 35
@@ -22,6 +23,7 @@ PACKET_OUTGOING = 4
 """``linux/if_packet.h``: sent by this interface; all other types came in."""
 
 ETHERNET_BYTES, IPV4_BYTES = 14, 20
+IPV6_BYTES = 40
 IPPROTO_ICMP, IPPROTO_TCP, IPPROTO_UDP, IPPROTO_ESP = 1, 6, 17, 50
 UDP_BYTES, ESP_MINIMUM, PORT_NAT_T = 8, 8, 4500
 RECEIVE_BYTES = 16 << 20
@@ -49,24 +51,40 @@ class Frame:
         (length,) = struct.unpack_from(">H", data, ETHERNET_BYTES + 2)
         return data[ETHERNET_BYTES : ETHERNET_BYTES + length]
 
+    @property
+    def ipv6(self) -> bytes | None:
+        """The IPv6 packet, trimmed to its own length, or None."""
+        data = self.data
+        if len(data) < ETHERNET_BYTES + IPV6_BYTES or data[12:14] != b"\x86\xdd" or data[14] >> 4 != 6:
+            return None
+        (length,) = struct.unpack_from(">H", data, ETHERNET_BYTES + 4)
+        return data[ETHERNET_BYTES : ETHERNET_BYTES + IPV6_BYTES + length]
+
+    @property
+    def ip(self) -> bytes | None:
+        """The IP packet of either version, or None."""
+        return self.ipv4 or self.ipv6
+
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The parts of an IPv4 header that the lab looks at."""
+    """The parts of an IP header that the lab looks at; ``fragment`` is told of IPv4 alone."""
 
-    source: IPv4Address
-    destination: IPv4Address
+    source: IpAddress
+    destination: IpAddress
     protocol: int
     header_bytes: int
     fragment: bool
 
 
 def header(packet: bytes) -> Header:
-    """Parse an IPv4 header (at least 20 bytes)."""
+    """Parse an IPv4 header (at least 20 bytes) or the fixed one of IPv6 (40)."""
+    if packet[0] >> 4 == 6:
+        return Header(ip_address(packet[8:24]), ip_address(packet[24:40]), packet[6], IPV6_BYTES, fragment=False)
     (offset_flags,) = struct.unpack_from(">H", packet, 6)
     return Header(
-        source=IPv4Address(packet[12:16]),
-        destination=IPv4Address(packet[16:20]),
+        source=ip_address(packet[12:16]),
+        destination=ip_address(packet[16:20]),
         protocol=packet[9],
         header_bytes=(packet[0] & 0xF) * 4,
         fragment=bool(offset_flags & 0x3FFF),
@@ -75,11 +93,11 @@ def header(packet: bytes) -> Header:
 
 def esp_of(frame: Frame) -> EspPacket | None:
     """The ESP packet of a frame, bare or in UDP, or None for anything else and for fragments."""
-    packet = frame.ipv4
-    if packet is None or packet[9] not in (IPPROTO_ESP, IPPROTO_UDP):
+    packet = frame.ip
+    if packet is None:
         return None
     parsed = header(packet)
-    if parsed.fragment:
+    if parsed.protocol not in (IPPROTO_ESP, IPPROTO_UDP) or parsed.fragment:
         return None
     payload = packet[parsed.header_bytes :]
     if parsed.protocol == IPPROTO_ESP:
@@ -99,7 +117,9 @@ def _esp_in_udp(parsed: Header, datagram: bytes) -> EspPacket | None:
 
 
 def without_hops(packet: bytes) -> bytes:
-    """An IPv4 packet with TTL and header checksum blanked: equal at both ends of a path."""
+    """An IP packet with TTL (hop limit) and header checksum blanked: equal at both ends of a path."""
+    if packet[0] >> 4 == 6:
+        return packet[:7] + b"\0" + packet[8:]
     return packet[:8] + b"\0" + packet[9:10] + b"\0\0" + packet[12:]
 
 

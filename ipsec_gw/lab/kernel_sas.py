@@ -12,10 +12,11 @@ import socket
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 
 from ipsec_gw.errors import XfrmError
 from ipsec_gw.lab.netns import inside
+from ipsec_gw.model.ids import IpAddress
 from ipsec_gw.model.secret import Secret
 
 NETLINK_XFRM = 6
@@ -37,8 +38,8 @@ SALT_BYTES = 4
 class KernelSa:
     """An ESP SA as a kernel holds it. ``aead`` is the kernel's name, ``salt`` the last four bytes of its key."""
 
-    source: IPv4Address
-    destination: IPv4Address
+    source: IpAddress
+    destination: IpAddress
     spi: int
     reqid: int
     aead: str
@@ -73,19 +74,20 @@ def attributes(data: bytes) -> dict[int, bytes]:
 
 
 def parse_sa(body: bytes) -> KernelSa | None:
-    """The SA of a NEWSA or UPDSA, or None if it is not an IPv4 ESP SA with an AEAD."""
+    """The SA of a NEWSA or UPDSA, or None if it is not an ESP SA with an AEAD."""
     if len(body) < USERSA_BYTES or body[PROTOCOL] != socket.IPPROTO_ESP:
         return None
     (family,) = struct.unpack_from("=H", body, FAMILY)
     aead = attributes(body[USERSA_BYTES:]).get(XFRMA_ALG_AEAD)
-    if family != socket.AF_INET or aead is None:
+    if aead is None:
         return None
+    length = 4 if family == socket.AF_INET else 16
     key_bits, _ = struct.unpack_from("=II", aead, 64)
     key = aead[72 : 72 + key_bits // 8]
     octets, packets = struct.unpack_from("=QQ", body, CURRENT)
     return KernelSa(
-        source=IPv4Address(body[SOURCE : SOURCE + 4]),
-        destination=IPv4Address(body[DESTINATION : DESTINATION + 4]),
+        source=ip_address(body[SOURCE : SOURCE + length]),
+        destination=ip_address(body[DESTINATION : DESTINATION + length]),
         spi=struct.unpack_from(">I", body, SPI)[0],
         reqid=struct.unpack_from("=I", body, REQID)[0],
         aead=aead[:64].split(b"\0")[0].decode(),
@@ -130,7 +132,7 @@ class SaDiary:
         self._link = _open(namespace)
         self._link.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, XFRMNLGRP_SA)
         self._link.setblocking(False)
-        self._seen: dict[tuple[IPv4Address, int], KernelSa] = {}
+        self._seen: dict[tuple[IpAddress, int], KernelSa] = {}
 
     def close(self) -> None:
         """Stop listening."""
@@ -157,7 +159,7 @@ class SaDiary:
         if sa is not None:
             self._seen[sa.destination, sa.spi] = sa
 
-    def all(self) -> dict[tuple[IPv4Address, int], KernelSa]:
+    def all(self) -> dict[tuple[IpAddress, int], KernelSa]:
         """By destination and SPI, everything seen so far."""
         self.drain()
         return dict(self._seen)

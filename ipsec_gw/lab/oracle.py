@@ -8,15 +8,15 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
 from ipsec_gw.errors import IpsecGwError
 from ipsec_gw.lab.kernel_sas import KernelSa
+from ipsec_gw.model.ids import IpAddress
 
-IPPROTO_IPIP = 4
+IPPROTO_IPIP, IPPROTO_IPV6 = 4, 41
 IV_BYTES, ICV_BYTES, ESP_HEADER_BYTES = 8, 16, 8
 
 CIPHERS: dict[str, Callable[[bytes], AESGCM | ChaCha20Poly1305]] = {
@@ -42,8 +42,8 @@ class Opened:
 class EspPacket:
     """ESP as the WAN saw it: outer addresses and the ESP payload; in UDP (RFC 3948) its ports, source first."""
 
-    source: IPv4Address
-    destination: IPv4Address
+    source: IpAddress
+    destination: IpAddress
     payload: bytes
     ports: tuple[int, int] | None = None
 
@@ -93,11 +93,15 @@ class Oracle:
 def strip_trailer(plain: bytes, name: str) -> bytes:
     """Check and remove RFC 4303 §2.4 padding and the next header. Raises NotGenuine."""
     padding, following = plain[-2], plain[-1]
-    if following != IPPROTO_IPIP:
-        raise NotGenuine(f"{name}: next header {following} is not IPv4 in a tunnel")
+    if following not in (IPPROTO_IPIP, IPPROTO_IPV6):
+        raise NotGenuine(f"{name}: next header {following} is not IP in a tunnel")
     if len(plain) < padding + 2 or plain[-2 - padding : -2] != bytes(range(1, padding + 1)):
         raise NotGenuine(f"{name}: padding is not 1, 2, 3, ...")
     inner = plain[: len(plain) - 2 - padding]
+    if following == IPPROTO_IPV6:
+        if len(inner) < 40 or inner[0] >> 4 != 6 or struct.unpack_from(">H", inner, 4)[0] != len(inner) - 40:
+            raise NotGenuine(f"{name}: the inner packet is not IPv6 of its own length")
+        return inner
     if len(inner) < 20 or inner[0] >> 4 != 4 or struct.unpack_from(">H", inner, 2)[0] != len(inner):
         raise NotGenuine(f"{name}: the inner packet is not IPv4 of its own length")
     return inner

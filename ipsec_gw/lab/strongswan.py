@@ -11,6 +11,7 @@ from typing import Protocol
 from ipsec_gw.errors import IpsecGwError
 from ipsec_gw.lab.process import Daemon, run
 from ipsec_gw.lab.traffic import until
+from ipsec_gw.model.ids import IpAddress, IpNetwork
 
 PROPOSALS = ("aes128gcm16", "aes192gcm16", "aes256gcm16", "chacha20poly1305")
 """ESP ciphers that a scenario can ask for, as swanctl names them."""
@@ -72,16 +73,17 @@ secrets {{
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """One side of the tunnel, as its swanctl.conf says it."""
+    """One side of the tunnel, as its swanctl.conf says it; ``more`` are further networks, local and remote."""
 
     identity: str
     peer: str
     namespace: str
-    local: IPv4Address
-    remote: IPv4Address
-    local_network: IPv4Network
-    remote_network: IPv4Network
+    local: IpAddress
+    remote: IpAddress
+    local_network: IpNetwork
+    remote_network: IpNetwork
     proposal: str
+    more: tuple[tuple[IpNetwork, IpNetwork], ...] = ()
 
     def conf(self) -> str:
         """Its swanctl.conf."""
@@ -237,10 +239,14 @@ def swanctl_conf(site: Site) -> str:
         remote=site.remote,
         identity=site.identity,
         peer=site.peer,
-        local_network=site.local_network,
-        remote_network=site.remote_network,
+        local_network=_listed(site.local_network, *(local for local, _ in site.more)),
+        remote_network=_listed(site.remote_network, *(remote for _, remote in site.more)),
         proposal=site.proposal,
     )
+
+
+def _listed(*networks: IpNetwork) -> str:
+    return ",".join(map(str, networks))
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +267,12 @@ def parse_list_sas(text: str) -> Established:
     child = re.search(rf"^\s+{CHILD}: #\d+, .*\bINSTALLED\b.*\bESP:(\S+)$", text, re.MULTILINE)
     ike = re.search(rf"^{CONNECTION}: #\d+, ESTABLISHED, IKEv2", text, re.MULTILINE)
     return Established(ike is not None, child is not None, child.group(1) if child else "")
+
+
+def parse_virtual_address(text: str) -> IPv4Address | None:
+    """Our own virtual address in `swanctl --list-sas`, or None: it stands behind address and port of our end."""
+    found = re.search(r"^\s+local\s+\S+ @ \S+\[\d+\] \[([\d.]+)\]$", text, re.MULTILINE)
+    return IPv4Address(found.group(1)) if found else None
 
 
 class Swan:
@@ -296,6 +308,12 @@ class Swan:
         await until(ready, START_SECONDS, f"vici socket of {self.site.identity}")
         await self.swanctl("--load-all", "--file", str(self.files.directory / "swanctl.conf"))
 
+    async def reconfigure(self, site: Site) -> None:
+        """Take another configuration, with no tunnel up."""
+        self.site = site
+        (self.files.directory / "swanctl.conf").write_text(swanctl_conf(site))
+        await self.load()
+
     async def swanctl(self, *arguments: str, timeout: float = 60.0) -> str:
         """Run swanctl against this charon. Raises CommandFailed."""
         env = {"STRONGSWAN_CONF": str(self.files.directory / "strongswan.conf")}
@@ -320,10 +338,10 @@ class Swan:
 
     async def virtual_address(self) -> IPv4Address:
         """The one that a roadwarrior was given. Raises IpsecGwError without one."""
-        found = re.search(r"^\s+local\s+\S+ @ .*\] \[([\d.]+)\]$", await self.swanctl("--list-sas"), re.MULTILINE)
+        found = parse_virtual_address(await self.swanctl("--list-sas"))
         if found is None:
             raise IpsecGwError(f"{self.site.identity} has no virtual address - see charon.log")
-        return IPv4Address(found.group(1))
+        return found
 
     async def version(self) -> str:
         """Charon's version, asked of the daemon."""

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
+from ipsec_gw.model.ids import IpAddress, IpNetwork
+
 MTU = 1500
 """Bytes, on every link: what an Ethernet WAN has."""
 
@@ -72,6 +74,7 @@ class Bridge:
     role: Role
     name: str
     address: IPv4Interface | None = None
+    address6: IPv6Interface | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +126,16 @@ class Topology:
         if address is None:
             raise KeyError(f"{role} has no IPv6 address on {name}")
         return address.ip
+
+    def addresses(self, role: Role, name: str) -> tuple[IpAddress, ...]:
+        """The addresses of an interface, of both IP versions."""
+        port = self.port(role, name)
+        return tuple(address.ip for address in (port.address, port.address6) if address is not None)
+
+    def networks(self, role: Role, name: str) -> tuple[IpNetwork, ...]:
+        """The connected networks of an interface, of both IP versions."""
+        port = self.port(role, name)
+        return tuple(address.network for address in (port.address, port.address6) if address is not None)
 
     def network(self, role: Role, name: str) -> IPv4Network:
         """The connected network of an interface. Raises KeyError if it has no address."""
@@ -182,6 +195,39 @@ def site_to_site(tag: str) -> Topology:
             Route(Role.SERVER, anywhere, lan_b.ip),
         ),
         forwarding=(Role.GATEWAY_A, Role.GATEWAY_B),
+    )
+
+
+def two_families(tag: str) -> Topology:
+    """:func:`site_to_site` with IPv6 beside IPv4 everywhere."""
+    plain = site_to_site(tag)
+    client, server = IPv6Interface("fd01::10/64"), IPv6Interface("fd02::10/64")
+    lan_a, lan_b = IPv6Interface("fd01::1/64"), IPv6Interface("fd02::1/64")
+    wan_a, wan_b = IPv6Interface("2001:db8::1/64"), IPv6Interface("2001:db8::2/64")
+    anywhere, provider = IPv6Network("::/0"), IPv6Interface("2001:db8::fe/64")
+    given = {
+        (Role.CLIENT, HOST): client,
+        (Role.GATEWAY_A, LAN): lan_a,
+        (Role.GATEWAY_A, WAN): wan_a,
+        (Role.GATEWAY_B, WAN): wan_b,
+        (Role.GATEWAY_B, LAN): lan_b,
+        (Role.SERVER, HOST): server,
+    }
+
+    def both(port: Port) -> Port:
+        return replace(port, address6=given.get((port.role, port.name)))
+
+    return replace(
+        plain,
+        wires=tuple(Wire(both(wire.left), both(wire.right)) for wire in plain.wires),
+        bridge=replace(plain.bridge, address6=provider),
+        routes=(
+            *plain.routes,
+            Route(Role.CLIENT, anywhere, lan_a.ip),
+            Route(Role.GATEWAY_A, anywhere, provider.ip),
+            Route(Role.GATEWAY_B, anywhere, provider.ip),
+            Route(Role.SERVER, anywhere, lan_b.ip),
+        ),
     )
 
 
@@ -257,6 +303,8 @@ def _configure(topology: Topology, role: Role) -> tuple[str, ...]:
         lines.append(f"link add name {bridge.name} type bridge forward_delay 0 stp_state 0 mcast_snooping 0")
         if bridge.address is not None:
             lines.append(f"addr add {bridge.address} dev {bridge.name}")
+        if bridge.address6 is not None:
+            lines.append(f"addr add {bridge.address6} dev {bridge.name} nodad")
     for port in topology.ports(role):
         if port.address is not None:
             lines.append(f"addr add {port.address} dev {port.name}")

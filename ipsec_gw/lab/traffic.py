@@ -26,6 +26,7 @@ NUMBER = struct.Struct(">II")
 RECEIVE_BYTES = 4 << 20
 SO_RCVBUFFORCE = 33
 ICMP_ECHO, ICMP_ECHO_REPLY = 8, 0
+ICMP6_ECHO, ICMP6_ECHO_REPLY = 128, 129
 
 
 class TrafficError(IpsecGwError):
@@ -38,6 +39,11 @@ class Host:
 
     namespace: str
     address: IPv4Address | IPv6Address
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        """Of its sockets."""
+        return socket.AF_INET if self.address.version == 4 else socket.AF_INET6
 
     def __str__(self) -> str:
         return str(self.address)
@@ -89,7 +95,7 @@ class UdpFlow:
     @staticmethod
     def _socket(host: Host, port: int) -> socket.socket:
         with inside(host.namespace):
-            opened = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            opened = socket.socket(host.family, socket.SOCK_DGRAM)
         opened.setblocking(False)
         opened.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BYTES)
         opened.bind((str(host.address), port))
@@ -189,9 +195,9 @@ async def tcp_echo(client: Host, server: Host, *, port: int, size: int, seed: in
     data = random.Random(seed).randbytes(size)  # noqa: S311 - repeatable, not secret
     what = f"TCP {client} -> {server}"
     with inside(server.namespace):
-        listening = socket.create_server((str(server.address), port))
+        listening = socket.create_server((str(server.address), port), family=server.family)
     with inside(client.namespace):
-        connecting = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        connecting = socket.socket(client.family, socket.SOCK_STREAM)
     listening.setblocking(False)
     connecting.setblocking(False)
     connecting.bind((str(client.address), 0))
@@ -270,17 +276,24 @@ def echo_request(identifier: int, sequence: int, payload: bytes) -> bytes:
     return head[:2] + struct.pack(">H", checksum(head + payload)) + head[4:] + payload
 
 
+def echo_request6(identifier: int, sequence: int, payload: bytes) -> bytes:
+    """An ICMPv6 echo request (RFC 4443); the kernel fills in its checksum."""
+    return struct.pack(">BBHHH", ICMP6_ECHO, 0, 0, identifier, sequence) + payload
+
+
 async def ping(client: Host, target: Host, *, identifier: int, sizes: tuple[int, ...], seed: int) -> str:
     """One ICMP echo of each payload size, answered by ``target``'s kernel, payloads compared. Raises TrafficError."""
     source = random.Random(seed)  # noqa: S311 - repeatable, not secret
     with inside(client.namespace):
-        raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+        protocol = socket.IPPROTO_ICMP if client.address.version == 4 else socket.IPPROTO_ICMPV6
+        raw = socket.socket(client.family, socket.SOCK_RAW, protocol)
     raw.setblocking(False)
     raw.bind((str(client.address), 0))
     try:
         for sequence, size in enumerate(sizes):
             payload = source.randbytes(size)
-            raw.sendto(echo_request(identifier, sequence, payload), (str(target.address), 0))
+            request = echo_request if client.address.version == 4 else echo_request6
+            raw.sendto(request(identifier, sequence, payload), (str(target.address), 0))
             try:
                 async with asyncio.timeout(10.0):
                     await _await_reply(raw, identifier, sequence, payload)
@@ -293,10 +306,12 @@ async def ping(client: Host, target: Host, *, identifier: int, sizes: tuple[int,
 
 async def _await_reply(raw: socket.socket, identifier: int, sequence: int, payload: bytes) -> None:
     loop = asyncio.get_running_loop()
-    wanted = (ICMP_ECHO_REPLY, identifier, sequence)
+    reply = ICMP_ECHO_REPLY if raw.family == socket.AF_INET else ICMP6_ECHO_REPLY
+    wanted = (reply, identifier, sequence)
     while True:
         packet = await loop.sock_recv(raw, 65535)
-        message = packet[(packet[0] & 0xF) * 4 :]
+        # IPv4 gives the header along, IPv6 does not (RFC 3542 §3).
+        message = packet[(packet[0] & 0xF) * 4 :] if raw.family == socket.AF_INET else packet
         kind, _, _, got_identifier, got_sequence = struct.unpack_from(">BBHHH", message)
         if (kind, got_identifier, got_sequence) == wanted:
             if message[8:] != payload:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
 from itertools import pairwise
 
 from ipsec_gw.lab.capture import IPPROTO_ESP, Frame, esp_of, header, without_hops
 from ipsec_gw.lab.kernel_sas import KernelSa
 from ipsec_gw.lab.oracle import EspPacket, NotGenuine, Oracle
+from ipsec_gw.model.ids import IpAddress, IpNetwork
 
-SaIndex = tuple[IPv4Address, int]
+SaIndex = tuple[IpAddress, int]
 """Destination and SPI."""
 
 
@@ -126,11 +126,11 @@ def open_all(packets: Iterable[EspPacket], sas: Mapping[SaIndex, KernelSa]) -> O
     return Opening(tuple(opened), tuple(unknown), tuple(forged))
 
 
-def clear_packets(frames: Iterable[Frame], protected: Sequence[IPv4Network]) -> list[str]:
-    """IPv4 packets from or to the protected networks that are not inside ESP, in words."""
+def clear_packets(frames: Iterable[Frame], protected: Sequence[IpNetwork]) -> list[str]:
+    """IP packets from or to the protected networks that are not inside ESP, in words."""
     found = []
     for frame in frames:
-        packet = frame.ipv4
+        packet = frame.ip
         if frame.outgoing or packet is None:
             continue
         parsed = header(packet)
@@ -142,9 +142,9 @@ def clear_packets(frames: Iterable[Frame], protected: Sequence[IPv4Network]) -> 
 
 
 def ip_packets(frames: Iterable[Frame], *, outgoing: bool) -> Counter[bytes]:
-    """The IPv4 packets that left (or came in by) an interface, hop counts blanked."""
+    """The IP packets that left (or came in by) an interface, hop counts blanked."""
     return Counter(
-        without_hops(packet) for frame in frames if frame.outgoing is outgoing and (packet := frame.ipv4) is not None
+        without_hops(packet) for frame in frames if frame.outgoing is outgoing and (packet := frame.ip) is not None
     )
 
 

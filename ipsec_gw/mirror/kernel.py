@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
@@ -25,6 +26,7 @@ NUD_USABLE = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80
 
 _NUD_STALE = 0x04
 _NTF_USE = 0x01
+_MAIN_TABLE = 254
 ARPHRD_ETHER = 1
 
 
@@ -73,12 +75,13 @@ class KernelView:
         return found
 
     async def default_interfaces(self) -> list[str]:
-        """Names of the interfaces that IPv4 default routes leave by."""
-        names = {interface.index: name for name, interface in (await self.interfaces()).items()}
+        """Names of the interfaces that default routes leave by, those of IPv4 first."""
+        names = {interface.index: name for name, interface in (await self.interfaces()).items() if name != "lo"}
         found: list[str] = []
-        async for message in await self._route.get_routes(family=2, table=254):
-            if message.get("dst_len") == 0 and message.get("oif") in names:
-                found.append(names[message.get("oif")])
+        for family in (socket.AF_INET, socket.AF_INET6):
+            async for message in await self._route.get_routes(family=family, table=_MAIN_TABLE):
+                if message.get("dst_len") == 0 and message.get("oif") in names:
+                    found.append(names[message.get("oif")])
         return found
 
     async def source_hints(self) -> dict[IpNetwork, IpAddress]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 
 from ipsec_gw.errors import IpsecGwError
@@ -30,12 +31,13 @@ from ipsec_gw.mirror.nftables import (
     route_key,
     set_mark,
 )
-from ipsec_gw.model.snapshot import LeadLimits, PolicyDirection
+from ipsec_gw.model.snapshot import LeadLimits, PolicyDirection, XfrmPolicy
 from ipsec_gw.ownership.uplink import KERNEL_END
 
-ARRIVED_MARK, AGAIN_MARK = 0x6967_7769, 0x6967_776F
-"""Of decrypted packets for this machine, and of its own packets while they are routed once more. Whole numbers that
-nobody else has, and only on packets that had no mark."""
+ARRIVED_MARK, AGAIN_MARK = 0x6967_7769, 0x8000_0000
+"""Of decrypted packets for this machine: a number that nobody else has. And of its own packets without a mark, while
+they are routed once more: a single bit, which the masks of others hardly have.
+"""
 
 _HOOK_IN, _HOOK_OUT, _HOOK_AFTER = 1, 3, 4
 _FIRST, _MANGLE = -300, -150
@@ -84,6 +86,7 @@ class Bypass:
 
     def __init__(self, kernel: XfrmSocket, kernel_index: int) -> None:
         self._kernel = kernel
+        self._swept = False
         self._wanted = frozenset(
             {
                 OwnPolicy(PolicyDirection.OUT, ifindex=kernel_index),
@@ -91,12 +94,19 @@ class Bypass:
             }
         )
 
-    def ensure(self) -> LeadLimits:
-        """Put in place what is missing, and say what cannot be led."""
+    def ensure(self, policies: Iterable[XfrmPolicy]) -> LeadLimits:
+        """Put in place what is missing, and say what cannot be led. ``policies`` are those of others."""
         try:
             self._ensure_policies()
         except IpsecGwError as error:
             return LeadLimits(f"IPv6 cannot pass by XFRM: {error}")
+        if odd := next(filter(_minds_the_mark, policies), None):
+            with contextlib.suppress(IpsecGwError):
+                _remove_table()
+            return LeadLimits(
+                local6="this machine's own IPv6 packets are not led, they would need a mark that means something to the"
+                f" policy {odd.source} === {odd.destination}"
+            )
         try:
             _ensure_table()
         except IpsecGwError as error:
@@ -109,11 +119,13 @@ class Bypass:
         return LeadLimits()
 
     def _ensure_policies(self) -> None:
-        present = self._kernel.own_policies()
-        for stale in present - self._wanted:
-            self._kernel.delete_own(stale)
-        for missing in self._wanted - present:
-            self._kernel.put_own(missing)
+        if not self._swept:
+            for stale in self._kernel.own_policies() - self._wanted:
+                self._kernel.delete_own(stale)
+            self._swept = True
+        for policy in self._wanted:
+            if not self._kernel.has_own(policy):
+                self._kernel.put_own(policy)
 
 
 def remove_bypass() -> None:
@@ -121,7 +133,20 @@ def remove_bypass() -> None:
     with contextlib.suppress(IpsecGwError), XfrmSocket() as kernel:
         for policy in kernel.own_policies():
             kernel.delete_own(policy)
-    with contextlib.suppress(IpsecGwError), contextlib.closing(NfTables()) as tables:
+    with contextlib.suppress(IpsecGwError):
+        _remove_table()
+
+
+def _minds_the_mark(policy: XfrmPolicy) -> bool:
+    """It takes packets without a mark and not those that are routed once more, or the other way round."""
+    if policy.mark is None or policy.source.version != 6 or policy.direction is not PolicyDirection.OUT:
+        return False
+    value, mask = policy.mark
+    return (value == 0) is not (AGAIN_MARK & mask == value)
+
+
+def _remove_table() -> None:
+    with contextlib.closing(NfTables()) as tables:
         tables.remove(TABLE.name)
 
 

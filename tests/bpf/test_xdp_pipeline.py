@@ -248,6 +248,17 @@ def test_a_trial_ends_by_itself_and_with_the_peer_that_is_found(loaded: Steering
     assert list(run(loaded, back)[1]) == [Reason.STEERED]
 
 
+@pytest.mark.parametrize("ports", [(100, 4510, 30000, 65535), (1, 2), (256,), ()], ids=str)
+def test_our_ports_are_these_and_no_others(steering: Steering, ports: tuple[int, ...]) -> None:
+    steering.set_nat_t_ports(frozenset(ports))
+    assert steering.nat_t_ports() == set(ports)
+    beside = {port ^ 1 << bit for port in (*ports, 4500) for bit in range(16)} | {0, 1, 0xFFFF}
+    for port in sorted({*ports, 4500} | beside):
+        expected = Reason.IKE_NAT_T if port in {*ports, 4500} else Reason.IKE if port == 500 else Reason.NOT_ESP
+        packet = bytes(IP4 / UDP(dport=port) / Raw(NON_ESP_MARKER) / IKE)
+        assert list(run(steering, packet)[1]) == [expected], port
+
+
 def test_every_xdp_reason_is_in_the_table() -> None:
     covered = {case.reason for case in CASES} | {Reason.ENGINE_OFF, Reason.NO_DOCK}
     assert covered == {reason for reason in Reason if reason < Reason.GUARD_ENGINE}

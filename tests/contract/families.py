@@ -75,13 +75,15 @@ class Site:
         return {obj.key: obj for obj in (self.outside.hop, self.inbound, self.outbound, self.tunnel)}
 
 
-async def make_site(engine: Engine, outer: int, *inner: int, reqid: int = 7) -> Site:
-    """One tunnel with selectors of these IP versions."""
+async def make_site(
+    engine: Engine, outer: int, *inner: int, reqid: int = 7, selectors: tuple[Selector, ...] = ()
+) -> Site:
+    """One tunnel with the selectors of these IP versions, or with others."""
     outside = OUTSIDES[outer]
     incoming, outgoing = make_sa(Direction.IN), make_sa(Direction.OUT)
     incoming = replace(incoming, key=SaKey(outside.local, incoming.key.spi), source=outside.peer)
     outgoing = replace(outgoing, key=SaKey(outside.peer, outgoing.key.spi), source=outside.local)
-    selectors = tuple(INSIDES[version].selector for version in inner)
+    selectors = selectors or tuple(INSIDES[version].selector for version in inner)
     key = TunnelId(reqid, outside.peer)
     tunnel = Tunnel(key, outside.local, outside.peer, (incoming.key,), outgoing.key, selectors)
     for obj in (outside.hop, incoming, outgoing, tunnel):

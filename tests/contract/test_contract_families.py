@@ -233,3 +233,24 @@ async def test_our_own_end_can_move(engine: Engine, world: World, outer: int) ->
     outside = world.ciphertext(moved.key.spi).payload
     assert outside.src == str(moved.source)
     assert ESP(bytes(outside.payload)).seq == 2, "the numbers go on"
+    arrives(world, site, packet(INSIDES[6].there, INSIDES[6].here, 3))
+    await engine.delete(site.tunnel.key)
+    world.to_engine_wan(site.entering.encrypt(packet(INSIDES[6].there, INSIDES[6].here, 4)))
+    await engine.create(site.tunnel)
+    arrives(world, site, packet(INSIDES[6].there, INSIDES[6].here, 5))
+
+
+async def test_tunnels_share_remote_networks_of_both_versions(engine: Engine, world: World) -> None:
+    """The source decides, also where one tunnel leads anywhere and the other one into a part of that."""
+    anywhere = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
+    others = {4: ip_network("10.8.0.0/16"), 6: ip_network("fd08::/48")}
+    everything = tuple(Selector(INSIDES[version].selector.source, anywhere[version]) for version in (4, 6))
+    a_part = tuple(Selector(others[version], INSIDES[version].selector.destination) for version in (4, 6))
+    wide = await make_site(engine, 6, selectors=everything)
+    narrow = await make_site(engine, 4, reqid=9, selectors=a_part)
+    for number, (here, version) in enumerate((("10.8.0.1", 4), ("fd08::1", 6))):
+        there = INSIDES[version].there
+        leaves(world, narrow, packet(here, there, 10 + number))
+        arrives(world, narrow, packet(there, here, 20 + number))
+        leaves(world, wide, packet(INSIDES[version].here, there, 30 + number))
+        arrives(world, wide, packet(there, INSIDES[version].here, 40 + number))

@@ -117,6 +117,14 @@ class Wan:
         self._socket.close()
 
 
+def mac_of(interface: str) -> bytes:
+    """Not from /sys, which shows the namespace that it was mounted in."""
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as listener:
+        listener.bind((interface, 0))
+        address: bytes = listener.getsockname()[4]
+    return address
+
+
 class Plaintext:
     """Local and forwarded packets of the tunnel."""
 
@@ -125,8 +133,7 @@ class Plaintext:
         self._local.bind(("192.168.1.1", 0))
         self._host = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         self._host.bind(("host0", 0))
-        mac = bytes.fromhex(Path("/sys/class/net/lan0/address").read_text().strip().replace(":", ""))
-        self._ethernet = mac + bytes.fromhex("020000000099") + b"\x08\x00"
+        self._ethernet = mac_of("lan0") + bytes.fromhex("020000000099") + b"\x08\x00"
 
     def send(self, number: int) -> None:
         self._local.sendto(b"local", ("192.168.2.9", 9))

@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
@@ -167,7 +168,7 @@ async def test_forwarded_packets_reach_the_engine_in_clear_and_others_do_not_pas
         say("lan0p", mac, FORWARDED)
         assert not engine.hears(17, 0.5), "XFRM takes it, and has no SA"
         with XfrmSocket() as kernel:
-            assert bypass(kernel).ensure() == LeadLimits()
+            assert bypass(kernel).ensure(()) == LeadLimits()
         say("lan0p", mac, FORWARDED)
         assert engine.hears(17)
         await made.delete(LEAD)
@@ -181,7 +182,7 @@ async def test_decrypted_packets_are_taken_from_the_engine_and_from_nobody_else(
         up, wan, lan = mac_of(KERNEL_END), mac_of("wan0"), Ear("lan0p")
         own = Ear(KERNEL_END)
         with XfrmSocket() as kernel:
-            bypass(kernel).ensure()
+            bypass(kernel).ensure(())
         # The answer is routed as the selector's own packets are: back to the engine.
         await (await driver(route)).create(LEAD)
         ask = IPv6(src="fd02::9", dst="fd01::1") / ICMPv6EchoRequest()
@@ -219,7 +220,7 @@ async def test_it_is_put_right_again_and_nobody_elses_policies_are_touched() -> 
             stale = OwnPolicy(PolicyDirection.OUT, ifindex=socket.if_nametoindex("lan0"))
             kernel.put_own(stale)
             made = bypass(kernel)
-            made.ensure()
+            made.ensure(())
             wanted = kernel.own_policies()
             assert stale not in wanted
             assert {(p.direction, p.mark) for p in wanted} == {
@@ -230,11 +231,11 @@ async def test_it_is_put_right_again_and_nobody_elses_policies_are_touched() -> 
             for policy in wanted:
                 kernel.delete_own(policy)
                 kernel.delete_own(policy)
-                made.ensure()
+                made.ensure(())
                 assert kernel.own_policies() == wanted
             tables.remove(TABLE.name)
             assert not tables.holds(TABLE)
-            made.ensure()
+            made.ensure(())
             assert tables.holds(TABLE)
             remove_bypass()
             assert kernel.own_policies() == frozenset()
@@ -242,12 +243,36 @@ async def test_it_is_put_right_again_and_nobody_elses_policies_are_touched() -> 
         assert shown("xfrm", "policy") == theirs
 
 
+MARKED = {
+    "no mark at all": ((0, 0xFFFF_FFFF), False),
+    "the very bit": ((0x8000_0000, 0x8000_0000), False),
+    "a value": ((0x8000_0001, 0xFFFF_FFFF), True),
+    "other bits": ((0, 0xFF), True),
+}
+
+
+@pytest.mark.parametrize("case", MARKED)
+async def test_nobodys_policy_loses_a_packet_to_the_mark(case: str) -> None:
+    mark, fits = MARKED[case]
+    async with AsyncIPRoute() as route:
+        await driver(route)
+        with XfrmSocket() as kernel, closing(NfTables()) as tables:
+            theirs = replace(kernel.policies()[0], direction=PolicyDirection.OUT, mark=mark)
+            made = bypass(kernel)
+            made.ensure(())
+            assert ("would need a mark" in made.ensure((theirs,)).local6) is not fits
+            assert tables.holds(TABLE) is fits
+            inbound = replace(theirs, direction=PolicyDirection.IN)
+            assert made.ensure((inbound,)) == LeadLimits()
+            assert tables.holds(TABLE)
+
+
 async def test_a_machine_that_does_not_forward_says_so() -> None:
     async with AsyncIPRoute() as route:
         await driver(route)
         with XfrmSocket() as kernel:
             forwarding("0")
-            limits = bypass(kernel).ensure()
+            limits = bypass(kernel).ensure(())
         assert limits.all6 == ""
         assert "forwarding is off" in limits.local6
 
@@ -258,7 +283,7 @@ async def test_own_packets_reach_the_engine_and_come_back_to_the_kernel_without_
     async with AsyncIPRoute() as route:
         made = await driver(route)
         with XfrmSocket() as kernel:
-            bypass(kernel).ensure()
+            bypass(kernel).ensure(())
         await made.create(LEAD)
         engine, wan = Ear(ENGINE_END), Ear("wan0")
         with closing(socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)) as line:

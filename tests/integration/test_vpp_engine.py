@@ -10,10 +10,12 @@ import threading
 import traceback
 from collections.abc import Iterator
 from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 from scapy.layers.inet import IP
+from scapy.layers.inet6 import IPv6
 from scapy.layers.ipsec import ESP
 from scapy.layers.l2 import Ether
 
@@ -21,6 +23,7 @@ from ipsec_gw.engines.vpp import VppEngine
 from ipsec_gw.errors import EngineError, EngineUnavailable, EnvironmentMissing
 from ipsec_gw.model.ids import Direction
 from ipsec_gw.model.objects import EngineObject
+from tests.contract import families
 from tests.contract.values import (
     HOP,
     PEER,
@@ -33,12 +36,30 @@ from tests.contract.values import (
     oracle,
     outbound_packet,
 )
-from tests.contract.world import World
+from tests.contract.world import UP_ENGINE, WAN, World
 from vpp_conf import lifecycle
 from vpp_conf.api import VppApi
+from vpp_conf.descriptors.af_xdp import AfXdp, AfXdpDescriptor
 from vpp_conf.descriptors.base import NO_INDEX
+from vpp_conf.descriptors.classify import (
+    Chains,
+    Check,
+    CheckDescriptor,
+    Redirect,
+    RedirectDescriptor,
+    punt_next_indices,
+)
+from vpp_conf.descriptors.interface import OWNER_TAG, UP_FLAG, bind, tag
 from vpp_conf.descriptors.ipsec_itf import IpsecInterface, IpsecInterfaceDescriptor
-from vpp_conf.descriptors.route import RouteDescriptor
+from vpp_conf.descriptors.loopback import Loopback, LoopbackDescriptor
+from vpp_conf.descriptors.route import (
+    DECAP_TABLE,
+    ENCAP_TABLE,
+    OUTER_TABLE,
+    LocalAddress,
+    LocalAddressDescriptor,
+    RouteDescriptor,
+)
 from vpp_conf.descriptors.sa import SadEntry, SaDescriptor
 from vpp_conf.inventory import FIRST_SAD_ID, sad_entry
 from vpp_conf.locate import locate_vpp
@@ -106,6 +127,63 @@ async def test_a_new_daemon_adopts_what_is_there(world: World) -> None:
         await second.delete(key)
     assert dict(await second.retrieve()) == {}
     await second.close()
+
+
+async def test_a_vpp_that_a_version_without_ipv6_has_filled_is_completed(world: World) -> None:
+    """Its interfaces stay, they cannot be made twice in the life of a VPP."""
+    api = await api_of(world)
+    sockets = [await AfXdpDescriptor(api).create(AfXdp(name)) for name in (WAN, UP_ENGINE)]
+    loop = await LoopbackDescriptor(api).create(Loopback(DECAP_TABLE))
+    kept = {
+        sockets[0].sw_if_index: (OUTER_TABLE, None),
+        sockets[1].sw_if_index: (ENCAP_TABLE, "169.254.254.2"),
+        loop.sw_if_index: (DECAP_TABLE, "169.254.254.3"),
+    }
+    for index, (table, address) in kept.items():
+        await api.call("ip_table_add_del", is_add=True, table={"table_id": table, "is_ip6": False, "name": "old"})
+        await bind(api, index, table, 4)
+        await api.call("sw_interface_set_mtu", sw_if_index=index, mtu=[1500, 0, 0, 0])
+        await api.call("sw_interface_set_flags", sw_if_index=index, flags=UP_FLAG)
+        if address:
+            await LocalAddressDescriptor(api).create(LocalAddress(index, ip_address(address)))
+        await tag(api, index, OWNER_TAG)
+    up, checks = sockets[1].sw_if_index, CheckDescriptor(api)
+    await RedirectDescriptor(api).create(Redirect(up, 4, table=ENCAP_TABLE))
+    punts = await punt_next_indices(api)
+    table = await checks._add_table(4, bytes(32), NO_INDEX, punts.ip4)
+    await checks._attach(Check(up, frozenset(), punts, None, Chains((table,))), is_add=True)
+    engine = await opened(world)
+    site = await families.make_site(engine, 6, 4, 6)
+    for inside in families.INSIDES.values():
+        sent = families.packet(inside.here, inside.there, 7)
+        world.to_engine_up(sent)
+        outer = world.ciphertext(site.outbound.key.spi).payload
+        assert families.bytes_of(site.leaving.decrypt(IPv6(families.bytes_of(outer)))) == bytes(sent)
+        world.to_engine_wan(site.entering.encrypt(families.packet(inside.there, inside.here, 8)))
+        world.up.receive(lambda frame: families.ident_of(frame) == 8)
+    assert {s.sw_if_index for s in await AfXdpDescriptor(api).retrieve()} == {s.sw_if_index for s in sockets}
+    await engine.close()
+    await api.close()
+
+
+async def test_a_new_daemon_adopts_ipv6_too(world: World) -> None:
+    first = await opened(world)
+    site = await families.make_site(first, 6, 4, 6)
+    await first.close()
+    second = await opened(world)
+    assert dict(await second.retrieve()) == site.objects()
+    sent = families.packet(families.INSIDES[6].here, families.INSIDES[6].there, 7)
+    world.to_engine_up(sent)
+    world.ciphertext(site.outbound.key.spi)
+    for key in (site.tunnel.key, site.inbound.key, site.outbound.key, site.outside.peer):
+        await second.delete(key)
+    assert dict(await second.retrieve()) == {}
+    api = await api_of(world)
+    wan = [s.sw_if_index for s in await AfXdpDescriptor(api).retrieve() if s.host_interface == WAN]
+    assert await LocalAddressDescriptor(api).retrieve_on(wan) == ()
+    assert len((await api.call("classify_table_ids")).ids) == 4
+    await second.close()
+    await api.close()
 
 
 async def test_sa_numbers_are_not_used_again_after_a_restart_of_the_daemon(world: World) -> None:

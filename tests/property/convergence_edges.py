@@ -7,6 +7,7 @@ go on in between. What must hold at every step (:class:`Law`) is checked at ever
 from __future__ import annotations
 
 import functools
+import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import ip_network
@@ -427,13 +428,19 @@ class Message(dict[str, Any]):
         return self.get(name)
 
 
+ANYWHERE = {socket.AF_INET: ANY, socket.AF_INET6: "::/0"}
 FOREIGN_RULES: list[dict[str, Any]] = [
-    {"priority": 215, "src": "192.168.1.0/24", "dst": "172.16.1.0/24", "table": 100},
-    {"priority": 213, "src": "192.168.1.0/24", "dst": "172.16.1.0/24", "table": TABLE},
-    {"priority": 220, "src": "0.0.0.0/0", "dst": "0.0.0.0/0", "table": 220},
+    {"family": family, "priority": priority, "src": here, "dst": there, "table": table}
+    for family, here, there in (
+        (socket.AF_INET, "192.168.1.0/24", "172.16.1.0/24"),
+        (socket.AF_INET6, "fd01:1::/64", "fd02:1::/64"),
+    )
+    for priority, table in ((215, 100), (213, TABLE), (220, 220))
 ]
 FOREIGN_ROUTES: list[dict[str, Any]] = [
-    {"table": table, "dst": dst, "metrics": {"mtu": 1400}} for table in (100, 220, 254) for dst in ("172.16.1.0/24",)
+    {"table": table, "dst": dst, "metrics": {"mtu": 1400}}
+    for table in (100, 220, 254)
+    for dst in ("172.16.1.0/24", "fd02:1::/64")
 ]
 """An administrator's, and charon's."""
 
@@ -461,13 +468,17 @@ class FakeRoutes:
     async def rule(self, command: str, **rule: Any) -> None:
         """As the kernel looks for a rule: what is not asked for, an address above all, may be whatever it is."""
         self.edge.cross(f"rule {command} {rule}", lambda _text: NetlinkError(105))
-        if ANY in {rule.get("src"), rule.get("dst")}:
+        anywhere = ANYWHERE[rule["family"]]
+        if anywhere in {rule.get("src"), rule.get("dst")}:
             raise NetlinkError(22)
+        for side in ("src", "dst"):
+            if ip_network(rule.get(side, anywhere)).version != ip_network(anywhere).version:
+                raise NetlinkError(22)
         found = next((one for one in self.rules if rule.items() <= one.items()), None)
         if command == "add":
             if found is not None:
                 raise NetlinkError(17)
-            self.rules.append({"src": ANY, "dst": ANY, **rule})
+            self.rules.append({"src": anywhere, "dst": anywhere, **rule})
         elif found is None:
             raise NetlinkError(2)
         else:
@@ -485,14 +496,20 @@ class FakeRoutes:
         elif self.table.pop(key, None) is None:
             raise NetlinkError(3)
 
-    async def get_rules(self, **_filter: Any) -> AsyncIterator[Message]:
+    async def get_rules(self, *, family: int) -> AsyncIterator[Message]:
         self.edge.cross("get rules", lambda _text: NetlinkError(105))
-        return self._each([self._rule(rule) for rule in self.rules])
+        return self._each([self._rule(rule) for rule in self.rules if rule["family"] == family])
 
-    async def get_routes(self, **asked: Any) -> AsyncIterator[Message]:
+    async def get_routes(self, *, table: int, family: int) -> AsyncIterator[Message]:
         self.edge.cross("get routes", lambda _text: NetlinkError(105))
-        wanted = asked.get("table")
-        return self._each([self._route(r) for (table, _), r in self.table.items() if wanted in {None, table}])
+        version = ip_network(ANYWHERE[family]).version
+        return self._each(
+            [
+                self._route(route)
+                for (where, destination), route in self.table.items()
+                if where == table and ip_network(destination).version == version
+            ]
+        )
 
     @staticmethod
     async def _each(messages: list[Message]) -> AsyncIterator[Message]:

@@ -27,6 +27,7 @@ from ipsec_gw.model.objects import (
 from ipsec_gw.model.secret import Secret
 from ipsec_gw.model.snapshot import (
     AeadKey,
+    LeadLimits,
     Lifetime,
     Mode,
     PolicyDirection,
@@ -64,11 +65,18 @@ from tests.support.world import SETTINGS
 
 T = TypeVar("T")
 
-LOCAL = ip_address("10.0.0.1")
-PEERS = [ip_address(f"10.0.0.{n}") for n in (2, 3, 4)]
-HERE = [ip_network(n) for n in ("192.168.0.0/16", "192.168.1.0/24", "10.8.0.0/24", "0.0.0.0/0")]
-THERE = [ip_network(f"172.16.{n}.0/24") for n in range(6)] + [ip_network("172.16.0.0/22"), ip_network("0.0.0.0/0")]
-HINT = ip_address("192.168.1.1")
+LOCALS = {4: ip_address("10.0.0.1"), 6: ip_address("2001:db8::1")}
+PEERS = [ip_address(text) for text in ("10.0.0.2", "10.0.0.3", "10.0.0.4", "2001:db8::2", "2001:db8::3")]
+HERE = {
+    4: [ip_network(n) for n in ("192.168.0.0/16", "192.168.1.0/24", "10.8.0.0/24", "0.0.0.0/0")],
+    6: [ip_network(n) for n in ("fd01::/48", "fd01:1::/64", "fd08::/64", "::/0")],
+}
+THERE = {
+    4: [*(ip_network(f"172.16.{n}.0/24") for n in range(6)), ip_network("172.16.0.0/22"), ip_network("0.0.0.0/0")],
+    6: [*(ip_network(f"fd02:{n}::/64") for n in range(6)), ip_network("fd02::/30"), ip_network("::/0")],
+}
+HINTS = {4: ip_address("192.168.1.1"), 6: ip_address("fd01:1::1")}
+LIMITS = (LeadLimits(all6="no policy"), LeadLimits(local6="no netfilter"), *[LeadLimits()] * 4)
 TALLIED = (
     *("call failed", "call failed for good", "daemon killed", "engine died", "engine out of reach"),
     *("charon restarted", "peer moved", "burst through the engine", "tunnel in the engine at the end"),
@@ -113,6 +121,11 @@ class Child:
         if not self.port:
             return None
         return UdpEncap(self.port, self.ours) if inbound else UdpEncap(self.ours, self.port)
+
+    @property
+    def local(self) -> IpAddress:
+        """Our end."""
+        return LOCALS[self.peer.version]
 
 
 class Daemon:
@@ -203,6 +216,7 @@ class World:
         self.spi, self.reqid, self.key = 0x100, 0, 0
         self.hops = {peer: ResolvedHop("wan0", peer, "02:00:00:00:00:02", 1500) for peer in PEERS}
         self.unresolved: set[IpAddress] = set()
+        self.limits = LeadLimits()
         self.unrest = self.random.choice([0.0, 0.02, 0.2])
         self.daemon = Daemon(self)
         self.start_daemon()
@@ -223,9 +237,10 @@ class World:
         return Snapshot(
             sas=tuple(self.xfrm.sas.values()),
             policies=policies,
-            local_addresses=frozenset({LOCAL, HINT}),
+            local_addresses=frozenset({*LOCALS.values(), *HINTS.values()}),
             next_hops={peer: hop for peer, hop in self.hops.items() if peer not in self.unresolved},
-            sources={network: HINT for network in THERE},
+            sources={network: HINTS[version] for version, networks in THERE.items() for network in networks},
+            limits=self.limits,
         )
 
     # Charon
@@ -233,11 +248,14 @@ class World:
     def establish(self) -> None:
         self.reqid += 1
         peer = self.random.choice(PEERS)
-        here = self.random.sample(HERE, self.random.choice([1, 1, 1, 2]))
-        there = self.random.choice(THERE)
+        selectors: list[Selector] = []
+        for version in self.random.choice([(4,), (4,), (6,), (4, 6)]):
+            here = self.random.sample(HERE[version], self.random.choice([1, 1, 1, 2]))
+            there = self.random.choice(THERE[version])
+            selectors += [Selector(one, there) for one in here]
         port = self.random.choice([0, 0, 4500, self.random.randint(1024, 65000)])
         ours = self.random.choice([4500, 4500, 4501, 4502])
-        child = Child(peer, self.reqid, tuple(Selector(one, there) for one in here), port=port, ours=ours)
+        child = Child(peer, self.reqid, tuple(selectors), port=port, ours=ours)
         self.children.append(child)
         self._bring(child)
 
@@ -283,9 +301,10 @@ class World:
         """MOBIKE or a NAT's new mind: every SA is deleted and installed again with the same key and numbers."""
         self.moved = True
         self.tally["peer moved"] += 1
-        old, child.peer = child.peer, self.random.choice([peer for peer in PEERS if peer != child.peer])
+        others = [peer for peer in PEERS if peer != child.peer and peer.version == child.peer.version]
+        old, child.peer = child.peer, self.random.choice(others)
         for inbound, outbound in child.pairs:
-            if (sa := self.xfrm.sas.get(SaKey(LOCAL, inbound))) is not None:
+            if (sa := self.xfrm.sas.get(SaKey(child.local, inbound))) is not None:
                 self.xfrm.sas[sa.key] = replace(sa, source=child.peer)
             if (sa := self.xfrm.sas.pop(SaKey(old, outbound), None)) is not None:
                 key = SaKey(child.peer, outbound)
@@ -301,9 +320,9 @@ class World:
         self.tally["NAT mapped anew"] += 1
         child.port = self.random.randint(1024, 65000)
         here, there = [pair[0] for pair in child.pairs], [pair[1] for pair in child.pairs]
-        keys = [*(SaKey(LOCAL, spi) for spi in here), *(SaKey(child.peer, spi) for spi in there)]
+        keys = [*(SaKey(child.local, spi) for spi in here), *(SaKey(child.peer, spi) for spi in there)]
         moved = [
-            replace(sa, encap=child.encap(inbound=key.destination == LOCAL))
+            replace(sa, encap=child.encap(inbound=key.destination == child.local))
             for key in keys
             if (sa := self.xfrm.sas.get(key)) is not None
         ]
@@ -341,10 +360,10 @@ class World:
 
     def _install(self, child: Child, spi: int, *, inbound: bool) -> None:
         self.key += 1
-        key = SaKey(LOCAL if inbound else child.peer, spi)
+        key = SaKey(child.local if inbound else child.peer, spi)
         self.xfrm.sas[key] = XfrmSa(
             key=key,
-            source=child.peer if inbound else LOCAL,
+            source=child.peer if inbound else child.local,
             protocol=50,
             mode=Mode.TUNNEL,
             reqid=child.reqid,
@@ -356,7 +375,7 @@ class World:
         )
 
     def _remove(self, child: Child, pair: tuple[int, int]) -> None:
-        for key in (SaKey(child.peer, pair[1]), SaKey(LOCAL, pair[0])):
+        for key in (SaKey(child.peer, pair[1]), SaKey(child.local, pair[0])):
             sa = self.xfrm.sas.get(key)
             if sa is not None and sa.reqid == child.reqid:
                 del self.xfrm.sas[key]
@@ -368,7 +387,7 @@ class World:
             self._put_policy(child, selector, spi)
 
     def _put_policy(self, child: Child, selector: Selector, spi: int) -> None:
-        template = Template(LOCAL, child.peer, spi, 50, child.reqid, Mode.TUNNEL)
+        template = Template(child.local, child.peer, spi, 50, child.reqid, Mode.TUNNEL)
         priority = 400000 - 100 * selector.source.prefixlen
         self.policies[child.reqid, selector] = XfrmPolicy(
             PolicyDirection.OUT, selector.source, selector.destination, priority, True, (template,)
@@ -499,6 +518,7 @@ class World:
         mac = f"02:00:00:00:00:{self.random.randint(2, 5):02x}"
         self.hops[peer] = replace(self.hops[peer], mac=mac)
         self.unresolved ^= {self.random.choice(PEERS)}
+        self.limits = self.random.choice(LIMITS)
 
     def break_something(self) -> None:
         self.edge.fails_in = self.random.randint(1, 30)

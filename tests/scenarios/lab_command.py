@@ -111,4 +111,5 @@ def play(scenario, *arguments):
 
 
 def check_names(report):
+    """What was checked."""
     return [check["name"] for check in report["checks"]]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -11,13 +12,18 @@ from ipsec_gw.config.model import Config
 from ipsec_gw.engines.port import Counters
 from ipsec_gw.errors import EngineError, SteeringError
 from ipsec_gw.gateway import Gateway, Plumbing, Senses, _join
+from ipsec_gw.ike.observer import Observer
+from ipsec_gw.ike.xfrm import XfrmMonitor, XfrmSocket
+from ipsec_gw.mirror.kernel import KernelView
 from ipsec_gw.model.ids import SaKey
 from ipsec_gw.model.objects import UdpPeer
+from ipsec_gw.model.snapshot import LeadLimits, XfrmPolicy
+from ipsec_gw.ownership.bypass import Bypass
 from ipsec_gw.ownership.engine_link import EngineLink
 from ipsec_gw.ownership.guard import HAND_BACK_MARGIN, KEPT_AHEAD
 from ipsec_gw.ownership.steer import SteerDriver
 from tests.support.fakes import FakeDriver, FakeEngine, FakeSource
-from tests.support.world import LOCAL, REMOTE, established
+from tests.support.world import LOCAL, REMOTE, established, policy
 from tests.unit.test_ownership import Kernel, Maps
 
 OUT = SaKey(REMOTE, 0x22)
@@ -51,6 +57,30 @@ def gateway(engine: FakeEngine, kernel: Kernel, steering: Steering) -> Gateway:
     senses = SimpleNamespace(kernel=kernel, observer=FakeSource(established()))
     plumbing = SimpleNamespace(steering=steering, lead=FakeDriver(), wan=(SimpleNamespace(name="wan0"),), up_index=1)
     return _join(Config(), cast(Senses, senses), EngineLink(engine), cast(Plumbing, plumbing))
+
+
+async def test_what_cannot_be_led_is_asked_for_with_every_snapshot_of_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = iter([LeadLimits(local6="once"), LeadLimits(), LeadLimits(all6="thrice")])
+    monkeypatch.setattr(Bypass, "ensure", lambda _bypass, _policies: next(limits))
+    senses = gateway(FakeEngine(), Kernel(), Steering()).senses
+
+    async def none(*_peers: object) -> dict[object, object]:
+        return {}
+
+    inside: list[XfrmPolicy] = [policy(0x22)]
+    observer = Observer(
+        cast(XfrmSocket, SimpleNamespace(sas=list, policies=lambda: inside)),
+        cast(XfrmMonitor, SimpleNamespace(changes=0, drain=lambda: None)),
+        cast(KernelView, SimpleNamespace(addresses=none, next_hops=none, source_hints=none)),
+        cast(Any, None),
+        names_decide=False,
+        named=lambda: None,
+    )
+    observer.limits = senses.observer.limits
+    assert (await observer.snapshot()).limits == LeadLimits(), "IPv4 alone: not asked for"
+    inside.append(policy(0x22, source=ip_network("fd01::/64"), destination=ip_network("fd02::/64")))
+    seen = [(await observer.snapshot()).limits for _ in range(3)]
+    assert seen == [LeadLimits(local6="once"), LeadLimits(), LeadLimits(all6="thrice")]
 
 
 async def test_every_look_at_the_engine_keeps_the_kernel_ahead() -> None:

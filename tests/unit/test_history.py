@@ -49,7 +49,7 @@ def live(fails_at: int) -> World:
     world.establish()
     first, second = world.children
     first.peer, second.peer = PEERS[:2]
-    first.selectors, second.selectors = (Selector(HERE[1], THERE[1]),), (Selector(HERE[3], THERE[2]),)
+    first.selectors, second.selectors = (Selector(HERE[4][1], THERE[4][1]),), (Selector(HERE[4][3], THERE[4][2]),)
     finish(world, first)
     finish(world, second)
     settle(world)

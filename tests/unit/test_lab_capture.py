@@ -1,10 +1,11 @@
 """Frames, pcap files, and what the lab reads from a capture of the WAN."""
 
 from collections import Counter
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, ip_network
 
 import pytest
 from scapy.layers.inet import ICMP, IP, UDP
+from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Padding, Raw
 from scapy.utils import rdpcap
@@ -180,3 +181,23 @@ def test_directions_of_a_host_are_kept_apart():
     frames = [clear_frame(), clear_frame(outgoing=True), arp_frame()]
     assert ip_packets(frames, outgoing=True).total() == 1
     assert ip_packets(frames, outgoing=False).total() == 1
+
+
+def test_ipv6_is_read_as_ipv4_is():
+    clear = IPv6(src="fd01::1", dst="fd02::1", hlim=64) / UDP() / b"x"
+    seen = frame(Ether() / clear / Padding(b"\0" * 8))
+    assert (seen.ip, seen.ipv4) == (bytes(clear), None)
+    assert esp_of(seen) is None
+    assert clear_packets([seen], [ip_network("fd02::/64")]) == ["fd01::1 -> fd02::1 protocol 17"]
+    assert clear_packets([seen], [ip_network("fd03::/64"), *PROTECTED]) == []
+    hopped = clear.copy()
+    hopped.hlim = 63
+    assert without_hops(bytes(clear)) == without_hops(bytes(hopped))
+    other = clear.copy()
+    other.dst = "fd02::2"
+    assert without_hops(bytes(clear)) != without_hops(bytes(other))
+    outer = IPv6(src="2001:db8::1", dst="2001:db8::2", nh=50) / Raw(b"\0\0\0\x09\0\0\0\x05" + bytes(40))
+    found = esp_of(frame(Ether() / outer / Padding(b"pad")))
+    assert (str(found.source), str(found.destination)) == ("2001:db8::1", "2001:db8::2")
+    assert (found.spi, found.sequence, len(found.payload)) == (9, 5, 48)
+    assert esp_of(frame(bytes(Ether() / outer)[:50])) is None

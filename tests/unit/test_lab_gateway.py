@@ -1,13 +1,22 @@
 """Reading what ipsec-gw and swanctl say."""
 
 import json
+from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
 from ipsec_gw.lab.gateway import GatewayMisbehaved, GuardCount, SteerCount, parse_sas, parse_status
-from ipsec_gw.lab.sites import site_of
-from ipsec_gw.lab.strongswan import PROPOSALS, Established, parse_list_sas, swanctl_conf
-from ipsec_gw.lab.topology import Role, site_to_site
+from ipsec_gw.lab.sites import site_of, site_of_versions
+from ipsec_gw.lab.strongswan import (
+    PROPOSALS,
+    Concentrator,
+    Established,
+    Roadwarrior,
+    parse_list_sas,
+    parse_virtual_address,
+    swanctl_conf,
+)
+from ipsec_gw.lab.topology import Role, site_to_site, two_families
 
 SA = {
     "connection": "site",
@@ -107,3 +116,40 @@ def test_both_sites_fit_together(proposal):
     )
     assert (a.identity, a.peer) == (b.peer, b.identity)
     assert f"esp_proposals = {proposal}-x25519" in swanctl_conf(a)
+
+
+@pytest.mark.parametrize("outer", [4, 6])
+def test_sites_of_both_versions_fit_together(outer):
+    topology = two_families("igw-000000")
+    a, b = (site_of_versions(topology, role, PROPOSALS[0], outer, (4, 6)) for role in (Role.GATEWAY_A, Role.GATEWAY_B))
+    assert (a.local, a.remote) == (b.remote, b.local)
+    assert a.local.version == outer
+    assert "local_ts = 10.1.0.0/24,fd01::/64\n" in swanctl_conf(a)
+    assert "remote_ts = 10.1.0.0/24,fd01::/64\n" in swanctl_conf(b)
+    alone = site_of_versions(topology, Role.GATEWAY_A, PROPOSALS[0], outer, (6,))
+    assert "local_ts = fd01::/64\n" in swanctl_conf(alone)
+
+
+VIRTUAL = """\
+site: #1, ESTABLISHED, IKEv2, 5a0b9d03f2b4a6f1_i* 7b32f1c0b8ad5a6e_r
+  local  'rw1' @ 192.168.71.2[4500] [10.99.0.1]
+  remote 'gwa' @ 10.0.0.1[4500]
+"""
+
+
+def test_a_virtual_address_stands_behind_address_and_port():
+    assert parse_virtual_address(VIRTUAL) == IPv4Address("10.99.0.1")
+    assert parse_virtual_address(VIRTUAL.replace(" [10.99.0.1]", "")) is None
+    assert parse_virtual_address(VIRTUAL.replace("local ", "remote")) is None
+
+
+def test_roadwarriors_and_their_gateway_fit_together():
+    here, lan = IPv4Address("10.0.0.1"), IPv4Network("10.1.0.0/24")
+    gateway = Concentrator("gwa", "n", here, lan, IPv4Network("10.99.0.0/24"), PROPOSALS[0]).conf()
+    road = Roadwarrior("rw1", "gwa", "n", IPv4Address("192.168.71.2"), here, lan, PROPOSALS[0]).conf()
+    for conf, wanted in (
+        (gateway, ("local_addrs = 10.0.0.1", "pools = virtual", "addrs = 10.99.0.0/24", "local_ts = 10.1.0.0/24")),
+        (road, ("remote_addrs = 10.0.0.1", "vips = 0.0.0.0", "remote_ts = 10.1.0.0/24", "id = rw1", "id = gwa")),
+    ):
+        assert [line for line in wanted if line not in conf] == []
+        assert conf.count("{") == conf.count("}")

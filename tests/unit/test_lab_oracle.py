@@ -3,6 +3,8 @@
 import os
 
 import pytest
+from scapy.layers.inet import UDP
+from scapy.layers.inet6 import IPv6
 
 from ipsec_gw.lab.capture import esp_of
 from ipsec_gw.lab.oracle import EspPacket, NotGenuine, Oracle, strip_trailer
@@ -75,8 +77,16 @@ def test_padding_longer_than_the_packet():
         strip_trailer(b"\1\xff\4", "x")
 
 
-@pytest.mark.parametrize("following", [41, 6, 59])
-def test_only_ipv4_in_a_tunnel(following):
+def test_ipv6_in_a_tunnel_has_its_own_length_too():
+    packet = bytes(IPv6(src="fd01::1", dst="fd02::1") / UDP() / b"x")
+    assert strip_trailer(padded(packet, b"\1", 41), "x") == packet
+    for wrong in (packet + b"x", packet[:39], bytes(inner())):
+        with pytest.raises(NotGenuine, match="not IPv6 of its own length"):
+            strip_trailer(padded(wrong, b"\1", 41), "x")
+
+
+@pytest.mark.parametrize("following", [50, 6, 59])
+def test_only_ip_in_a_tunnel(following):
     with pytest.raises(NotGenuine, match=f"next header {following}"):
         strip_trailer(padded(bytes(inner()), b"\1\2", following), "x")
 

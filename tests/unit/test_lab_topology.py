@@ -16,6 +16,7 @@ from ipsec_gw.lab.topology import (
     behind_nat,
     roadwarriors,
     site_to_site,
+    two_families,
 )
 
 TAG = "igw-0a1b2c"
@@ -35,7 +36,9 @@ def test_two_runs_share_no_namespace():
     assert not set(site_to_site(TAG).namespaces) & set(site_to_site("igw-ffffff").namespaces)
 
 
-ALL = pytest.mark.parametrize("make", [site_to_site, behind_nat, roadwarriors], ids=lambda make: make.__name__)
+ALL = pytest.mark.parametrize(
+    "make", [site_to_site, two_families, behind_nat, roadwarriors], ids=lambda make: make.__name__
+)
 
 
 @ALL
@@ -45,6 +48,19 @@ def test_each_wire_that_carries_addresses_is_one_network(make):
         ends = [end.address for end in (wire.left, wire.right) if end.address is not None]
         assert len({end.network for end in ends}) == 1
         assert len({end.ip for end in ends}) == len(ends)
+
+
+def test_two_families_are_wired_alike():
+    topology = two_families(TAG)
+    for wire in topology.wires:
+        ends = [end.address6 for end in (wire.left, wire.right) if end.address6 is not None]
+        assert len({end.network for end in ends}) == 1
+        assert len({end.ip for end in ends}) == len(ends)
+    for role, name in ((Role.GATEWAY_A, WAN), (Role.GATEWAY_A, LAN), (Role.GATEWAY_B, WAN), (Role.GATEWAY_B, LAN)):
+        assert [address.version for address in topology.addresses(role, name)] == [4, 6]
+        assert [network.version for network in topology.networks(role, name)] == [4, 6]
+    wan = next(batch for batch in batches(topology) if batch.namespace == topology.namespace(Role.WAN))
+    assert "addr add 2001:db8::fe/64 dev br0 nodad" in wan.lines
 
 
 def test_both_gateways_meet_on_the_bridges_network():
@@ -62,7 +78,9 @@ def test_sites_do_not_overlap():
 def test_every_route_has_its_next_hop_on_a_connected_network(make):
     topology = make(TAG)
     for route in topology.routes:
-        networks = [port.address.network for port in topology.ports(route.role) if port.address]
+        networks = [
+            network for port in topology.ports(route.role) for network in topology.networks(route.role, port.name)
+        ]
         assert any(route.via in network for network in networks), route
 
 

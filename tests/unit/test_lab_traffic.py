@@ -1,7 +1,7 @@
 """Traffic that knows every byte: what it counts as lost, doubled or changed."""
 
 import asyncio
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 from scapy.layers.inet import ICMP, IP
@@ -118,6 +118,14 @@ async def test_conversations(loopback):
     here, there = loopback
     assert "100000 bytes there and back" in await tcp_echo(here, there, port=8001, size=100_000, seed=1)
     assert "3 datagrams" in await udp_echo(here, there, port=8002, sizes=(1, 500, 1300), seed=2)
+    assert "2 echoes" in await ping(here, there, identifier=77, sizes=(1, 1300), seed=3)
+
+
+@pytest.mark.root
+async def test_conversations_of_ipv6(loopback):
+    here, there = (Host(end.namespace, IPv6Address("::1")) for end in loopback)
+    assert "1000 bytes there and back" in await tcp_echo(here, there, port=8001, size=1000, seed=1)
+    assert "2 datagrams" in await udp_echo(here, there, port=8002, sizes=(1, 1300), seed=2)
     assert "2 echoes" in await ping(here, there, identifier=77, sizes=(1, 1300), seed=3)
 
 

@@ -88,6 +88,13 @@ def test_what_an_engine_could_not_honour_is_listed() -> None:
     assert len(sa.extras) == 3, "an attribute of a newer kernel that nobody knows is not overlooked"
 
 
+def test_what_says_nothing_to_an_engine_does_not_keep_an_sa_in_the_kernel() -> None:
+    """LASTUSED, PAD, MTIMER_THRESH and SA_DIR, which newer kernels show of every SA or of those that were used."""
+    shown = [attribute(15, bytes(8)), attribute(27, b""), attribute(32, bytes(4)), attribute(33, b"\1")]
+    assert parse_sa(usersa(aead(), *shown)).extras == frozenset()
+    assert parse_sa(usersa(aead(), *shown, attribute(35, bytes(4)))).extras == {"#35"}
+
+
 def test_other_algorithms_are_named_for_people() -> None:
     cipher = attribute(2, b"cbc(aes)".ljust(64, b"\0") + struct.pack("=I", 128) + bytes(16))
     auth = attribute(20, b"hmac(sha256)".ljust(64, b"\0") + struct.pack("=II", 256, 128) + bytes(32))

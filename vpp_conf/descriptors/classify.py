@@ -121,8 +121,7 @@ class CheckDescriptor(Descriptor[Check]):
         return made
 
     async def delete(self, value: Check) -> None:
-        if value.chains.whole:
-            await self._attach(value, is_add=False)
+        await self._attach(value, is_add=False)
         await self._drop_tables(value)
 
     async def retrieve(self) -> tuple[Check, ...]:
@@ -222,11 +221,14 @@ class CheckDescriptor(Descriptor[Check]):
         )
 
     async def _attach(self, value: Check, *, is_add: bool) -> None:
+        """Or detach. What was made half may lack a chain."""
+        if value.chains == Chains():
+            return
         await self._api.call(
             "input_acl_set_interface",
             sw_if_index=value.sw_if_index,
-            ip4_table_index=value.chains.ip4[0],
-            ip6_table_index=value.chains.ip6[0],
+            ip4_table_index=next(iter(value.chains.ip4), NO_INDEX),
+            ip6_table_index=next(iter(value.chains.ip6), NO_INDEX),
             l2_table_index=NO_INDEX,
             is_add=is_add,
         )

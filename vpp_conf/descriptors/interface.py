@@ -47,10 +47,15 @@ async def bring_up(api: VppApi, sw_if_index: int, table: int, mtu: int) -> None:
     Each version works only once the interface has an address of it or borrows one (:func:`borrow_address`). The message
     that should enable IPv4 without (sw_interface_ip4_enable_disable) does the contrary in 26.06.
     """
-    for version6 in (False, True):
-        await api.call("sw_interface_set_table", sw_if_index=sw_if_index, is_ipv6=version6, vrf_id=table)
+    for version in (4, 6):
+        await bind(api, sw_if_index, table, version)
     await api.call("sw_interface_set_mtu", sw_if_index=sw_if_index, mtu=[mtu, 0, 0, 0])
     await api.call("sw_interface_set_flags", sw_if_index=sw_if_index, flags=UP_FLAG)
+
+
+async def bind(api: VppApi, sw_if_index: int, table: int, version: int) -> None:
+    """Have packets of an IP version looked up in this table. Not once the interface has an address of that version."""
+    await api.call("sw_interface_set_table", sw_if_index=sw_if_index, is_ipv6=version == 6, vrf_id=table)
 
 
 async def borrow_address(api: VppApi, sw_if_index: int, lender: int) -> None:

@@ -37,14 +37,16 @@ static __always_inline void note_moved(struct packet *pkt)
 static __always_inline u32 check_source(struct packet *pkt, struct steer_entry *entry)
 {
 	u64 trial_ns = entry->trial_ns;
+	u32 differing;
 
-	if (!(pkt->shape & SHAPE_UDP) != !entry->port)
+	if (!pkt->udp_source != !entry->port)
 		return REASON_ENCAPSULATION;
 	if (!entry->port)
 		return REASON_STEERED;
-	if (entry->port == pkt->sport && entry->peer.addr[3] == pkt->source.addr[3] &&
-	    entry->peer.addr[2] == pkt->source.addr[2] && entry->peer.addr[1] == pkt->source.addr[1] &&
-	    entry->peer.addr[0] == pkt->source.addr[0])
+	differing = (entry->port ^ (__be16)pkt->udp_source) | (entry->peer.addr[0] ^ pkt->source.addr[0]) |
+		    (entry->peer.addr[1] ^ pkt->source.addr[1]) | (entry->peer.addr[2] ^ pkt->source.addr[2]) |
+		    (entry->peer.addr[3] ^ pkt->source.addr[3]);
+	if (!differing)
 		return REASON_STEERED;
 	note_moved(pkt);
 	return trial_ns && bpf_ktime_get_ns() < trial_ns ? REASON_MOVED : REASON_STEERED;

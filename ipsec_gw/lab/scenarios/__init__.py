@@ -47,6 +47,7 @@ def scenarios() -> dict[str, Scenario]:
     from ipsec_gw.lab.scenarios.firewall import run as run_firewall  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.firewall_plain import run as run_firewall_plain  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.hang import run as run_hang  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.ipv6 import run as run_ipv6  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.junk import run as run_junk  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.nat_t import run as run_nat_t  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.roadwarriors import run as run_roadwarriors  # noqa: PLC0415
@@ -57,6 +58,12 @@ def scenarios() -> dict[str, Scenario]:
             "site-to-site",
             "two unmodified strongSwans, a tunnel, its traffic opened by an oracle, a rekey from each side",
             (Part("tunnel", topology.site_to_site, run_site_to_site),),
+            baseline=True,
+        ),
+        Scenario(
+            "ipv6",
+            "the same with IPv6: inside of IPv4, of IPv6 and around IPv4, and both versions in one tunnel",
+            (Part("tunnels", topology.two_families, run_ipv6),),
             baseline=True,
         ),
         Scenario(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from functools import partial
 
 from ipsec_gw.lab.context import Lab
@@ -11,6 +12,7 @@ from ipsec_gw.lab.netns import xfrm_errors
 from ipsec_gw.lab.scenarios.tunnel import (
     REKEY_SECONDS,
     Story,
+    Talkers,
     bring_up,
     carried_again,
     carry,
@@ -23,13 +25,15 @@ from ipsec_gw.lab.scenarios.tunnel import (
     terminate,
 )
 from ipsec_gw.lab.scenarios.verdicts import Evidence, Reading, judge_capture, judge_counters
-from ipsec_gw.lab.topology import HOST, LAN, Role
+from ipsec_gw.lab.strongswan import Swan
 from ipsec_gw.lab.traffic import TrafficError, ping, tcp_echo, udp_echo, until
 from ipsec_gw.lab.wire import count_by_sa
 
 TCP_BYTES = 200_000
 SIZES = (1, 64, 511, 1200, 1372)
 """Payloads of single packets, up to what fits a tunnel over a 1500-byte WAN unfragmented."""
+
+REKEYS = {1: "a rekey", 2: "two rekeys"}
 
 
 async def run(lab: Lab) -> None:
@@ -44,7 +48,7 @@ async def run(lab: Lab) -> None:
     await conclude(story, evidence, flow_marks)
 
 
-async def conclude(story: Story, evidence: Evidence, flow_marks: tuple[int, int]) -> None:
+async def conclude(story: Story, evidence: Evidence, flow_marks: tuple[int, ...]) -> None:
     """Take the tunnel down, judge everything that was captured, and leave."""
     lab = story.lab
     await quiet(story)
@@ -52,6 +56,12 @@ async def conclude(story: Story, evidence: Evidence, flow_marks: tuple[int, int]
         lab.note(f"UDP {flow.source} -> {flow.destination} since the tunnel is up: {flow.tally(mark)}")
     await terminate(story, evidence)
     judge_capture(lab, evidence, story.wan, story.lans, story.diaries)
+    await leave(story)
+
+
+async def leave(story: Story) -> None:
+    """Note the kernels' errors, and take the gateway's way out."""
+    lab = story.lab
     for swan in (story.a, story.b):
         lab.note(f"IPsec error counters of {swan.site.identity}: {xfrm_errors(swan.site.namespace) or 'all 0'}")
     if story.gateway is not None:
@@ -67,7 +77,8 @@ async def bracketed_exchange(story: Story, name: str) -> None:
         before = await _read(gateway) if gateway else None
         wire_before = count_by_sa(packets(story))
     with lab.step(name):
-        await _exchange(lab, name)
+        for talkers in story.talkers:
+            await _exchange(lab, name, talkers)
         await quiet(story)
     carried = count_by_sa(packets(story)) - wire_before
     if gateway is not None and before is not None:
@@ -82,13 +93,12 @@ async def _read(gateway: GatewayUnderTest) -> Reading:
     return Reading(status, sas)
 
 
-async def _exchange(lab: Lab, name: str) -> None:
-    client, server = lab.host(Role.CLIENT, HOST), lab.host(Role.SERVER, HOST)
-    gateway = lab.host(Role.GATEWAY_A, LAN)
+async def _exchange(lab: Lab, name: str, talkers: Talkers) -> None:
+    client, server, gateway = talkers.client, talkers.server, talkers.gateway
     labels = {client: "client", server: "server", gateway: "gateway A itself"}
     pairs = ((client, server), (server, client), (gateway, server), (server, gateway))
     for number, (left, right) in enumerate(pairs):
-        way, port, seed = f"{labels[left]} to {labels[right]}", 8000 + number, 100 + number
+        way, port, seed = f"{labels[left]} to {labels[right]}{talkers.label}", 8000 + number, 100 + number
         talks = (
             (f"TCP {way}", tcp_echo(left, right, port=port, size=TCP_BYTES, seed=seed)),
             (f"UDP {way}", udp_echo(left, right, port=port, sizes=SIZES, seed=seed)),
@@ -101,11 +111,13 @@ async def _exchange(lab: Lab, name: str) -> None:
                 lab.check(f"{name}: {what}", False, "payloads come back unchanged", error)
 
 
-async def rekey_under_traffic(story: Story, evidence: Evidence) -> None:
+async def rekey_under_traffic(story: Story, evidence: Evidence, initiators: Sequence[Swan] = ()) -> None:
+    """A rekey from each of them, by default from both, and not a packet lost."""
     lab = story.lab
+    initiators = initiators or (story.a, story.b)
     await until(lambda: all(flow.next > 0 for flow in story.flows), 5.0, "steady traffic")
     marks = [flow.next for flow in story.flows]
-    for swan in (story.a, story.b):
+    for swan in initiators:
         with lab.step(f"rekey from {swan.site.identity} under steady traffic"):
             old = spis(story)
             await swan.rekey()
@@ -117,7 +129,7 @@ async def rekey_under_traffic(story: Story, evidence: Evidence) -> None:
         flow.pause()
         tally = await flow.settle(mark)
         lab.check(
-            f"no packet {flow.source} -> {flow.destination} is lost or doubled by two rekeys",
+            f"no packet {flow.source} -> {flow.destination} is lost or doubled by {REKEYS[len(initiators)]}",
             tally.perfect,
             "0 lost, 0 twice, 0 corrupted",
             tally,

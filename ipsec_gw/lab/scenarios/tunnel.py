@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from ipsec_gw.lab.capture import Captures
 from ipsec_gw.lab.context import Lab
@@ -15,9 +17,9 @@ from ipsec_gw.lab.process import all_of
 from ipsec_gw.lab.scenarios.start import gateway_of, start_swan
 from ipsec_gw.lab.scenarios.verdicts import Evidence, judge_carriers
 from ipsec_gw.lab.sites import site_of
-from ipsec_gw.lab.strongswan import Swan
-from ipsec_gw.lab.topology import HOST, WAN, Role
-from ipsec_gw.lab.traffic import TrafficError, UdpFlow, until
+from ipsec_gw.lab.strongswan import Site, Swan
+from ipsec_gw.lab.topology import HOST, LAN, WAN, Role
+from ipsec_gw.lab.traffic import Host, TrafficError, UdpFlow, until
 from ipsec_gw.lab.wire import esp_packets
 from vpp_conf.locate import locate_vpp
 
@@ -26,6 +28,22 @@ FLOW_RATE, FLOW_BYTES = 50.0, 200
 
 REKEY_SECONDS = 60.0
 QUIET_SECONDS = 0.6
+
+
+@dataclass(frozen=True, slots=True)
+class Talkers:
+    """Who talks through the tunnel; ``label`` is the end of their checks' names."""
+
+    client: Host
+    server: Host
+    gateway: Host
+    label: str = ""
+
+    def flows(self, first: int) -> tuple[UdpFlow, UdpFlow]:
+        """Steady UDP both ways, by numbers and ports from ``first`` on."""
+        way = partial(UdpFlow, rate=FLOW_RATE, size=FLOW_BYTES)
+        there = way(first, self.client, self.server, port=7000 + first)
+        return there, way(first + 1, self.server, self.client, port=7001 + first)
 
 
 @dataclass
@@ -39,7 +57,9 @@ class Story:
     wan: Captures
     lans: Captures
     diaries: tuple[SaDiary, SaDiary]
-    flows: tuple[UdpFlow, UdpFlow]
+    flows: tuple[UdpFlow, ...] = ()
+    talkers: tuple[Talkers, ...] = ()
+    next_flow: int = 1
 
     @property
     def initiator(self) -> Swan:
@@ -59,7 +79,8 @@ def wan_frames(story: Story) -> int:
     return sum(len(capture.frames) for capture in story.wan.captures)
 
 
-async def set_up(lab: Lab) -> Story:
+async def set_up(lab: Lab, sites: Sequence[Site] = ()) -> Story:
+    """Both strongSwans and ipsec-gw, and everything that watches them; hosts talk IPv4 unless ``sites`` are given."""
     topology = lab.topology
     wan = Captures([lab.capture(Role.WAN, "to-a"), lab.capture(Role.WAN, "to-b")])
     lans = Captures([lab.capture(Role.CLIENT, HOST), lab.capture(Role.SERVER, HOST)])
@@ -72,15 +93,19 @@ async def set_up(lab: Lab) -> Story:
     for captures in (wan, lans):
         task = asyncio.create_task(captures.keep_draining())
         lab.stack.callback(task.cancel)
-    sites = (site_of(topology, role, lab.options.proposal) for role in (Role.GATEWAY_A, Role.GATEWAY_B))
-    a, b = [await start_swan(lab, site) for site in sites]
+    known = sites or [site_of(topology, role, lab.options.proposal) for role in (Role.GATEWAY_A, Role.GATEWAY_B)]
+    a, b = [await start_swan(lab, site) for site in known]
     gateway = _gateway(lab, a)
     with lab.step("start two strongSwans" + (" and ipsec-gw" if gateway else "")):
         await all_of(a.load(), b.load(), *([gateway.start()] if gateway else []))
         await receive_on_one_processor(b.site.namespace, WAN)
     for pid in gateway.pids if gateway else ():
         lab.watch_process(pid)
-    return Story(lab, a, b, gateway, wan, lans, (diaries[0], diaries[1]), _start_flows(lab))
+    story = Story(lab, a, b, gateway, wan, lans, (diaries[0], diaries[1]))
+    if not sites:
+        ends = (lab.host(Role.CLIENT, HOST), lab.host(Role.SERVER, HOST), lab.host(Role.GATEWAY_A, LAN))
+        start_flows(story, Talkers(*ends))
+    return story
 
 
 def _gateway(lab: Lab, a: Swan) -> GatewayUnderTest | None:
@@ -90,25 +115,29 @@ def _gateway(lab: Lab, a: Swan) -> GatewayUnderTest | None:
     return gateway_of(lab, a)
 
 
-def _start_flows(lab: Lab) -> tuple[UdpFlow, UdpFlow]:
-    client, server = lab.host(Role.CLIENT, HOST), lab.host(Role.SERVER, HOST)
-    there = UdpFlow(1, client, server, rate=FLOW_RATE, size=FLOW_BYTES, port=7001)
-    back = UdpFlow(2, server, client, rate=FLOW_RATE, size=FLOW_BYTES, port=7002)
-    for flow in (there, back):
+def start_flows(story: Story, *talkers: Talkers) -> None:
+    """Let them talk, and those before them no more."""
+    lab = story.lab
+    for flow in story.flows:
+        flow.pause()
+    story.talkers = talkers
+    first = story.next_flow
+    story.flows = tuple(flow for n, who in enumerate(talkers) for flow in who.flows(first + 2 * n))
+    story.next_flow += len(story.flows)
+    for flow in story.flows:
         lab.stack.callback(flow.close)
         lab.stack.callback(asyncio.create_task(flow.run()).cancel)
-    return there, back
 
 
-async def bring_up(story: Story, evidence: Evidence) -> tuple[int, int]:
-    """IKE under traffic that already runs; returns the numbers from which both flows must arrive."""
+async def bring_up(story: Story, evidence: Evidence) -> tuple[int, ...]:
+    """IKE under traffic that already runs; returns the numbers from which the flows must arrive."""
     lab, flows = story.lab, story.flows
     await until(lambda: all(flow.next >= 10 for flow in flows), 30.0, "traffic before IKE")
     with lab.step("initiate the tunnel"):
         await story.initiator.initiate()
     story.drain()
     evidence.up = [len(capture.frames) for capture in story.wan.captures]
-    marks = (flows[0].next, flows[1].next)
+    marks = tuple(flow.next for flow in flows)
     lab.strongswan = await story.a.version()
     if lab.options.engine == "vpp":
         lab.vpp = locate_vpp().version.removeprefix("vpp ").split()[0]

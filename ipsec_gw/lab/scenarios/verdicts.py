@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ipsec_gw.lab.capture import Captures, Frame
+from ipsec_gw.lab.capture import Captures, Frame, header
 from ipsec_gw.lab.context import Lab
 from ipsec_gw.lab.gateway import GuardCount, ShownSa, Status, SteerCount
 from ipsec_gw.lab.kernel_sas import SaDiary
-from ipsec_gw.lab.sites import seen_address
+from ipsec_gw.lab.sites import seen_addresses
 from ipsec_gw.lab.topology import HOST, LAN, Role
 from ipsec_gw.lab.wire import (
     Opening,
@@ -131,11 +131,13 @@ def judge_capture(
     lans: Captures,
     diaries: Sequence[SaDiary],
     *,
+    earlier: Sequence[Evidence] = (),
     taken_over: bool = False,
     lossy: bool = False,
 ) -> None:
     """Everything that the capture can tell, by the oracle and the kernels' own keys.
 
+    ``earlier`` is of tunnels before this one.
     ``taken_over``: the kernel went on with numbers of the engine, a margin ahead, so that some are left out.
     ``lossy``: what passed the WAN need not have arrived.
     """
@@ -149,15 +151,18 @@ def judge_capture(
         opening = open_all(packets, sas)
     _judge_opening(lab, opening, len(packets))
     _judge_inner(lab, opening, lans, lossy=lossy)
-    _judge_numbers(lab, wan, frozenset(evidence.engine_sas), taken_over=taken_over)
-    _judge_clear(lab, evidence, wan)
+    tunnels = (*earlier, evidence)
+    engine_sas = frozenset[str]().union(*(tunnel.engine_sas for tunnel in tunnels))
+    _judge_numbers(lab, wan, engine_sas, taken_over=taken_over)
+    _judge_clear(lab, tunnels, wan)
 
 
 def _judge_opening(lab: Lab, opening: Opening, packets: int) -> None:
     bad = [*opening.unknown, *opening.forged]
-    ways = Counter(f"{item.esp.source} -> {item.esp.destination}" for item in opening.opened)
-    measured = ", ".join(f"{count} {way}" for way, count in ways.items())
-    ok = not bad and len(ways) == 2 and len(opening.opened) == packets
+    ways = Counter((item.esp.source, item.esp.destination) for item in opening.opened)
+    measured = ", ".join(f"{count} {source} -> {destination}" for (source, destination), count in ways.items())
+    both = bool(ways) and all((destination, source) in ways for source, destination in ways)
+    ok = not bad and both and len(opening.opened) == packets
     lab.check(
         "the oracle opens every ESP packet of both directions", ok, f"all of {packets}", f"{measured}; bad: {few(bad)}"
     )
@@ -166,11 +171,11 @@ def _judge_opening(lab: Lab, opening: Opening, packets: int) -> None:
 def _judge_inner(lab: Lab, opening: Opening, lans: Captures, *, lossy: bool) -> None:
     """Hold what was inside against what the hosts sent and received."""
     client, server = lans.captures
-    address_a, address_b = (seen_address(lab.topology, role) for role in (Role.GATEWAY_A, Role.GATEWAY_B))
-    client_address = lab.topology.address(Role.CLIENT, HOST)
-    to_b = [item.inner for item in opening.opened if item.esp.source == address_a]
-    to_a = [item.inner for item in opening.opened if item.esp.source == address_b]
-    from_client = [packet for packet in to_b if packet[12:16] == client_address.packed]
+    ends_a, ends_b = (seen_addresses(lab.topology, role) for role in (Role.GATEWAY_A, Role.GATEWAY_B))
+    client_addresses = lab.topology.addresses(Role.CLIENT, HOST)
+    to_b = [item.inner for item in opening.opened if item.esp.source in ends_a]
+    to_a = [item.inner for item in opening.opened if item.esp.source in ends_b]
+    from_client = [packet for packet in to_b if header(packet).source in client_addresses]
     arrived = () if lossy else (ip_packets(server.frames, outgoing=False),)
     for name, inner, reference in (
         ("what A encrypts is what the client sent", from_client, ip_packets(client.frames, outgoing=True)),
@@ -224,13 +229,15 @@ def _judge_numbers(lab: Lab, wan: Captures, engine_sas: frozenset[str], *, taken
             lab.check(name, bool(whole) and not unordered, "in order", few(unordered))
 
 
-def _judge_clear(lab: Lab, evidence: Evidence, wan: Captures) -> None:
-    protected = (lab.topology.network(Role.GATEWAY_A, LAN), lab.topology.network(Role.GATEWAY_B, LAN))
+def _judge_clear(lab: Lab, tunnels: Sequence[Evidence], wan: Captures) -> None:
+    protected = [network for role in (Role.GATEWAY_A, Role.GATEWAY_B) for network in lab.topology.networks(role, LAN)]
     earlier: list[Frame] = []
     during: list[Frame] = []
-    for capture, up, down in zip(wan.captures, evidence.up, evidence.down, strict=True):
+    for capture, up in zip(wan.captures, tunnels[0].up, strict=True):
         earlier += capture.frames[:up]
-        during += capture.frames[up:down]
+    for evidence in tunnels:
+        for capture, up, down in zip(wan.captures, evidence.up, evidence.down, strict=True):
+            during += capture.frames[up:down]
     before = len(clear_packets(earlier, protected))
     lab.note(f"clear packets of the protected networks on the WAN before the tunnel: {before}")
     leaked = clear_packets(during, protected)
