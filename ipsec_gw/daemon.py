@@ -29,7 +29,17 @@ from ipsec_gw.model.warmth import NOTHING
 from ipsec_gw.observe import control, lock
 from ipsec_gw.observe.sdnotify import notify
 from ipsec_gw.observe.sessions import QUESTION as SESSIONS_QUESTION
-from ipsec_gw.observe.views import Carried, DockView, EngineView, GuardView, StatusView, SteerView, record_view, sa_view
+from ipsec_gw.observe.views import (
+    Carried,
+    DockView,
+    EngineView,
+    GuardianView,
+    GuardView,
+    StatusView,
+    SteerView,
+    record_view,
+    sa_view,
+)
 from ipsec_gw.ownership import hand
 from ipsec_gw.ownership.sentry import Sentry
 from ipsec_gw.reconcile.loop import reconcile_forever
@@ -246,6 +256,7 @@ class Daemon:
             verdicts={
                 reason.label: count.packets for reason, count in (steering.verdicts() if steering else {}).items()
             },
+            guardian=_guardian_view(gateway),
             netlinkOverruns=gateway.senses.monitor.overruns + gateway.senses.network.overruns,
             malformedMessages=gateway.senses.kernel.malformed + self._charon.malformed,
         )
@@ -335,6 +346,13 @@ class Daemon:
                 except XfrmError as error:
                     self._gateway.reconciler.history.trouble(f"charon was not asked for a rekey of SA {key}: {error}")
             await asyncio.sleep(_PACER_SECONDS)
+
+
+def _guardian_view(gateway: Gateway) -> GuardianView | None:
+    if gateway.guardian is None or gateway.plumbing is None:
+        return None
+    last = gateway.guardian.last
+    return GuardianView(last.carried, last.written, round(last.seconds, 4), gateway.plumbing.steering.engine_gone())
 
 
 def _carried(gateway: Gateway, sas: Iterable[XfrmSa]) -> Mapping[SaKey, Carried]:

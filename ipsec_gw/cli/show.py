@@ -111,6 +111,9 @@ def status(options: Options, as_json: bool) -> None:
     facts.add_row("engine", f"{engine['name']}  {engine['note']}  [yellow]{engine['absent']}[/]")
     facts.add_row("in sync", "yes" if answer["inSync"] else "[yellow]no[/]")
     facts.add_row("WAN", ", ".join(answer["wan"]) or "-")
+    if guardian := answer["guardian"]:
+        cost = f"{guardian['written']:,} of {guardian['carried']:,} SAs written in {guardian['seconds'] * 1000:.0f} ms"
+        facts.add_row("kept warm", f"{cost}  [yellow]{'the kernel has taken over' if guardian['takenOver'] else ''}[/]")
     if answer["malformedMessages"]:
         facts.add_row("unreadable", f"[yellow]{answer['malformedMessages']:,}[/] messages of the kernel or charon")
     console.print(facts)

@@ -95,6 +95,19 @@ class DockView:
 
 
 @dataclass(frozen=True, slots=True)
+class GuardianView:
+    """The last time that the kernel's copies of what the engine carries were brought up to it: SAs that the engine
+    has, those that had moved, and seconds of a processor that it took. ``takenOver``: the engine was seen gone, and the
+    kernel sends with its SAs.
+    """
+
+    carried: int
+    written: int
+    seconds: float
+    takenOver: bool  # noqa: N815
+
+
+@dataclass(frozen=True, slots=True)
 class StatusView:
     """The daemon at a glance. ``verdicts`` are packets at XDP and TC egress by the reason's label, as ``unknown-spi``;
     zeros are in it as well. ``malformedMessages`` came from the kernel's XFRM or from charon and could not be read.
@@ -110,6 +123,7 @@ class StatusView:
     guard: tuple[GuardView, ...]
     docks: tuple[DockView, ...]
     verdicts: Mapping[str, int]
+    guardian: GuardianView | None
     netlinkOverruns: int  # noqa: N815
     malformedMessages: int  # noqa: N815
 

@@ -262,6 +262,8 @@ class GuardDriver:
         if sa is None:
             self._maps.forget(key)
             return
+        if key not in self._maps.claimed():
+            return  # an engine that began meanwhile found it taken over, and it was released then
         sent = self._sent(key)
         if sent is None or sent.packets:
             # What the engine sent without telling is less than a margin above what the kernel was raised to.

@@ -18,6 +18,7 @@ from ipsec_gw.ownership.watchdog import Watchdog
 LOOKS_PER_BOUND = 10
 """A hang is noticed a tenth of the bound late at most."""
 
+DYING_SECONDS = 0.5
 END_SECONDS = 10.0
 _REST_SECONDS = 0.1
 
@@ -89,7 +90,9 @@ class Sentry:
                 if await _within(ended, interval):
                     return "its process has ended"
                 if pinging.done():
-                    return str(pinging.exception())
+                    # A process that dies lets go of its connections first, and ends when all are closed.
+                    dies = await _within(ended, DYING_SECONDS)
+                    return "its process has ended" if dies else str(pinging.exception())
                 why = self._look(vitals, dog) if self._bound else ""
                 if why and await self._end(vitals, ended, why):
                     return f"it hung and was ended: {why}"

@@ -78,6 +78,30 @@ def test_off_cleans_up_after_a_crash_without_a_daemon(box: Box) -> None:
     assert box.gw("off").returncode == 0, "off again is no error"
 
 
+def test_the_operators_hand_outlives_the_daemon_and_goes_with_off(box: Box) -> None:
+    box.charon()
+    first = box.daemon("--engine", "soft")
+    said = box.gw("fallback")
+    assert (said.returncode, said.stdout) == (0, "0 SAs are in the kernel by `ipsec-gw fallback`\n"), said.stderr
+    assert box.gw("return", "--connection", "site").returncode == 1
+    assert "everything was moved" in box.gw("return", "--connection", "site").stderr
+    assert box.gw("fallback", "--sa", "1", "--connection", "site").returncode == 2
+    box.stop(first, signal.SIGKILL)
+    box.daemon("--engine", "soft")
+    assert "everything was moved" in box.gw("return", "--sa", "1").stderr, "another daemon knows of it"
+    assert box.gw("return").returncode == 0
+    assert "was not moved" in box.gw("return", "--connection", "site").stderr
+    assert box.gw("fallback").returncode == 0
+    assert box.gw("off").returncode == 0
+    assert not (box.run_dir / "fallback.json").exists()
+
+
+def test_without_an_engine_there_is_nothing_to_move(box: Box) -> None:
+    box.charon()
+    box.daemon("--engine", "kernel")
+    assert_refused(box, "fallback", says="the kernel carries everything already")
+
+
 def test_the_kernel_engine_touches_nothing(box: Box) -> None:
     box.charon()
     box.daemon("--engine", "kernel")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,8 +75,10 @@ async def test_a_vpp_that_dies_or_hangs_is_lost_and_its_last_counters_are_kept(
     world.ciphertext(site.outbound.key.spi)
     await asyncio.sleep(1.0)  # it must not be lost while it is well, for twice the bound
     assert watched.link.up
+    begun = time.monotonic()
     os.kill(process.pid, number)
     await watched.until_lost()
+    print(f"\n{number.name}: lost after {1000 * (time.monotonic() - begun):.1f} ms")
     assert why in watched.link.trouble
     assert identify(process.pid) != process, "nothing of it can send any more"
     sent = watched.link.sent(site.outbound.key)

@@ -46,7 +46,7 @@ class Edge:
 
     ``broken`` is a call that fails again and again. ``between`` is what the world does before a call, and tells if it
     did anything; ``law`` is what holds at every step. ``failures`` counts the calls that failed; ``loses_answers`` is
-    how probable it is that a call is done and not answered.
+    how probable it is that a call is done and not answered. ``what`` is the call that crosses now.
     """
 
     def __init__(self, random: Random, note: Callable[[str], None]) -> None:
@@ -54,13 +54,14 @@ class Edge:
         self.note = note
         self.fails_in = self.dies_in = -1
         self.failures = 0
-        self.broken = ""
+        self.broken = self.what = ""
         self.loses_answers = 0.01
         self.between: Callable[[], bool] = nothing_happens
         self.law: Callable[[], None] = lambda: None
 
     def cross(self, what: str, error: Callable[[str], Exception]) -> None:
         self.law()
+        self.what = what
         self.note(f"    {what}")
         if self.between():
             self.law()

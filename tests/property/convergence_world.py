@@ -87,6 +87,9 @@ TALLIED = (
 
 _REMEMBERED = 200
 
+AWAITED = ("engine create", "engine update", "engine delete", "engine retrieve", "rule", "route", "get ", "dump")
+"""Calls that the daemon waits for: only there its other tasks go on."""
+
 BOUND = 8
 """Passes after the last disturbance until the state must be what is computed from scratch."""
 
@@ -535,7 +538,8 @@ class World:
             return False
         between, self.edge.between = self.edge.between, nothing_happens
         try:
-            kinds = [self.plaintext, self.plaintext, self.something_of_charon, self.something_of_the_engine, self._look]
+            kinds = [self.plaintext, self.plaintext, self.something_of_charon, self.something_of_the_engine]
+            kinds += [self._look] if self.edge.what.startswith(AWAITED) else []
             kind = self.random.choice(kinds)
             self.log.append(f"  meanwhile {kind.__name__}")
             kind()

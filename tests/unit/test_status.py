@@ -15,6 +15,7 @@ from ipsec_gw.gateway import Gateway
 from ipsec_gw.ike.watcher import CharonWatcher
 from ipsec_gw.model.ids import EngineName
 from ipsec_gw.observe import control
+from ipsec_gw.ownership.guardian import Tick
 from xdp_steer.reasons import Reason
 from xdp_steer.tables import Count
 
@@ -36,10 +37,13 @@ class Steering:
         return frozenset()
 
 
-async def status() -> dict[str, Any]:
+async def status(*, gone: bool | None = None) -> dict[str, Any]:
+    """With ``gone`` there is an engine, which is gone or not."""
+    plumbing = SimpleNamespace(steering=SimpleNamespace(engine_gone=lambda: gone), wan=())
     gateway = SimpleNamespace(
         steering=Steering(),
-        plumbing=None,
+        plumbing=None if gone is None else plumbing,
+        guardian=None if gone is None else SimpleNamespace(last=Tick(1000, 21, 0.0123)),
         link=SimpleNamespace(
             capabilities=None, offer=SimpleNamespace(name=EngineName.KERNEL, absent=""), trouble="", up=True
         ),
@@ -81,6 +85,21 @@ async def test_people_see_the_most_frequent_verdicts_first(monkeypatch: pytest.M
     ]
     as_json = CliRunner().invoke(cli, ["show", "status", "--json"])
     assert json.loads(as_json.output) == json.loads(json.dumps(answer))
+
+
+@pytest.mark.parametrize("gone", [True, False])
+async def test_the_guardian_tells_its_cost_and_a_takeover(gone: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = json.loads(json.dumps(await status(gone=gone)))
+    assert answer["guardian"] == {"carried": 1000, "written": 21, "seconds": 0.0123, "takenOver": gone}
+    monkeypatch.setattr(control, "ask", lambda _run_dir, _question: answer)
+    shown = CliRunner().invoke(cli, ["show", "status"])
+    assert shown.exit_code == 0, shown.output
+    assert "21 of 1,000 SAs written in 12 ms" in shown.output
+    assert ("the kernel has taken over" in shown.output) is gone
+
+
+async def test_without_an_engine_nothing_is_kept_warm() -> None:
+    assert (await status())["guardian"] is None
 
 
 async def test_without_traffic_there_is_no_table_of_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,7 +84,7 @@ class Process:
         self.watched = asyncio.Event()
         self.ended: Callable[[], None] = lambda: None
         self.answers = True
-        self.breaks = False
+        self.breaks = self.dies_then = False
         self.ours = True
         self.fenced = self.closed = 0
 
@@ -94,6 +94,8 @@ class Process:
 
     async def ping(self) -> None:
         if self.breaks:
+            if self.dies_then:
+                asyncio.get_running_loop().call_later(0.1, self.ended)
             raise EngineUnavailable("the connection broke")
         if not self.answers:
             await asyncio.Event().wait()
@@ -189,6 +191,13 @@ async def test_a_broken_connection_is_a_loss() -> None:
     post.process.breaks = True
     await post.until(post.lost.is_set)
     assert post.link.trouble == "the connection broke"
+
+
+async def test_a_dying_process_breaks_its_connection_first() -> None:
+    post = Post()
+    post.process.breaks = post.process.dies_then = True
+    await post.until(post.lost.is_set)
+    assert post.link.trouble == "its process has ended"
 
 
 async def test_counters_that_cannot_be_read_leave_the_answers_to_be_watched() -> None:
