@@ -6,6 +6,7 @@ from collections import Counter
 
 from ipsec_gw.lab.context import Lab
 from ipsec_gw.lab.nat import Nat
+from ipsec_gw.lab.netns import send_in_one_piece
 from ipsec_gw.lab.oracle import EspPacket
 from ipsec_gw.lab.scenarios.site_to_site import (
     Story,
@@ -21,7 +22,7 @@ from ipsec_gw.lab.scenarios.site_to_site import (
 )
 from ipsec_gw.lab.scenarios.verdicts import Evidence
 from ipsec_gw.lab.sites import seen_address
-from ipsec_gw.lab.topology import OUTSIDE, Role
+from ipsec_gw.lab.topology import OUTSIDE, WAN, Role
 from ipsec_gw.lab.traffic import until
 
 FIRST, SECOND, THIRD = range(20000, 20100), range(30000, 30100), range(40000, 40100)
@@ -36,6 +37,7 @@ async def run(lab: Lab) -> None:
     """Play it."""
     nat = Nat(lab.topology.namespace(Role.NAT), OUTSIDE)
     await nat.use(FIRST)
+    send_in_one_piece(lab.topology.namespace(Role.GATEWAY_A), WAN)
     story = await set_up(lab)
     evidence = Evidence()
     flow_marks = await bring_up(story, evidence)
