@@ -33,6 +33,9 @@ FOLLOW_SECONDS = 60.0
 LATEST = 40
 """Frames of a capture that are looked through for an answer."""
 
+MOMENT = 3
+"""Packets of B that may be lost: charon deletes an SA to move it, and the kernel drops what comes until it is back."""
+
 STEADY = 25
 """Packets of each flow that have to arrive after a change before it counts as over."""
 
@@ -102,10 +105,11 @@ async def _map_anew(story: Story, nat: Nat, ports: range, when: str) -> None:
     for flow in story.flows:
         flow.pause()
     towards_b, towards_a = await there.settle(marks[0]), await back.settle(marks[1])
+    whole = (towards_a.duplicated, towards_a.corrupted) == (0, 0) and towards_a.lost <= MOMENT
     lab.check(
         f"what B sends arrives while the NAT maps anew, {when}",
-        towards_a.perfect,
-        "0 lost, 0 twice, 0 corrupted",
+        whole,
+        f"at most {MOMENT} lost, 0 twice, 0 corrupted",
         towards_a,
     )
     # What A sends to the old port until it knows the new one is lost: nobody can help that.

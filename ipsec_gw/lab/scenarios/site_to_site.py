@@ -78,7 +78,7 @@ async def conclude(story: Story, evidence: Evidence, flow_marks: tuple[int, int]
     for flow, mark in zip(story.flows, flow_marks, strict=True):
         lab.note(f"UDP {flow.source} -> {flow.destination} since the tunnel is up: {flow.tally(mark)}")
     await terminate(story, evidence)
-    judge_capture(lab, evidence, story.wan, story.lans, story.diaries)
+    judge_capture(lab, evidence, story.wan, story.lans, story.diaries, lossy=Role.NAT in lab.topology.roles)
     for swan in (story.a, story.b):
         lab.note(f"IPsec error counters of {swan.site.identity}: {xfrm_errors(swan.site.namespace) or 'all 0'}")
     if story.gateway is not None:

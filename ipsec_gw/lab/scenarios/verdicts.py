@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ipsec_gw.lab.capture import Captures, Frame
+from ipsec_gw.lab.capture import Captures, Frame, header, without_hops
 from ipsec_gw.lab.context import Lab
 from ipsec_gw.lab.gateway import GuardCount, ShownSa, Status, SteerCount
 from ipsec_gw.lab.kernel_sas import SaDiary
@@ -119,8 +119,12 @@ def _judge_guarded(lab: Lab, name: str, key: str, before: Reading, after: Readin
         lab.note(f"{key}: before the hand-over {was.passed} packets passed the guard and {was.dropped} were dropped")
 
 
-def judge_capture(lab: Lab, evidence: Evidence, wan: Captures, lans: Captures, diaries: Sequence[SaDiary]) -> None:
-    """Everything that the capture can tell, by the oracle and the kernels' own keys."""
+def judge_capture(
+    lab: Lab, evidence: Evidence, wan: Captures, lans: Captures, diaries: Sequence[SaDiary], *, lossy: bool = False
+) -> None:
+    """Everything that the capture can tell, by the oracle and the kernels' own keys. ``lossy``: not all that A sends
+    reaches B.
+    """
     with lab.step("open the capture with the kernels' keys"):
         wan.drain()
         lans.drain()
@@ -130,7 +134,7 @@ def judge_capture(lab: Lab, evidence: Evidence, wan: Captures, lans: Captures, d
         packets = [packet for capture in wan.captures for packet in esp_packets(capture.frames)]
         opening = open_all(packets, sas)
     _judge_opening(lab, opening, len(packets))
-    _judge_inner(lab, opening, lans)
+    _judge_inner(lab, opening, lans, lossy=lossy)
     _judge_numbers(lab, wan, frozenset(evidence.engine_sas))
     _judge_clear(lab, evidence, wan)
 
@@ -145,7 +149,7 @@ def _judge_opening(lab: Lab, opening: Opening, packets: int) -> None:
     )
 
 
-def _judge_inner(lab: Lab, opening: Opening, lans: Captures) -> None:
+def _judge_inner(lab: Lab, opening: Opening, lans: Captures, *, lossy: bool) -> None:
     """Hold what was inside against what the hosts sent and received."""
     client, server = lans.captures
     address_a, address_b = (seen_address(lab.topology, role) for role in (Role.GATEWAY_A, Role.GATEWAY_B))
@@ -153,9 +157,17 @@ def _judge_inner(lab: Lab, opening: Opening, lans: Captures) -> None:
     to_b = [item.inner for item in opening.opened if item.esp.source == address_a]
     to_a = [item.inner for item in opening.opened if item.esp.source == address_b]
     from_client = [packet for packet in to_b if packet[12:16] == client_address.packed]
+    received = ip_packets(server.frames, outgoing=False)
+    lan = lab.topology.network(Role.GATEWAY_A, LAN)
+    from_a = [packet for packet in received.elements() if header(packet).source in lan]
+    arrived = (
+        ("what the server receives is what A encrypts", from_a, Counter(map(without_hops, to_b)))
+        if lossy
+        else ("what A encrypts is what the server receives", to_b, received)
+    )
     for name, inner, reference in (
         ("what A encrypts is what the client sent", from_client, ip_packets(client.frames, outgoing=True)),
-        ("what A encrypts is what the server receives", to_b, ip_packets(server.frames, outgoing=False)),
+        arrived,
         ("what B encrypts is what the server sent", to_a, ip_packets(server.frames, outgoing=True)),
     ):
         wrong = not_among(inner, reference)
