@@ -13,7 +13,7 @@ from pathlib import Path
 from ipsec_gw.errors import EnvironmentMissing
 from ipsec_gw.lab.process import run
 from ipsec_gw.lab.topology import Batch, Topology, batches
-from ipsec_gw.mirror.ethtool import SGSO, STSO, STXCSUM, turn_off
+from ipsec_gw.mirror.ethtool import SGSO, SSG, STSO, STXCSUM, turn_off
 
 NETNS_DIR = Path("/run/netns")
 """Where iproute2 keeps named namespaces."""
@@ -51,6 +51,16 @@ def wire_checksums(namespace: str, interface: str) -> None:
     """Complete packets leave ``interface``: transmit checksum and segmentation offloads off."""
     with inside(namespace):
         turn_off(interface, STSO, SGSO, STXCSUM)
+
+
+def send_in_one_piece(namespace: str, interface: str) -> None:
+    """Packets leave ``interface`` without pages of their own (no scatter-gather).
+
+    A capture shares such pages with the packet. A router with NAT makes a packet its own by copying the head alone, so
+    that the receiver behind it decrypts into the pages before the capture is read.
+    """
+    with inside(namespace):
+        turn_off(interface, SSG)
 
 
 async def _apply(batch: Batch) -> None:

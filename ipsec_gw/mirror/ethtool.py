@@ -10,8 +10,8 @@ import fcntl
 import socket
 import struct
 
-GDRVINFO, STXCSUM, STSO, SGSO, GCHANNELS = 0x03, 0x17, 0x1F, 0x24, 0x3C
-"""Commands: get driver; set transmit checksum, TCP segmentation and generic segmentation; get channels."""
+GDRVINFO, STXCSUM, SSG, STSO, SGSO, GCHANNELS = 0x03, 0x17, 0x19, 0x1F, 0x24, 0x3C
+"""Commands: get driver; set transmit checksum, scatter-gather, TCP and generic segmentation; get channels."""
 
 _SIOCETHTOOL = 0x8946  # linux/sockios.h
 _IFREQ = struct.Struct("16sP16x")  # struct ifreq: name, pointer to the command

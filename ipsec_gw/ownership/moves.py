@@ -3,7 +3,7 @@
 Only the kernel tells charon (XFRM_MSG_MAPPING), when it has authenticated a packet from there, and charon then moves
 the SA. But the packets are the engine's. So XDP notes such an SA, the kernel's replay window is moved to where the
 engine's is (what the engine has seen must be nothing that the kernel believes), and what goes on coming from elsewhere
-is the kernel's, for a moment or until charon has moved the SA. Whatever else happens, one of both takes the packets.
+is the kernel's, for a minute or until charon has moved the SA. Whatever else happens, one of both takes the packets.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ import structlog
 from ipsec_gw.errors import IpsecGwError
 from ipsec_gw.model.ids import SaKey
 
-TRIAL_SECONDS = 1.0
-"""As long as the kernel's window may be behind the engine's."""
+PATIENCE_SECONDS = 60.0
+"""How long the next packet from elsewhere is waited for: peers that are idle send few."""
 
-_RENEWED = 0.4
-"""Seconds before its end that a trial is begun anew, if packets still come from elsewhere: more than until a look."""
+RENEWAL_SECONDS = 0.75
+"""How often the kernel's window is moved meanwhile: it is never further behind the engine's than this."""
+
+TRIAL_SECONDS = 2.0
+"""What XDP is told at a time: when nobody moves the window any more, the engine soon has all packets again."""
 
 log = structlog.get_logger()
 
@@ -57,27 +60,39 @@ class MoveWatch:
     ) -> None:
         self._clock = clock
         self._until: dict[SaKey, float] = {}
+        self._renewed = -RENEWAL_SECONDS
         self._maps = maps
         self._kernel = kernel
         self._received = received
         self._tell = tell
 
     async def look(self) -> None:
-        """Begin a trial of every SA that packets from elsewhere came for. Several times a second."""
+        """Begin a trial of every SA that packets from elsewhere came for, and go on with those that have begun. Several
+        times a second.
+        """
         now = self._clock()
-        self._until = {key: until for key, until in self._until.items() if until - _RENEWED > now}
+        known = {key for key, until in self._until.items() if until > now}
         try:
-            moved = self._maps.take_moved() - self._until.keys()
-            numbers = await self._received(moved) if moved else {}
+            moved = self._maps.take_moved()
+            due = moved - known if now < self._renewed + RENEWAL_SECONDS else moved | known
+            numbers = await self._received(due) if due else {}
         except IpsecGwError as error:
             self._tell(f"it is not known which peers have moved: {error}")
             return
+        if due >= known:
+            self._renewed = now
+        gone = due - numbers.keys()
+        self._until = {key: self._until[key] for key in known - gone}
+        self._until |= dict.fromkeys(moved - gone, now + PATIENCE_SECONDS)
         for key in sorted(numbers):
-            try:
-                self._kernel.raise_seq(key, numbers[key])
-                self._maps.give_to_kernel(key, TRIAL_SECONDS)
-                self._until[key] = now + TRIAL_SECONDS
-            except IpsecGwError as error:  # it is gone, most likely; the others must not wait for it
-                self._tell(f"the peer of SA {key} may have moved, and charon cannot be told: {error}")
-            else:
-                log.debug("packets come from elsewhere, the kernel takes them", sa=str(key))
+            self._try(key, numbers[key])
+
+    def _try(self, key: SaKey, number: int) -> None:
+        try:
+            self._kernel.raise_seq(key, number)
+            self._maps.give_to_kernel(key, TRIAL_SECONDS)
+        except IpsecGwError as error:  # it is gone, most likely; the others must not wait for it
+            self._until.pop(key, None)
+            self._tell(f"the peer of SA {key} may have moved, and charon cannot be told: {error}")
+        else:
+            log.debug("packets come from elsewhere, the kernel takes them", sa=str(key))

@@ -176,14 +176,14 @@ def world(**changed):
     return {"from_a": from_a, "from_b": from_b, "client": client, "server": server, "sas": sas, "lost": 0} | changed
 
 
-def judged(engine="vpp", **changed):
+def judged(engine="vpp", lossy=False, **changed):
     parts = world(**changed)
     run = lab(engine)
     wan = Fixed(parts["from_a"], parts["from_b"], lost=parts["lost"])
     evidence = Evidence([0, 0], [len(capture.frames) for capture in wan.captures])
     evidence.engine_took([shown("in"), shown("out")])
     diary = SimpleNamespace(all=lambda: parts["sas"])
-    judge_capture(run, evidence, wan, Fixed(parts["client"], parts["server"]), [diary])
+    judge_capture(run, evidence, wan, Fixed(parts["client"], parts["server"]), [diary], lossy=lossy)
     return run
 
 
@@ -191,6 +191,15 @@ def test_a_good_capture():
     run = judged()
     assert len(run.checks) == 11
     assert failed(run) == []
+
+
+def test_behind_a_nat_that_forgets_not_all_arrives():
+    """But what arrives is what was encrypted."""
+    arrived = world()["server"][:-1]
+    assert failed(judged(server=arrived)) == ["what A encrypts is what the server receives"]
+    assert failed(judged(server=arrived, lossy=True)) == []
+    stray = [*arrived, frame(Ether() / packet("10.1.0.10", "10.2.0.10", 99))]
+    assert failed(judged(server=stray, lossy=True)) == ["what the server receives is what A encrypts"]
 
 
 def test_lost_frames_spoil_the_proof():

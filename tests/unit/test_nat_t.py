@@ -282,6 +282,40 @@ async def test_a_trial_is_begun_anew_before_it_ends_and_not_sooner() -> None:
     assert began == [100.0, 100.75, 101.5, 102.25], "the kernel has it all the time, the engine is asked now and then"
 
 
+async def test_a_peer_that_sends_little_is_waited_for_and_the_window_moves_meanwhile() -> None:
+    moved = Moved([IN], {IN: 1})
+    await moved.watch.look()
+    moved.moved = frozenset()
+    for second in range(1, 100):
+        moved.now = 100.0 + second
+        moved.tops = {IN: second}
+        await moved.watch.look()
+    raised = [call[2] for call in moved.calls if call[0] == "seq"]
+    assert raised == list(range(1, 2)) + list(range(1, 60)), "for a minute"
+    assert len([call for call in moved.calls if call[0] == "trial"]) == len(raised)
+
+
+async def test_a_second_peer_does_not_wait_for_the_first() -> None:
+    other = SaKey(LOCAL, 0x12)
+    moved = Moved([IN], {IN: 1, other: 2})
+    await moved.watch.look()
+    moved.moved, moved.now = frozenset({other}), 100.25
+    moved.calls.clear()
+    await moved.watch.look()
+    assert moved.calls == [("received", other), ("seq", other, 2), ("trial", other, TRIAL_SECONDS)]
+    moved.moved, moved.now = frozenset(), 101.0
+    moved.calls.clear()
+    await moved.watch.look()
+    assert {call[1] for call in moved.calls if call[0] == "trial"} == {IN, other}
+    moved.tops = {other: 3}  # the first has gone from the engine
+    moved.now = 102.0
+    await moved.watch.look()
+    moved.calls.clear()
+    moved.now = 103.0
+    await moved.watch.look()
+    assert {call[1] for call in moved.calls if call[0] == "trial"} == {other}
+
+
 async def test_nothing_is_asked_while_nothing_moves() -> None:
     moved = Moved()
     await moved.watch.look()

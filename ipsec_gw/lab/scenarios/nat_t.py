@@ -6,18 +6,26 @@ from collections import Counter
 
 from ipsec_gw.lab.context import Lab
 from ipsec_gw.lab.nat import Nat
+from ipsec_gw.lab.netns import send_in_one_piece
 from ipsec_gw.lab.oracle import EspPacket
 from ipsec_gw.lab.scenarios.site_to_site import bracketed_exchange, conclude, rekey_under_traffic
 from ipsec_gw.lab.scenarios.tunnel import Story, bring_up, carry, packets, resume, set_up, spis
 from ipsec_gw.lab.scenarios.verdicts import Evidence
 from ipsec_gw.lab.sites import seen_address
-from ipsec_gw.lab.topology import OUTSIDE, Role
+from ipsec_gw.lab.topology import OUTSIDE, WAN, Role
 from ipsec_gw.lab.traffic import until
+from ipsec_gw.lab.wire import esp_packets
 
 FIRST, SECOND, THIRD = range(20000, 20100), range(30000, 30100), range(40000, 40100)
 """UDP source ports of the NAT: at first, and after each time that it has forgotten."""
 
 FOLLOW_SECONDS = 60.0
+LATEST = 40
+"""Frames of a capture that are looked through for an answer."""
+
+MOMENT = 3
+"""Packets of B that may be lost: charon deletes an SA to move it, and the kernel drops what comes until it is back."""
+
 STEADY = 25
 """Packets of each flow that have to arrive after a change before it counts as over."""
 
@@ -26,6 +34,7 @@ async def run(lab: Lab) -> None:
     """Play it."""
     nat = Nat(lab.topology.namespace(Role.NAT), OUTSIDE)
     await nat.use(FIRST)
+    send_in_one_piece(lab.topology.namespace(Role.GATEWAY_A), WAN)
     story = await set_up(lab)
     evidence = Evidence()
     flow_marks = await bring_up(story, evidence)
@@ -86,10 +95,11 @@ async def _map_anew(story: Story, nat: Nat, ports: range, when: str) -> None:
     for flow in story.flows:
         flow.pause()
     towards_b, towards_a = await there.settle(marks[0]), await back.settle(marks[1])
+    whole = (towards_a.duplicated, towards_a.corrupted) == (0, 0) and towards_a.lost <= MOMENT
     lab.check(
         f"what B sends arrives while the NAT maps anew, {when}",
-        towards_a.perfect,
-        "0 lost, 0 twice, 0 corrupted",
+        whole,
+        f"at most {MOMENT} lost, 0 twice, 0 corrupted",
         towards_a,
     )
     # What A sends to the old port until it knows the new one is lost: nobody can help that.
@@ -100,8 +110,10 @@ async def _map_anew(story: Story, nat: Nat, ports: range, when: str) -> None:
 
 
 def _answered(story: Story, ports: range) -> bool:
-    """Whether A sends to one of the new ports."""
-    return any(packet.ports and packet.ports[1] in ports for packet in _sent(story, by_a=True)[-20:])
+    """Whether A sends to one of the new ports. Looks at the latest frames alone: the flows wait meanwhile."""
+    story.drain()
+    sent = esp_packets(story.wan.captures[0].frames[-LATEST:])
+    return any(packet.ports and packet.ports[1] in ports for packet in sent)
 
 
 def _spi_text(story: Story) -> str:

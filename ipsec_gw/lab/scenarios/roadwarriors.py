@@ -12,7 +12,7 @@ from ipsec_gw.lab.context import Lab
 from ipsec_gw.lab.gateway import GatewayUnderTest
 from ipsec_gw.lab.kernel_sas import SaDiary, dump
 from ipsec_gw.lab.nat import Nat
-from ipsec_gw.lab.netns import xfrm_errors
+from ipsec_gw.lab.netns import send_in_one_piece, xfrm_errors
 from ipsec_gw.lab.oracle import EspPacket
 from ipsec_gw.lab.process import all_of
 from ipsec_gw.lab.scenarios.start import gateway_of, start_swan
@@ -66,6 +66,7 @@ async def run(lab: Lab) -> None:
     """Play it."""
     nat = Nat(lab.topology.namespace(Role.NAT), OUTSIDE)
     await nat.use(FIRST)
+    send_in_one_piece(lab.topology.namespace(Role.GATEWAY_A), WAN)
     story = await _set_up(lab)
     await _bring_up(story)
     await _exchange(story, "virtual addresses")

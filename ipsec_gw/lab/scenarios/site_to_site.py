@@ -26,6 +26,7 @@ from ipsec_gw.lab.scenarios.tunnel import (
 )
 from ipsec_gw.lab.scenarios.verdicts import Evidence, Reading, judge_capture, judge_counters
 from ipsec_gw.lab.strongswan import Swan
+from ipsec_gw.lab.topology import Role
 from ipsec_gw.lab.traffic import TrafficError, ping, tcp_echo, udp_echo, until
 from ipsec_gw.lab.wire import count_by_sa
 
@@ -55,7 +56,7 @@ async def conclude(story: Story, evidence: Evidence, flow_marks: tuple[int, ...]
     for flow, mark in zip(story.flows, flow_marks, strict=True):
         lab.note(f"UDP {flow.source} -> {flow.destination} since the tunnel is up: {flow.tally(mark)}")
     await terminate(story, evidence)
-    judge_capture(lab, evidence, story.wan, story.lans, story.diaries)
+    judge_capture(lab, evidence, story.wan, story.lans, story.diaries, lossy=Role.NAT in lab.topology.roles)
     await leave(story)
 
 

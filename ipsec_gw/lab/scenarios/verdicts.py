@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ipsec_gw.lab.capture import Captures, Frame, header
+from ipsec_gw.lab.capture import Captures, Frame, header, without_hops
 from ipsec_gw.lab.context import Lab
 from ipsec_gw.lab.gateway import GuardCount, ShownSa, Status, SteerCount
 from ipsec_gw.lab.kernel_sas import SaDiary
@@ -176,10 +176,17 @@ def _judge_inner(lab: Lab, opening: Opening, lans: Captures, *, lossy: bool) -> 
     to_b = [item.inner for item in opening.opened if item.esp.source in ends_a]
     to_a = [item.inner for item in opening.opened if item.esp.source in ends_b]
     from_client = [packet for packet in to_b if header(packet).source in client_addresses]
-    arrived = () if lossy else (ip_packets(server.frames, outgoing=False),)
+    received = ip_packets(server.frames, outgoing=False)
+    lan = lab.topology.network(Role.GATEWAY_A, LAN)
+    from_a = [packet for packet in received.elements() if header(packet).source in lan]
+    arrived = (
+        ("what the server receives is what A encrypts", from_a, Counter(map(without_hops, to_b)))
+        if lossy
+        else ("what A encrypts is what the server receives", to_b, received)
+    )
     for name, inner, reference in (
         ("what A encrypts is what the client sent", from_client, ip_packets(client.frames, outgoing=True)),
-        *(("what A encrypts is what the server receives", to_b, received) for received in arrived),
+        arrived,
         ("what B encrypts is what the server sent", to_a, ip_packets(server.frames, outgoing=True)),
     ):
         wrong = not_among(inner, reference)
