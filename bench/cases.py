@@ -221,8 +221,22 @@ def _translated(machine: Machine) -> Iterator[Case]:
     machine.exchange([("wan0", back)])
     key = machine.key(_CLIENT4, SERVER4, (2048, INTERFACE_PORT), 17, "lan")
     (_, (reverse, _row)) = machine.keep_fresh(key)
+    yield from _nptv6(machine)
     yield _established("established UDP, NAT", udp, key, source=OWN4)
     yield _established("established UDP, NAT, reply", back, reverse, port="wan0", source=SERVER4)
+
+
+def _nptv6(machine: Machine) -> Iterator[Case]:
+    """Another source port than that of the session without translation."""
+    machine.apply(Rules(nptv6=True))
+    udp = _lan(_v6() / UDP(sport=3072, dport=53))
+    (sent,) = machine.exchange([("lan0", udp)])
+    source = str(Ether(sent.packet)[IPv6].src)
+    machine.exchange([("wan0", _wan(_v6(SERVER6, source) / UDP(sport=53, dport=3072)))])
+    key = machine.key(_CLIENT6, SERVER6, (3072, 53), 17, "lan")
+    machine.keep_fresh(key)
+    yield _established("established UDP, NPTv6", udp, key, source=source)
+    machine.apply(Rules())
 
 
 def _many(machine: Machine) -> Iterator[Case]:

@@ -28,6 +28,7 @@ from scapy.packet import Packet
 from bench.rearm import Rearm
 from ipsec_gw.model.firewall import (
     Action,
+    Nptv6,
     Policy,
     Pool,
     Ruleset,
@@ -61,6 +62,7 @@ SERVER4, SERVER6 = "192.0.2.80", "2001:db8:a::80"
 OWN4 = "192.0.2.1"
 POOL_PORT, INTERFACE_PORT, DENIED_PORT = 5000, 5001, 99
 """UDP destination ports: translated to a pool, to the interface's address, denied."""
+NPTV6 = Nptv6("net", "wan", ip_network("2001:db8:77::/64"), ip_network("2001:db8:c::/64"))
 BEYOND_REACH = 1_000_000_000
 """A threshold that no measurement comes to."""
 _OFF = {field.name: field.default for field in fields(Screens)}
@@ -100,12 +102,13 @@ class BenchError(Exception):
 @dataclass(frozen=True, slots=True)
 class Rules:
     """``count`` policies, the last of which denies what the benchmark denies, and logs it if ``log``. ``screen``: the
-    screens of lan.
+    screens of lan. ``nptv6``: with a rule of it.
     """
 
     count: int = 2
     log: bool = False
     screen: Screens | None = None
+    nptv6: bool = False
 
     def ruleset(self) -> Ruleset:
         """As a configuration. The fillers ask for source, destination and service, so nothing is cut short."""
@@ -139,6 +142,7 @@ class Rules:
                 SourceNat("pool", Translation.POOL, "lan", "wan", services=nat["pool"], pool="pool"),
                 SourceNat("interface", Translation.INTERFACE, "lan", "wan", services=nat["interface"]),
             ),
+            nptv6=(NPTV6,) if self.nptv6 else (),
             sessions=Sessions(timeouts=Timeouts(tcp_established=HOUR, udp=HOUR)),
         )
 

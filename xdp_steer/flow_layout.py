@@ -104,6 +104,7 @@ class Nat(IntEnum):
     INTERFACE = 2
     POOL = 3
     PREFIX = 4
+    NPTV6 = 5
 
 
 class RowFlag(IntFlag):
@@ -301,7 +302,7 @@ class BitRowLeaf(ctypes.Structure):
 
 
 class RuleRowLeaf(ctypes.Structure):
-    """``struct rule_row``; the two ports are in network order."""
+    """``struct rule_row``; the two ports and the adjustment are in network order."""
 
     _fields_ = (
         ("rule", ctypes.c_uint32),
@@ -313,7 +314,8 @@ class RuleRowLeaf(ctypes.Structure):
         ("to", _ADDRESS),
         ("port", ctypes.c_uint16),
         ("first_port", ctypes.c_uint16),
-        ("reserved", ctypes.c_uint32),
+        ("adjustment", ctypes.c_uint16),
+        ("reserved", ctypes.c_uint16),
     )
 
 
@@ -475,6 +477,7 @@ class NameKind(IntEnum):
     SOURCE_NAT = 4
     DESTINATION_NAT = 5
     STATIC_NAT = 6
+    NPTV6 = 7
 
 
 NAME_BYTES = 64

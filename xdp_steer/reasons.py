@@ -130,6 +130,9 @@ class Reason(IntEnum):
     MARTIAN_SOURCE = 71
     """A new flow from a multicast, broadcast, loopback or unspecified address: dropped (RFC 1812 5.3.7)."""
 
+    NPTV6_UNMAPPABLE = 72
+    """NPTv6 cannot translate an address whose subnet or interface identifier has all bits set: dropped and answered."""
+
     EGRESS_SESSION = 80
     """Sent by the kernel in a session: passed."""
     EGRESS_NEW = 81

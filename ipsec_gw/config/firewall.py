@@ -191,6 +191,10 @@ class StaticNatShape(Section):
     internal: str
 
 
+class Nptv6Shape(StaticNatShape):
+    """``[[nat.nptv6]]``."""
+
+
 _TIMES = Timeouts()
 _TABLE = Sessions()
 

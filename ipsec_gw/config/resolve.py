@@ -63,6 +63,7 @@ def _ruleset(raw: Mapping[str, object], context: Context, profiles: Profiles) ->
         source_nat=nat.source,
         destination_nat=nat.destination,
         static_nat=nat.static,
+        nptv6=nat.nptv6,
         sessions=_sessions(raw.get("sessions", {}), report),
         screens=profiles.found,
     )

@@ -10,6 +10,7 @@ from ipsec_gw.config.ports import ICMP, ICMP6, PROTOCOLS
 from ipsec_gw.model.firewall import (
     ANY_PORT,
     DestinationNat,
+    Nptv6,
     Policy,
     Pool,
     Range,
@@ -40,6 +41,7 @@ def describe(rules: Ruleset) -> dict[str, Any]:
         "nat": [
             *map(_destination, rules.destination_nat),
             *map(_static, rules.static_nat),
+            *map(_nptv6, rules.nptv6),
             *map(_source, rules.source_nat),
         ],
         "pools": [_pool(pool) for pool in rules.pools],
@@ -134,6 +136,10 @@ def _destination(rule: DestinationNat) -> dict[str, Any]:
 
 def _static(rule: StaticNat) -> dict[str, Any]:
     return _nat(rule.name, "static", rule.zone, None, [_prefix(rule.external)], _prefix(rule.internal))
+
+
+def _nptv6(rule: Nptv6) -> dict[str, Any]:
+    return _nat(rule.name, "nptv6", rule.zone, None, [_prefix(rule.external)], _prefix(rule.internal))
 
 
 def _named(services: tuple[Service, ...]) -> list[str]:

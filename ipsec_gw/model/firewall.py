@@ -173,6 +173,23 @@ class StaticNat:
     internal: IpNetwork
 
 
+NPTV6_LONGEST = 64
+"""Bits of a prefix: the interface identifier has to take up what a longer one than 48 bits changes in sums."""
+
+
+@dataclass(frozen=True, slots=True)
+class Nptv6:
+    """Network prefix translation (RFC 6296) of IPv6: ``external`` towards ``zone``, ``internal`` everywhere else.
+
+    Both have the same length, at most NPTV6_LONGEST bits. No checksum changes.
+    """
+
+    name: str
+    zone: str
+    external: IpNetwork
+    internal: IpNetwork
+
+
 @dataclass(frozen=True, slots=True)
 class Timeouts:
     """Idle seconds after which a session ends."""
@@ -216,3 +233,4 @@ class Ruleset:
     static_nat: tuple[StaticNat, ...] = ()
     sessions: Sessions = field(default_factory=Sessions)
     screens: tuple[Screens, ...] = ()
+    nptv6: tuple[Nptv6, ...] = ()

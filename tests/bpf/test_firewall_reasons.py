@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -56,7 +56,7 @@ from scapy.layers.ipsec import AH, ESP
 from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
-from ipsec_gw.model.firewall import Action, Policy, Ruleset, Service, SourceNat, Translation
+from ipsec_gw.model.firewall import Action, Nptv6, Policy, Ruleset, Service, SourceNat, Translation
 from ipsec_gw.model.screens import Screens
 from xdp_steer.flow_layout import NameKind, SessionFlag, SessionLeaf, Stage, State
 from xdp_steer.prog_run import TcAction, XdpAction
@@ -84,6 +84,7 @@ BASE = Ruleset(
 RESET = replace(BASE, zones=zones(**{name: fields | {"tcp_reset": True} for name, fields in ALL_ZONES.items()}))
 REJECT = replace(BASE, default=Action.REJECT)
 NAT = replace(BASE, source_nat=(SourceNat("hide", Translation.INTERFACE, to_zone="wan"),))
+NPTV6 = replace(BASE, nptv6=(Nptv6("net", "wan", ip_network("2001:db8:70::/48"), ip_network("2001:db8:1::/48")),))
 MOVED = replace(
     BASE,
     zones=tuple(
@@ -377,6 +378,16 @@ def full_and_closed() -> Iterator[Case]:
             yield Case(f"any {where}", Reason.SESSION_CLOSED, port, ack, DROP, first=first)
 
 
+def unmappable() -> Iterator[Case]:
+    """NPTv6: in with a destination (permitted by nobody), and out with a source."""
+    name = Reason.NPTV6_UNMAPPABLE
+    packet = tcp(WAN.host6, "2001:db8:70:ffff::9")
+    after = answer(packet, WAN, WAN.own(6), "destination")
+    yield Case("destination", name, WAN, packet, TX, after, rules=NPTV6)
+    packet = udp("2001:db8:1:ffff::9", WAN.host6)
+    yield Case("source", name, LAN, packet, TX, answer(packet, LAN, LAN.own(6), "source"), rules=NPTV6)
+
+
 def no_stage() -> Iterator[Case]:
     for v in (4, 6):
         here, there = LAN.host(v), WAN.host(v)
@@ -475,6 +486,7 @@ CASES = (
     *routes(),
     *policies(),
     *full_and_closed(),
+    *unmappable(),
     *no_stage(),
     *egress(),
 )

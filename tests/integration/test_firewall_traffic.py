@@ -37,6 +37,7 @@ from tests.integration.firewall_world import (
     exchange,
     firewall_box,
     nothing,
+    ping,
     send_and_read,
     transfer,
 )
@@ -394,16 +395,9 @@ def test_mss_is_lowered_both_ways(world: FirewallBox, offloads: str, family: int
                 assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) == DMZ_MSS - timestamps
 
 
-def ping(box: FirewallBox, host: str, to: str, octets: int = 56) -> socket.socket:
-    family, protocol = (V6, socket.IPPROTO_ICMPV6) if ":" in to else (V4, socket.IPPROTO_ICMP)
-    made = box.endpoint(host, family, socket.SOCK_DGRAM, protocol)
-    made.sendto(struct.pack("!BBHHH", 128 if family == V6 else 8, 0, 0, 0, 1) + payload(octets), (to, 0))
-    return made
-
-
 @BOTH
 def test_ping_of_the_gateway_where_it_is_allowed(world: FirewallBox, family: int) -> None:
-    with closing(ping(world, CLIENT, ours(LAN, family))) as client:
+    with closing(ping(world, CLIENT, ours(LAN, family), payload(56))) as client:
         answer, source = client.recvfrom(1 << 16)
         assert (answer[0], answer[8:], source[0]) == (129 if family == V6 else 0, payload(56), ours(LAN, family))
     before = world.verdict(Reason.DEFAULT_DENY)
@@ -417,7 +411,7 @@ def test_ping_of_the_gateway_where_it_is_allowed(world: FirewallBox, family: int
 @BOTH
 @pytest.mark.parametrize("octets", [56, 3000], ids=["small", "fragmented"])
 def test_ping_through_nat(world: FirewallBox, family: int, octets: int) -> None:
-    with closing(ping(world, CLIENT, address(SERVER, family), octets)) as client:
+    with closing(ping(world, CLIENT, address(SERVER, family), payload(octets))) as client:
         answer, source = client.recvfrom(1 << 16)
         assert (answer[8:], source[0]) == (payload(octets), address(SERVER, family))
 

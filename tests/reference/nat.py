@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import socket
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from xdp_steer.layout import AddressLeaf
 TRIES = 16
 STEP = 40503
 WORD = 0xFFFFFFFF
+ALL_ONES = 0xFFFF
 INTERFACE_PORTS = (1024, 65535)
 
 
@@ -50,8 +52,12 @@ class NoAddress(Exception):
     """Interface NAT, and the interface has no address of the family."""
 
 
+class Unmappable(Exception):
+    """NPTv6, and no word of the address can take up the difference of the prefixes."""
+
+
 def destination_nat(ruleset: Ruleset, ids: Ids, from_zone: str, asked: Asked, dport: int) -> Destination:
-    """The first rule that matches, then static NAT."""
+    """The first rule that matches, then static NAT, then NPTv6. Raises Unmappable."""
     for rule in ruleset.destination_nat:
         prefix = Prefix.of(rule.destination)
         if rule.from_zone not in (None, from_zone) or not prefix.holds(asked.family, asked.dst):
@@ -69,7 +75,31 @@ def destination_nat(ruleset: Ruleset, ids: Ids, from_zone: str, asked: Asked, dp
         if static.zone == from_zone and external.holds(asked.family, asked.dst):
             address = external.translate(asked.dst, Prefix.of(static.internal))
             return Destination(address, dport, ids.rule("static-nat", static.name))
+    for nptv6 in ruleset.nptv6:
+        external = Prefix.of(nptv6.external)
+        if nptv6.zone == from_zone and external.holds(asked.family, asked.dst):
+            address = neutral(asked.dst, external, Prefix.of(nptv6.internal))
+            return Destination(address, dport, ids.rule("nptv6", nptv6.name))
     return Destination(asked.dst, dport)
+
+
+def neutral(address: bytes, prefix: Prefix, to: Prefix) -> bytes:
+    """RFC 6296, 3.4 to 3.7: the address with another prefix and the same sum of 16-bit words. Raises Unmappable."""
+    words = list(struct.unpack("!8H", prefix.translate(address, to)))
+    candidates = [3] if prefix.bits <= 48 else [4, 5, 6, 7]
+    chosen = next((word for word in candidates if words[word] != ALL_ONES), None)
+    if chosen is None:
+        raise Unmappable
+    for amount in (*_words(prefix), *(~word & ALL_ONES for word in _words(to))):
+        total = words[chosen] + amount
+        words[chosen] = total - ALL_ONES if total > ALL_ONES else total
+    if words[chosen] == ALL_ONES:
+        words[chosen] = 0
+    return struct.pack("!8H", *words)
+
+
+def _words(prefix: Prefix) -> tuple[int, ...]:
+    return struct.unpack("!8H", prefix.first.to_bytes(16))
 
 
 def source_nat(
@@ -82,13 +112,18 @@ def source_nat(
     egress: Port,
     seed: int,
 ) -> SourceChoice:
-    """``asked`` has the original source and the translated destination. Raises NoAddress."""
+    """``asked`` has the original source and the translated destination. Raises NoAddress and Unmappable."""
     from_zone, to_zone = zones
     for static in ruleset.static_nat:
         internal = Prefix.of(static.internal)
         if static.zone == to_zone and internal.holds(asked.family, asked.src):
             address = internal.translate(asked.src, Prefix.of(static.external))
             return SourceChoice((Source(address, original.sport),), ids.rule("static-nat", static.name), True)
+    for nptv6 in ruleset.nptv6:
+        internal = Prefix.of(nptv6.internal)
+        if nptv6.zone == to_zone and internal.holds(asked.family, asked.src):
+            address = neutral(asked.src, internal, Prefix.of(nptv6.external))
+            return SourceChoice((Source(address, original.sport),), ids.rule("nptv6", nptv6.name), True)
     for rule in ruleset.source_nat:
         if not _applies(ruleset, rule, from_zone, to_zone, asked):
             continue

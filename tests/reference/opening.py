@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipsec_gw.model.firewall import SELF, Action
 from tests.reference import nat, rewrite
 from tests.reference.fib import Kind
-from tests.reference.machine import Machine, Way, answer, is_ipsec
+from tests.reference.machine import Machine, Way, answer, answer_icmp, is_ipsec
 from tests.reference.packets import ACK, FIN, REQUESTS, RST, SYN, TCP, Key, Packet, Verdict, drop, is_martian
 from tests.reference.rules import Asked, Decision, decide
 from tests.reference.screens import limit_sessions, search
@@ -20,7 +20,10 @@ def open_session(machine: Machine, way: Way, key: Key) -> Entry:
     search(machine, way)
     _check_beginning(machine, way)
     asked = asked_of(packet, packet.dst, packet.dport)
-    destination = nat.destination_nat(machine.ruleset, machine.ids, way.port.zone, asked, packet.dport)
+    try:
+        destination = nat.destination_nat(machine.ruleset, machine.ids, way.port.zone, asked, packet.dport)
+    except nat.Unmappable:
+        raise _parameter_problem(way, 24) from None
     found = machine.route(way, destination.address)
     if found.kind is Kind.LOCAL and is_ipsec(packet.protocol, destination.port):
         raise Verdict("PASS", Reason.HOST_IKE)
@@ -78,6 +81,13 @@ def _source(machine: Machine, way: Way, key: Key, to_zone: str, destination: nat
         )
     except nat.NoAddress:
         raise drop(Reason.NAT_NO_ADDRESS) from None
+    except nat.Unmappable:
+        raise _parameter_problem(way, 8) from None
+
+
+def _parameter_problem(way: Way, pointer: int) -> Verdict:
+    """NPTv6 cannot translate the address at that place of the header."""
+    return answer_icmp(way, Reason.NPTV6_UNMAPPABLE, 4, 0, pointer)
 
 
 def _insert(

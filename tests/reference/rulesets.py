@@ -11,6 +11,7 @@ from ipsec_gw.model.firewall import (
     SELF,
     Action,
     DestinationNat,
+    Nptv6,
     Policy,
     Pool,
     Ruleset,
@@ -108,6 +109,7 @@ def configuration(random: Random) -> Configuration:
         source_nat=tuple(_source_nat(random, f"s{n}", names, pools) for n in range(random.choice((0, 1, 2, 2, 4)))),
         destination_nat=tuple(_destination_nat(random, f"d{n}", names) for n in range(random.choice((0, 1, 2, 3)))),
         static_nat=_static_nat(random, names),
+        nptv6=_nptv6(random, names),
         sessions=Sessions(timeouts=Timeouts(*(random.choice((2, 5, 20, 120)) for _ in range(8)))),
         screens=(_screens(random, "all", 1.0), _screens(random, "some", 0.5)),
     )
@@ -252,3 +254,18 @@ def _static_nat(random: Random, zones: list[str]) -> tuple[StaticNat, ...]:
         StaticNat("n6", random.choice(zones), EXTERNAL6, ip_network("2001:db8:c::/80")),
     )
     return tuple(static for static in every if random.random() < 0.35)
+
+
+def _nptv6(random: Random, zones: list[str]) -> tuple[Nptv6, ...]:
+    """Prefixes of all sorts of lengths, about the hosts of two links."""
+    pairs = random.choice(
+        (
+            ("2001:db8:e0::/48", "2001:db8:b::/48"),
+            ("2001:db8:e0::/64", "2001:db8:b::/64"),
+            ("2001:dba::/31", "2001:db8::/31"),
+            ("2001:db8:e0:40::/58", "2001:db8:b::/58"),
+        )
+    )
+    made = Nptv6("np", random.choice(zones), *map(ip_network, pairs))
+    other = Nptv6("nq", random.choice(zones), ip_network("2001:db8:e1::/56"), ip_network("2001:db8:a::/56"))
+    return tuple(rule for rule in (made, other) if random.random() < 0.3)

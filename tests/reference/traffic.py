@@ -44,6 +44,7 @@ REMOTES = {
         "2001:db8:f2::1",
         "2001:db8:f3::1",
         "2001:db8:f4::1",
+        "2001:db8:b:ffff::a",
     ),
 }
 TRANSLATED = {
@@ -63,6 +64,10 @@ TRANSLATED = {
         "2001:db8:d:1::a",
         "2001:db8:d::100",
         "2001:db8:d::110",
+        "2001:db8:e0::a",
+        "2001:db8:e0:ffff::a",
+        "2001:db8:e0:0:ffff:ffff:ffff:ffff",
+        "2001:db8:e1:7:ffff::b",
     ),
 }
 """External addresses of rules, and of pools."""

@@ -13,6 +13,7 @@ from ipsec_gw.model.firewall import (
     SELF,
     Action,
     DestinationNat,
+    Nptv6,
     Policy,
     Pool,
     Ruleset,
@@ -182,7 +183,22 @@ def test_timeouts_and_default() -> None:
     assert rows.default is PolicyAction.REJECT
 
 
+def test_nptv6_rows() -> None:
+    """The example of RFC 6296, 3.6: 0xd54f is added on the way out, 0x2ab0 on the way in."""
+    internal, external = ip_network("fd01:203:405::/48"), ip_network("2001:db8:1::/48")
+    rules = Ruleset(zones=(LAN, WAN), nptv6=(Nptv6("net", "wan", external, internal),))
+    number = assign(Ids(), rules).rules[NameKind.NPTV6, "net"]
+    tables = rows_of(rules).tables
+    assert tables[Table.SNAT].rules == (
+        RuleRow(number, Nat.NPTV6, prefixlen=48, to=external.network_address, adjustment=0xD54F),
+    )
+    assert tables[Table.DNAT].rules == (
+        RuleRow(number, Nat.NPTV6, prefixlen=48, to=internal.network_address, adjustment=0x2AB0),
+    )
+
+
 NETS = ip_network("192.0.2.0/24"), ip_network("2001:db8::/32")
+LONG = ip_network("2001:db8::/72")
 
 
 @pytest.mark.parametrize(
@@ -197,6 +213,8 @@ NETS = ip_network("192.0.2.0/24"), ip_network("2001:db8::/32")
         (policies(source_nat=(SourceNat("s", Translation.POOL, pool="x"),)), "source nat s: there is no pool x"),
         (policies(destination_nat=(DestinationNat("d", *NETS),)), "destination nat d: 192.0.2.0/24 cannot become"),
         (policies(static_nat=(StaticNat("t", "wan", *NETS),)), "static nat t: .* same family and prefix length"),
+        (policies(nptv6=(Nptv6("t", "wan", NETS[0], NETS[0]),)), "nptv6 t: 192.0.2.0/24 is no IPv6 prefix"),
+        (policies(nptv6=(Nptv6("t", "wan", LONG, LONG),)), "nptv6 t: 2001:db8::/72 is no .* of at most 64 bits"),
         (
             policies(destination_nat=(DestinationNat("d", NETS[0], NETS[0], to_port=80),)),
             "destination nat d: only TCP and UDP have ports",

@@ -170,6 +170,11 @@ static __always_inline u32 translate_source(struct meta *m)
 		m->flags |= META_NAT;
 		put_prefix(&m->saddr, &row->to, row->prefixlen);
 	}
+	if (row && row->action == NAT_NPTV6) {
+		m->flags |= META_NAT;
+		if (!put_neutral_prefix(&m->saddr, row))
+			return REASON_NPTV6_UNMAPPABLE;
+	}
 	if (!row || (row->action != NAT_INTERFACE && row->action != NAT_POOL)) {
 		error = reserve(m);
 		return error ? reason_of(error) : NEXT;
@@ -287,7 +292,7 @@ int stage_create(struct xdp_md *ctx)
 	if (reason != NEXT) {
 		if (m->in_flags & PORT_SESSION_LIMIT)
 			release_session(m->bank, &m->key);
-		return drop(ctx, reason);
+		return reason == REASON_NPTV6_UNMAPPABLE ? unmappable(ctx, m, SOURCE_AT) : drop(ctx, reason);
 	}
 	m->mss = m->fresh.mss;
 	if (m->shape & SHAPE_FRAGMENT)

@@ -38,6 +38,7 @@
 #define ICMP6_PROHIBITED		1
 #define ICMP6_TOO_BIG			2
 #define ICMP6_TIME_EXCEEDED		3
+#define ICMP6_PARAMETER			4
 
 static __always_inline struct meta *meta_of(u32 slot)
 {

@@ -75,11 +75,12 @@ struct rule_row {
 	u32 flags;	/* ROW_ */
 	u32 timeout;	/* seconds of an application, 0: the default */
 	u32 pool;	/* NAT_POOL: index into pools */
-	u32 prefixlen;	/* NAT_PREFIX: bits that come from `to` (of 128), the rest stays */
+	u32 prefixlen;	/* NAT_PREFIX, NAT_NPTV6: bits that come from `to` (of 128), the rest stays */
 	struct address to;
 	__be16 port;	/* NAT_PREFIX: what first_port becomes, 0: ports stay */
 	__be16 first_port;
-	u32 reserved;
+	__be16 adjustment;	/* NAT_NPTV6: what one word of the rest is added, so that the sum of all words stays */
+	u16 reserved;
 };
 
 struct pool {

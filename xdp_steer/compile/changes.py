@@ -20,6 +20,7 @@ _SECTIONS = (
     ("source nat", "source_nat"),
     ("destination nat", "destination_nat"),
     ("static nat", "static_nat"),
+    ("nptv6", "nptv6"),
 )
 _UNORDERED = ("zone", "pool", "screens")
 

@@ -103,6 +103,7 @@ def _rule(row: RuleRow) -> fl.RuleRowLeaf:
         address_leaf(row.to),
         socket.htons(row.port),
         socket.htons(row.first_port),
+        socket.htons(row.adjustment),
         0,
     )
 

@@ -10,9 +10,11 @@ from ipaddress import IPv4Network, IPv6Network
 from ipsec_gw.model.firewall import (
     ANY_PORT,
     ANY_SERVICE,
+    NPTV6_LONGEST,
     SELF,
     Action,
     DestinationNat,
+    Nptv6,
     Policy,
     Pool,
     Ruleset,
@@ -33,6 +35,8 @@ SELF_ID = 0
 ACTIONS = {Action.PERMIT: PolicyAction.PERMIT, Action.DENY: PolicyAction.DENY, Action.REJECT: PolicyAction.REJECT}
 PORT_PROTOCOLS = (6, 17)
 ICMP_PROTOCOLS = (1, 58)
+
+IPV6 = 6
 
 EVERYWHERE: dict[int, IpNetwork] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("::/0")}
 """All addresses of a family."""
@@ -76,18 +80,22 @@ class Terms:
                 yield from self._policy(policy)
 
     def snat(self) -> Iterator[Term]:
-        """Static NAT, then source NAT."""
+        """Static NAT, NPTv6, then source NAT."""
         for static in self._ruleset.static_nat:
             yield self._static(static, reverse=False)
+        for nptv6 in self._ruleset.nptv6:
+            yield self._nptv6(nptv6, reverse=False)
         for rule in self._ruleset.source_nat:
             yield from self._source_nat(rule)
 
     def dnat(self) -> Iterator[Term]:
-        """Destination NAT, then static NAT."""
+        """Destination NAT, static NAT, then NPTv6."""
         for rule in self._ruleset.destination_nat:
             yield from self._destination_nat(rule)
         for static in self._ruleset.static_nat:
             yield self._static(static, reverse=True)
+        for nptv6 in self._ruleset.nptv6:
+            yield self._nptv6(nptv6, reverse=True)
 
     def _policy(self, policy: Policy) -> Iterator[Term]:
         named = label(NameKind.POLICY, policy.name)
@@ -136,7 +144,20 @@ class Terms:
         named = label(NameKind.STATIC_NAT, rule.name)
         matched, to = (rule.external, rule.internal) if reverse else (rule.internal, rule.external)
         row = _prefix_row(named, self._ids.rules[NameKind.STATIC_NAT, rule.name], matched, to)
-        zone = self._zones(named, rule.zone)
+        return self._both_ways(named, row, rule.zone, matched, reverse=reverse)
+
+    def _nptv6(self, rule: Nptv6, *, reverse: bool) -> Term:
+        named = label(NameKind.NPTV6, rule.name)
+        matched, to = (rule.external, rule.internal) if reverse else (rule.internal, rule.external)
+        row = _prefix_row(named, self._ids.rules[NameKind.NPTV6, rule.name], matched, to)
+        if to.version != IPV6 or to.prefixlen > NPTV6_LONGEST:
+            raise CompileError(f"{named}: {to} is no IPv6 prefix of at most {NPTV6_LONGEST} bits - write one")
+        row = replace(row, action=Nat.NPTV6, adjustment=adjustment(matched, to))
+        return self._both_ways(named, row, rule.zone, matched, reverse=reverse)
+
+    def _both_ways(self, named: str, row: RuleRow, name: str, matched: IpNetwork, *, reverse: bool) -> Term:
+        """Out into a zone by source, or in from it by destination."""
+        zone = self._zones(named, name)
         zones = (zone, frozenset({SELF_ID})) if reverse else (self._others, zone)
         sources, destinations = ((), (matched,)) if reverse else ((matched,), ())
         return next(_each(named, row, zones, sources, destinations, ANY_SERVICE))
@@ -149,6 +170,13 @@ class Terms:
         if zone not in self._ids.zones:
             raise CompileError(f"{named}: there is no zone {zone} - define it or name another one")
         return frozenset({self._ids.zones[zone]})
+
+
+def adjustment(matched: IpNetwork, to: IpNetwork) -> int:
+    """What a 16-bit word behind a prefix is added when the prefix becomes another one, so that the one's complement sum
+    of the address stays (RFC 6296, 3.1): 0 to 0xfffe.
+    """
+    return (int(matched.network_address) - int(to.network_address)) % 0xFFFF
 
 
 def _is_global(policy: Policy) -> bool:
