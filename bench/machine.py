@@ -28,6 +28,7 @@ from scapy.packet import Packet
 from bench.rearm import Rearm
 from ipsec_gw.model.firewall import (
     Action,
+    Nat64,
     Nptv6,
     Policy,
     Pool,
@@ -62,6 +63,7 @@ SERVER4, SERVER6 = "192.0.2.80", "2001:db8:a::80"
 OWN4 = "192.0.2.1"
 POOL_PORT, INTERFACE_PORT, DENIED_PORT = 5000, 5001, 99
 """UDP destination ports: translated to a pool, to the interface's address, denied."""
+NAT64 = Nat64("four", ip_network("2001:db8:64::/96"), pool="pool")
 NPTV6 = Nptv6("net", "wan", ip_network("2001:db8:77::/64"), ip_network("2001:db8:c::/64"))
 BEYOND_REACH = 1_000_000_000
 """A threshold that no measurement comes to."""
@@ -102,13 +104,14 @@ class BenchError(Exception):
 @dataclass(frozen=True, slots=True)
 class Rules:
     """``count`` policies, the last of which denies what the benchmark denies, and logs it if ``log``. ``screen``: the
-    screens of lan. ``nptv6``: with a rule of it.
+    screens of lan. ``nptv6``, ``nat64``: with a rule of it.
     """
 
     count: int = 2
     log: bool = False
     screen: Screens | None = None
     nptv6: bool = False
+    nat64: bool = False
 
     def ruleset(self) -> Ruleset:
         """As a configuration. The fillers ask for source, destination and service, so nothing is cut short."""
@@ -143,6 +146,7 @@ class Rules:
                 SourceNat("interface", Translation.INTERFACE, "lan", "wan", services=nat["interface"]),
             ),
             nptv6=(NPTV6,) if self.nptv6 else (),
+            nat64=(NAT64,) if self.nat64 else (),
             sessions=Sessions(timeouts=Timeouts(tcp_established=HOUR, udp=HOUR)),
         )
 

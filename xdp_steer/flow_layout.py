@@ -105,6 +105,9 @@ class Nat(IntEnum):
     POOL = 3
     PREFIX = 4
     NPTV6 = 5
+    NAT64 = 6
+    REFUSE = 7
+    """Dropped: an address that NAT64 may not translate."""
 
 
 class RowFlag(IntFlag):
@@ -112,6 +115,8 @@ class RowFlag(IntFlag):
 
     LOG_OPEN = 1
     LOG_CLOSE = 2
+    INTERFACE = 4
+    """Of NAT64: the address of the egress port, and no pool."""
 
 
 class PortFlag(IntFlag):
@@ -164,6 +169,8 @@ class SessionFlag(IntFlag):
     TO_SELF = 8
     ACKED = 16
     FIN = 32
+    NAT64 = 64
+    """Its packets become such of the other family."""
 
 
 class State(IntEnum):
@@ -217,6 +224,9 @@ class Stage(IntEnum):
     SCREEN = 8
     SCREEN_NEW = 9
     SESSION_LIMIT = 10
+    NAT64_TO_IPV4 = 11
+    NAT64_TO_IPV6 = 12
+    NAT64_ERROR = 13
 
 
 MAX_STAGES = 32
@@ -386,7 +396,7 @@ class SessionLeaf(ctypes.Structure):
         ("ack", ctypes.c_uint32),
         ("flags", ctypes.c_uint16),
         ("state", ctypes.c_uint8),
-        ("reserved", ctypes.c_uint8),
+        ("embedded", ctypes.c_uint8),
         ("out_zone", ctypes.c_uint16),
         ("mss", ctypes.c_uint16),
         ("fib_generation", ctypes.c_uint32),
@@ -478,6 +488,7 @@ class NameKind(IntEnum):
     DESTINATION_NAT = 5
     STATIC_NAT = 6
     NPTV6 = 7
+    NAT64 = 8
 
 
 NAME_BYTES = 64

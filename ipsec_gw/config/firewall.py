@@ -195,6 +195,24 @@ class Nptv6Shape(StaticNatShape):
     """``[[nat.nptv6]]``."""
 
 
+def _nat64_source(value: Any) -> PoolChoice | None:
+    if value == "interface":
+        return None
+    chosen = _translation(value)
+    if isinstance(chosen, PoolChoice):
+        return chosen
+    raise Refused(f"{value!r} gives no IPv4 address", 'write "interface" or {pool = "NAME"}')
+
+
+class Nat64Shape(Section):
+    """``[[nat.nat64]]``."""
+
+    name: str
+    translate: Annotated[PoolChoice | None, PlainValidator(_nat64_source)]
+    prefix: str = "64:ff9b::/96"
+    from_zone: str | None = Field(default=None, alias="from")
+
+
 _TIMES = Timeouts()
 _TABLE = Sessions()
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ipsec_gw.config.context import Context, Names, Shadows, elements, tables
-from ipsec_gw.config.firewall import DestinationNatShape, Nptv6Shape, SourceNatShape, StaticNatShape
+from ipsec_gw.config.firewall import DestinationNatShape, Nat64Shape, Nptv6Shape, SourceNatShape, StaticNatShape
+from ipsec_gw.config.nat64 import nat64_rule
 from ipsec_gw.config.pools import Pools
 from ipsec_gw.config.positions import Path
 from ipsec_gw.config.prefix_nat import destination_rule, nptv6_rule, static_rule
 from ipsec_gw.config.problems import Report
 from ipsec_gw.config.section import unknown
 from ipsec_gw.config.source_nat import source_rule
-from ipsec_gw.model.firewall import DestinationNat, Nptv6, Pool, SourceNat, StaticNat
+from ipsec_gw.model.firewall import DestinationNat, Nat64, Nptv6, Pool, SourceNat, StaticNat
 
-_TABLES = ["pools", "source", "destination", "static", "nptv6"]
+_TABLES = ["pools", "source", "destination", "static", "nptv6", "nat64"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Nat:
     destination: tuple[DestinationNat, ...] = ()
     static: tuple[StaticNat, ...] = ()
     nptv6: tuple[Nptv6, ...] = ()
+    nat64: tuple[Nat64, ...] = ()
 
 
 def resolve_nat(raw: object, context: Context) -> Nat:
@@ -44,6 +46,7 @@ def resolve_nat(raw: object, context: Context) -> Nat:
         destination=_destination(parts.get("destination", []), context, names),
         static=_static(parts.get("static", []), context, names, outside),
         nptv6=_nptv6(parts.get("nptv6", []), context, names, outside),
+        nat64=_nat64(parts.get("nat64", []), context, pools, names),
     )
 
 
@@ -89,6 +92,28 @@ def _nptv6(raw: object, context: Context, names: Names, outside: Outside) -> tup
             outside.check(path, rule)
             rules.append(rule)
     return tuple(rules)
+
+
+def _nat64(raw: object, context: Context, pools: Pools, names: Names) -> tuple[Nat64, ...]:
+    rules: list[Nat64] = []
+    lines: dict[str, int] = {}
+    for path, shape in elements(Nat64Shape, raw, ("nat", "nat64"), context.report):
+        fresh = names.check(path, shape.name)
+        rule = nat64_rule(path, shape, context, pools)
+        if rule is None or not fresh:
+            continue
+        for other in rules:
+            if other.prefix.overlaps(rule.prefix) and _meet(other.from_zone, rule.from_zone):
+                message = f"{rule.prefix} overlaps {other.prefix} of {other.name!r} (line {lines[other.name]})"
+                context.report.add((*path, "prefix"), message, "a prefix belongs to one rule of a zone")
+        lines[rule.name] = context.report.line((*path, "prefix"))
+        rules.append(rule)
+    return tuple(rules)
+
+
+def _meet(one: str | None, two: str | None) -> bool:
+    """Is there a zone that both rules hold for? None is every zone."""
+    return one is None or two is None or one == two
 
 
 @dataclass

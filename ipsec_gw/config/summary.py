@@ -10,6 +10,7 @@ from ipsec_gw.config.ports import ICMP, ICMP6, PROTOCOLS
 from ipsec_gw.model.firewall import (
     ANY_PORT,
     DestinationNat,
+    Nat64,
     Nptv6,
     Policy,
     Pool,
@@ -42,6 +43,7 @@ def describe(rules: Ruleset) -> dict[str, Any]:
             *map(_destination, rules.destination_nat),
             *map(_static, rules.static_nat),
             *map(_nptv6, rules.nptv6),
+            *map(_nat64, rules.nat64),
             *map(_source, rules.source_nat),
         ],
         "pools": [_pool(pool) for pool in rules.pools],
@@ -140,6 +142,11 @@ def _static(rule: StaticNat) -> dict[str, Any]:
 
 def _nptv6(rule: Nptv6) -> dict[str, Any]:
     return _nat(rule.name, "nptv6", rule.zone, None, [_prefix(rule.external)], _prefix(rule.internal))
+
+
+def _nat64(rule: Nat64) -> dict[str, Any]:
+    becomes = f"pool {rule.pool}" if rule.pool else "interface"
+    return _nat(rule.name, "nat64", rule.from_zone, None, [_prefix(rule.prefix)], becomes)
 
 
 def _named(services: tuple[Service, ...]) -> list[str]:

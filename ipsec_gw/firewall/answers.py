@@ -95,13 +95,14 @@ _TOO_MANY = f"an interface answers for {MAX_IPV6_NEIGHBOURS} addresses of IPv6 a
 
 def _pooled(ruleset: Ruleset) -> Iterator[Owned]:
     pools = {pool.name: pool for pool in ruleset.pools}
-    for rule in ruleset.source_nat:
-        if rule.translation is not Translation.POOL or rule.pool is None:
+    sources = [(rule.pool, rule.to_zone) for rule in ruleset.source_nat if rule.translation is Translation.POOL]
+    for name, zone in (*sources, *((rule.pool, None) for rule in ruleset.nat64)):
+        if name is None:
             continue
-        pool = pools[rule.pool]
+        pool = pools[name]
         for used in (pool, *([pools[pool.overflow]] if pool.overflow else [])):
             for network in _networks(used):
-                yield Owned(rule.to_zone, network)
+                yield Owned(zone, network)
 
 
 def _networks(pool: Pool) -> Iterator[IpNetwork]:

@@ -31,6 +31,7 @@ _RULES = {
     NameKind.DESTINATION_NAT: ("nat", "destination"),
     NameKind.STATIC_NAT: ("nat", "static"),
     NameKind.NPTV6: ("nat", "nptv6"),
+    NameKind.NAT64: ("nat", "nat64"),
 }
 
 

@@ -190,6 +190,24 @@ class Nptv6:
     internal: IpNetwork
 
 
+NAT64_LENGTHS = (32, 40, 48, 56, 64, 96)
+"""Bits of prefixes before an IPv4 address (RFC 6052 2.2)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Nat64:
+    """IPv6 clients reach IPv4 (RFC 6146): a flow to ``prefix`` goes on in IPv4, to the address behind the prefix.
+
+    It comes from ``pool``, or (None) from the address of the interface that it leaves by. ``from_zone`` None means any.
+    Policies are matched by the IPv6 source and the IPv4 destination.
+    """
+
+    name: str
+    prefix: IpNetwork
+    from_zone: str | None = None
+    pool: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Timeouts:
     """Idle seconds after which a session ends."""
@@ -234,3 +252,4 @@ class Ruleset:
     sessions: Sessions = field(default_factory=Sessions)
     screens: tuple[Screens, ...] = ()
     nptv6: tuple[Nptv6, ...] = ()
+    nat64: tuple[Nat64, ...] = ()

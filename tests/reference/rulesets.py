@@ -11,6 +11,7 @@ from ipsec_gw.model.firewall import (
     SELF,
     Action,
     DestinationNat,
+    Nat64,
     Nptv6,
     Policy,
     Pool,
@@ -110,6 +111,7 @@ def configuration(random: Random) -> Configuration:
         destination_nat=tuple(_destination_nat(random, f"d{n}", names) for n in range(random.choice((0, 1, 2, 3)))),
         static_nat=_static_nat(random, names),
         nptv6=_nptv6(random, names),
+        nat64=_nat64(random, names, pools),
         sessions=Sessions(timeouts=Timeouts(*(random.choice((2, 5, 20, 120)) for _ in range(8)))),
         screens=(_screens(random, "all", 1.0), _screens(random, "some", 0.5)),
     )
@@ -269,3 +271,34 @@ def _nptv6(random: Random, zones: list[str]) -> tuple[Nptv6, ...]:
     made = Nptv6("np", random.choice(zones), *map(ip_network, pairs))
     other = Nptv6("nq", random.choice(zones), ip_network("2001:db8:e1::/56"), ip_network("2001:db8:a::/56"))
     return tuple(rule for rule in (made, other) if random.random() < 0.3)
+
+
+NAT64_PREFIXES = tuple(
+    ip_network(text)
+    for text in (
+        "64:ff9b::/96",
+        "2001:db8:64::/96",
+        "2001:db8:65::/64",
+        "2001:db8:66::/56",
+        "2001:db8:67::/48",
+        "2001:db8:6800::/40",
+        "2001:db9::/32",
+    )
+)
+
+
+def _nat64(random: Random, zones: list[str], pools: tuple[Pool, ...]) -> tuple[Nat64, ...]:
+    fours = [pool.name for pool in pools if pool.first.version == 4]
+    return tuple(
+        Nat64(
+            f"f{prefix.prefixlen}",
+            prefix,
+            random.choice((None, None, *zones)),
+            random.choice((None, *fours, *fours)),
+        )
+        for prefix in random.sample(NAT64_PREFIXES, random.choice((0, 1, 2)))
+    ) + tuple(
+        Nat64(f"g{n}", prefix, None, random.choice((None, *fours)))
+        for n, prefix in enumerate((ip_network("2001:db8:6f::/96"),))
+        if random.random() < 0.6
+    )

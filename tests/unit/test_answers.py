@@ -11,7 +11,7 @@ from scapy.layers.l2 import ARP, Ether
 
 from ipsec_gw.firewall.answers import MAX_IPV6_NEIGHBOURS, Answer, Owned, answers, owned
 from ipsec_gw.mirror.announce import frame
-from ipsec_gw.model.firewall import DestinationNat, Nptv6, Pool, Ruleset, SourceNat, StaticNat, Translation, Zone
+from ipsec_gw.model.firewall import DestinationNat, Nat64, Nptv6, Pool, Ruleset, SourceNat, StaticNat, Translation, Zone
 from ipsec_gw.model.ids import IpNetwork
 
 ZONES = (Zone("wan", ("eth0", "eth9")), Zone("lan", ("eth1",)))
@@ -75,6 +75,13 @@ def test_destinations_and_outer_addresses_of_both_families() -> None:
 def test_the_outer_prefix_of_nptv6() -> None:
     nptv6 = (Nptv6("net", "wan", ip_network("2001:db8::80/125"), ip_network("fd00::/125")),)
     assert asked(nptv6=nptv6) == on("eth0", "2001:db8::80/125")
+
+
+def test_the_pool_of_nat64() -> None:
+    pools = (pool("a", "203.0.113.14", "203.0.113.14"),)
+    assert asked(pools=pools, nat64=(Nat64("n", ip_network("64:ff9b::/96"), pool="a"),)) == on(
+        "eth0", "203.0.113.14/32"
+    )
 
 
 def test_a_zone_decides_on_which_link() -> None:

@@ -6,6 +6,8 @@
 #define NPTV6_SUBNET	3	/* the word that takes up the difference of prefixes of NPTV6_SHORT bits at most */
 #define NPTV6_SHORT	48
 #define NPTV6_NO_WORD	0xffff	/* minus zero */
+#define EMBEDDED_GAP	8	/* the octet that no IPv4 address is in, behind prefixes that are shorter than EMBEDDED_WHOLE */
+#define EMBEDDED_WHOLE	96
 #define SOURCE_AT	8	/* offsets into an IPv6 header */
 #define DESTINATION_AT	24
 
@@ -47,6 +49,46 @@ static __always_inline bool put_neutral_prefix(struct address *a, const struct r
 	return true;
 }
 
+/* Place of the n-th octet of an IPv4 address behind a prefix of that many bits: octet 8 is left out (RFC 6052 2.2). */
+static __always_inline u32 embedded_at(u32 prefixlen, u32 n)
+{
+	u32 at = prefixlen / 8 + n;
+
+	if (at >= EMBEDDED_GAP && prefixlen < EMBEDDED_WHOLE)
+		at++;
+	return at & (sizeof(struct address) - 1);
+}
+
+static __always_inline void embed(struct address *a, u32 prefixlen, __be32 ipv4)
+{
+	u8 *octets = (u8 *)a->addr, *four = (u8 *)&ipv4;
+	u32 n;
+
+#pragma unroll
+	for (n = 0; n < sizeof(ipv4); n++)
+		octets[embedded_at(prefixlen, n)] = four[n];
+}
+
+/* A flow into IPv4 (RFC 6146 3.5). NEXT, or why there is none. */
+static __always_inline u32 begin_nat64(struct meta *m, const struct rule_row *row)
+{
+	u8 *octets = (u8 *)m->key.daddr.addr, *four = (u8 *)&m->daddr.addr[3];
+	u32 n;
+
+	if (!has_ports(m->key.protocol) && !is_icmp(m))
+		return REASON_NAT64_PROTOCOL;
+	m->flags |= META_NAT64;
+	m->embedded = row->prefixlen;
+	m->nat64_pool = row->flags & ROW_INTERFACE ? NO_ROW : row->pool;
+#pragma unroll
+	for (n = 0; n < sizeof(__be32); n++)
+		four[n] = octets[embedded_at(row->prefixlen, n)];
+	m->daddr.addr[0] = 0;
+	m->daddr.addr[1] = 0;
+	m->daddr.addr[2] = htonl(V4_MAPPED);
+	return is_martian(&m->daddr) ? REASON_NAT64_ADDRESS : NEXT;
+}
+
 /* NEXT, or why the packet's destination cannot be translated. */
 static __always_inline u32 translate_destination(struct meta *m)
 {
@@ -56,6 +98,10 @@ static __always_inline u32 translate_destination(struct meta *m)
 	if (!row)
 		return NEXT;
 	m->dnat_rule = row->rule;
+	if (row->action == NAT_REFUSE)
+		return REASON_NAT64_ADDRESS;
+	if (row->action == NAT_NAT64)
+		return begin_nat64(m, row);
 	if (row->action == NAT_NPTV6)
 		return put_neutral_prefix(&m->daddr, row) ? NEXT : REASON_NPTV6_UNMAPPABLE;
 	put_prefix(&m->daddr, &row->to, row->prefixlen);
@@ -106,10 +152,15 @@ int stage_new(struct xdp_md *ctx)
 		return answer_icmp(ctx, m, ANSWER_RESET, 0, 0, reason);
 	if (reason != NEXT)
 		return drop(ctx, reason);
-	if (translate_destination(m) != NEXT)
+	reason = translate_destination(m);
+	if (reason == REASON_NPTV6_UNMAPPABLE)
 		return unmappable(ctx, m, DESTINATION_AT);
+	if (reason != NEXT)
+		return drop(ctx, reason);
 	reason = route(ctx, m);
 	if (reason == ROUTE_LOCAL) {
+		if (m->flags & META_NAT64)	/* nobody would translate the answers of this machine */
+			return drop(ctx, REASON_NAT64_ADDRESS);
 		if (is_ipsec(m->key.protocol, m->dport))
 			return pass(ctx, REASON_HOST_IKE);
 		m->flags |= META_TO_SELF;

@@ -21,6 +21,7 @@ _SECTIONS = (
     ("destination nat", "destination_nat"),
     ("static nat", "static_nat"),
     ("nptv6", "nptv6"),
+    ("nat64", "nat64"),
 )
 _UNORDERED = ("zone", "pool", "screens")
 
