@@ -330,7 +330,7 @@ class RuleRowLeaf(ctypes.Structure):
 
 
 class PoolLeaf(ctypes.Structure):
-    """``struct pool``; low and high in host order."""
+    """``struct pool``; low and high in host order, subscribers in network order."""
 
     _fields_ = (
         ("first", _ADDRESS),
@@ -339,6 +339,8 @@ class PoolLeaf(ctypes.Structure):
         ("high", ctypes.c_uint16),
         ("persistent", ctypes.c_uint32),
         ("overflow", ctypes.c_uint32),
+        ("block", ctypes.c_uint32),
+        ("subscribers", ctypes.c_uint32),
     )
 
 

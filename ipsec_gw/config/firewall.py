@@ -140,6 +140,8 @@ class PoolShape(Section):
     ports: Annotated[Range, PlainValidator(_pool_ports)] = (1024, 65535)
     persistent: bool = False
     overflow: str | None = None
+    block: Annotated[int, Field(ge=1, le=65535)] | None = None
+    subscribers: str | None = None
 
 
 class PoolChoice(Section):

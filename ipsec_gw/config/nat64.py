@@ -23,6 +23,10 @@ def nat64_rule(path: Path, shape: Nat64Shape, context: Context, pools: Pools) ->
         if pool.first.version != 4:
             context.report.add(place, f"pool {pool.name} is IPv6", "name a pool of IPv4: flows leave in IPv4")
             return None
+        if pool.blocks is not None:
+            message = f"pool {pool.name} has blocks of ports, which are for subscribers of IPv4"
+            context.report.add(place, message, "name a pool without blocks")
+            return None
     if prefix is None or not _check_prefix((*path, "prefix"), prefix, context) or not zone:
         return None
     return Nat64(shape.name, prefix, shape.from_zone, choice.pool if choice else None)

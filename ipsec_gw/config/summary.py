@@ -171,5 +171,7 @@ def _screens(screens: Screens) -> dict[str, Any]:
 def _pool(pool: Pool) -> dict[str, Any]:
     options = ["persistent"] if pool.persistent else []
     options += [f"overflow {pool.overflow}"] if pool.overflow else []
+    if pool.blocks:
+        options += [f"{pool.blocks.size} ports for each of {pool.blocks.subscribers}"]
     addresses = str(pool.first) if pool.first == pool.last else f"{pool.first}-{pool.last}"
     return {"name": pool.name, "addresses": addresses, "ports": _span(pool.ports), "options": options}

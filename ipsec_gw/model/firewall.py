@@ -108,11 +108,22 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
+class Blocks:
+    """Deterministic NAT (RFC 7422): each of the ``subscribers`` (IPv4) has ``size`` ports of one address to itself.
+
+    The blocks of an address go to subscribers one after the other, then those of the next address.
+    """
+
+    size: int
+    subscribers: IpNetwork
+
+
+@dataclass(frozen=True, slots=True)
 class Pool:
     """Addresses to translate to, first and last included; with ``ports`` also the ports (and ICMP identifiers).
 
     ``persistent``: a source keeps its address. ``overflow`` names the pool that is asked when this one has no
-    free port.
+    free port. With ``blocks`` neither is set, and what is no subscriber's is not translated but dropped.
     """
 
     name: str
@@ -121,6 +132,21 @@ class Pool:
     ports: Range = (1024, 65535)
     persistent: bool = False
     overflow: str | None = None
+    blocks: Blocks | None = None
+
+    @property
+    def blocks_of_an_address(self) -> int:
+        """How many subscribers share an address; 0 without blocks."""
+        return (self.ports[1] - self.ports[0] + 1) // self.blocks.size if self.blocks else 0
+
+    def block_of(self, subscriber: IpAddress) -> tuple[IpAddress, Range] | None:
+        """The address and the ports of a subscriber; None if it is none, or there is no room for it."""
+        if self.blocks is None or subscriber not in self.blocks.subscribers or not self.blocks_of_an_address:
+            return None
+        number = int(subscriber) - int(self.blocks.subscribers.network_address)
+        address, block = divmod(number, self.blocks_of_an_address)
+        low = self.ports[0] + block * self.blocks.size
+        return (self.first + address, (low, low + self.blocks.size - 1)) if self.first + address <= self.last else None  # type: ignore[operator]
 
 
 @unique

@@ -209,10 +209,25 @@ def _pool(ruleset: Ruleset, name: str | None) -> Pool:
 def _from_pools(ruleset: Ruleset, name: str | None, key: Key, has_ports: bool, seed: int) -> Iterator[Source]:
     """Of the pool, then of the one that it overflows into (whose own overflow nobody asks)."""
     pool = _pool(ruleset, name)
+    if pool.blocks is not None:
+        yield from _from_block(pool, key, has_ports, seed)
+        return
     for each in (pool, *([_pool(ruleset, pool.overflow)] if pool.overflow else [])):
         address = pool_address(each, key, seed)
         for port in ports(key, each.ports, has_ports, seed):
             yield Source(address, port)
+
+
+def _from_block(pool: Pool, key: Key, has_ports: bool, seed: int) -> Iterator[Source]:
+    """Of the ports that are the subscriber's own; none if it is no subscriber."""
+    assert pool.blocks is not None
+    number = int.from_bytes(key.src[12:]) - int(pool.blocks.subscribers.network_address)
+    of_an_address = (pool.ports[1] - pool.ports[0] + 1) // pool.blocks.size
+    if number < 0 or not of_an_address or number // of_an_address > int(pool.last) - int(pool.first):
+        return
+    low = pool.ports[0] + number % of_an_address * pool.blocks.size
+    for port in ports(key, (low, low + pool.blocks.size - 1), has_ports, seed):
+        yield Source(key_bytes(pool.first + number // of_an_address), port)
 
 
 def pool_address(pool: Pool, key: Key, seed: int) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 from random import Random
 
@@ -10,6 +10,7 @@ from ipsec_gw.model.firewall import (
     ANY_SERVICE,
     SELF,
     Action,
+    Blocks,
     DestinationNat,
     Nat64,
     Nptv6,
@@ -74,6 +75,13 @@ SERVICES = (
 PORTS = (22, 53, 80, 443, 8080, 500, 4500)
 """Destination ports of flows, most of them named by a service."""
 CLIENT_PORTS = (1023, 1024, 5000, 40000, 40001, 40002, 65535)
+BLOCKS = (
+    Blocks(1, ip_network("10.0.0.8/29")),
+    Blocks(2, ip_network("10.0.0.0/24")),
+    Blocks(500, ip_network("10.0.0.0/16")),
+    Blocks(60000, ip_network("10.0.0.10/31")),
+)
+"""Of deterministic NAT; not all of the subscribers have room in a pool, and not all that ask are subscribers."""
 WINDOW = 60
 """Of screens, in seconds: the real thing's clock should not end it while a sequence runs."""
 EXTERNAL4, EXTERNAL6 = ip_network("198.51.100.64/28"), ip_network("2001:db8:d:1::/80")
@@ -189,17 +197,18 @@ def _pools(random: Random) -> tuple[Pool, ...]:
         first += 16 * number
         low = random.choice((1024, 40000, 50000))
         high = random.choice((low, low + 1, low + 3, 65535))
-        others = [pool.name for pool in made if pool.first.version == first.version]
-        made.append(
-            Pool(
-                f"pool{number}",
-                first,
-                first + random.choice((0, 0, 1, 3)),
-                (low, high),
-                random.random() < 0.3,
-                random.choice(others) if others and random.random() < 0.6 else None,
-            )
+        others = [pool.name for pool in made if pool.first.version == first.version and pool.blocks is None]
+        pool = Pool(
+            f"pool{number}",
+            first,
+            first + random.choice((0, 0, 1, 3)),
+            (low, high),
+            random.random() < 0.3,
+            random.choice(others) if others and random.random() < 0.6 else None,
         )
+        if first.version == 4 and random.random() < 0.3:
+            pool = replace(pool, persistent=False, overflow=None, blocks=random.choice(BLOCKS))
+        made.append(pool)
     return tuple(made)
 
 
@@ -289,16 +298,11 @@ NAT64_PREFIXES = tuple(
 
 def _nat64(random: Random, zones: list[str], pools: tuple[Pool, ...]) -> tuple[Nat64, ...]:
     fours = [pool.name for pool in pools if pool.first.version == 4]
-    return tuple(
-        Nat64(
-            f"f{prefix.prefixlen}",
-            prefix,
-            random.choice((None, None, *zones)),
-            random.choice((None, *fours, *fours)),
-        )
-        for prefix in random.sample(NAT64_PREFIXES, random.choice((0, 1, 2)))
-    ) + tuple(
-        Nat64(f"g{n}", prefix, None, random.choice((None, *fours)))
-        for n, prefix in enumerate((ip_network("2001:db8:6f::/96"),))
-        if random.random() < 0.6
-    )
+    chosen = random.sample(NAT64_PREFIXES, random.choice((0, 1, 2)))
+    made = [
+        Nat64(f"f{number}", prefix, random.choice((None, None, *zones)), random.choice((None, *fours, *fours)))
+        for number, prefix in enumerate(chosen)
+    ]
+    if random.random() < 0.6:
+        made.append(Nat64("everybody", ip_network("2001:db8:6f::/96"), None, random.choice((None, *fours))))
+    return tuple(made)

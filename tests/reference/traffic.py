@@ -260,14 +260,15 @@ class Traffic:
     def _fragments(self) -> Step:
         """A datagram in pieces, mostly in order."""
         random = self.random
-        flow = random.choice(self._flows)
+        crossing = [flow for flow in self._flows if flow.server and flow.server.family != flow.client.family]
+        flow = random.choice(crossing if crossing and random.random() < 0.5 else self._flows)
         reverse = flow.server is not None and random.random() < 0.5
         end = flow.server if reverse else flow.client
         assert end is not None
         self._identification = (self._identification + 1) & 0xFFFF
         shape = Shape(
             size=random.choice((40, 200, 900)),
-            zero_checksum=random.random() < 0.1,
+            zero_checksum=random.random() < (0.6 if end.family != flow.client.family else 0.1),
             identification=self._identification,
         )
         ip = ip_of(flow, end, shape)

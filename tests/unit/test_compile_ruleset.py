@@ -12,6 +12,7 @@ import pytest
 from ipsec_gw.model.firewall import (
     SELF,
     Action,
+    Blocks,
     DestinationNat,
     Nat64,
     Nptv6,
@@ -196,6 +197,21 @@ def test_nptv6_rows() -> None:
     assert tables[Table.DNAT].rules == (
         RuleRow(number, Nat.NPTV6, prefixlen=48, to=internal.network_address, adjustment=0x2AB0),
     )
+
+
+def test_a_pool_with_blocks() -> None:
+    blocks = Blocks(500, ip_network("100.64.0.0/23"))
+    made = Pool("cgn", ip_address("203.0.113.32"), ip_address("203.0.113.35"), blocks=blocks)
+    (row,) = rows_of(Ruleset(zones=(LAN, WAN), pools=(made,))).pools
+    assert row == PoolRow(ip_address("203.0.113.32"), 4, 1024, 65535, False, 0, 500, ip_address("100.64.0.0"))
+    assert made.blocks_of_an_address == 129
+    assert made.block_of(ip_address("100.64.0.0")) == (ip_address("203.0.113.32"), (1024, 1523))
+    assert made.block_of(ip_address("100.64.0.128")) == (ip_address("203.0.113.32"), (65024, 65523))
+    assert made.block_of(ip_address("100.64.0.129")) == (ip_address("203.0.113.33"), (1024, 1523))
+    assert made.block_of(ip_address("100.64.1.255")) == (ip_address("203.0.113.35"), (63024, 63523))
+    assert made.block_of(ip_address("100.64.2.0")) is None
+    assert replace(made, last=made.first).block_of(ip_address("100.64.1.0")) is None
+    assert replace(made, blocks=None).block_of(ip_address("100.64.0.0")) is None
 
 
 def test_nat64_rows() -> None:

@@ -62,20 +62,36 @@ struct source {
 	u32 overflow;	/* pool index + 1 */
 };
 
-static __always_inline void take_pool(struct source *source, u32 bank, u32 index)
+/* Deterministic NAT (RFC 7422): a subscriber has ports of one address to itself, told by its place among them all. */
+static __always_inline void take_block(struct source *source, u32 block, u32 subscriber)
+{
+	u32 blocks = ((u32)source->high - source->low + 1) / block;
+
+	if (!blocks || subscriber / blocks >= source->addresses) {
+		source->addresses = 0;
+		return;
+	}
+	source->first.addr[3] = htonl(ntohl(source->first.addr[3]) + subscriber / blocks);
+	source->addresses = 1;
+	source->low += subscriber % blocks * block;
+	source->high = source->low + block - 1;
+}
+
+static __always_inline struct pool *take_pool(struct source *source, u32 bank, u32 index)
 {
 	u32 slot = (bank * MAX_POOLS) + (index & (MAX_POOLS - 1));
 	struct pool *pool = pools.lookup(&slot);
 
 	source->addresses = 0;
 	if (!pool)
-		return;
+		return NULL;
 	source->first = pool->first;
 	source->addresses = pool->addresses;
 	source->low = pool->low;
 	source->high = pool->high;
 	source->persistent = pool->persistent;
 	source->overflow = pool->overflow;
+	return pool;
 }
 
 /* The n-th address and port to try. The port that the client chose comes first if the pool has it. */
@@ -124,7 +140,7 @@ static __always_inline int reserve(struct meta *m)
 	key.sport = m->dport;
 	key.dport = m->sport;
 	key.zone = m->out_zone;
-	key.protocol = m->flags & META_NAT64 ? crossed(m->key.protocol) : m->key.protocol;
+	key.protocol = m->reply_protocol;
 	key.reserved = 0;
 	return sessions.insert(&key, &m->fresh);
 }
@@ -163,8 +179,10 @@ static __always_inline u32 translate_source(struct meta *m)
 	struct rule_row *row = NULL;
 	struct source source = { .addresses = 1, .low = DYNAMIC_LOW, .high = DYNAMIC_HIGH };
 	u32 action = NAT_OFF, pool = 0;
+	struct pool *chosen;
 	int error;
 
+	m->reply_protocol = m->flags & META_NAT64 ? crossed(m->key.protocol) : m->key.protocol;
 	if (m->flags & META_NAT64) {
 		action = m->nat64_pool == NO_ROW ? NAT_INTERFACE : NAT_POOL;
 		pool = m->nat64_pool;
@@ -190,7 +208,9 @@ static __always_inline u32 translate_source(struct meta *m)
 	}
 	m->flags |= META_NAT;
 	if (action == NAT_POOL) {
-		take_pool(&source, m->bank, pool);
+		chosen = take_pool(&source, m->bank, pool);
+		if (chosen && chosen->block)
+			take_block(&source, chosen->block, ntohl(m->key.saddr.addr[3]) - ntohl(chosen->subscribers));
 	} else {
 		source.first = becomes_v6(m) ? m->out6 : m->out4;
 		if (is_unspecified(&source.first))

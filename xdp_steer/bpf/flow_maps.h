@@ -90,6 +90,8 @@ struct pool {
 	u16 high;
 	u32 persistent;
 	u32 overflow;	/* index + 1 */
+	u32 block;	/* ports of each subscriber, 0: shared by all */
+	__be32 subscribers;	/* the first one's address */
 };
 
 /* The far side of policies (XFRM), in each direction. */
@@ -248,6 +250,7 @@ struct meta {
 	u32 dnat_rule;
 	u32 nat64_pool;		/* META_NAT64, a new flow: index into pools, NO_ROW: the address of the egress port */
 	u8 embedded;		/* META_NAT64: as in the session */
+	u8 reply_protocol;	/* of the reverse entry that is being made */
 	u16 option_at;		/* of IP or TCP, the one in hand */
 	u64 session_id;
 	u64 next_id;

@@ -25,8 +25,8 @@ static __always_inline void put_prefix(struct address *a, const struct address *
 	}
 }
 
-/* Another prefix, and the sum of all words as before, so that no checksum changes (RFC 6296 3.4 to 3.7): the word behind a
- * prefix of 48 bits takes up the difference, or the first one of the interface identifier that has not all bits set.
+/* Another prefix, and the sum of all words as before, so that no checksum changes (RFC 6296 3.4 to 3.7): the word behind
+ * 48 bits takes up the difference, or the first one of the interface identifier that has not all bits set.
  * False if there is none: 0xffff and 0 are the same to a sum, and would become the same address. */
 static __always_inline bool put_neutral_prefix(struct address *a, const struct rule_row *row)
 {

@@ -74,7 +74,7 @@ class PrefixRow:
 
 @dataclass(frozen=True, slots=True)
 class PoolRow:
-    """Of ``pools``; ``overflow`` is an index + 1, 0 for none."""
+    """Of ``pools``; ``overflow`` is an index + 1, 0 for none. ``subscribers`` is the first one's address."""
 
     first: IpAddress
     addresses: int
@@ -82,6 +82,8 @@ class PoolRow:
     high: int
     persistent: bool
     overflow: int
+    block: int = 0
+    subscribers: IpAddress | None = None
 
 
 @dataclass(frozen=True, slots=True)
