@@ -283,7 +283,7 @@ def counted(box: FirewallBox, rule: str, act: Callable[[], Any], packets: int = 
     until(lambda: box.rule(rule) >= before + packets, f"{rule} has counted")
 
 
-def ping(box: FirewallBox, host: str, to: str, data: bytes = bytes(56)) -> socket.socket:
+def ping(box: FirewallBox, host: str, to: str, data: bytes) -> socket.socket:
     """A host's socket that has sent an echo request with that data."""
     six = ":" in to
     family, protocol = (socket.AF_INET6, socket.IPPROTO_ICMPV6) if six else (socket.AF_INET, socket.IPPROTO_ICMP)

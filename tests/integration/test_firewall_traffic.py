@@ -401,7 +401,7 @@ def test_ping_of_the_gateway_where_it_is_allowed(world: FirewallBox, family: int
         answer, source = client.recvfrom(1 << 16)
         assert (answer[0], answer[8:], source[0]) == (129 if family == V6 else 0, payload(56), ours(LAN, family))
     before = world.verdict(Reason.DEFAULT_DENY)
-    with closing(ping(world, SERVER, ours(WAN, family))) as server:
+    with closing(ping(world, SERVER, ours(WAN, family), payload(56))) as server:
         until(lambda: world.verdict(Reason.DEFAULT_DENY) > before, "it is refused")
         server.settimeout(0)
         with pytest.raises(BlockingIOError):
@@ -423,7 +423,7 @@ def test_the_gateway_itself(world: FirewallBox, offloads: str, family: int) -> N
         assert exchange(gateway, (address(SERVER, family), OPEN), server, payload(3000))[0] == ours(WAN, family)
     with closing(world.listen(SERVER, OPEN, family)) as listener:
         transfer(world.tcp(GATEWAY, family), (address(SERVER, family), OPEN), listener, payload(1 << 20))
-    with closing(ping(world, GATEWAY, address(SERVER, family))) as gateway:
+    with closing(ping(world, GATEWAY, address(SERVER, family), payload(56))) as gateway:
         assert gateway.recv(1 << 16)[8:] == payload(56)
     with closing(world.udp(SERVER, family, SELF_DENIED)) as server, closing(world.udp(GATEWAY, family)) as gateway:
         counted(world, "self-denied", lambda: _send(gateway, (address(SERVER, family), SELF_DENIED)))
@@ -522,10 +522,10 @@ def test_a_vlan_is_a_zone(world: FirewallBox, offloads: str, family: int) -> Non
             + '[[policies]]\nname = "guest"\nfrom = "guest"\nto = "dmz"\naction = "permit"\n'
         )
         before = world.verdict(Reason.NO_ZONE)
-        with closing(ping(world, CLIENT, ours(guest, family))):
+        with closing(ping(world, CLIENT, ours(guest, family), payload(56))):
             until(lambda: world.verdict(Reason.NO_ZONE) > before, "no zone, no way")
         world.ask("reload")
-        with closing(ping(world, CLIENT, ours(guest, family))) as client:
+        with closing(ping(world, CLIENT, ours(guest, family), payload(56))) as client:
             assert client.recv(1 << 16)[8:] == payload(56)
         source = ("10.3.0.9", "2001:db8:6::9")
         for to in (address(DMZ, V4), address(DMZ, V6)):
@@ -547,9 +547,9 @@ def test_a_vlan_is_a_zone(world: FirewallBox, offloads: str, family: int) -> Non
 
 def test_the_gateways_own_addresses_are_not_reached_across_zones(world: FirewallBox) -> None:
     """Ping of another zone's address of the gateway is to self as well: allowed from the LAN, not from the WAN."""
-    with closing(ping(world, CLIENT, INSIDE[0])) as client:
+    with closing(ping(world, CLIENT, INSIDE[0], payload(56))) as client:
         assert client.recv(1 << 16)[8:] == payload(56)
     world.route(SERVER, "10.2.0.0/24", WAN[0])
     before = world.verdict(Reason.DEFAULT_DENY)
-    with closing(ping(world, SERVER, INSIDE[0])):
+    with closing(ping(world, SERVER, INSIDE[0], payload(56))):
         until(lambda: world.verdict(Reason.DEFAULT_DENY) > before, "it is refused")
