@@ -221,8 +221,41 @@ def _translated(machine: Machine) -> Iterator[Case]:
     machine.exchange([("wan0", back)])
     key = machine.key(_CLIENT4, SERVER4, (2048, INTERFACE_PORT), 17, "lan")
     (_, (reverse, _row)) = machine.keep_fresh(key)
+    yield from _nptv6(machine)
+    yield from _nat64(machine)
     yield _established("established UDP, NAT", udp, key, source=OWN4)
     yield _established("established UDP, NAT, reply", back, reverse, port="wan0", source=SERVER4)
+
+
+def _nptv6(machine: Machine) -> Iterator[Case]:
+    """Another source port than that of the session without translation."""
+    machine.apply(Rules(nptv6=True))
+    udp = _lan(_v6() / UDP(sport=3072, dport=53))
+    (sent,) = machine.exchange([("lan0", udp)])
+    source = str(Ether(sent.packet)[IPv6].src)
+    machine.exchange([("wan0", _wan(_v6(SERVER6, source) / UDP(sport=53, dport=3072)))])
+    key = machine.key(_CLIENT6, SERVER6, (3072, 53), 17, "lan")
+    machine.keep_fresh(key)
+    yield _established("established UDP, NPTv6", udp, key, source=source)
+    machine.apply(Rules())
+
+
+def _nat64(machine: Machine) -> Iterator[Case]:
+    """Both ways of a TCP connection from IPv6 to IPv4. That the frame becomes as long as it was is in the figures."""
+    machine.apply(Rules(nat64=True))
+    there = "2001:db8:64::c000:250"
+    out = _lan(_v6(destination=there) / TCP(sport=1024, dport=443, flags="A", seq=1, ack=1))
+    syn = _lan(_v6(destination=there) / TCP(sport=1024, dport=443, flags="S"))
+    (sent,) = machine.exchange([("lan0", syn)])
+    source, sport = (Ether(sent.packet)[IP].src, Ether(sent.packet)[TCP].sport)
+    back = _wan(_v4(SERVER4, source) / TCP(sport=443, dport=sport, flags="A", seq=1, ack=1))
+    answer = _wan(_v4(SERVER4, source) / TCP(sport=443, dport=sport, flags="SA"))
+    machine.exchange([("wan0", answer), ("lan0", out)])
+    key = machine.key(_CLIENT6, there, (1024, 443), 6, "lan")
+    (_, (reverse, _row)) = machine.keep_fresh(key)
+    machine.apply(Rules())
+    yield _established("established TCP, NAT64, to IPv4", out, key, source=source, target=None)
+    yield _established("established TCP, NAT64, to IPv6", back, reverse, port="wan0", source=there, target=None)
 
 
 def _many(machine: Machine) -> Iterator[Case]:

@@ -28,6 +28,8 @@ from scapy.packet import Packet
 from bench.rearm import Rearm
 from ipsec_gw.model.firewall import (
     Action,
+    Nat64,
+    Nptv6,
     Policy,
     Pool,
     Ruleset,
@@ -61,6 +63,8 @@ SERVER4, SERVER6 = "192.0.2.80", "2001:db8:a::80"
 OWN4 = "192.0.2.1"
 POOL_PORT, INTERFACE_PORT, DENIED_PORT = 5000, 5001, 99
 """UDP destination ports: translated to a pool, to the interface's address, denied."""
+NAT64 = Nat64("four", ip_network("2001:db8:64::/96"), pool="pool")
+NPTV6 = Nptv6("net", "wan", ip_network("2001:db8:77::/64"), ip_network("2001:db8:c::/64"))
 BEYOND_REACH = 1_000_000_000
 """A threshold that no measurement comes to."""
 _OFF = {field.name: field.default for field in fields(Screens)}
@@ -100,12 +104,14 @@ class BenchError(Exception):
 @dataclass(frozen=True, slots=True)
 class Rules:
     """``count`` policies, the last of which denies what the benchmark denies, and logs it if ``log``. ``screen``: the
-    screens of lan.
+    screens of lan. ``nptv6``, ``nat64``: with a rule of it.
     """
 
     count: int = 2
     log: bool = False
     screen: Screens | None = None
+    nptv6: bool = False
+    nat64: bool = False
 
     def ruleset(self) -> Ruleset:
         """As a configuration. The fillers ask for source, destination and service, so nothing is cut short."""
@@ -139,6 +145,8 @@ class Rules:
                 SourceNat("pool", Translation.POOL, "lan", "wan", services=nat["pool"], pool="pool"),
                 SourceNat("interface", Translation.INTERFACE, "lan", "wan", services=nat["interface"]),
             ),
+            nptv6=(NPTV6,) if self.nptv6 else (),
+            nat64=(NAT64,) if self.nat64 else (),
             sessions=Sessions(timeouts=Timeouts(tcp_established=HOUR, udp=HOUR)),
         )
 

@@ -64,7 +64,7 @@ class Meter:
         frame = frame_of(case)
         first, count, step = case.clients
         head = (ctypes.c_uint8 * rearm.HEAD).from_buffer_copy(frame)
-        arm = Arm(head, address_number(first), count, self._numbers.get(first + str(count), 0), step)
+        arm = Arm(head, address_number(first), count, self._numbers.get(first + str(count), 0), step, len(frame))
         program = self._machine.rearm.arm(case.entry, self._program(case), arm)
         result = prog_run(program, frame, repeat, ifindex(case.port))
         if case.entry is Entry.EACH:
@@ -117,12 +117,12 @@ class Meter:
         if case.entry is Entry.DIRECT or case.program is not Program.PIPELINE:
             return
         sent, left = (Ether(data) for data in (frame_of(case), result.packet))
-        ip = IP if IP in sent else IPv6
-        hops = "ttl" if ip is IP else "hlim"
-        if getattr(left[ip], hops) != getattr(sent[ip], hops) - 1 or left.dst == sent.dst:
+        hops = [frame[IP].ttl if IP in frame else frame[IPv6].hlim for frame in (sent, left)]
+        if hops[1] != hops[0] - 1 or left.dst == sent.dst:
             raise BenchError(f"{case.name}: the packet was not restored, or not forwarded")
-        if case.source is not None and left[ip].src != case.source:
-            raise BenchError(f"{case.name}: the packet left from {left[ip].src}, not from {case.source}")
+        source = left[IP if IP in left else IPv6].src
+        if case.source is not None and source != case.source:
+            raise BenchError(f"{case.name}: the packet left from {source}, not from {case.source}")
 
     def close(self) -> None:
         """Close what this opened."""

@@ -24,6 +24,8 @@ struct arm {
 	__u32 count;	/* numbers before they begin again */
 	__u32 number;	/* of the next packet */
 	__u32 step;	/* the source port is number * step, 0: it stays */
+	__u32 length;	/* of the frame: NAT64 makes it longer or shorter in front */
+	__u32 reserved;
 };
 
 struct base_key {
@@ -55,9 +57,14 @@ struct {
 static __always_inline struct arm *restore(struct xdp_md *ctx)
 {
 	__u64 *data = (void *)(long)ctx->data;
-	__u32 zero = 0, word;
+	__u32 zero = 0, word, length = ctx->data_end - ctx->data;
 	struct arm *arm = bpf_map_lookup_elem(&arms, &zero);
 
+	if (arm && length != arm->length) {
+		if (bpf_xdp_adjust_head(ctx, (int)length - (int)arm->length))
+			return NULL;
+		data = (void *)(long)ctx->data;
+	}
 	if (!arm || (void *)(data + WORDS) > (void *)(long)ctx->data_end)
 		return NULL;
 #pragma unroll

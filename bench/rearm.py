@@ -41,6 +41,8 @@ class Arm(ctypes.Structure):
         ("count", ctypes.c_uint32),
         ("number", ctypes.c_uint32),
         ("step", ctypes.c_uint32),
+        ("length", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
     )
 
 

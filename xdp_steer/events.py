@@ -46,7 +46,7 @@ class Event:
             time_ns=leaf.time_ns,
             session=leaf.session,
             flow=Flow.of(leaf.key),
-            translated=Flow.translated(leaf, leaf.key.protocol),
+            translated=Flow.translated(leaf, leaf.key),
             rule=leaf.rule,
             reason=leaf.reason,
             source_rule=leaf.snat_rule,

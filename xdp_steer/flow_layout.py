@@ -104,6 +104,10 @@ class Nat(IntEnum):
     INTERFACE = 2
     POOL = 3
     PREFIX = 4
+    NPTV6 = 5
+    NAT64 = 6
+    REFUSE = 7
+    """Dropped: an address that NAT64 may not translate."""
 
 
 class RowFlag(IntFlag):
@@ -111,6 +115,8 @@ class RowFlag(IntFlag):
 
     LOG_OPEN = 1
     LOG_CLOSE = 2
+    INTERFACE = 4
+    """Of NAT64: the address of the egress port, and no pool."""
 
 
 class PortFlag(IntFlag):
@@ -163,6 +169,8 @@ class SessionFlag(IntFlag):
     TO_SELF = 8
     ACKED = 16
     FIN = 32
+    NAT64 = 64
+    """Its packets become such of the other family."""
 
 
 class State(IntEnum):
@@ -216,6 +224,9 @@ class Stage(IntEnum):
     SCREEN = 8
     SCREEN_NEW = 9
     SESSION_LIMIT = 10
+    NAT64_TO_IPV4 = 11
+    NAT64_TO_IPV6 = 12
+    NAT64_ERROR = 13
 
 
 MAX_STAGES = 32
@@ -301,7 +312,7 @@ class BitRowLeaf(ctypes.Structure):
 
 
 class RuleRowLeaf(ctypes.Structure):
-    """``struct rule_row``; the two ports are in network order."""
+    """``struct rule_row``; the two ports and the adjustment are in network order."""
 
     _fields_ = (
         ("rule", ctypes.c_uint32),
@@ -313,12 +324,13 @@ class RuleRowLeaf(ctypes.Structure):
         ("to", _ADDRESS),
         ("port", ctypes.c_uint16),
         ("first_port", ctypes.c_uint16),
-        ("reserved", ctypes.c_uint32),
+        ("adjustment", ctypes.c_uint16),
+        ("reserved", ctypes.c_uint16),
     )
 
 
 class PoolLeaf(ctypes.Structure):
-    """``struct pool``; low and high in host order."""
+    """``struct pool``; low and high in host order, subscribers in network order."""
 
     _fields_ = (
         ("first", _ADDRESS),
@@ -327,6 +339,8 @@ class PoolLeaf(ctypes.Structure):
         ("high", ctypes.c_uint16),
         ("persistent", ctypes.c_uint32),
         ("overflow", ctypes.c_uint32),
+        ("block", ctypes.c_uint32),
+        ("subscribers", ctypes.c_uint32),
     )
 
 
@@ -384,7 +398,7 @@ class SessionLeaf(ctypes.Structure):
         ("ack", ctypes.c_uint32),
         ("flags", ctypes.c_uint16),
         ("state", ctypes.c_uint8),
-        ("reserved", ctypes.c_uint8),
+        ("embedded", ctypes.c_uint8),
         ("out_zone", ctypes.c_uint16),
         ("mss", ctypes.c_uint16),
         ("fib_generation", ctypes.c_uint32),
@@ -475,6 +489,8 @@ class NameKind(IntEnum):
     SOURCE_NAT = 4
     DESTINATION_NAT = 5
     STATIC_NAT = 6
+    NPTV6 = 7
+    NAT64 = 8
 
 
 NAME_BYTES = 64

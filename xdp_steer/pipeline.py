@@ -39,6 +39,9 @@ _STAGES = (
     Stage.SCREEN,
     Stage.SCREEN_NEW,
     Stage.SESSION_LIMIT,
+    Stage.NAT64_TO_IPV4,
+    Stage.NAT64_TO_IPV6,
+    Stage.NAT64_ERROR,
 )
 _CLEAR = ("decrypted", "routed_in", "routed_out")
 """The fields of :class:`ClearPrograms`, and the names of their pins."""

@@ -137,6 +137,21 @@ class Reason(IntEnum):
     MARTIAN_SOURCE = 71
     """A new flow from a multicast, broadcast, loopback or unspecified address: dropped (RFC 1812 5.3.7)."""
 
+    NPTV6_UNMAPPABLE = 72
+    """NPTv6 cannot translate an address whose subnet or interface identifier has all bits set: dropped and answered."""
+
+    NAT64_ADDRESS = 73
+    """An address that NAT64 may not translate: this machine's, none of one host, one that the prefix is not for, or a
+    source behind the prefix or of a link: dropped."""
+    NAT64_PROTOCOL = 74
+    """Neither TCP, UDP nor echo, or an ICMP error that has no counterpart in the other family: dropped."""
+    NAT64_FRAGMENT = 75
+    """ICMP in fragments, whose checksum cannot be translated: dropped (RFC 7915 1.2)."""
+    NAT64_CHECKSUM = 76
+    """UDP over IPv4 without a checksum in fragments or too long to be summed: dropped (RFC 7915 4.5)."""
+    NAT64_SOURCE_ROUTE = 77
+    """A source route that is not at its end: dropped and answered (RFC 7915 4.1, 5.1)."""
+
     EGRESS_SESSION = 80
     """Sent by the kernel in a session: passed."""
     EGRESS_NEW = 81

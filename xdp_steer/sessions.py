@@ -24,6 +24,8 @@ from xdp_steer.layout import AddressLeaf
 KEY = cast("np.dtype[np.void]", np.dtype(FlowKeyLeaf))
 ROW = cast("np.dtype[np.void]", np.dtype(SessionLeaf))
 
+ICMP, ICMP6 = 1, 58
+
 _BATCH = 16384
 
 
@@ -47,9 +49,10 @@ class Flow:
         return _flow(leaf, leaf.protocol, leaf.zone)
 
     @classmethod
-    def translated(cls, leaf: Any, protocol: int) -> Flow:
+    def translated(cls, leaf: Any, key: FlowKeyLeaf) -> Flow:
         """What packets become, of a ``SessionLeaf`` or an ``EventLeaf``."""
-        return _flow(leaf, protocol, leaf.out_zone)
+        crosses = key.daddr.address().version != leaf.daddr.address().version
+        return _flow(leaf, crossed(key.protocol) if crosses else key.protocol, leaf.out_zone)
 
     def leaf(self) -> FlowKeyLeaf:
         """The map key."""
@@ -113,7 +116,7 @@ class Session:
         return cls(
             id=forward.id,
             flow=Flow.of(key),
-            translated=Flow.translated(forward, key.protocol),
+            translated=Flow.translated(forward, key),
             state=State(forward.state),
             timeout=forward.timeout,
             created_ns=forward.created_ns,
@@ -129,9 +132,15 @@ class Session:
 
 def partner_key(key: FlowKeyLeaf, row: SessionLeaf) -> FlowKeyLeaf:
     """The key of the other direction's entry."""
+    protocol = crossed(key.protocol) if row.flags & SessionFlag.NAT64 else key.protocol
     return FlowKeyLeaf(
-        saddr=row.daddr, daddr=row.saddr, sport=row.dport, dport=row.sport, zone=row.out_zone, protocol=key.protocol
+        saddr=row.daddr, daddr=row.saddr, sport=row.dport, dport=row.sport, zone=row.out_zone, protocol=protocol
     )
+
+
+def crossed(protocol: int) -> int:
+    """NAT64: the number of a protocol in the other family."""
+    return {ICMP: ICMP6, ICMP6: ICMP}.get(protocol, protocol)
 
 
 @dataclass(frozen=True, slots=True)

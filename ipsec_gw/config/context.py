@@ -26,7 +26,7 @@ BOTH = frozenset({4, 6})
 @dataclass(frozen=True)
 class Context:
     """Definitions of a file. ``zone_names`` and ``schedule_names`` also hold the ones that are broken: a reference to
-    one is no further error.
+    one is no further error. ``crossing``: there is NAT64, so that flows from IPv6 to IPv4 exist.
     """
 
     report: Report
@@ -36,6 +36,7 @@ class Context:
     zone_names: frozenset[str]
     schedules: Mapping[str, Schedule]
     schedule_names: frozenset[str]
+    crossing: bool = False
 
     def check_zone(self, path: Path, name: str | None, *, self_allowed: bool = False) -> bool:
         """Is it a zone, or none at all? An unknown one goes to the report."""
@@ -144,9 +145,13 @@ def check_families(
     sources: tuple[IpNetwork, ...],
     destinations: tuple[IpNetwork, ...],
     services: tuple[Service, ...],
+    *,
+    crossing: bool = False,
 ) -> bool:
-    """Can there be a packet that all three match? If not, the report says why."""
+    """Can there be a packet that all three match? If not, the report says why. ``crossing``: IPv6 may go to IPv4."""
     common = address_families(sources) & address_families(destinations)
+    if crossing and 6 in address_families(sources) and 4 in address_families(destinations):
+        common |= {6}
     if not common:
         message = "matches nothing: source and destination have no common family (IPv4 or IPv6)"
         report.add((*path, "destination"), message, "write addresses of one family")

@@ -140,6 +140,8 @@ class PoolShape(Section):
     ports: Annotated[Range, PlainValidator(_pool_ports)] = (1024, 65535)
     persistent: bool = False
     overflow: str | None = None
+    block: Annotated[int, Field(ge=1, le=65535)] | None = None
+    subscribers: str | None = None
 
 
 class PoolChoice(Section):
@@ -189,6 +191,28 @@ class StaticNatShape(Section):
     zone: str
     external: str
     internal: str
+
+
+class Nptv6Shape(StaticNatShape):
+    """``[[nat.nptv6]]``."""
+
+
+def _nat64_source(value: Any) -> PoolChoice | None:
+    if value == "interface":
+        return None
+    chosen = _translation(value)
+    if isinstance(chosen, PoolChoice):
+        return chosen
+    raise Refused(f"{value!r} gives no IPv4 address", 'write "interface" or {pool = "NAME"}')
+
+
+class Nat64Shape(Section):
+    """``[[nat.nat64]]``."""
+
+    name: str
+    translate: Annotated[PoolChoice | None, PlainValidator(_nat64_source)]
+    prefix: str = "64:ff9b::/96"
+    from_zone: str | None = Field(default=None, alias="from")
 
 
 _TIMES = Timeouts()

@@ -31,7 +31,7 @@ def _policy(path: Path, shape: PolicyShape, context: Context) -> Policy | None:
     services = context.applications.lookup((*path, "application"), shape.application)
     if sources is None or destinations is None or services is None:
         return None
-    families = check_families(context.report, path, sources, destinations, services)
+    families = check_families(context.report, path, sources, destinations, services, crossing=context.crossing)
     if not (zones and log and schedule_ok and families):
         return None
     return Policy(

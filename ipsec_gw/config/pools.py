@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ipsec_gw.config.context import Context, tables
 from ipsec_gw.config.firewall import PoolShape
 from ipsec_gw.config.limits import MAX_POOL_ADDRESSES, MAX_POOLS
-from ipsec_gw.config.literals import span_of_addresses
+from ipsec_gw.config.literals import prefix_of, span_of_addresses
 from ipsec_gw.config.names import check_name
 from ipsec_gw.config.positions import Path
 from ipsec_gw.config.problems import Refused, Report, dotted, one_of
 from ipsec_gw.config.section import read
-from ipsec_gw.model.firewall import Pool
+from ipsec_gw.model.firewall import Blocks, Pool
 
 PREFIX: Path = ("nat", "pools")
 
@@ -63,6 +65,9 @@ class Pools:
         if other.overflow is not None:
             message = f"pool {other.name} has an overflow itself, and only one is asked"
             self._report.add(path, message, f"remove the overflow of {other.name} or of this pool")
+        if other.blocks is not None:
+            message = f"pool {other.name} has blocks, which are subscribers' for good"
+            self._report.add(path, message, "name a pool without blocks")
         if other.first.version != pool.first.version:
             message = f"pool {other.name} is IPv{other.first.version}, this one is IPv{pool.first.version}"
             self._report.add(path, message, "name a pool of the same family")
@@ -86,7 +91,45 @@ def _pool(name: str, value: object, report: Report) -> Pool | None:
     except Refused as refused:
         report.refuse((*path, "addresses"), refused)
         return None
-    return Pool(name, first, last, shape.ports, shape.persistent, shape.overflow)
+    pool = Pool(name, first, last, shape.ports, shape.persistent, shape.overflow)
+    return _with_blocks(pool, shape, path, report)
+
+
+def _with_blocks(pool: Pool, shape: PoolShape, path: Path, report: Report) -> Pool | None:
+    """Blocks of ports for subscribers, if the pool has them: nothing that contradicts them, and room for all."""
+    if shape.block is None and shape.subscribers is None:
+        return pool
+    blocks = _blocks(pool, shape, path, report)
+    if blocks is None:
+        return None
+    made = replace(pool, blocks=blocks)
+    room = made.blocks_of_an_address * (int(pool.last) - int(pool.first) + 1)
+    count = blocks.subscribers.num_addresses
+    if room < count:
+        message = f"room for {room} blocks of {blocks.size} ports, and {blocks.subscribers} are {count}"
+        report.add((*path, "block"), message, "write a smaller block, fewer subscribers or more addresses")
+        return None
+    return made
+
+
+def _blocks(pool: Pool, shape: PoolShape, path: Path, report: Report) -> Blocks | None:
+    if shape.block is None or shape.subscribers is None:
+        given, missing = ("block", "subscribers") if shape.subscribers is None else ("subscribers", "block")
+        report.add((*path, given), f"{missing} is missing beside it", f"add {missing}, or remove {given}")
+        return None
+    for option, is_set in (("persistent", shape.persistent), ("overflow", shape.overflow is not None)):
+        if is_set:
+            report.add((*path, option), "a block of ports is a subscriber's for good", f"remove {option}, or block")
+            return None
+    try:
+        subscribers = prefix_of(shape.subscribers)
+    except Refused as refused:
+        report.refuse((*path, "subscribers"), refused)
+        return None
+    if subscribers.version != 4 or pool.first.version != 4:
+        report.add((*path, "subscribers"), "blocks of ports are for IPv4", "write prefixes of IPv4, or remove block")
+        return None
+    return Blocks(shape.block, subscribers)
 
 
 def _meet(one: Pool, two: Pool) -> bool:

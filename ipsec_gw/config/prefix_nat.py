@@ -1,13 +1,13 @@
-"""One rule of destination NAT or static NAT: a prefix becomes another one of the same length."""
+"""One rule of destination NAT, static NAT or NPTv6: a prefix becomes another one of the same length."""
 
 from __future__ import annotations
 
 from ipsec_gw.config.context import Context, check_families
-from ipsec_gw.config.firewall import DestinationNatShape, StaticNatShape
+from ipsec_gw.config.firewall import DestinationNatShape, Nptv6Shape, StaticNatShape
 from ipsec_gw.config.ports import TCP, UDP, merged
 from ipsec_gw.config.positions import Path
 from ipsec_gw.config.problems import Report
-from ipsec_gw.model.firewall import ANY_PORT, DestinationNat, Service, StaticNat
+from ipsec_gw.model.firewall import ANY_PORT, NPTV6_LONGEST, DestinationNat, Nptv6, Service, StaticNat
 from ipsec_gw.model.ids import IpNetwork
 
 
@@ -38,6 +38,23 @@ def static_rule(path: Path, shape: StaticNatShape, context: Context) -> StaticNa
     if not _check_alike((*path, "internal"), external, internal, context.report) or not zone:
         return None
     return StaticNat(shape.name, shape.zone, external, internal)
+
+
+def nptv6_rule(path: Path, shape: Nptv6Shape, context: Context) -> Nptv6 | None:
+    """The rule at ``path``; None if the report has an error."""
+    prefixes = static_rule(path, shape, context)
+    if prefixes is None:
+        return None
+    network = prefixes.external
+    if network.version != 6:
+        context.report.add((*path, "external"), f"{network} is IPv4", "NPTv6 is for IPv6: use [[nat.static]] for IPv4")
+        return None
+    if network.prefixlen > NPTV6_LONGEST:
+        message = f"{network} is longer than {NPTV6_LONGEST} bits"
+        way_out = f"write prefixes of at most /{NPTV6_LONGEST}, or use [[nat.static]]"
+        context.report.add((*path, "external"), message, way_out)
+        return None
+    return Nptv6(shape.name, shape.zone, network, prefixes.internal)
 
 
 def _check_alike(path: Path, arrives: IpNetwork, becomes: IpNetwork, report: Report) -> bool:

@@ -38,6 +38,7 @@ def resolve_firewall(raw: Mapping[str, object], wan: tuple[str, ...], report: Re
     profiles = Profiles(raw.get(SCREENS, {}), report)
     raw_zones = tables(raw.get("zones", {}), ("zones",), report)
     raw_schedules = tables(raw.get("schedules", {}), ("schedules",), report)
+    raw_nat = raw.get("nat")
     context = Context(
         report=report,
         addresses=addresses,
@@ -46,6 +47,7 @@ def resolve_firewall(raw: Mapping[str, object], wan: tuple[str, ...], report: Re
         zone_names=frozenset(raw_zones),
         schedules=_schedules(raw_schedules, report),
         schedule_names=frozenset(raw_schedules),
+        crossing=isinstance(raw_nat, Mapping) and bool(raw_nat.get("nat64")),
     )
     return _ruleset(raw, context, profiles)
 
@@ -63,6 +65,8 @@ def _ruleset(raw: Mapping[str, object], context: Context, profiles: Profiles) ->
         source_nat=nat.source,
         destination_nat=nat.destination,
         static_nat=nat.static,
+        nptv6=nat.nptv6,
+        nat64=nat.nat64,
         sessions=_sessions(raw.get("sessions", {}), report),
         screens=profiles.found,
     )

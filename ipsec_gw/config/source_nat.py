@@ -7,6 +7,7 @@ from ipsec_gw.config.firewall import PoolChoice, SourceNatShape
 from ipsec_gw.config.pools import Pools
 from ipsec_gw.config.positions import Path
 from ipsec_gw.model.firewall import Pool, SourceNat, Translation
+from ipsec_gw.model.ids import IpNetwork
 
 
 def source_rule(path: Path, shape: SourceNatShape, context: Context, pools: Pools) -> SourceNat | None:
@@ -25,7 +26,11 @@ def source_rule(path: Path, shape: SourceNatShape, context: Context, pools: Pool
         return None
     families = address_families(sources) & address_families(destinations) & service_families(services)
     if isinstance(choice, PoolChoice):
-        if pool is None or not _check_family(pool_path, pool, families, context):
+        if (
+            pool is None
+            or not _check_family(pool_path, pool, families, context)
+            or not _check_subscribers(path, pool, sources, context)
+        ):
             return None
     elif choice == "interface" and not _check_interfaces(path, shape.to_zone, context):
         return None
@@ -50,6 +55,18 @@ def _check_family(path: Path, pool: Pool, families: frozenset[int], context: Con
         return True
     message = f"translates nothing: pool {pool.name} is IPv{version}, what the rule matches is IPv{10 - version}"
     context.report.add(path, message, f"name a pool of IPv{10 - version} or match IPv{version}")
+    return False
+
+
+def _check_subscribers(path: Path, pool: Pool, sources: tuple[IpNetwork, ...], context: Context) -> bool:
+    """A pool with blocks translates its subscribers alone: others would be dropped."""
+    if pool.blocks is None:
+        return True
+    ours = pool.blocks.subscribers
+    if sources and all(source.version == 4 and source.subnet_of(ours) for source in sources):  # type: ignore[arg-type]
+        return True
+    message = f"pool {pool.name} has blocks for {ours} only"
+    context.report.add((*path, "source"), message, f'write source = "{ours}", or a part of it')
     return False
 
 

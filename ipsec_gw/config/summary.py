@@ -10,6 +10,8 @@ from ipsec_gw.config.ports import ICMP, ICMP6, PROTOCOLS
 from ipsec_gw.model.firewall import (
     ANY_PORT,
     DestinationNat,
+    Nat64,
+    Nptv6,
     Policy,
     Pool,
     Range,
@@ -40,6 +42,8 @@ def describe(rules: Ruleset) -> dict[str, Any]:
         "nat": [
             *map(_destination, rules.destination_nat),
             *map(_static, rules.static_nat),
+            *map(_nptv6, rules.nptv6),
+            *map(_nat64, rules.nat64),
             *map(_source, rules.source_nat),
         ],
         "pools": [_pool(pool) for pool in rules.pools],
@@ -136,6 +140,15 @@ def _static(rule: StaticNat) -> dict[str, Any]:
     return _nat(rule.name, "static", rule.zone, None, [_prefix(rule.external)], _prefix(rule.internal))
 
 
+def _nptv6(rule: Nptv6) -> dict[str, Any]:
+    return _nat(rule.name, "nptv6", rule.zone, None, [_prefix(rule.external)], _prefix(rule.internal))
+
+
+def _nat64(rule: Nat64) -> dict[str, Any]:
+    becomes = f"pool {rule.pool}" if rule.pool else "interface"
+    return _nat(rule.name, "nat64", rule.from_zone, None, [_prefix(rule.prefix)], becomes)
+
+
 def _named(services: tuple[Service, ...]) -> list[str]:
     return [text for text in _services(services) if text != _ANY]
 
@@ -158,5 +171,7 @@ def _screens(screens: Screens) -> dict[str, Any]:
 def _pool(pool: Pool) -> dict[str, Any]:
     options = ["persistent"] if pool.persistent else []
     options += [f"overflow {pool.overflow}"] if pool.overflow else []
+    if pool.blocks:
+        options += [f"{pool.blocks.size} ports for each of {pool.blocks.subscribers}"]
     addresses = str(pool.first) if pool.first == pool.last else f"{pool.first}-{pool.last}"
     return {"name": pool.name, "addresses": addresses, "ports": _span(pool.ports), "options": options}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network, summarize_address_range
 from typing import cast
 
-from ipsec_gw.model.firewall import Pool, Ruleset, Translation
+from ipsec_gw.model.firewall import Nptv6, Pool, Ruleset, StaticNat, Translation
 from ipsec_gw.model.ids import IpAddress, IpNetwork
 
 MAX_IPV6_NEIGHBOURS = 1024
@@ -52,16 +52,17 @@ class Answers:
 
 
 def owned(ruleset: Ruleset) -> frozenset[Owned]:
-    """The addresses that the NAT rules own: pools that a rule uses, destinations, outer addresses of static NAT.
+    """The addresses that the NAT rules own: pools that a rule uses, destinations, outer ones of static NAT and NPTv6.
 
     Addresses that a rule leads to are hosts' own and not among them, also where another rule translates them.
     """
+    prefixes: tuple[StaticNat | Nptv6, ...] = (*ruleset.static_nat, *ruleset.nptv6)
     found = {
         *_pooled(ruleset),
         *(Owned(rule.from_zone, rule.destination) for rule in ruleset.destination_nat),
-        *(Owned(rule.zone, rule.external) for rule in ruleset.static_nat),
+        *(Owned(rule.zone, rule.external) for rule in prefixes),
     }
-    hosts = [rule.to for rule in ruleset.destination_nat] + [rule.internal for rule in ruleset.static_nat]
+    hosts = [rule.to for rule in ruleset.destination_nat] + [rule.internal for rule in prefixes]
     return frozenset(Owned(one.zone, network) for one in found for network in _without(one.network, hosts))
 
 
@@ -94,13 +95,14 @@ _TOO_MANY = f"an interface answers for {MAX_IPV6_NEIGHBOURS} addresses of IPv6 a
 
 def _pooled(ruleset: Ruleset) -> Iterator[Owned]:
     pools = {pool.name: pool for pool in ruleset.pools}
-    for rule in ruleset.source_nat:
-        if rule.translation is not Translation.POOL or rule.pool is None:
+    sources = [(rule.pool, rule.to_zone) for rule in ruleset.source_nat if rule.translation is Translation.POOL]
+    for name, zone in (*sources, *((rule.pool, None) for rule in ruleset.nat64)):
+        if name is None:
             continue
-        pool = pools[rule.pool]
+        pool = pools[name]
         for used in (pool, *([pools[pool.overflow]] if pool.overflow else [])):
             for network in _networks(used):
-                yield Owned(rule.to_zone, network)
+                yield Owned(zone, network)
 
 
 def _networks(pool: Pool) -> Iterator[IpNetwork]:

@@ -30,6 +30,8 @@ _RULES = {
     NameKind.SOURCE_NAT: ("nat", "source"),
     NameKind.DESTINATION_NAT: ("nat", "destination"),
     NameKind.STATIC_NAT: ("nat", "static"),
+    NameKind.NPTV6: ("nat", "nptv6"),
+    NameKind.NAT64: ("nat", "nat64"),
 }
 
 

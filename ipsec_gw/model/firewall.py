@@ -108,11 +108,22 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
+class Blocks:
+    """Deterministic NAT (RFC 7422): each of the ``subscribers`` (IPv4) has ``size`` ports of one address to itself.
+
+    The blocks of an address go to subscribers one after the other, then those of the next address.
+    """
+
+    size: int
+    subscribers: IpNetwork
+
+
+@dataclass(frozen=True, slots=True)
 class Pool:
     """Addresses to translate to, first and last included; with ``ports`` also the ports (and ICMP identifiers).
 
     ``persistent``: a source keeps its address. ``overflow`` names the pool that is asked when this one has no
-    free port.
+    free port. With ``blocks`` neither is set, and what is no subscriber's is not translated but dropped.
     """
 
     name: str
@@ -121,6 +132,21 @@ class Pool:
     ports: Range = (1024, 65535)
     persistent: bool = False
     overflow: str | None = None
+    blocks: Blocks | None = None
+
+    @property
+    def blocks_of_an_address(self) -> int:
+        """How many subscribers share an address; 0 without blocks."""
+        return (self.ports[1] - self.ports[0] + 1) // self.blocks.size if self.blocks else 0
+
+    def block_of(self, subscriber: IpAddress) -> tuple[IpAddress, Range] | None:
+        """The address and the ports of a subscriber; None if it is none, or there is no room for it."""
+        if self.blocks is None or subscriber not in self.blocks.subscribers or not self.blocks_of_an_address:
+            return None
+        number = int(subscriber) - int(self.blocks.subscribers.network_address)
+        address, block = divmod(number, self.blocks_of_an_address)
+        low = self.ports[0] + block * self.blocks.size
+        return (self.first + address, (low, low + self.blocks.size - 1)) if self.first + address <= self.last else None  # type: ignore[operator]
 
 
 @unique
@@ -173,6 +199,41 @@ class StaticNat:
     internal: IpNetwork
 
 
+NPTV6_LONGEST = 64
+"""Bits of a prefix: the interface identifier has to take up what a longer one than 48 bits changes in sums."""
+
+
+@dataclass(frozen=True, slots=True)
+class Nptv6:
+    """Network prefix translation (RFC 6296) of IPv6: ``external`` towards ``zone``, ``internal`` everywhere else.
+
+    Both have the same length, at most NPTV6_LONGEST bits. No checksum changes.
+    """
+
+    name: str
+    zone: str
+    external: IpNetwork
+    internal: IpNetwork
+
+
+NAT64_LENGTHS = (32, 40, 48, 56, 64, 96)
+"""Bits of prefixes before an IPv4 address (RFC 6052 2.2)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Nat64:
+    """IPv6 clients reach IPv4 (RFC 6146): a flow to ``prefix`` goes on in IPv4, to the address behind the prefix.
+
+    It comes from ``pool``, or (None) from the address of the interface that it leaves by. ``from_zone`` None means any.
+    Policies are matched by the IPv6 source and the IPv4 destination.
+    """
+
+    name: str
+    prefix: IpNetwork
+    from_zone: str | None = None
+    pool: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Timeouts:
     """Idle seconds after which a session ends."""
@@ -216,3 +277,5 @@ class Ruleset:
     static_nat: tuple[StaticNat, ...] = ()
     sessions: Sessions = field(default_factory=Sessions)
     screens: tuple[Screens, ...] = ()
+    nptv6: tuple[Nptv6, ...] = ()
+    nat64: tuple[Nat64, ...] = ()

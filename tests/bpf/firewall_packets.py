@@ -12,6 +12,7 @@ from scapy.layers.inet6 import (
     ICMPv6EchoReply,
     ICMPv6EchoRequest,
     ICMPv6PacketTooBig,
+    ICMPv6ParamProblem,
     ICMPv6TimeExceeded,
     IPerror6,
     IPv6,
@@ -173,6 +174,8 @@ def answer(packet: Packet, port: Port, source: str, kind: str, mtu: int = 0) -> 
             "prohibited": ICMPv6DestUnreach(code=1),
             "ttl": ICMPv6TimeExceeded(code=0),
             "big": ICMPv6PacketTooBig(mtu=mtu),
+            "source": ICMPv6ParamProblem(code=0, ptr=8),
+            "destination": ICMPv6ParamProblem(code=0, ptr=24),
         }[kind]
         quoted = bytes(packet)[:1232]  # the error is not longer than 1280 bytes
     return port.sent(header / error / Raw(quoted))

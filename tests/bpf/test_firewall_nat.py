@@ -30,6 +30,7 @@ from scapy.packet import Packet, Raw
 
 from ipsec_gw.model.firewall import (
     Action,
+    Blocks,
     DestinationNat,
     Policy,
     Pool,
@@ -275,6 +276,54 @@ def test_a_pool_of_the_other_family_is_passed_over(world: World) -> None:
     six = SourceNat("six", Translation.POOL, to_zone="wan", pool="pool")
     world.apply(rules(source_nat=(six, HIDE), pools=(pool(6),)))
     forward(world, LAN, tcp(LAN.host4, WAN.host4), WAN, src=WAN.address4)
+
+
+BLOCKS = Blocks(4, ip_network("10.1.0.8/30"))
+"""Of 10.1.0.9, the host of lan0, and three others."""
+
+
+def with_blocks(addresses: int = 2) -> Pool:
+    """Two subscribers share an address."""
+    return pool(4, addresses=addresses, ports=(2000, 2008), blocks=BLOCKS)
+
+
+@pytest.mark.parametrize(("number", "address", "low"), [(0, 16, 2000), (1, 16, 2004), (2, 17, 2000), (3, 17, 2004)])
+def test_each_subscriber_has_its_block_of_ports(world: World, number: int, address: int, low: int) -> None:
+    """Deterministic NAT (RFC 7422): one ninth port is nobody's."""
+    made = with_blocks()
+    world.apply(pooled(made))
+    source = f"10.1.0.{8 + number}"
+    seen = set()
+    for dport in range(5000, 5012):
+        result = world.send(LAN, udp(source, WAN.host4, dport))
+        assert result.reason is Reason.FORWARDED
+        assert result.ip.src == f"203.0.113.{address}"
+        seen.add(result.ip[UDP].sport)
+    assert seen <= set(range(low, low + 4))
+    assert made.block_of(ip_address(source)) == (ip_address(f"203.0.113.{address}"), (low, low + 3))
+    own = udp(source, FAR[4])
+    own[UDP].sport = low + 1
+    forward(world, LAN, own, WAN, src=f"203.0.113.{address}")
+
+
+def test_a_block_is_all_that_a_subscriber_gets(world: World) -> None:
+    """Four ports to one destination, whatever room there is beside them."""
+    world.apply(pooled(with_blocks()))
+    reasons = []
+    for sport in range(40000, 40016):
+        packet = udp(LAN.host4, WAN.host4)
+        packet[UDP].sport = sport
+        reasons.append(world.send(LAN, packet).reason)
+    assert reasons.count(Reason.FORWARDED) == 4
+    assert set(reasons) == {Reason.FORWARDED, Reason.NAT_EXHAUSTED}
+    neighbour = udp("10.1.0.8", WAN.host4)
+    assert world.send(LAN, neighbour).reason is Reason.FORWARDED
+
+
+@pytest.mark.parametrize("source", ["10.1.0.7", "10.1.0.12", "10.2.0.9"])
+def test_who_is_no_subscriber_has_no_block(world: World, source: str) -> None:
+    world.apply(pooled(with_blocks()))
+    assert world.send(LAN, udp(source, WAN.host4)).reason is Reason.NAT_EXHAUSTED
 
 
 STATIC = {

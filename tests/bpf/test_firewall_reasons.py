@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -49,14 +49,17 @@ from scapy.layers.inet6 import (
     ICMPv6ND_NS,
     ICMPv6ND_RA,
     ICMPv6ND_RS,
+    ICMPv6ParamProblem,
     IPv6,
     IPv6ExtHdrDestOpt,
+    IPv6ExtHdrFragment,
+    IPv6ExtHdrRouting,
 )
 from scapy.layers.ipsec import AH, ESP
 from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
-from ipsec_gw.model.firewall import Action, Policy, Ruleset, Service, SourceNat, Translation
+from ipsec_gw.model.firewall import Action, Nat64, Nptv6, Policy, Ruleset, Service, SourceNat, Translation
 from ipsec_gw.model.screens import Screens
 from xdp_steer.flow_layout import NameKind, SessionFlag, SessionLeaf, Stage, State
 from xdp_steer.prog_run import TcAction, XdpAction
@@ -84,6 +87,8 @@ BASE = Ruleset(
 RESET = replace(BASE, zones=zones(**{name: fields | {"tcp_reset": True} for name, fields in ALL_ZONES.items()}))
 REJECT = replace(BASE, default=Action.REJECT)
 NAT = replace(BASE, source_nat=(SourceNat("hide", Translation.INTERFACE, to_zone="wan"),))
+NPTV6 = replace(BASE, nptv6=(Nptv6("net", "wan", ip_network("2001:db8:70::/48"), ip_network("2001:db8:1::/48")),))
+NAT64 = replace(BASE, nat64=(Nat64("into four", ip_network("2001:db8:6464::/96")),))
 MOVED = replace(
     BASE,
     zones=tuple(
@@ -116,6 +121,8 @@ class Case:
     egress: bool = False
     came_in_by: Port | None = None
     without: tuple[str, int] | None = None
+    of_session: bool = False
+    """It is dropped as a packet of the only session, which counts it."""
 
     def __str__(self) -> str:
         return f"{self.reason.label}: {self.name}"
@@ -377,6 +384,60 @@ def full_and_closed() -> Iterator[Case]:
             yield Case(f"any {where}", Reason.SESSION_CLOSED, port, ack, DROP, first=first)
 
 
+def unmappable() -> Iterator[Case]:
+    """NPTv6: in with a destination (permitted by nobody), and out with a source."""
+    name = Reason.NPTV6_UNMAPPABLE
+    packet = tcp(WAN.host6, "2001:db8:70:ffff::9")
+    after = answer(packet, WAN, WAN.own(6), "destination")
+    yield Case("destination", name, WAN, packet, TX, after, rules=NPTV6)
+    packet = udp("2001:db8:1:ffff::9", WAN.host6)
+    yield Case("source", name, LAN, packet, TX, answer(packet, LAN, LAN.own(6), "source"), rules=NPTV6)
+
+
+OF_NAT64 = {Stage.NAT64_TO_IPV4, Stage.NAT64_TO_IPV6, Stage.NAT64_ERROR}
+"""Their cases are in :func:`not_for_nat64`."""
+
+
+def behind(address: str) -> str:
+    return str(IPv6Address("2001:db8:6464::") + int(IPv4Address(address)))
+
+
+def not_for_nat64() -> Iterator[Case]:
+    here, there, own = LAN.host6, behind(WAN.host4), WAN.own(4)
+    for name, address in (("multicast", "224.0.0.9"), ("own", own), ("loopback", "127.0.0.1")):
+        yield Case(name, Reason.NAT64_ADDRESS, LAN, udp(here, behind(address)), DROP, rules=NAT64)
+    yield Case("gre", Reason.NAT64_PROTOCOL, LAN, other(here, there), DROP, rules=NAT64)
+    ping = ((LAN, echo(here, there)),)
+    piece = IPv6(src=here, dst=there) / IPv6ExtHdrFragment(m=1, nh=58) / Raw(bytes(echo(here, there))[40:])
+    yield Case("out", Reason.NAT64_FRAGMENT, LAN, piece, DROP, rules=NAT64, first=ping, of_session=True)
+    piece = IP(src=WAN.host4, dst=own, flags="MF") / ICMP(type=0, id=7700) / Raw(bytes(8))
+    yield Case("back", Reason.NAT64_FRAGMENT, WAN, piece, DROP, rules=NAT64, first=ping, of_session=True)
+    asked = ((LAN, udp(here, there)),)
+    answer = UDP(sport=5000, dport=40000, chksum=0) / Raw(bytes(16))
+    piece = IP(src=WAN.host4, dst=own, flags="MF") / answer
+    yield Case("first fragment", Reason.NAT64_CHECKSUM, WAN, piece, DROP, rules=NAT64, first=asked, of_session=True)
+    routed_on = (
+        IPv6(src=here, dst=there) / IPv6ExtHdrRouting(segleft=1, addresses=["2001:db8::1"]) / udp(here, there)[UDP]
+    )
+    after = LAN.sent(IPv6(src=LAN.own(6), dst=here) / ICMPv6ParamProblem(code=0, ptr=43) / Raw(bytes(routed_on)))
+    name = Reason.NAT64_SOURCE_ROUTE
+    yield Case("out", name, LAN, routed_on, TX, after, rules=NAT64, first=asked, of_session=True)
+    stages = {
+        Stage.NAT64_TO_IPV4: (LAN, udp(here, there)),
+        Stage.NAT64_TO_IPV6: (WAN, IP(src=WAN.host4, dst=own) / answer),
+    }
+    for stage, (port, packet) in stages.items():
+        name, without = stage.name.lower(), ("stages", stage)
+        yield Case(
+            name, Reason.NO_STAGE, port, packet, DROP, rules=NAT64, first=asked, without=without, of_session=True
+        )
+    about_it = (
+        IP(src=WAN.host4, dst=own) / ICMP(type=11) / Raw(bytes(IP(src=own, dst=WAN.host4) / udp(here, there)[UDP]))
+    )
+    without = ("stages", Stage.NAT64_ERROR)
+    yield Case("nat64_error", Reason.NO_STAGE, WAN, about_it, DROP, rules=NAT64, first=asked, without=without)
+
+
 def no_stage() -> Iterator[Case]:
     for v in (4, 6):
         here, there = LAN.host(v), WAN.host(v)
@@ -396,7 +457,7 @@ def no_stage() -> Iterator[Case]:
             Stage.SCREEN_NEW: tcp(here, there),
             Stage.SESSION_LIMIT: tcp(here, there),
         }
-        assert packets.keys() == set(Stage)
+        assert packets.keys() == set(Stage) - OF_NAT64
         for stage, packet in packets.items():
             name, without = f"{stage.name.lower()} v{v}", ("stages", stage)
             opens, counts = ("wan", ("permit",)) if stage is Stage.FORWARD else (None, ())
@@ -475,6 +536,8 @@ CASES = (
     *routes(),
     *policies(),
     *full_and_closed(),
+    *unmappable(),
+    *not_for_nat64(),
     *no_stage(),
     *egress(),
 )
@@ -538,8 +601,9 @@ def test_the_whole_outcome(world: World, case: Case) -> None:
         assert made == {}
     else:
         check_session(world, case, made, octets)
-    if result.reason is Reason.ZONE_CHANGED:
-        assert world.session().forward.packets == 2, "it belongs to the session all the same"
+    if result.reason is Reason.ZONE_CHANGED or case.of_session:
+        session = world.session()
+        assert session.forward.packets + session.reverse.packets == 2, "it belongs to the session all the same"
     elif result.action in {DROP, SHOT}:
         assert before.items() <= rows(world).items(), "a dropped packet leaves sessions alone"
 
@@ -606,8 +670,8 @@ def check_session(world: World, case: Case, made: dict[Flow, SessionLeaf], octet
     assert (ahead.packets, ahead.octets, back.packets, back.octets) == (1, octets, 0, 0)
     assert SessionFlag(ahead.flags) == (SessionFlag.TO_SELF if there == "self" else SessionFlag(0))
     assert SessionFlag(back.flags) == SessionFlag.REVERSE | (SessionFlag.TO_SELF if here == "self" else SessionFlag(0))
-    assert Flow.translated(ahead, forward.protocol) == replace(forward, zone=world.zone(there))
-    assert Flow.translated(back, forward.protocol) == replace(flipped, zone=world.zone(here))
+    assert Flow.translated(ahead, forward.leaf()) == replace(forward, zone=world.zone(there))
+    assert Flow.translated(back, reverse.leaf()) == replace(flipped, zone=world.zone(here))
     assert ahead.id == back.id != 0
     rules = {number for (_, name), number in world.ids.rules.items() if name in case.counts} or {0}
     assert {ahead.rule} == {back.rule} == rules

@@ -1,7 +1,8 @@
 """Defects that another XDP firewall had (P: found and fixed there, N: found by reading), each one impossible here.
 
-Not here: SYN cookies (P14 in part), NAT64 (P2, N2), NPTv6 (N13), policers (N7), mirroring (N10), HA and GRE (N9).
-P18 to P23 are about attaching and compiling.
+Not here: SYN cookies (P14 in part), policers (N7), mirroring (N10), HA and GRE (N9).
+NPTv6 (N13) is in test_firewall_nptv6.py, NAT64 (P2, N2) in test_firewall_nat64.py. P18 to P23 are about attaching and
+compiling.
 """
 
 from __future__ import annotations

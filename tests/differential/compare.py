@@ -13,6 +13,7 @@ from itertools import product
 from random import Random
 
 from tests.differential.datapath import SESSION_ENTRIES, Datapath, coarse_now_ns
+from tests.reference.checksums import header_checksum
 from tests.reference.egress import Egress
 from tests.reference.fib import Fib
 from tests.reference.flows import parse
@@ -35,7 +36,7 @@ STALL_NS = SECOND // 5
 """A sequence that took longer says nothing about time, nor does one in which a window of screens ended."""
 
 _PLAIN = ("packets", "octets", "timeout", "ack", "flags", "state", "out_zone", "mss", "app_timeout")
-_PLAIN += ("rule", "snat_rule", "dnat_rule", "out_ifindex")
+_PLAIN += ("rule", "snat_rule", "dnat_rule", "out_ifindex", "embedded")
 _ROUTE = ("out_vid", "mtu")
 
 
@@ -92,7 +93,8 @@ class Sequence:
         self._ports = setting.ports
         self._random = Random(seed)
         timeouts = dataclasses.astuple(setting.configuration.ruleset.sessions.timeouts)
-        self._traffic = Traffic(Random(seed), indexes, setting.zoned, timeouts)
+        prefixes = tuple(rule.prefix for rule in setting.configuration.ruleset.nat64)
+        self._traffic = Traffic(Random(seed), indexes, setting.zoned, timeouts, prefixes)
         self._rules = set(setting.ids.rules.values())
         zones = {setting.ids.zones[zone.name] for zone in setting.configuration.ruleset.zones if zone.screen}
         self._screens = tuple(product(zones, Screen))
@@ -137,6 +139,8 @@ class Sequence:
             return
         outcome = self._reference.packet(step.ingress, step.frame, self._now())
         action, frame = self._datapath.run(step.ingress, step.frame)
+        if outcome.any_identification:
+            outcome = dataclasses.replace(outcome, frame=with_identification(outcome.frame, frame))
         self.reasons[outcome.reason] += 1
         self._seen |= sessions.touched
         what = list(self._verdict(outcome, action, frame))
@@ -222,6 +226,17 @@ class Sequence:
             ours = self._reference.screened.get(place, (0, 0))
             if real != ours:
                 yield f"screen {place[1].label} of zone {place[0]} counted {real}, reference {ours}"
+
+
+def with_identification(frame: bytes, other: bytes) -> bytes:
+    """An IPv4 frame with the identification of another one."""
+    ethernet = parse_ethernet(frame)
+    if ethernet is None or len(other) != len(frame):
+        return frame
+    at = ethernet.l3 + 4
+    made = bytearray(frame[:at] + other[at : at + 2] + frame[at + 2 :])
+    header_checksum(frame, made, ethernet.l3)
+    return bytes(made)
 
 
 def leaving(frame: bytes, vid: int) -> bytes | None:

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import tempfile
 import threading
@@ -280,3 +281,12 @@ def counted(box: FirewallBox, rule: str, act: Callable[[], Any], packets: int = 
     before = box.rule(rule)
     act()
     until(lambda: box.rule(rule) >= before + packets, f"{rule} has counted")
+
+
+def ping(box: FirewallBox, host: str, to: str, data: bytes) -> socket.socket:
+    """A host's socket that has sent an echo request with that data."""
+    six = ":" in to
+    family, protocol = (socket.AF_INET6, socket.IPPROTO_ICMPV6) if six else (socket.AF_INET, socket.IPPROTO_ICMP)
+    made = box.endpoint(host, family, socket.SOCK_DGRAM, protocol)
+    made.sendto(struct.pack("!BBHHH", 128 if six else 8, 0, 0, 0, 1) + data, (to, 0))
+    return made

@@ -37,6 +37,7 @@ from tests.integration.firewall_world import (
     exchange,
     firewall_box,
     nothing,
+    ping,
     send_and_read,
     transfer,
 )
@@ -394,20 +395,13 @@ def test_mss_is_lowered_both_ways(world: FirewallBox, offloads: str, family: int
                 assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) == DMZ_MSS - timestamps
 
 
-def ping(box: FirewallBox, host: str, to: str, octets: int = 56) -> socket.socket:
-    family, protocol = (V6, socket.IPPROTO_ICMPV6) if ":" in to else (V4, socket.IPPROTO_ICMP)
-    made = box.endpoint(host, family, socket.SOCK_DGRAM, protocol)
-    made.sendto(struct.pack("!BBHHH", 128 if family == V6 else 8, 0, 0, 0, 1) + payload(octets), (to, 0))
-    return made
-
-
 @BOTH
 def test_ping_of_the_gateway_where_it_is_allowed(world: FirewallBox, family: int) -> None:
-    with closing(ping(world, CLIENT, ours(LAN, family))) as client:
+    with closing(ping(world, CLIENT, ours(LAN, family), payload(56))) as client:
         answer, source = client.recvfrom(1 << 16)
         assert (answer[0], answer[8:], source[0]) == (129 if family == V6 else 0, payload(56), ours(LAN, family))
     before = world.verdict(Reason.DEFAULT_DENY)
-    with closing(ping(world, SERVER, ours(WAN, family))) as server:
+    with closing(ping(world, SERVER, ours(WAN, family), payload(56))) as server:
         until(lambda: world.verdict(Reason.DEFAULT_DENY) > before, "it is refused")
         server.settimeout(0)
         with pytest.raises(BlockingIOError):
@@ -417,7 +411,7 @@ def test_ping_of_the_gateway_where_it_is_allowed(world: FirewallBox, family: int
 @BOTH
 @pytest.mark.parametrize("octets", [56, 3000], ids=["small", "fragmented"])
 def test_ping_through_nat(world: FirewallBox, family: int, octets: int) -> None:
-    with closing(ping(world, CLIENT, address(SERVER, family), octets)) as client:
+    with closing(ping(world, CLIENT, address(SERVER, family), payload(octets))) as client:
         answer, source = client.recvfrom(1 << 16)
         assert (answer[8:], source[0]) == (payload(octets), address(SERVER, family))
 
@@ -429,7 +423,7 @@ def test_the_gateway_itself(world: FirewallBox, offloads: str, family: int) -> N
         assert exchange(gateway, (address(SERVER, family), OPEN), server, payload(3000))[0] == ours(WAN, family)
     with closing(world.listen(SERVER, OPEN, family)) as listener:
         transfer(world.tcp(GATEWAY, family), (address(SERVER, family), OPEN), listener, payload(1 << 20))
-    with closing(ping(world, GATEWAY, address(SERVER, family))) as gateway:
+    with closing(ping(world, GATEWAY, address(SERVER, family), payload(56))) as gateway:
         assert gateway.recv(1 << 16)[8:] == payload(56)
     with closing(world.udp(SERVER, family, SELF_DENIED)) as server, closing(world.udp(GATEWAY, family)) as gateway:
         counted(world, "self-denied", lambda: _send(gateway, (address(SERVER, family), SELF_DENIED)))
@@ -528,10 +522,10 @@ def test_a_vlan_is_a_zone(world: FirewallBox, offloads: str, family: int) -> Non
             + '[[policies]]\nname = "guest"\nfrom = "guest"\nto = "dmz"\naction = "permit"\n'
         )
         before = world.verdict(Reason.NO_ZONE)
-        with closing(ping(world, CLIENT, ours(guest, family))):
+        with closing(ping(world, CLIENT, ours(guest, family), payload(56))):
             until(lambda: world.verdict(Reason.NO_ZONE) > before, "no zone, no way")
         world.ask("reload")
-        with closing(ping(world, CLIENT, ours(guest, family))) as client:
+        with closing(ping(world, CLIENT, ours(guest, family), payload(56))) as client:
             assert client.recv(1 << 16)[8:] == payload(56)
         source = ("10.3.0.9", "2001:db8:6::9")
         for to in (address(DMZ, V4), address(DMZ, V6)):
@@ -553,9 +547,9 @@ def test_a_vlan_is_a_zone(world: FirewallBox, offloads: str, family: int) -> Non
 
 def test_the_gateways_own_addresses_are_not_reached_across_zones(world: FirewallBox) -> None:
     """Ping of another zone's address of the gateway is to self as well: allowed from the LAN, not from the WAN."""
-    with closing(ping(world, CLIENT, INSIDE[0])) as client:
+    with closing(ping(world, CLIENT, INSIDE[0], payload(56))) as client:
         assert client.recv(1 << 16)[8:] == payload(56)
     world.route(SERVER, "10.2.0.0/24", WAN[0])
     before = world.verdict(Reason.DEFAULT_DENY)
-    with closing(ping(world, SERVER, INSIDE[0])):
+    with closing(ping(world, SERVER, INSIDE[0], payload(56))):
         until(lambda: world.verdict(Reason.DEFAULT_DENY) > before, "it is refused")

@@ -21,6 +21,7 @@ from tests.reference.packets import (
     SYN,
     TCP,
     UDP,
+    V4_MAPPED,
     Packet,
     parse_ethernet,
     parse_ip,
@@ -54,6 +55,16 @@ class End:
     seq: int = 0
     ack: int = 0
 
+    @property
+    def family(self) -> int:
+        """Of what it sends: NAT64 makes the two ends differ."""
+        return 4 if self.src.startswith(V4_MAPPED) else 6
+
+
+def protocol_of(kind: int, family: int) -> int:
+    """On the wire."""
+    return ICMP6 if kind == ICMP and family == 6 else kind
+
 
 @dataclass(slots=True)
 class Flow:
@@ -65,14 +76,10 @@ class Flow:
     server: End | None = None
     stage: int = 0
 
-    @property
-    def protocol(self) -> int:
-        return ICMP6 if self.kind == ICMP and self.family == 6 else self.kind
-
     def learn(self, frame: bytes, egress: Place, random: Random) -> None:
         """The client's packet as it left: the server answers to that."""
         packet = parse(frame)
-        if packet is None or packet.later_fragment or packet.protocol != self.protocol:
+        if packet is None or packet.later_fragment or packet.protocol != protocol_of(self.kind, packet.family):
             return
         if self.server is None or (self.server.dst, self.server.dport) != (packet.src, packet.sport):
             seq = random.getrandbits(32)
@@ -143,13 +150,13 @@ def l4_of(flow: Flow, end: End, ip: Ip, shape: Shape, random: Random, *, reverse
         return build.with_partial(ip, TCP, l4) if shape.partial else l4
     if flow.kind == UDP:
         if shape.becomes_zero and flow.server is not None and not reverse:
-            payload = _payload_to_zero(flow.server, flow.family)
+            payload = _payload_to_zero(flow.server, flow.server.family)
         l4 = build.udp(ip, end.sport, end.dport, payload)
         if shape.zero_checksum and ip.family == 4:
             return l4[:6] + b"\0\0" + l4[8:]
         return build.with_partial(ip, UDP, l4) if shape.partial else l4
     if flow.kind == ICMP:
-        kind = (129 if reverse else 128) if flow.family == 6 else 0 if reverse else 8
+        kind = (129 if reverse else 128) if ip.family == 6 else 0 if reverse else 8
         return build.icmp(ip, kind, 0, end.sport << 16 | 1, payload)
     return payload + bytes(random.choice((0, 8)))
 
@@ -196,7 +203,7 @@ def _expected_flags(flow: Flow, random: Random, *, reverse: bool) -> int:
 def ip_of(flow: Flow, end: End, shape: Shape) -> Ip:
     """The IP header of a packet of the flow."""
     return Ip(
-        flow.family,
+        end.family,
         end.src,
         end.dst,
         shape.ttl,

@@ -40,13 +40,15 @@ def permit_all(**changes: object) -> Ruleset:
 
 
 def rule_ids(ruleset: Ruleset) -> Ids:
-    """Policies have the numbers 10, 11, ...; host-inbound 20 and up; source, destination and static NAT 30, 40, 50."""
+    """Policies have the numbers 10, 11, ...; host-inbound 20 and up; kinds of NAT 30, 40, ... 70."""
     kinds = (
         ("policy", 10, ruleset.policies),
         ("host-inbound", 20, ruleset.zones),
         ("source-nat", 30, ruleset.source_nat),
         ("destination-nat", 40, ruleset.destination_nat),
         ("static-nat", 50, ruleset.static_nat),
+        ("nptv6", 60, ruleset.nptv6),
+        ("nat64", 70, ruleset.nat64),
     )
     rules = {(kind, rule.name): first + n for kind, first, named in kinds for n, rule in enumerate(named)}
     return Ids(NUMBERS, rules)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ipsec_gw.model.firewall import SELF, Ruleset
-from tests.reference import rewrite
+from tests.reference import nat64, rewrite
 from tests.reference.checksums import is_partial
 from tests.reference.fib import Fib, Found, Kind
 from tests.reference.packets import (
@@ -21,7 +21,7 @@ from tests.reference.packets import (
     is_unspecified,
 )
 from tests.reference.rules import Ids, Port
-from tests.reference.sessions import Fragments, Sessions
+from tests.reference.sessions import Entry, Fragments, Sessions
 from xdp_steer.reasons import Reason
 from xdp_steer.screen_layout import Screen
 
@@ -87,9 +87,9 @@ class Machine:
         found = self.fib.lookup(way.packet.src, destination, way.port.l3_ifindex)
         return found is not None and found.kind is Kind.LOCAL
 
-    def route(self, way: Way, destination: bytes) -> Found:
+    def route(self, way: Way, destination: bytes, source: bytes | None = None) -> Found:
         """Sets the egress port, None for this machine. Raises Verdict for what cannot go on."""
-        found = self.fib.lookup(way.packet.src, destination, way.port.l3_ifindex)
+        found = self.fib.lookup(way.packet.src if source is None else source, destination, way.port.l3_ifindex)
         way.egress = None
         if found is None:
             raise drop(Reason.ROUTE_UNSUPPORTED)
@@ -119,6 +119,39 @@ def leave(way: Way, found: Found, frame: bytes) -> Verdict:
         return Verdict("PASS", Reason.TO_KERNEL, frame)
     sent = rewrite.send(frame, way.ethernet, egress.vid, found.smac, found.dmac)
     return Verdict("REDIRECT", Reason.FORWARDED, sent)
+
+
+def leave_crossed(way: Way, found: Found, entry: Entry) -> Verdict:
+    """The end of a packet of a NAT64 session."""
+    packet, four = way.packet, way.packet.family == 4
+    if packet.ttl <= 1:
+        return leave(way, found, packet.frame)
+    new = rewrite.Becomes(entry.src, entry.dst, entry.sport, entry.dport)
+    try:
+        c = nat64.carried(packet)
+        length = nat64.length_of(packet, c)
+        if found.reachable and length > found.mtu:
+            if four:
+                return answer_icmp(way, Reason.TOO_BIG, 3, 4, found.mtu - 20 - 8 * c.fragment)
+            if not c.fragment and length > nat64.MAY_FRAGMENT:
+                return answer_icmp(way, Reason.TOO_BIG, 2, 0, max(found.mtu + 20, nat64.LEAST_MTU6))
+        return send_crossed(way, found, nat64.translate(packet, new, entry.mss, partial=way.partial))
+    except nat64.SourceRouted as routed:
+        kind, code = (3, 5) if four else (4, 0)
+        return answer_icmp(way, Reason.NAT64_SOURCE_ROUTE, kind, code, 0 if four else routed.pointer)
+    except nat64.Untranslatable as never:
+        return drop(never.reason)
+
+
+def send_crossed(way: Way, found: Found, crossed: nat64.Crossed) -> Verdict:
+    """What became one of the other family."""
+    assert way.egress is not None
+    oversize = found.reachable and crossed.length > found.mtu
+    if oversize or not found.reachable or not way.egress.redirect or way.partial:
+        return Verdict("PASS", Reason.TO_KERNEL, crossed.frame, any_identification=crossed.any_identification)
+    ethernet = replace(way.ethernet, ethertype=0x86DD if way.packet.family == 4 else 0x0800)
+    sent = rewrite.send(crossed.frame, ethernet, way.egress.vid, found.smac, found.dmac)
+    return Verdict("REDIRECT", Reason.FORWARDED, sent, any_identification=crossed.any_identification)
 
 
 def answer_icmp(way: Way, reason: Reason, kind: int, code: int, mtu: int = 0) -> Verdict:

@@ -9,13 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ipsec_gw.model.firewall import SELF
-from tests.reference import rewrite
+from tests.reference import nat64, rewrite
 from tests.reference.fib import Found, Kind
-from tests.reference.machine import Machine, Way, is_ipsec, leave
-from tests.reference.opening import open_session, permit
+from tests.reference.machine import Machine, Way, is_ipsec, leave, leave_crossed, send_crossed
+from tests.reference.opening import NOBODY, open_session, permit
 from tests.reference.packets import (
     RST,
     SYN,
+    Inner,
     Key,
     Malformed,
     Verdict,
@@ -38,12 +39,16 @@ NDP = range(133, 138)
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a packet: PASS, DROP, TX or REDIRECT, why, the frame, and the port to go out by if known."""
+    """What became of a packet: PASS, DROP, TX or REDIRECT, why, the frame, and the port to go out by if known.
+
+    ``any_identification``: that of its IPv4 header may be another one.
+    """
 
     action: str
     reason: Reason
     frame: bytes
     egress: tuple[int, int] | None = None
+    any_identification: bool = False
 
 
 class Pipeline(Machine):
@@ -62,7 +67,7 @@ class Pipeline(Machine):
             verdict = raised
         egress = way.egress if way else None
         where = (egress.ifindex, egress.vid) if egress else None
-        return Outcome(verdict.action, verdict.reason, verdict.frame or frame, where)
+        return Outcome(verdict.action, verdict.reason, verdict.frame or frame, where, verdict.any_identification)
 
     def _enter(self, ingress: int, frame: bytes, now: int) -> Way:
         ethernet = parse_ethernet(frame)
@@ -136,6 +141,8 @@ class Pipeline(Machine):
         if found is None:
             found = self._route(way, entry)
             self._keep_route(way, entry, found)
+        if entry.flags & SessionFlag.NAT64:
+            return leave_crossed(way, found, entry)
         return leave(way, found, rewrite.translate(way.packet, new, entry.mss, partial=way.partial))
 
     def _kept_route(self, way: Way, entry: Entry) -> Found | None:
@@ -156,7 +163,9 @@ class Pipeline(Machine):
             entry.routed_ns = way.now
 
     def _route(self, way: Way, entry: Entry) -> Found:
-        found = self.route(way, entry.dst)
+        crossing = entry.flags & SessionFlag.NAT64
+        source = NOBODY if crossing and way.packet.family == 6 else entry.src if crossing else None
+        found = self.route(way, entry.dst, source)
         if way.egress is None or self.number(way.egress.zone) != entry.out_zone:
             raise drop(Reason.ZONE_CHANGED)
         return found
@@ -172,9 +181,22 @@ class Pipeline(Machine):
             if is_ipsec(inner.protocol, inner.sport) and self.is_local(way, packet.dst):
                 return Verdict("PASS", Reason.HOST_IKE)
             return drop(Reason.ICMP_NO_SESSION)
+        if entry.flags & SessionFlag.NAT64:
+            return self._crossing_error(way, inner, entry)
         new_src = entry.src if packet.src == inner.dst else packet.src
         quoted = Becomes(entry.dst, entry.src, entry.dport, entry.sport)
         frame = rewrite.translate_error(packet, inner, new_src, entry.dst, quoted)
         if entry.flags & SessionFlag.TO_SELF:
             return Verdict("PASS", Reason.HOST, frame)
         return leave(way, self._route(way, entry), frame)
+
+    def _crossing_error(self, way: Way, inner: Inner, entry: Entry) -> Verdict:
+        found = self._route(way, entry)
+        if way.packet.ttl <= 1:
+            return leave(way, found, way.packet.frame)
+        new = Becomes(entry.src, entry.dst, entry.sport, entry.dport)
+        try:
+            crossed = nat64.translate_error(way.packet, inner, new, entry.embedded, found.mtu)
+        except nat64.Untranslatable as never:
+            return drop(never.reason)
+        return send_crossed(way, found, crossed)

@@ -178,7 +178,7 @@ def _small_piece(random: Random, place: Place, ip: Ip, more: bool) -> bytes:
 def _far_piece(random: Random, place: Place, ip: Ip, more: bool) -> bytes:
     options = random.choice((b"", b"", b"\x01" * 4))
     ip = replace(ip, options=options)
-    reach = random.choice((0, 0, 8, -8, -32))
+    reach = random.choice((0, 0, 8, 16, 24, -8, -32))
     packet = build.packet(ip, 1, bytes(15 + len(options)), more=more, offset=65535 // 8 * 8 - 32 + reach)
     return build.frame(4, packet, place[1] or None)
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from ipsec_gw.model.firewall import SELF, Action
 from tests.reference import nat, rewrite
-from tests.reference.fib import Kind
-from tests.reference.machine import Machine, Way, answer, is_ipsec
+from tests.reference.fib import Kind, key_bytes
+from tests.reference.machine import Machine, Way, answer, answer_icmp, is_ipsec
+from tests.reference.nat64 import other_protocol
 from tests.reference.packets import ACK, FIN, REQUESTS, RST, SYN, TCP, Key, Packet, Verdict, drop, is_martian
 from tests.reference.rules import Asked, Decision, decide
 from tests.reference.screens import limit_sessions, search
 from tests.reference.sessions import Entry
 from xdp_steer.flow_layout import SessionFlag, State
 from xdp_steer.reasons import Reason
+
+NOBODY = key_bytes("0.0.0.0")
+"""The source of routes for NAT64: it is not chosen yet."""
 
 
 def open_session(machine: Machine, way: Way, key: Key) -> Entry:
@@ -20,8 +24,15 @@ def open_session(machine: Machine, way: Way, key: Key) -> Entry:
     search(machine, way)
     _check_beginning(machine, way)
     asked = asked_of(packet, packet.dst, packet.dport)
-    destination = nat.destination_nat(machine.ruleset, machine.ids, way.port.zone, asked, packet.dport)
-    found = machine.route(way, destination.address)
+    try:
+        destination = nat.destination_nat(machine.ruleset, machine.ids, way.port.zone, asked, packet.dport)
+    except nat.Unmappable:
+        raise _parameter_problem(way, 24) from None
+    except nat.NotForNat64 as refused:
+        raise drop(refused.reason) from None
+    found = machine.route(way, destination.address, NOBODY if destination.nat64 else packet.src)
+    if found.kind is Kind.LOCAL and destination.nat64:
+        raise drop(Reason.NAT64_ADDRESS)
     if found.kind is Kind.LOCAL and is_ipsec(packet.protocol, destination.port):
         raise Verdict("PASS", Reason.HOST_IKE)
     to_zone = way.egress.zone if way.egress else SELF
@@ -73,11 +84,21 @@ def _source(machine: Machine, way: Way, key: Key, to_zone: str, destination: nat
     asked = asked_of(packet, destination.address, destination.port)
     zones = (way.port.zone, to_zone)
     try:
+        if destination.nat64:
+            rule, chosen = destination.nat64, (key, packet.has_ports, way.egress, machine.seed)
+            return nat.nat64_source(machine.ruleset, rule, *chosen)
         return nat.source_nat(
             machine.ruleset, machine.ids, zones, asked, key, packet.has_ports, way.egress, machine.seed
         )
     except nat.NoAddress:
         raise drop(Reason.NAT_NO_ADDRESS) from None
+    except nat.Unmappable:
+        raise _parameter_problem(way, 8) from None
+
+
+def _parameter_problem(way: Way, pointer: int) -> Verdict:
+    """NPTv6 cannot translate the address at that place of the header."""
+    return answer_icmp(way, Reason.NPTV6_UNMAPPABLE, 4, 0, pointer)
 
 
 def _insert(
@@ -93,7 +114,8 @@ def _insert(
     zone = machine.number(to_zone)
     for source in choice.candidates:
         dport = source.port if packet.is_query else destination.port
-        reply = Key(destination.address, source.address, dport, source.port, key.protocol, zone)
+        protocol = other_protocol(key.protocol) if destination.nat64 else key.protocol
+        reply = Key(destination.address, source.address, dport, source.port, protocol, zone)
         if reply not in sessions.entries:
             break
     else:
@@ -102,6 +124,10 @@ def _insert(
         _entry(machine, way, to_zone, decision, choice.rule, destination.rule, translated=choice.translates)
         for _ in range(2)
     )
+    for entry in (reverse, forward):
+        if destination.nat64:
+            entry.flags |= SessionFlag.NAT64
+            entry.embedded = destination.nat64.prefix.prefixlen
     reverse.src, reverse.dst, reverse.sport, reverse.dport = key.dst, key.src, key.dport, key.sport
     reverse.out_zone = key.zone
     reverse.flags |= SessionFlag.REVERSE

@@ -295,13 +295,19 @@ def _beginning(inner: Packet, octets: int) -> bytes:
 
 
 class Verdict(Exception):
-    """Ends a packet's way: the action, the reason, and the frame if it changed."""
+    """Ends a packet's way: the action, the reason, and the frame if it changed.
 
-    def __init__(self, action: str, reason: Reason, frame: bytes | None = None) -> None:
+    ``any_identification``: that of its IPv4 header may be another one.
+    """
+
+    def __init__(
+        self, action: str, reason: Reason, frame: bytes | None = None, *, any_identification: bool = False
+    ) -> None:
         super().__init__(action, reason.name)
         self.action = action
         self.reason = reason
         self.frame = frame
+        self.any_identification = any_identification
 
 
 def drop(reason: Reason) -> Verdict:

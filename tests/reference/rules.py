@@ -80,7 +80,8 @@ class Prefix:
             return cls(6, int(network.network_address), network.prefixlen)
         return cls(4, int.from_bytes(V4_MAPPED + network.network_address.packed), 96 + network.prefixlen)
 
-    def holds(self, family: int, address: bytes) -> bool:
+    def holds(self, address: bytes) -> bool:
+        family = 4 if address.startswith(V4_MAPPED) else 6
         return family == self.family and int.from_bytes(address) >> (128 - self.bits) == self.first >> (128 - self.bits)
 
     def translate(self, address: bytes, to: Prefix) -> bytes:
@@ -88,10 +89,10 @@ class Prefix:
         return (to.first + int.from_bytes(address) - self.first).to_bytes(16)
 
 
-def matches_any(networks: Iterable[IpNetwork], family: int, address: bytes) -> bool:
+def matches_any(networks: Iterable[IpNetwork], address: bytes) -> bool:
     """None at all means any address."""
     prefixes = [Prefix.of(network) for network in networks]
-    return not prefixes or any(prefix.holds(family, address) for prefix in prefixes)
+    return not prefixes or any(prefix.holds(address) for prefix in prefixes)
 
 
 def matching_service(services: Iterable[Service], asked: Asked) -> Service | None:
@@ -120,9 +121,9 @@ def _serves(service: Service, asked: Asked) -> bool:
 def decide(ruleset: Ruleset, ids: Ids, from_zone: str, to_zone: str, asked: Asked) -> Decision:
     """The policies' word on a new flow. ``asked`` has the original source and the translated destination."""
     for policy in _policies(ruleset, from_zone, to_zone):
-        if not matches_any(policy.sources, asked.family, asked.src):
+        if not matches_any(policy.sources, asked.src):
             continue
-        if not matches_any(policy.destinations, asked.family, asked.dst):
+        if not matches_any(policy.destinations, asked.dst):
             continue
         service = matching_service(policy.services, asked)
         if service is None:

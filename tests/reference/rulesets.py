@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 from random import Random
 
@@ -10,7 +10,10 @@ from ipsec_gw.model.firewall import (
     ANY_SERVICE,
     SELF,
     Action,
+    Blocks,
     DestinationNat,
+    Nat64,
+    Nptv6,
     Policy,
     Pool,
     Ruleset,
@@ -72,6 +75,13 @@ SERVICES = (
 PORTS = (22, 53, 80, 443, 8080, 500, 4500)
 """Destination ports of flows, most of them named by a service."""
 CLIENT_PORTS = (1023, 1024, 5000, 40000, 40001, 40002, 65535)
+BLOCKS = (
+    Blocks(1, ip_network("10.0.0.8/29")),
+    Blocks(2, ip_network("10.0.0.0/24")),
+    Blocks(500, ip_network("10.0.0.0/16")),
+    Blocks(60000, ip_network("10.0.0.10/31")),
+)
+"""Of deterministic NAT; not all of the subscribers have room in a pool, and not all that ask are subscribers."""
 WINDOW = 60
 """Of screens, in seconds: the real thing's clock should not end it while a sequence runs."""
 EXTERNAL4, EXTERNAL6 = ip_network("198.51.100.64/28"), ip_network("2001:db8:d:1::/80")
@@ -108,6 +118,8 @@ def configuration(random: Random) -> Configuration:
         source_nat=tuple(_source_nat(random, f"s{n}", names, pools) for n in range(random.choice((0, 1, 2, 2, 4)))),
         destination_nat=tuple(_destination_nat(random, f"d{n}", names) for n in range(random.choice((0, 1, 2, 3)))),
         static_nat=_static_nat(random, names),
+        nptv6=_nptv6(random, names),
+        nat64=_nat64(random, names, pools),
         sessions=Sessions(timeouts=Timeouts(*(random.choice((2, 5, 20, 120)) for _ in range(8)))),
         screens=(_screens(random, "all", 1.0), _screens(random, "some", 0.5)),
     )
@@ -185,17 +197,18 @@ def _pools(random: Random) -> tuple[Pool, ...]:
         first += 16 * number
         low = random.choice((1024, 40000, 50000))
         high = random.choice((low, low + 1, low + 3, 65535))
-        others = [pool.name for pool in made if pool.first.version == first.version]
-        made.append(
-            Pool(
-                f"pool{number}",
-                first,
-                first + random.choice((0, 0, 1, 3)),
-                (low, high),
-                random.random() < 0.3,
-                random.choice(others) if others and random.random() < 0.6 else None,
-            )
+        others = [pool.name for pool in made if pool.first.version == first.version and pool.blocks is None]
+        pool = Pool(
+            f"pool{number}",
+            first,
+            first + random.choice((0, 0, 1, 3)),
+            (low, high),
+            random.random() < 0.3,
+            random.choice(others) if others and random.random() < 0.6 else None,
         )
+        if first.version == 4 and random.random() < 0.3:
+            pool = replace(pool, persistent=False, overflow=None, blocks=random.choice(BLOCKS))
+        made.append(pool)
     return tuple(made)
 
 
@@ -252,3 +265,44 @@ def _static_nat(random: Random, zones: list[str]) -> tuple[StaticNat, ...]:
         StaticNat("n6", random.choice(zones), EXTERNAL6, ip_network("2001:db8:c::/80")),
     )
     return tuple(static for static in every if random.random() < 0.35)
+
+
+def _nptv6(random: Random, zones: list[str]) -> tuple[Nptv6, ...]:
+    """Prefixes of all sorts of lengths, about the hosts of two links."""
+    pairs = random.choice(
+        (
+            ("2001:db8:e0::/48", "2001:db8:b::/48"),
+            ("2001:db8:e0::/64", "2001:db8:b::/64"),
+            ("2001:dba::/31", "2001:db8::/31"),
+            ("2001:db8:e0:40::/58", "2001:db8:b::/58"),
+        )
+    )
+    made = Nptv6("np", random.choice(zones), *map(ip_network, pairs))
+    other = Nptv6("nq", random.choice(zones), ip_network("2001:db8:e1::/56"), ip_network("2001:db8:a::/56"))
+    return tuple(rule for rule in (made, other) if random.random() < 0.3)
+
+
+NAT64_PREFIXES = tuple(
+    ip_network(text)
+    for text in (
+        "64:ff9b::/96",
+        "2001:db8:64::/96",
+        "2001:db8:65::/64",
+        "2001:db8:66::/56",
+        "2001:db8:67::/48",
+        "2001:db8:6800::/40",
+        "2001:db9::/32",
+    )
+)
+
+
+def _nat64(random: Random, zones: list[str], pools: tuple[Pool, ...]) -> tuple[Nat64, ...]:
+    fours = [pool.name for pool in pools if pool.first.version == 4]
+    chosen = random.sample(NAT64_PREFIXES, random.choice((0, 1, 2)))
+    made = [
+        Nat64(f"f{number}", prefix, random.choice((None, None, *zones)), random.choice((None, *fours, *fours)))
+        for number, prefix in enumerate(chosen)
+    ]
+    if random.random() < 0.6:
+        made.append(Nat64("everybody", ip_network("2001:db8:6f::/96"), None, random.choice((None, *fours))))
+    return tuple(made)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ipsec_gw.model.firewall import Timeouts
+from tests.reference.nat64 import other_identification, other_protocol
 from tests.reference.packets import ACK, FIN, RST, SYN, TCP, UDP, Inner, Key, Packet
 from xdp_steer.flow_layout import SessionFlag, State
 
@@ -41,10 +42,12 @@ class Entry:
     mtu: int = 0
     dmac: bytes = bytes(6)
     smac: bytes = bytes(6)
+    embedded: int = 0
 
     def peer_key(self, key: Key) -> Key:
         """The key of the other direction."""
-        return Key(self.dst, self.src, self.dport, self.sport, key.protocol, self.out_zone)
+        protocol = other_protocol(key.protocol) if self.flags & SessionFlag.NAT64 else key.protocol
+        return Key(self.dst, self.src, self.dport, self.sport, protocol, self.out_zone)
 
 
 @dataclass
@@ -168,6 +171,8 @@ class Fragments:
         self.entries[self.key(packet, flow.zone)] = (flow, now)
         if not entry.flags & SessionFlag.TO_SELF:
             identity = packet.fragment_id, packet.fragment_protocol
+            if entry.flags & SessionFlag.NAT64:
+                identity = other_identification(packet.fragment_id, packet.family), other_protocol(identity[1])
             left = FragmentKey(entry.src, entry.dst, *identity, entry.out_zone)
             self.left[left] = (entry.peer_key(flow), now)
 

@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
+from ipsec_gw.model.ids import IpNetwork
 from tests.reference import build, odd
 from tests.reference.fib import key_bytes
-from tests.reference.flows import End, Flow, Place, Shape, dress, ip_of, l4_of, tag_of
+from tests.reference.flows import End, Flow, Place, Shape, dress, ip_of, l4_of, protocol_of, tag_of
 from tests.reference.model import Outcome
+from tests.reference.nat64 import embed
 from tests.reference.network import HOSTS, LINKS, SILENT, Link
 from tests.reference.packets import ACK, FIN, FRAGMENT, ICMP, RST, SYN, TCP, UDP
 from tests.reference.rulesets import CLIENT_PORTS, PORTS
@@ -44,6 +46,7 @@ REMOTES = {
         "2001:db8:f2::1",
         "2001:db8:f3::1",
         "2001:db8:f4::1",
+        "2001:db8:b:ffff::a",
     ),
 }
 TRANSLATED = {
@@ -63,17 +66,32 @@ TRANSLATED = {
         "2001:db8:d:1::a",
         "2001:db8:d::100",
         "2001:db8:d::110",
+        "2001:db8:e0::a",
+        "2001:db8:e0:ffff::a",
+        "2001:db8:e0:0:ffff:ffff:ffff:ffff",
+        "2001:db8:e1:7:ffff::b",
     ),
 }
 """External addresses of rules, and of pools."""
+
+
+BEHIND = ("10.0.0.10", "10.0.1.10", "10.0.2.11", "10.0.100.12", "203.0.113.9", "8.8.8.8", "192.0.2.50", "192.0.2.17")
+"""Hosts of IPv4 that IPv6 asks for by NAT64; the next ones it should not."""
+NEVER = ("10.0.0.1", "127.0.0.1", "224.0.0.5", "0.0.0.0", "255.255.255.255", "10.0.0.119")
 
 
 class Traffic:
     """The steps of one sequence. Tell it with :meth:`saw` what became of each frame."""
 
     def __init__(
-        self, random: Random, indexes: Mapping[str, int], zoned: Sequence[str], timeouts: tuple[int, ...]
+        self,
+        random: Random,
+        indexes: Mapping[str, int],
+        zoned: Sequence[str],
+        timeouts: tuple[int, ...],
+        prefixes: tuple[IpNetwork, ...] = (),
     ) -> None:
+        self._prefixes = prefixes  # of NAT64
         self.random = random
         self._zoned = tuple(link for link in LINKS if link.name in zoned and link.forwarding) or LINKS
         self._places = {link.name: (indexes[link.parent or link.name], link.vid) for link in LINKS}
@@ -174,6 +192,10 @@ class Traffic:
         link = self._link()
         if link is client and random.random() < 0.8:
             link = self._link()
+        if family == 6 and self._prefixes and random.random() < 0.5:
+            prefix = random.choice(self._prefixes)
+            hosts = BEHIND if random.random() < 0.9 else NEVER
+            return embed(prefix.network_address.packed, prefix.prefixlen, key_bytes(random.choice(hosts)))
         if roll < 0.5:
             return self._host(link, family, random.choice(HOSTS))
         if roll < 0.7:
@@ -185,22 +207,26 @@ class Traffic:
         return self._host(link, family, SILENT)
 
     def _packet(self, flow: Flow, end: End, shape: Shape, *, reverse: bool) -> Send:
-        shape = self._extended(flow, shape)
+        shape = self._extended(flow, end, shape)
         ip = ip_of(flow, end, shape)
-        packet = build.packet(ip, flow.protocol, l4_of(flow, end, ip, shape, self.random, reverse=reverse))
-        frame = build.frame(flow.family, packet, tag_of(end.place, shape))
+        protocol = protocol_of(flow.kind, end.family)
+        packet = build.packet(ip, protocol, l4_of(flow, end, ip, shape, self.random, reverse=reverse))
+        frame = build.frame(end.family, packet, tag_of(end.place, shape))
         if len(frame) < 60 and self.random.random() < 0.2:
             frame += bytes(60 - len(frame))
         return Send(end.place[0], frame, "reverse" if reverse else "forward", flow, reverse)
 
-    def _extended(self, flow: Flow, shape: Shape) -> Shape:
+    def _extended(self, flow: Flow, end: End, shape: Shape) -> Shape:
         """IPv6 extension headers at times."""
-        if flow.family == 4 or self.random.random() > 0.1:
+        if end.family == 4 or self.random.random() > 0.1:
             return shape
         kinds = [self.random.choice((0, 43, 60)) for _ in range(self.random.choice((1, 1, 2, 6, 7)))]
         headers = b""
-        for following in (*kinds[1:], flow.protocol):
-            headers += build.extension(following, self.random.choice((0, 0, 1)))
+        for following in (*kinds[1:], protocol_of(flow.kind, end.family)):
+            header = build.extension(following, self.random.choice((0, 0, 1)))
+            headers += (
+                header if self.random.random() < 0.5 else header[:3] + b"\0" + header[4:]
+            )  # a route is at its end
         return replace(shape, extensions=headers, first_extension=kinds[0])
 
     def _go_on(self) -> Step:
@@ -234,12 +260,17 @@ class Traffic:
     def _fragments(self) -> Step:
         """A datagram in pieces, mostly in order."""
         random = self.random
-        flow = random.choice(self._flows)
+        crossing = [flow for flow in self._flows if flow.server and flow.server.family != flow.client.family]
+        flow = random.choice(crossing if crossing and random.random() < 0.5 else self._flows)
         reverse = flow.server is not None and random.random() < 0.5
         end = flow.server if reverse else flow.client
         assert end is not None
         self._identification = (self._identification + 1) & 0xFFFF
-        shape = Shape(size=random.choice((40, 200, 900)), identification=self._identification)
+        shape = Shape(
+            size=random.choice((40, 200, 900)),
+            zero_checksum=random.random() < (0.6 if end.family != flow.client.family else 0.1),
+            identification=self._identification,
+        )
         ip = ip_of(flow, end, shape)
         l4 = l4_of(flow, end, ip, shape, random, reverse=reverse)
         frames = [self._fragment(flow, end, shape, l4, *cut) for cut in self._cuts(len(l4))]
@@ -261,11 +292,12 @@ class Traffic:
     def _fragment(self, flow: Flow, end: End, shape: Shape, l4: bytes, start: int, stop: int) -> bytes:
         more = stop < len(l4)
         ip = ip_of(flow, end, shape)
-        if flow.family == 6:
-            header = build.fragment_header(flow.protocol, start, more, shape.identification)
+        protocol = protocol_of(flow.kind, end.family)
+        if end.family == 6:
+            header = build.fragment_header(protocol, start, more, shape.identification)
             ip = replace(ip, extensions=header, first_extension=FRAGMENT)
-        packet = build.packet(ip, flow.protocol, l4[start:stop], more=more, offset=start)
-        return build.frame(flow.family, packet, tag_of(end.place, shape))
+        packet = build.packet(ip, protocol, l4[start:stop], more=more, offset=start)
+        return build.frame(end.family, packet, tag_of(end.place, shape))
 
     def _age(self) -> Step:
         """Never close to a whole number of seconds, so that the clock's own progress does not decide."""

@@ -11,7 +11,7 @@ from scapy.layers.l2 import ARP, Ether
 
 from ipsec_gw.firewall.answers import MAX_IPV6_NEIGHBOURS, Answer, Owned, answers, owned
 from ipsec_gw.mirror.announce import frame
-from ipsec_gw.model.firewall import DestinationNat, Pool, Ruleset, SourceNat, StaticNat, Translation, Zone
+from ipsec_gw.model.firewall import DestinationNat, Nat64, Nptv6, Pool, Ruleset, SourceNat, StaticNat, Translation, Zone
 from ipsec_gw.model.ids import IpNetwork
 
 ZONES = (Zone("wan", ("eth0", "eth9")), Zone("lan", ("eth1",)))
@@ -69,6 +69,18 @@ def test_destinations_and_outer_addresses_of_both_families() -> None:
     static_nat = (static("203.0.113.25", "10.0.0.25"), static("198.51.100.0/24", "10.9.0.0/24"))
     assert asked(destination_nat=destination_nat, static_nat=static_nat) == on(
         "eth0", "203.0.113.10/32", "203.0.113.25/32", "2001:db8::80/125"
+    )
+
+
+def test_the_outer_prefix_of_nptv6() -> None:
+    nptv6 = (Nptv6("net", "wan", ip_network("2001:db8::80/125"), ip_network("fd00::/125")),)
+    assert asked(nptv6=nptv6) == on("eth0", "2001:db8::80/125")
+
+
+def test_the_pool_of_nat64() -> None:
+    pools = (pool("a", "203.0.113.14", "203.0.113.14"),)
+    assert asked(pools=pools, nat64=(Nat64("n", ip_network("64:ff9b::/96"), pool="a"),)) == on(
+        "eth0", "203.0.113.14/32"
     )
 
 

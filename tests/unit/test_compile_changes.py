@@ -7,6 +7,9 @@ from ipaddress import ip_address, ip_network
 
 from ipsec_gw.model.firewall import (
     Action,
+    Blocks,
+    Nat64,
+    Nptv6,
     Policy,
     Pool,
     Ruleset,
@@ -70,6 +73,20 @@ def test_terms_in_another_order() -> None:
     two = (Service(6), Service(17))
     first, second = (replace(BASE, policies=(replace(A, services=terms),)) for terms in (two, two[::-1]))
     assert said(first, second) == ["policy a: changed: services in another order"]
+
+
+def test_nat_of_prefixes_and_blocks() -> None:
+    pool = Pool("p", ip_address("192.0.2.1"), ip_address("192.0.2.2"))
+    nptv6 = Nptv6("net", "wan", ip_network("2001:db8:1::/48"), ip_network("fd00::/48"))
+    nat64 = Nat64("four", ip_network("64:ff9b::/96"))
+    before = replace(BASE, pools=(pool,), nptv6=(nptv6,), nat64=(nat64,))
+    blocks = Blocks(500, ip_network("100.64.0.0/25"))
+    after = replace(before, pools=(replace(pool, blocks=blocks),), nptv6=(), nat64=(replace(nat64, pool="p"),))
+    assert said(before, after) == [
+        "pool p: changed: blocks none -> 500 ports for each of 100.64.0.0/25",
+        "nptv6 net: removed",
+        "nat64 four: changed: pool none -> p",
+    ]
 
 
 def test_nat_pools_zones_default_and_sessions() -> None:

@@ -12,7 +12,10 @@ import pytest
 from ipsec_gw.model.firewall import (
     SELF,
     Action,
+    Blocks,
     DestinationNat,
+    Nat64,
+    Nptv6,
     Policy,
     Pool,
     Ruleset,
@@ -182,7 +185,68 @@ def test_timeouts_and_default() -> None:
     assert rows.default is PolicyAction.REJECT
 
 
+def test_nptv6_rows() -> None:
+    """The example of RFC 6296, 3.6: 0xd54f is added on the way out, 0x2ab0 on the way in."""
+    internal, external = ip_network("fd01:203:405::/48"), ip_network("2001:db8:1::/48")
+    rules = Ruleset(zones=(LAN, WAN), nptv6=(Nptv6("net", "wan", external, internal),))
+    number = assign(Ids(), rules).rules[NameKind.NPTV6, "net"]
+    tables = rows_of(rules).tables
+    assert tables[Table.SNAT].rules == (
+        RuleRow(number, Nat.NPTV6, prefixlen=48, to=external.network_address, adjustment=0xD54F),
+    )
+    assert tables[Table.DNAT].rules == (
+        RuleRow(number, Nat.NPTV6, prefixlen=48, to=internal.network_address, adjustment=0x2AB0),
+    )
+
+
+def test_a_pool_with_blocks() -> None:
+    blocks = Blocks(500, ip_network("100.64.0.0/23"))
+    made = Pool("cgn", ip_address("203.0.113.32"), ip_address("203.0.113.35"), blocks=blocks)
+    (row,) = rows_of(Ruleset(zones=(LAN, WAN), pools=(made,))).pools
+    assert row == PoolRow(ip_address("203.0.113.32"), 4, 1024, 65535, False, 0, 500, ip_address("100.64.0.0"))
+    assert made.blocks_of_an_address == 129
+    assert made.block_of(ip_address("100.64.0.0")) == (ip_address("203.0.113.32"), (1024, 1523))
+    assert made.block_of(ip_address("100.64.0.128")) == (ip_address("203.0.113.32"), (65024, 65523))
+    assert made.block_of(ip_address("100.64.0.129")) == (ip_address("203.0.113.33"), (1024, 1523))
+    assert made.block_of(ip_address("100.64.1.255")) == (ip_address("203.0.113.35"), (63024, 63523))
+    assert made.block_of(ip_address("100.64.2.0")) is None
+    assert replace(made, last=made.first).block_of(ip_address("100.64.1.0")) is None
+    assert replace(made, blocks=None).block_of(ip_address("100.64.0.0")) is None
+
+
+def test_nat64_rows() -> None:
+    """What must not be translated comes first; the well-known prefix is not for private addresses."""
+    pool = Pool("p", ip_address("203.0.113.1"), ip_address("203.0.113.4"))
+    own, known = ip_network("2001:db8:64::/64"), ip_network("64:ff9b::/96")
+    nat64 = (Nat64("own", own, "lan"), Nat64("known", known, pool="p"))
+    rules = Ruleset(zones=(LAN, WAN), pools=(pool,), nat64=nat64)
+    ids = assign(Ids(), rules)
+    first, second = ids.rules[NameKind.NAT64, "own"], ids.rules[NameKind.NAT64, "known"]
+    table = rows_of(rules).tables[Table.DNAT]
+    assert table.rules == (
+        RuleRow(first, Nat.REFUSE),
+        RuleRow(first, Nat.NAT64, prefixlen=64, flags=RowFlag.INTERFACE),
+        RuleRow(second, Nat.REFUSE),
+        RuleRow(second, Nat.REFUSE),
+        RuleRow(second, Nat.NAT64, prefixlen=96),
+    )
+    lan, wan = ids.zones["lan"], ids.zones["wan"]
+
+    def row(zone: int, source: str, destination: str) -> RuleRow | None:
+        return first_match(table, zone, 0, Flow(ip_address(source), ip_address(destination), 17, 53))
+
+    assert row(lan, "2001:db8::9", "2001:db8:64::1") == table.rules[1]
+    assert row(wan, "2001:db8::9", "2001:db8:64::1") is None
+    assert row(lan, "2001:db8:64::9", "2001:db8:64::1") == table.rules[0]
+    assert row(lan, "fe80::9", "2001:db8:64::1") == table.rules[0]
+    assert row(wan, "2001:db8::9", "64:ff9b::8.8.8.8") == table.rules[4]
+    assert row(wan, "2001:db8::9", "64:ff9b::10.8.8.8") == table.rules[3]
+    assert row(wan, "2001:db8::9", "8.8.8.8") is None
+
+
 NETS = ip_network("192.0.2.0/24"), ip_network("2001:db8::/32")
+LONG = ip_network("2001:db8::/72")
+SIX = Pool("six", ip_address("2001:db8::1"), ip_address("2001:db8::2"))
 
 
 @pytest.mark.parametrize(
@@ -197,6 +261,11 @@ NETS = ip_network("192.0.2.0/24"), ip_network("2001:db8::/32")
         (policies(source_nat=(SourceNat("s", Translation.POOL, pool="x"),)), "source nat s: there is no pool x"),
         (policies(destination_nat=(DestinationNat("d", *NETS),)), "destination nat d: 192.0.2.0/24 cannot become"),
         (policies(static_nat=(StaticNat("t", "wan", *NETS),)), "static nat t: .* same family and prefix length"),
+        (policies(nptv6=(Nptv6("t", "wan", NETS[0], NETS[0]),)), "nptv6 t: 192.0.2.0/24 is no IPv6 prefix"),
+        (policies(nptv6=(Nptv6("t", "wan", LONG, LONG),)), "nptv6 t: 2001:db8::/72 is no .* of at most 64 bits"),
+        (policies(nat64=(Nat64("t", LONG),)), "nat64 t: 2001:db8::/72 is no IPv6 prefix of 32, 40, .*, 96 bits"),
+        (policies(nat64=(Nat64("t", NETS[1], pool="x"),)), "nat64 t: there is no pool x"),
+        (policies(nat64=(Nat64("t", NETS[1], pool="six"),), pools=(SIX,)), "nat64 t: pool six is IPv6"),
         (
             policies(destination_nat=(DestinationNat("d", NETS[0], NETS[0], to_port=80),)),
             "destination nat d: only TCP and UDP have ports",

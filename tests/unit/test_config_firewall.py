@@ -34,6 +34,8 @@ from ipsec_gw.config.summary import describe, service_text
 from ipsec_gw.model.firewall import (
     ANY_SERVICE,
     Action,
+    Nat64,
+    Nptv6,
     Policy,
     Pool,
     Ruleset,
@@ -157,7 +159,14 @@ def test_nat_gateway() -> None:
     assert (web.from_zone, web.to_port, web.sources) == ("wan", None, ())
     assert (staging.to, staging.services, staging.to_port) == (*nets("192.168.30.10"), tcp((8080, 8089)), 9080)
     assert staging.sources == nets("203.0.113.0/24")
-    assert rules.static_nat == (StaticNat("mail", "wan", *nets("198.51.100.25", "192.168.30.25")),)
+    assert rules.static_nat == (
+        StaticNat("mail", "wan", *nets("198.51.100.25", "192.168.30.25")),
+        StaticNat("dmz6", "wan", *nets("2001:db8:30::/64", "fd12:3456:789a:30::/64")),
+    )
+    assert rules.nat64 == (
+        Nat64("subscribers-into-ipv4", *nets("64:ff9b::/96"), from_zone="subscribers", pool="subscribers"),
+    )
+    assert rules.nptv6 == (Nptv6("subscribers6", "wan", *nets("2001:db8:4000::/48", "fd12:3456:789b::/48")),)
     assert [(rule.name, rule.translation, rule.pool) for rule in rules.source_nat] == [
         ("test-lan-untranslated", Translation.OFF, None),
         ("subscribers", Translation.POOL, "subscribers"),

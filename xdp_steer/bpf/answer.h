@@ -135,15 +135,15 @@ static __always_inline int answer_reset(struct xdp_md *ctx, struct meta *m)
 	return XDP_TX;
 }
 
-/* Sum of `octets` bytes of the frame from `offset` on, padded with zeros. Through the stack: the verifier would follow
+/* Sum of `octets` bytes (`most` at most) of the frame from `offset` on, padded with zeros. Through the stack: the verifier would follow
  * every length on its own if it were the packet that the kernel sums. */
-static __always_inline u64 sum_of(struct xdp_md *ctx, u32 offset, u32 octets)
+static __always_inline u64 sum_of(struct xdp_md *ctx, u32 offset, u32 octets, u32 most)
 {
 	__be32 chunk[SUM_CHUNK / sizeof(__be32)];
 	u64 sum = 0, left;
 	u32 i;
 
-	for (i = 0; i < ANSWER_IPV6 && i < octets; i += SUM_CHUNK) {
+	for (i = 0; i < most && i < octets; i += SUM_CHUNK) {
 		left = octets - i < SUM_CHUNK ? octets - i : SUM_CHUNK;
 		/* From 1 to SUM_CHUNK: the compiler knows, the verifier is told. */
 		asm volatile("" : "+r"(left));
@@ -197,7 +197,7 @@ static __always_inline int answer_error(struct xdp_md *ctx, struct meta *m)
 	icmp->checksum = 0;
 	icmp->high = 0;
 	icmp->low = htons(m->answer_mtu);
-	sum = htons(m->answer_type << 8 | m->answer_code) + icmp->low + sum_of(ctx, l3 + grown, quoted);
+	sum = htons(m->answer_type << 8 | m->answer_code) + icmp->low + sum_of(ctx, l3 + grown, quoted, ANSWER_IPV6);
 	if (m->v6) {
 		sum += pseudo_sum(&from, &m->key.saddr, ICMP6_PROTOCOL, sizeof(*icmp) + quoted);
 		if (data + l3 + sizeof(struct ipv6hdr) > end)

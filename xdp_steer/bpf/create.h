@@ -62,20 +62,36 @@ struct source {
 	u32 overflow;	/* pool index + 1 */
 };
 
-static __always_inline void take_pool(struct source *source, u32 bank, u32 index)
+/* Deterministic NAT (RFC 7422): a subscriber has ports of one address to itself, told by its place among them all. */
+static __always_inline void take_block(struct source *source, u32 block, u32 subscriber)
+{
+	u32 blocks = ((u32)source->high - source->low + 1) / block;
+
+	if (!blocks || subscriber / blocks >= source->addresses) {
+		source->addresses = 0;
+		return;
+	}
+	source->first.addr[3] = htonl(ntohl(source->first.addr[3]) + subscriber / blocks);
+	source->addresses = 1;
+	source->low += subscriber % blocks * block;
+	source->high = source->low + block - 1;
+}
+
+static __always_inline struct pool *take_pool(struct source *source, u32 bank, u32 index)
 {
 	u32 slot = (bank * MAX_POOLS) + (index & (MAX_POOLS - 1));
 	struct pool *pool = pools.lookup(&slot);
 
 	source->addresses = 0;
 	if (!pool)
-		return;
+		return NULL;
 	source->first = pool->first;
 	source->addresses = pool->addresses;
 	source->low = pool->low;
 	source->high = pool->high;
 	source->persistent = pool->persistent;
 	source->overflow = pool->overflow;
+	return pool;
 }
 
 /* The n-th address and port to try. The port that the client chose comes first if the pool has it. */
@@ -115,6 +131,8 @@ static __always_inline int reserve(struct meta *m)
 		m->fresh.flags |= SESSION_TO_SELF;
 	if (m->flags & META_NAT)
 		m->fresh.flags |= SESSION_NAT;
+	if (m->flags & META_NAT64)
+		m->fresh.flags |= SESSION_NAT64;
 	if (m->row_flags & ROW_LOG_CLOSE)
 		m->fresh.flags |= SESSION_LOG_CLOSE;
 	key.saddr = m->daddr;
@@ -122,7 +140,7 @@ static __always_inline int reserve(struct meta *m)
 	key.sport = m->dport;
 	key.dport = m->sport;
 	key.zone = m->out_zone;
-	key.protocol = m->key.protocol;
+	key.protocol = m->reply_protocol;
 	key.reserved = 0;
 	return sessions.insert(&key, &m->fresh);
 }
@@ -160,25 +178,41 @@ static __always_inline u32 translate_source(struct meta *m)
 {
 	struct rule_row *row = NULL;
 	struct source source = { .addresses = 1, .low = DYNAMIC_LOW, .high = DYNAMIC_HIGH };
+	u32 action = NAT_OFF, pool = 0;
+	struct pool *chosen;
 	int error;
 
-	if (m->out_zone != ZONE_SELF && m->key.zone != ZONE_SELF)	/* TC egress cannot translate */
+	m->reply_protocol = m->flags & META_NAT64 ? crossed(m->key.protocol) : m->key.protocol;
+	if (m->flags & META_NAT64) {
+		action = m->nat64_pool == NO_ROW ? NAT_INTERFACE : NAT_POOL;
+		pool = m->nat64_pool;
+	} else if (m->out_zone != ZONE_SELF && m->key.zone != ZONE_SELF)	/* TC egress cannot translate */
 		row = row_of(m->bank, TABLE_SNAT, first_match(m, TABLE_SNAT, (u32)m->key.zone * MAX_ZONES + m->out_zone, &m->daddr));
-	if (row)
+	if (row) {
 		m->fresh.snat_rule = row->rule;
-	if (row && row->action == NAT_PREFIX) {
+		action = row->action;
+		pool = row->pool;
+	}
+	if (row && action == NAT_PREFIX) {
 		m->flags |= META_NAT;
 		put_prefix(&m->saddr, &row->to, row->prefixlen);
 	}
-	if (!row || (row->action != NAT_INTERFACE && row->action != NAT_POOL)) {
+	if (row && action == NAT_NPTV6) {
+		m->flags |= META_NAT;
+		if (!put_neutral_prefix(&m->saddr, row))
+			return REASON_NPTV6_UNMAPPABLE;
+	}
+	if (action != NAT_INTERFACE && action != NAT_POOL) {
 		error = reserve(m);
 		return error ? reason_of(error) : NEXT;
 	}
 	m->flags |= META_NAT;
-	if (row->action == NAT_POOL) {
-		take_pool(&source, m->bank, row->pool);
+	if (action == NAT_POOL) {
+		chosen = take_pool(&source, m->bank, pool);
+		if (chosen && chosen->block)
+			take_block(&source, chosen->block, ntohl(m->key.saddr.addr[3]) - ntohl(chosen->subscribers));
 	} else {
-		source.first = m->v6 ? m->out6 : m->out4;
+		source.first = becomes_v6(m) ? m->out6 : m->out4;
 		if (is_unspecified(&source.first))
 			return REASON_NAT_NO_ADDRESS;
 	}
@@ -219,6 +253,7 @@ static __always_inline void begin(struct meta *m, u64 now)
 	s->created_ns = now;
 	s->rule = m->rule;
 	s->dnat_rule = m->dnat_rule;
+	s->embedded = m->flags & META_NAT64 ? m->embedded : 0;
 	s->mss = m->in_mss;
 	if (m->out_zone != ZONE_SELF && m->out_mss && (!s->mss || m->out_mss < s->mss))
 		s->mss = m->out_mss;
@@ -232,6 +267,8 @@ static __always_inline int put_forward(struct meta *m)
 	s->flags = 0;
 	if (m->flags & META_NAT)
 		s->flags |= SESSION_NAT;
+	if (m->flags & META_NAT64)
+		s->flags |= SESSION_NAT64;
 	if (m->out_zone == ZONE_SELF)
 		s->flags |= SESSION_TO_SELF;
 	if (m->row_flags & ROW_LOG_CLOSE)
@@ -287,7 +324,7 @@ int stage_create(struct xdp_md *ctx)
 	if (reason != NEXT) {
 		if (m->in_flags & PORT_SESSION_LIMIT)
 			release_session(m->bank, &m->key);
-		return drop(ctx, reason);
+		return reason == REASON_NPTV6_UNMAPPABLE ? unmappable(ctx, m, SOURCE_AT) : drop(ctx, reason);
 	}
 	m->mss = m->fresh.mss;
 	if (m->shape & SHAPE_FRAGMENT)

@@ -13,6 +13,7 @@
 #define META_PARTIAL	0x20	/* its L4 checksum was left to hardware */
 #define META_LOOKED	0x40	/* the route was looked up by this packet */
 #define META_TO_SELF	0x80
+#define META_NAT64	0x200	/* becomes a packet of the other family */
 #define META_SCREENED	0x100	/* what the screens have against new flows was looked at */
 
 #define TCP_FIN		0x01
@@ -38,6 +39,7 @@
 #define ICMP6_PROHIBITED		1
 #define ICMP6_TOO_BIG			2
 #define ICMP6_TIME_EXCEEDED		3
+#define ICMP6_PARAMETER			4
 
 static __always_inline struct meta *meta_of(u32 slot)
 {
@@ -145,6 +147,20 @@ static __always_inline struct port *port_of(u32 ifindex, u16 vid, u32 bank)
 	return port ? port : ports.lookup(&key);
 }
 
+/* What a packet becomes is of this family. */
+static __always_inline bool becomes_v6(struct meta *m)
+{
+	return m->flags & META_NAT64 ? !m->v6 : m->v6;
+}
+
+/* NAT64: the protocol in the other family. */
+static __always_inline u8 crossed(u8 protocol)
+{
+	if (protocol == ICMP6_PROTOCOL)
+		return IPPROTO_ICMP;
+	return protocol == IPPROTO_ICMP ? ICMP6_PROTOCOL : protocol;
+}
+
 /* The key of the other direction, from what the packet becomes. */
 static __always_inline void reply_key(struct flow_key *key, const struct session *s, u8 protocol)
 {
@@ -153,6 +169,6 @@ static __always_inline void reply_key(struct flow_key *key, const struct session
 	key->sport = s->dport;
 	key->dport = s->sport;
 	key->zone = s->out_zone;
-	key->protocol = protocol;
+	key->protocol = s->flags & SESSION_NAT64 ? crossed(protocol) : protocol;
 	key->reserved = 0;
 }

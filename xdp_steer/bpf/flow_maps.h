@@ -74,12 +74,13 @@ struct rule_row {
 	u32 action;	/* ACTION_ of a policy, NAT_ of a translation */
 	u32 flags;	/* ROW_ */
 	u32 timeout;	/* seconds of an application, 0: the default */
-	u32 pool;	/* NAT_POOL: index into pools */
-	u32 prefixlen;	/* NAT_PREFIX: bits that come from `to` (of 128), the rest stays */
+	u32 pool;	/* NAT_POOL, NAT_NAT64: index into pools */
+	u32 prefixlen;	/* NAT_PREFIX, NAT_NPTV6: bits that come from `to` (of 128), the rest stays; NAT_NAT64: of the prefix */
 	struct address to;
 	__be16 port;	/* NAT_PREFIX: what first_port becomes, 0: ports stay */
 	__be16 first_port;
-	u32 reserved;
+	__be16 adjustment;	/* NAT_NPTV6: what one word of the rest is added, so that the sum of all words stays */
+	u16 reserved;
 };
 
 struct pool {
@@ -89,6 +90,8 @@ struct pool {
 	u16 high;
 	u32 persistent;
 	u32 overflow;	/* index + 1 */
+	u32 block;	/* ports of each subscriber, 0: shared by all */
+	__be32 subscribers;	/* the first one's address */
 };
 
 /* The far side of policies (XFRM), in each direction. */
@@ -138,7 +141,7 @@ struct session {
 	u32 ack;		/* last acknowledgement number, if SESSION_ACKED */
 	u16 flags;		/* SESSION_ */
 	u8 state;		/* STATE_, the same in both directions */
-	u8 reserved;
+	u8 embedded;		/* NAT64: bits of the prefix before an IPv4 address (RFC 6052) */
 	u16 out_zone;
 	u16 mss;		/* cap, 0: none */
 	u32 fib_generation;	/* of the route below, 0: none yet */
@@ -245,6 +248,10 @@ struct meta {
 	u32 row_flags;
 	u32 app_timeout;
 	u32 dnat_rule;
+	u32 nat64_pool;		/* META_NAT64, a new flow: index into pools, NO_ROW: the address of the egress port */
+	u8 embedded;		/* META_NAT64: as in the session */
+	u8 reply_protocol;	/* of the reverse entry that is being made */
+	u16 option_at;		/* of IP or TCP, the one in hand */
 	u64 session_id;
 	u64 next_id;
 	u64 answer_ns;		/* token bucket of answers */

@@ -8,6 +8,7 @@
  * under the name that fragments have after translation.
  */
 #define QUOTED_PORTS	4	/* bytes of the embedded L4 header that tell the flow */
+#define SEGMENTS_LEFT_AT	3	/* in a routing header */
 #define QUOTED_ID	6	/* of ICMP: type, code, checksum, identifier */
 
 struct inner {
@@ -18,6 +19,8 @@ struct inner {
 	__be16 dport;
 	u16 l3;		/* offsets into the frame */
 	u16 l4;
+	u16 fragment;	/* of a fragment header, 0: none */
+	u16 segments_left;	/* of the field in a routing header that is not used up, 0: none */
 	u8 protocol;
 	bool later;	/* a fragment that is not the first */
 	bool query;	/* ICMP with an identifier */
@@ -38,8 +41,11 @@ static __always_inline bool skip_extensions(void *data, void *end, struct inner 
 		if (inner->protocol == IPPROTO_FRAGMENT) {
 			inner->fragment_id = header->id;
 			inner->later = header->offset & htons(IP6_FRAGMENT_OFFSET);
+			inner->fragment = l4;
 			l4 += sizeof(*header);
 		} else {
+			if (inner->protocol == IPPROTO_ROUTING && ((struct extension *)header)->left)
+				inner->segments_left = l4 + SEGMENTS_LEFT_AT;
 			l4 += (((struct extension *)header)->units + 1) * EXTENSION_UNIT;
 		}
 		inner->protocol = header->next;
@@ -211,6 +217,10 @@ int stage_icmp_error(struct xdp_md *ctx)
 		    same_address(&inner.saddr, &m->key.daddr))
 			return pass(ctx, REASON_HOST_SOCKET);
 		return drop(ctx, REASON_ICMP_NO_SESSION);
+	}
+	if (s->flags & SESSION_NAT64) {	/* both become what they are in the other family when the route is known */
+		become(m, s);
+		return go(ctx, STAGE_FORWARD);
 	}
 	if (s->flags & SESSION_NAT && !restore_inner(ctx, m, &inner, s))
 		return drop(ctx, REASON_MALFORMED);

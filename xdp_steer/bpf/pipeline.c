@@ -40,6 +40,8 @@
 #include "create.h"
 #include "icmp_error.h"
 #include "answer.h"
+#include "nat64.h"
+#include "nat64_error.h"
 #include "egress.h"
 #include "decrypted.h"
 #include "screen.h"

@@ -106,10 +106,12 @@ static __always_inline u32 rewrite(void *data, void *end, struct meta *m)
 	return rewrite_l4(data, end, m, addresses, nat);
 }
 
-/* Lower the MSS of a TCP packet with SYN to the cap in the record. What is no option list is left alone. */
+/* Lower the MSS of a TCP packet with SYN to the cap in the record. What is no option list is left alone. The place is kept
+ * in the record: the verifier (6.18 too) would follow every way to come to every place otherwise. */
 static __always_inline void clamp_mss(struct xdp_md *ctx, struct meta *m)
 {
-	u32 at = sizeof(struct tcp_header), octets, i;
+	volatile u16 *place = &m->option_at;
+	u32 octets, at, i;
 	struct tcp_header *tcp;
 	u8 *option;
 
@@ -117,7 +119,9 @@ static __always_inline void clamp_mss(struct xdp_md *ctx, struct meta *m)
 	if ((void *)(tcp + 1) > (void *)(long)ctx->data_end)
 		return;
 	octets = (tcp->offset >> 4) * 4;
+	*place = sizeof(struct tcp_header);
 	for (i = 0; i < MAX_OPTIONS; i++) {
+		at = *place;
 		if (at + OPTION_MSS_SIZE > octets || at > 60)
 			return;
 		option = (void *)tcp + at;
@@ -141,11 +145,11 @@ static __always_inline void clamp_mss(struct xdp_md *ctx, struct meta *m)
 			return;
 		}
 		if (option[0] == OPTION_NOP)
-			at++;
+			*place = at + 1;
 		else if (option[1] < 2)
 			return;
 		else
-			at += option[1];
+			*place = at + option[1];
 	}
 }
 
@@ -168,10 +172,9 @@ static __always_inline void lower_ttl(void *l3, void *end, struct meta *m)
 	ip->check = changed(ip->check, difference16(old, *word));
 }
 
-/* Out by the egress port, with its tag or none; the ingress tag goes. */
-static __always_inline int redirect(struct xdp_md *ctx, struct meta *m)
+/* Out by the egress port, with its tag or none; the ingress tag goes. `octets` are counted. */
+static __always_inline int redirect(struct xdp_md *ctx, struct meta *m, u64 octets)
 {
-	u64 octets = (void *)(long)ctx->data_end - (void *)(long)ctx->data;
 	bool tagged = m->shape & SHAPE_TAGGED;
 	struct vlan_tag *tag;
 	struct ethhdr *eth;
@@ -205,6 +208,9 @@ static __always_inline int leave_by(struct xdp_md *ctx, struct meta *m, bool cla
 {
 	if (m->ttl <= 1)
 		return answer_icmp(ctx, m, m->v6 ? ICMP6_TIME_EXCEEDED : ICMP_TIME_EXCEEDED, 0, 0, REASON_TTL_EXPIRED);
+	if (m->flags & META_NAT64)
+		return go(ctx, m->flags & META_ERROR ? STAGE_NAT64_ERROR
+						     : m->v6 ? STAGE_NAT64_TO_IPV4 : STAGE_NAT64_TO_IPV6);
 	if (m->mtu && m->length > m->mtu) {
 		if (m->v6)
 			return answer_icmp(ctx, m, ICMP6_TOO_BIG, 0, m->mtu, REASON_TOO_BIG);
@@ -218,5 +224,5 @@ static __always_inline int leave_by(struct xdp_md *ctx, struct meta *m, bool cla
 	if (!(m->flags & META_ROUTED) || !(m->out_flags & PORT_REDIRECT) || m->flags & META_PARTIAL ||
 	    (m->mtu && m->length > m->mtu))
 		return pass(ctx, REASON_TO_KERNEL);
-	return redirect(ctx, m);
+	return redirect(ctx, m, (void *)(long)ctx->data_end - (void *)(long)ctx->data);
 }

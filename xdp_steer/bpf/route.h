@@ -41,13 +41,13 @@ static __always_inline u32 route(struct xdp_md *ctx, struct meta *m)
 
 	fib.ifindex = m->l3_ifindex;
 	fib.l4_protocol = m->key.protocol;
-	if (m->v6) {
+	if (becomes_v6(m)) {
 		fib.family = FAMILY_IPV6;
-		__builtin_memcpy(fib.ipv6_src, m->key.saddr.addr, sizeof(fib.ipv6_src));
+		__builtin_memcpy(fib.ipv6_src, m->v6 ? m->key.saddr.addr : m->saddr.addr, sizeof(fib.ipv6_src));
 		__builtin_memcpy(fib.ipv6_dst, m->daddr.addr, sizeof(fib.ipv6_dst));
 	} else {
 		fib.family = FAMILY_IPV4;
-		fib.ipv4_src = m->key.saddr.addr[3];
+		fib.ipv4_src = m->v6 ? 0 : m->key.saddr.addr[3];	/* of NAT64 it is not known yet */
 		fib.ipv4_dst = m->daddr.addr[3];
 	}
 	m->flags &= ~META_ROUTED;

@@ -79,6 +79,7 @@ static __always_inline void remember_fragment(struct meta *m)
 		.saddr = m->key.saddr, .daddr = m->key.daddr, .id = m->fragment_id, .zone = m->key.zone,
 		.protocol = m->v6 ? 0 : m->key.protocol,
 	};
+	bool crosses = m->flags & META_NAT64;
 	struct fragment fragment = { .key = m->key, .seen_ns = bpf_ktime_get_coarse_ns() };
 
 	fragments.update(&key, &fragment);
@@ -87,6 +88,11 @@ static __always_inline void remember_fragment(struct meta *m)
 	key.saddr = m->saddr;
 	key.daddr = m->daddr;
 	key.zone = m->out_zone | LEFT_ZONE;
+	if (crosses) {
+		fragment.key.protocol = crossed(m->key.protocol);
+		key.protocol = m->v6 ? fragment.key.protocol : 0;
+		key.id = m->v6 ? (__be32)htons(ntohl(m->fragment_id)) : htonl(ntohs(m->fragment_id));
+	}
 	fragment.key.saddr = m->daddr;
 	fragment.key.daddr = m->saddr;
 	fragment.key.sport = m->dport;
@@ -101,6 +107,10 @@ static __always_inline void become(struct meta *m, struct session *s)
 	m->mss = s->mss;
 	if (s->flags & SESSION_NAT) {
 		m->flags |= META_NAT;
+		if (s->flags & SESSION_NAT64) {
+			m->flags |= META_NAT64;
+			m->embedded = s->embedded;
+		}
 		m->saddr = s->saddr;
 		m->daddr = s->daddr;
 		m->sport = s->sport;

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from typing import Any
 
-from ipsec_gw.model.firewall import ANY_PORT, Ruleset, Schedule, Service
+from ipsec_gw.model.firewall import ANY_PORT, Blocks, Ruleset, Schedule, Service
 
 _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 50: "esp", 51: "ah", 58: "icmp6", 132: "sctp"}
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
@@ -20,6 +20,8 @@ _SECTIONS = (
     ("source nat", "source_nat"),
     ("destination nat", "destination_nat"),
     ("static nat", "static_nat"),
+    ("nptv6", "nptv6"),
+    ("nat64", "nat64"),
 )
 _UNORDERED = ("zone", "pool", "screens")
 
@@ -136,6 +138,8 @@ def _text(value: Any) -> str:
             text = str(value.value)
         case Service():
             text = _service(value)
+        case Blocks():
+            text = f"{value.size} ports for each of {value.subscribers}"
         case Schedule():
             text = _schedule(value)
         case (first, last):

@@ -68,6 +68,10 @@ def _rule_names(ruleset: Ruleset) -> Iterator[RuleName]:
         yield NameKind.DESTINATION_NAT, destination.name
     for static in ruleset.static_nat:
         yield NameKind.STATIC_NAT, static.name
+    for nptv6 in ruleset.nptv6:
+        yield NameKind.NPTV6, nptv6.name
+    for nat64 in ruleset.nat64:
+        yield NameKind.NAT64, nat64.name
 
 
 def label(kind: NameKind, name: str) -> str:

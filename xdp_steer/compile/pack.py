@@ -103,13 +103,16 @@ def _rule(row: RuleRow) -> fl.RuleRowLeaf:
         address_leaf(row.to),
         socket.htons(row.port),
         socket.htons(row.first_port),
+        socket.htons(row.adjustment),
         0,
     )
 
 
 def _pool(row: PoolRow) -> fl.PoolLeaf:
     first = address_leaf(row.first)
-    return fl.PoolLeaf(first, row.addresses, row.low, row.high, row.persistent, row.overflow)
+    subscribers = socket.htonl(int(row.subscribers)) if row.subscribers else 0
+    numbers = row.addresses, row.low, row.high, row.persistent, row.overflow, row.block, subscribers
+    return fl.PoolLeaf(first, *numbers)
 
 
 def _screen(row: ScreenRow | None) -> sl.ScreenLeaf:

@@ -50,7 +50,7 @@ class PortRow:
 
 @dataclass(frozen=True, slots=True)
 class RuleRow:
-    """Of ``rule_rows``; the fields are those of ``struct rule_row``, ports in host order, ``flags`` of RowFlag."""
+    """Of ``rule_rows``; the fields are those of ``struct rule_row``, in host order, ``flags`` of RowFlag."""
 
     rule: int
     action: int
@@ -61,6 +61,7 @@ class RuleRow:
     to: IpAddress | None = None
     port: int = 0
     first_port: int = 0
+    adjustment: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class PrefixRow:
 
 @dataclass(frozen=True, slots=True)
 class PoolRow:
-    """Of ``pools``; ``overflow`` is an index + 1, 0 for none."""
+    """Of ``pools``; ``overflow`` is an index + 1, 0 for none. ``subscribers`` is the first one's address."""
 
     first: IpAddress
     addresses: int
@@ -81,6 +82,8 @@ class PoolRow:
     high: int
     persistent: bool
     overflow: int
+    block: int = 0
+    subscribers: IpAddress | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,7 +134,10 @@ def _pools(pools: tuple[Pool, ...]) -> Iterator[PoolRow]:
         if pool.overflow is not None and families.get(pool.overflow) != pool.first.version:
             raise CompileError(f"pool {pool.name}: there is no pool {pool.overflow} of its family to overflow into")
         overflow = numbers[pool.overflow] if pool.overflow is not None else 0
-        yield PoolRow(pool.first, _addresses(pool), *pool.ports, pool.persistent, overflow)
+        row = PoolRow(pool.first, _addresses(pool), *pool.ports, pool.persistent, overflow)
+        if pool.blocks is not None:
+            row = replace(row, block=pool.blocks.size, subscribers=pool.blocks.subscribers.network_address)
+        yield row
 
 
 def _addresses(pool: Pool) -> int:

@@ -10,9 +10,13 @@ from ipaddress import IPv4Network, IPv6Network
 from ipsec_gw.model.firewall import (
     ANY_PORT,
     ANY_SERVICE,
+    NAT64_LENGTHS,
+    NPTV6_LONGEST,
     SELF,
     Action,
     DestinationNat,
+    Nat64,
+    Nptv6,
     Policy,
     Pool,
     Ruleset,
@@ -34,8 +38,34 @@ ACTIONS = {Action.PERMIT: PolicyAction.PERMIT, Action.DENY: PolicyAction.DENY, A
 PORT_PROTOCOLS = (6, 17)
 ICMP_PROTOCOLS = (1, 58)
 
+IPV6 = 6
+
 EVERYWHERE: dict[int, IpNetwork] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("::/0")}
 """All addresses of a family."""
+
+LINK_LOCAL = IPv6Network("fe80::/10")
+WELL_KNOWN = IPv6Network("64:ff9b::/96")
+NOT_GLOBAL = tuple(
+    map(
+        IPv4Network,
+        (
+            "0.0.0.0/8",
+            "10.0.0.0/8",
+            "100.64.0.0/10",
+            "127.0.0.0/8",
+            "169.254.0.0/16",
+            "172.16.0.0/12",
+            "192.0.0.0/24",
+            "192.0.2.0/24",
+            "192.168.0.0/16",
+            "198.18.0.0/15",
+            "198.51.100.0/24",
+            "203.0.113.0/24",
+            "240.0.0.0/4",
+        ),
+    )
+)
+"""Addresses of IPv4 that the well-known prefix must not stand before (RFC 6052 3.1, RFC 6890)."""
 
 _MAPPED = IPv6Network("::ffff:0:0/96")
 
@@ -76,18 +106,24 @@ class Terms:
                 yield from self._policy(policy)
 
     def snat(self) -> Iterator[Term]:
-        """Static NAT, then source NAT."""
+        """Static NAT, NPTv6, then source NAT."""
         for static in self._ruleset.static_nat:
             yield self._static(static, reverse=False)
+        for nptv6 in self._ruleset.nptv6:
+            yield self._nptv6(nptv6, reverse=False)
         for rule in self._ruleset.source_nat:
             yield from self._source_nat(rule)
 
     def dnat(self) -> Iterator[Term]:
-        """Destination NAT, then static NAT."""
+        """Destination NAT, static NAT, NPTv6, then NAT64."""
         for rule in self._ruleset.destination_nat:
             yield from self._destination_nat(rule)
         for static in self._ruleset.static_nat:
             yield self._static(static, reverse=True)
+        for nptv6 in self._ruleset.nptv6:
+            yield self._nptv6(nptv6, reverse=True)
+        for nat64 in self._ruleset.nat64:
+            yield from self._nat64(nat64)
 
     def _policy(self, policy: Policy) -> Iterator[Term]:
         named = label(NameKind.POLICY, policy.name)
@@ -136,7 +172,40 @@ class Terms:
         named = label(NameKind.STATIC_NAT, rule.name)
         matched, to = (rule.external, rule.internal) if reverse else (rule.internal, rule.external)
         row = _prefix_row(named, self._ids.rules[NameKind.STATIC_NAT, rule.name], matched, to)
-        zone = self._zones(named, rule.zone)
+        return self._both_ways(named, row, rule.zone, matched, reverse=reverse)
+
+    def _nptv6(self, rule: Nptv6, *, reverse: bool) -> Term:
+        named = label(NameKind.NPTV6, rule.name)
+        matched, to = (rule.external, rule.internal) if reverse else (rule.internal, rule.external)
+        row = _prefix_row(named, self._ids.rules[NameKind.NPTV6, rule.name], matched, to)
+        if to.version != IPV6 or to.prefixlen > NPTV6_LONGEST:
+            raise CompileError(f"{named}: {to} is no IPv6 prefix of at most {NPTV6_LONGEST} bits - write one")
+        row = replace(row, action=Nat.NPTV6, adjustment=adjustment(matched, to))
+        return self._both_ways(named, row, rule.zone, matched, reverse=reverse)
+
+    def _nat64(self, rule: Nat64) -> Iterator[Term]:
+        """What it must not translate comes first (RFC 6052 3.1, RFC 6146 3.5)."""
+        named = label(NameKind.NAT64, rule.name)
+        if rule.prefix.version != IPV6 or rule.prefix.prefixlen not in NAT64_LENGTHS:
+            lengths = ", ".join(map(str, NAT64_LENGTHS))
+            raise CompileError(f"{named}: {rule.prefix} is no IPv6 prefix of {lengths} bits - write one")
+        zones = self._zones(named, rule.from_zone), frozenset({SELF_ID})
+        row = RuleRow(self._ids.rules[NameKind.NAT64, rule.name], Nat.REFUSE)
+        yield from _each(named, row, zones, (rule.prefix, LINK_LOCAL), (rule.prefix,), ANY_SERVICE)
+        if rule.prefix == WELL_KNOWN:
+            private = tuple(map(_well_known, NOT_GLOBAL))
+            yield from _each(named, row, zones, (), private, ANY_SERVICE)
+        row = replace(row, action=Nat.NAT64, prefixlen=rule.prefix.prefixlen, flags=RowFlag.INTERFACE)
+        if rule.pool is not None:
+            index, pool = self._pool(named, rule.pool)
+            if pool.first.version == IPV6:
+                raise CompileError(f"{named}: pool {pool.name} is IPv6 - name one of IPv4")
+            row = replace(row, pool=index, flags=0)
+        yield from _each(named, row, zones, (), (rule.prefix,), ANY_SERVICE)
+
+    def _both_ways(self, named: str, row: RuleRow, name: str, matched: IpNetwork, *, reverse: bool) -> Term:
+        """Out into a zone by source, or in from it by destination."""
+        zone = self._zones(named, name)
         zones = (zone, frozenset({SELF_ID})) if reverse else (self._others, zone)
         sources, destinations = ((), (matched,)) if reverse else ((matched,), ())
         return next(_each(named, row, zones, sources, destinations, ANY_SERVICE))
@@ -151,8 +220,19 @@ class Terms:
         return frozenset({self._ids.zones[zone]})
 
 
+def adjustment(matched: IpNetwork, to: IpNetwork) -> int:
+    """What a 16-bit word behind a prefix is added when the prefix becomes another one, so that the one's complement sum
+    of the address stays (RFC 6296, 3.1): 0 to 0xfffe.
+    """
+    return (int(matched.network_address) - int(to.network_address)) % 0xFFFF
+
+
 def _is_global(policy: Policy) -> bool:
     return policy.from_zone is None
+
+
+def _well_known(network: IPv4Network) -> IPv6Network:
+    return IPv6Network((int(WELL_KNOWN.network_address) + int(network.network_address), 96 + network.prefixlen))
 
 
 def _prefix_row(named: str, rule: int, matched: IpNetwork, to: IpNetwork) -> RuleRow:
