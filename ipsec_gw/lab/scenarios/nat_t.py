@@ -34,7 +34,8 @@ async def run(lab: Lab) -> None:
     """Play it."""
     nat = Nat(lab.topology.namespace(Role.NAT), OUTSIDE)
     await nat.use(FIRST)
-    send_in_one_piece(lab.topology.namespace(Role.GATEWAY_A), WAN)
+    for role in (Role.GATEWAY_A, Role.GATEWAY_B):
+        send_in_one_piece(lab.topology.namespace(role), WAN)
     story = await set_up(lab)
     evidence = Evidence()
     flow_marks = await bring_up(story, evidence)

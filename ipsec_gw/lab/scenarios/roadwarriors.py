@@ -66,7 +66,8 @@ async def run(lab: Lab) -> None:
     """Play it."""
     nat = Nat(lab.topology.namespace(Role.NAT), OUTSIDE)
     await nat.use(FIRST)
-    send_in_one_piece(lab.topology.namespace(Role.GATEWAY_A), WAN)
+    for role in (Role.GATEWAY_A, *ROADS):
+        send_in_one_piece(lab.topology.namespace(role), WAN)
     story = await _set_up(lab)
     await _bring_up(story)
     await _exchange(story, "virtual addresses")
