@@ -10,6 +10,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from ipsec_gw.lab.session import PIN_DIR, STATE_DIR, start_time
 
 LAB = [sys.executable, "-m", "ipsec_gw.lab"]
@@ -108,6 +110,12 @@ def play(scenario, *arguments):
     assert (code, report["ok"]) == (0, True)
     assert traces().minus(before) == []
     return report
+
+
+def skip_unless_all(request):
+    """For scenarios that take minutes each on an emulated machine."""
+    if not request.config.getoption("--all-scenarios"):
+        pytest.skip("takes minutes of an emulated machine: --all-scenarios runs it")
 
 
 def check_names(report):

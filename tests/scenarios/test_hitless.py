@@ -6,7 +6,7 @@ from ipsec_gw.errors import EnvironmentMissing
 from ipsec_gw.lab.scenarios.daemon_kill import KILLS as DAEMON_KILLS
 from ipsec_gw.lab.scenarios.failover import KILLS
 from ipsec_gw.lab.scenarios.hang import STOPS
-from tests.scenarios.lab_command import check_names, play
+from tests.scenarios.lab_command import check_names, play, skip_unless_all
 from vpp_conf.locate import locate_vpp
 
 pytestmark = [pytest.mark.scenario, pytest.mark.root, pytest.mark.timeout(3600)]
@@ -44,7 +44,8 @@ def missing(wanted, report):
 
 
 @pytest.mark.vpp
-def test_vpp_is_killed():
+def test_vpp_is_killed(request):
+    skip_unless_all(request)
     need_vpp()
     report = play("failover", "--engine", "vpp")
     deaths = [*(f"kill {number}" for number in range(1, KILLS + 1)), "kill of VPP without a daemon"]
@@ -52,7 +53,8 @@ def test_vpp_is_killed():
     assert missing([*wanted, "the IKE_SA is the first one still"], report) == []
 
 
-def test_an_engine_dies_with_its_daemon():
+def test_an_engine_dies_with_its_daemon(request):
+    skip_unless_all(request)
     report = play("failover", "--engine", "soft")
     deaths = [f"kill {number} of daemon and engine" for number in (1, 2)]
     wanted = [*ALWAYS, *of_deaths(deaths, "soft"), "the TCP stream survives everything"]
@@ -60,7 +62,8 @@ def test_an_engine_dies_with_its_daemon():
 
 
 @pytest.mark.vpp
-def test_vpp_hangs():
+def test_vpp_hangs(request):
+    skip_unless_all(request)
     need_vpp()
     report = play("hang", "--engine", "vpp")
     wanted = [*ALWAYS, *of_deaths([f"stop {number}" for number in range(1, STOPS + 1)], "vpp")]
@@ -68,7 +71,8 @@ def test_vpp_hangs():
 
 
 @pytest.mark.vpp
-def test_the_daemon_is_killed():
+def test_the_daemon_is_killed(request):
+    skip_unless_all(request)
     need_vpp()
     report = play("daemon-kill", "--engine", "vpp")
     assert missing([*ALWAYS, "a restart compiles nothing"], report) == []
@@ -77,8 +81,7 @@ def test_the_daemon_is_killed():
 
 @pytest.mark.parametrize(("seed", "minutes"), [(1, 0.5), *((seed, 10) for seed in (2, 3, 4))])
 def test_chaos_converges(seed, minutes, request):
-    if minutes > 1 and not request.config.getoption("--all-scenarios"):
-        pytest.skip("a short run is enough: --all-scenarios runs three of ten minutes")
+    skip_unless_all(request)
     try:
         locate_vpp()
         engine = "vpp"

@@ -3,7 +3,7 @@
 import pytest
 
 from ipsec_gw.errors import EnvironmentMissing
-from tests.scenarios.lab_command import finish, kill_group, start, traces
+from tests.scenarios.lab_command import finish, kill_group, skip_unless_all, start, traces
 from vpp_conf.locate import locate_vpp
 
 pytestmark = [pytest.mark.scenario, pytest.mark.root, pytest.mark.timeout(1200)]
@@ -76,7 +76,8 @@ def play(*arguments):
 
 
 @pytest.mark.parametrize("engine", ["soft", pytest.param("vpp", marks=pytest.mark.vpp)])
-def test_every_check_holds(engine):
+def test_every_check_holds(engine, request):
+    skip_unless_all(request)
     if engine == "vpp":
         try:
             locate_vpp()

@@ -3,7 +3,7 @@
 import pytest
 
 from ipsec_gw.errors import EnvironmentMissing
-from tests.scenarios.lab_command import check_names, play
+from tests.scenarios.lab_command import check_names, play, skip_unless_all
 from vpp_conf.locate import locate_vpp
 
 pytestmark = [pytest.mark.scenario, pytest.mark.root, pytest.mark.timeout(900)]
@@ -74,7 +74,9 @@ def need(engine):
 
 
 @ENGINES
-def test_a_nat_that_forgets_its_mappings_is_followed(engine):
+def test_a_nat_that_forgets_its_mappings_is_followed(engine, request):
+    if engine != "soft":
+        skip_unless_all(request)
     need(engine)
     report = play("nat-t", "--engine", engine)
     wanted = [*NAT_T, *(FOLLOWED if engine != "kernel" else ())]
@@ -83,7 +85,8 @@ def test_a_nat_that_forgets_its_mappings_is_followed(engine):
 
 
 @ENGINES
-def test_roadwarriors_behind_one_nat_are_told_apart(engine):
+def test_roadwarriors_behind_one_nat_are_told_apart(engine, request):
+    skip_unless_all(request)
     need(engine)
     report = play("roadwarriors", "--engine", engine)
     assert [name for name in ROADS if name not in check_names(report)] == []
