@@ -29,7 +29,7 @@ from xdp_steer.screen_layout import Screen
 
 SEED = int(os.environ.get("SEED", "1"))
 COUNT = int(os.environ.get("N", "20000"))
-ENOUGH = 2000
+ENOUGH = 5000
 """Sequences that should come by every reason."""
 UPTIME = 400
 """Seconds since boot that ageing needs: entries cannot be older than the machine."""
