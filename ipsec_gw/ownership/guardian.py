@@ -60,6 +60,7 @@ class Guardian:
         self._sas = sas
         self._expire = expire
         self._now = now
+        self._born = int(now())
         self._told: dict[SaKey, Volume] = {}
         self._tops: dict[SaKey, tuple[int, int]] = {}
         self._expired: set[SaKey] = set()
@@ -108,7 +109,7 @@ class Guardian:
             if state is None:
                 continue
             carried = Volume(count.packets, count.octets)
-            told = self._told.setdefault(key, adopted(state, carried))
+            told = self._told.setdefault(key, self._told_before(state, carried))
             if key in self._buried or carried.packets < told.packets:
                 told = self._told[key] = NOTHING  # the engine has it anew
                 self._buried.discard(key)
@@ -118,6 +119,10 @@ class Guardian:
         if states:
             self._forget(states.keys())
         return due
+
+    def _told_before(self, state: SaState, carried: Volume) -> Volume:
+        """By an earlier daemon, of SAs that are older than this one. What a younger one has is the kernel's own."""
+        return adopted(state, carried) if state.add_time <= self._born else NOTHING
 
     def _moved(self, counters: Mapping[SaKey, Counters]) -> bool:
         """Whether the kernel has to be asked at all."""

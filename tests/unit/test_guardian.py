@@ -122,6 +122,15 @@ def test_what_did_not_move_costs_nothing() -> None:
     assert (watch.kernel.dumps, len(watch.kernel.written)) == (dumps, written)
 
 
+def test_what_the_kernel_counted_of_a_newborn_sa_is_its_own() -> None:
+    """Held back by the guard, or received before the steering was there; no daemon before this one can have told it."""
+    young = {"add_time": NOW + 5}
+    watch = Watch(state(IN, used=Volume(44, 4400), **young), state(OUT, used=Volume(17, 1700), **young))
+    watch.tick({IN: 30, OUT: 10})
+    assert watch.kernel.sas[IN].used == Volume(74, 7400)
+    assert watch.kernel.sas[OUT].used == Volume(27, 2700)
+
+
 def test_a_new_daemon_counts_nothing_twice() -> None:
     watch = Watch(state(IN, used=Volume(40, 4000), seq=40), state(OUT, used=Volume(70, 7000)))
     watch.tick({IN: 50, OUT: 60})
