@@ -75,8 +75,7 @@ def need(engine):
 
 @ENGINES
 def test_a_nat_that_forgets_its_mappings_is_followed(engine, request):
-    if engine != "soft":
-        skip_unless_all(request)
+    skip_unless_all(request)
     need(engine)
     report = play("nat-t", "--engine", engine)
     wanted = [*NAT_T, *(FOLLOWED if engine != "kernel" else ())]
