@@ -6,6 +6,7 @@ is made a value of. Layouts are those of ``linux/xfrm.h``; :mod:`ipsec_gw.ike.me
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -19,17 +20,26 @@ from ipsec_gw.ike.codec import family_of, pack_address
 from ipsec_gw.ike.messages import XFRM_MSG_GETSA, XFRM_MSG_NEWAE
 from ipsec_gw.model.ids import SaKey
 from ipsec_gw.model.warmth import SaState, Volume, Warming
+from ipsec_gw.netlink import (
+    HEADER,
+    NETLINK_XFRM,
+    NLM_F_ACK,
+    NLM_F_DUMP,
+    NLM_F_REPLACE,
+    NLM_F_REQUEST,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    RECEIVE_BYTES,
+    attribute,
+    error_code,
+    messages,
+)
 
 BATCH = 64
 """Writes in one datagram; the kernel works through it as one."""
 
-_NETLINK_XFRM = 6
-_NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_REPLACE, _NLM_F_DUMP = 0x1, 0x4, 0x100, 0x300
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_RECEIVE_BYTES = 1 << 18
 _ANSWER_SECONDS = 5.0
 
-_HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 _USERSA_BYTES = 224
 _DESTINATION, _FAMILY = 56, 212
@@ -94,14 +104,14 @@ def pack_warming(warm: Warming) -> bytes:
         pack_address(key.destination), spi, family_of(key.destination), socket.IPPROTO_ESP, bytes(16), 0, 0
     )
     lifetime = _LTIME.pack(warm.used.octets, warm.used.packets, state.add_time, warm.use_time)
-    body = head + _attribute(_LTIME_VAL, lifetime)
+    body = head + attribute(_LTIME_VAL, lifetime)
     if warm.seq is None:
         return body
     if not state.words:
-        return body + _attribute(_REPLAY_VAL, _REPLAY.pack(state.oseq, warm.seq & _ALL_SEEN, _ALL_SEEN))
+        return body + attribute(_REPLAY_VAL, _REPLAY.pack(state.oseq, warm.seq & _ALL_SEEN, _ALL_SEEN))
     oseq, seq = state.oseq, warm.seq
     numbers = _REPLAY_ESN.pack(state.words, oseq & _ALL_SEEN, seq & _ALL_SEEN, oseq >> 32, seq >> 32, state.window)
-    return body + _attribute(_REPLAY_ESN_VAL, numbers + b"\xff" * (4 * state.words))
+    return body + attribute(_REPLAY_ESN_VAL, numbers + b"\xff" * (4 * state.words))
 
 
 class StateSocket:
@@ -112,7 +122,7 @@ class StateSocket:
 
     def __init__(self) -> None:
         try:
-            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_XFRM)
+            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_XFRM)
             self._socket.bind((0, 0))
         except OSError as error:
             raise XfrmError(
@@ -134,15 +144,16 @@ class StateSocket:
     def states(self) -> list[SaState]:
         """Of all ESP SAs without a mark."""
         self._sequence += 1
-        self._send(_message(XFRM_MSG_GETSA, _NLM_F_DUMP, self._sequence, b""))
+        self._send(_message(XFRM_MSG_GETSA, NLM_F_DUMP, self._sequence, b""))
         found: list[SaState] = []
         while True:
-            for kind, sequence, body in self._receive():
+            for kind, sequence, raw in self._receive():
                 if sequence != self._sequence:
                     continue
-                if kind in (_NLMSG_ERROR, _NLMSG_DONE):
-                    _raise_for(_code(body))
+                if kind in (NLMSG_ERROR, NLMSG_DONE):
+                    _raise_for(error_code(raw))
                     return found
+                body = raw[HEADER.size :]
                 state = parse_state(body) if len(body) >= _USERSA_BYTES else None
                 if state is not None:
                     found.append(state)
@@ -151,7 +162,7 @@ class StateSocket:
         """Write them, at most :data:`BATCH`; how many the kernel took. What is gone meanwhile is no error."""
         first, count = self._sequence + 1, len(warmings)
         self._sequence += count
-        flags = _NLM_F_REPLACE | _NLM_F_ACK
+        flags = NLM_F_REPLACE | NLM_F_ACK
         self._send(
             b"".join(
                 _message(XFRM_MSG_NEWAE, flags, first + place, pack_warming(warm))
@@ -160,9 +171,9 @@ class StateSocket:
         )
         codes: dict[int, int] = {}
         while len(codes) < count:
-            for kind, sequence, body in self._receive():
-                if kind == _NLMSG_ERROR and first <= sequence <= self._sequence:
-                    codes[sequence] = _code(body)
+            for kind, sequence, raw in self._receive():
+                if kind == NLMSG_ERROR and first <= sequence <= self._sequence:
+                    codes[sequence] = error_code(raw)
         for code in codes.values():
             if code != errno.ESRCH:
                 _raise_for(code)
@@ -176,25 +187,20 @@ class StateSocket:
 
     def _receive(self) -> list[tuple[int, int, bytes]]:
         try:
-            data = self._socket.recv(_RECEIVE_BYTES)
+            data = self._socket.recv(RECEIVE_BYTES)
         except OSError as error:
             raise XfrmError(f"the kernel's XFRM does not answer ({error})", error.errno or errno.ETIMEDOUT) from None
         return list(_messages(data))
 
 
 def _message(kind: int, flags: int, sequence: int, body: bytes) -> bytes:
-    return _HEADER.pack(_HEADER.size + len(body), kind, _NLM_F_REQUEST | flags, sequence, 0) + body
+    return HEADER.pack(HEADER.size + len(body), kind, NLM_F_REQUEST | flags, sequence, 0) + body
 
 
 def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Type, sequence number and body of each message; a broken one ends it."""
-    offset = 0
-    while offset + _HEADER.size <= len(data):
-        length, kind, _, sequence, _ = _HEADER.unpack_from(data, offset)
-        if length < _HEADER.size or offset + length > len(data):
-            return
-        yield kind, sequence, data[offset + _HEADER.size : offset + length]
-        offset += (length + 3) & ~3
+    """Type, sequence number and bytes of each message; a broken one ends it."""
+    with contextlib.suppress(ValueError):
+        yield from messages(data)
 
 
 def _attributes(message: bytes) -> Iterator[tuple[int, int, int]]:
@@ -206,15 +212,6 @@ def _attributes(message: bytes) -> Iterator[tuple[int, int, int]]:
             return
         yield kind, offset + _ATTRIBUTE.size, offset + length
         offset += (length + 3) & ~3
-
-
-def _attribute(kind: int, payload: bytes) -> bytes:
-    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(payload), kind) + payload
-
-
-def _code(body: bytes) -> int:
-    """The errno of an error or of the end of a dump, 0 for success."""
-    return -int(struct.unpack_from("=i", body)[0])
 
 
 def _raise_for(code: int) -> None:

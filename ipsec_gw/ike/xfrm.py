@@ -16,6 +16,7 @@ from typing import Self, TypeVar
 
 from pyroute2.netlink.exceptions import NetlinkDecodeError, NetlinkError
 
+from ipsec_gw import netlink
 from ipsec_gw.errors import XfrmError
 from ipsec_gw.ike import messages
 from ipsec_gw.ike.codec import (
@@ -31,18 +32,20 @@ from ipsec_gw.ike.messages import AeventId, UserExpire, UserPolicyInfo, UserSaId
 from ipsec_gw.ike.own import OwnPolicy, id_message, parse_own, put_message
 from ipsec_gw.model.ids import SaKey
 from ipsec_gw.model.snapshot import XfrmPolicy, XfrmSa
+from ipsec_gw.netlink import (
+    HEADER,
+    NETLINK_XFRM,
+    NLM_F_ACK,
+    NLM_F_DUMP,
+    NLM_F_REPLACE,
+    NLM_F_REQUEST,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    RECEIVE_BYTES,
+    Ear,
+    error_code,
+)
 
-_NETLINK_XFRM = 6
-_SOL_NETLINK = 270
-_NETLINK_ADD_MEMBERSHIP = 1
-_SO_RCVBUFFORCE = 33
-_MONITOR_BUFFER = 8 << 20
-"""As charon's own ``receive_buffer_size``: a burst of thousands of SAs must not overflow it."""
-
-_NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_REPLACE, _NLM_F_DUMP = 0x1, 0x4, 0x100, 0x300
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_HEADER = struct.Struct("=IHHII")
-_RECEIVE_BYTES = 1 << 18
 _ANSWER_SECONDS = 5.0
 _ESP = socket.IPPROTO_ESP
 _LAST, _LAST_ESN = (1 << 32) - 1, (1 << 64) - 1
@@ -62,7 +65,7 @@ class XfrmSocket:
 
     def __init__(self) -> None:
         try:
-            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_XFRM)
+            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_XFRM)
             self._socket.bind((0, 0))
         except OSError as error:
             raise XfrmError(
@@ -85,18 +88,18 @@ class XfrmSocket:
 
     def sas(self) -> list[XfrmSa]:
         """All SAs (GETSA dump), keys included."""
-        answers = self._request(UserSaInfo, messages.XFRM_MSG_GETSA, _NLM_F_DUMP, b"")
+        answers = self._request(UserSaInfo, messages.XFRM_MSG_GETSA, NLM_F_DUMP, b"")
         return [self._read(parse_sa, answer) for answer in answers]
 
     def policies(self) -> list[XfrmPolicy]:
         """All policies (GETPOLICY dump) but per-socket ones and the gateway's own."""
-        answers = self._request(UserPolicyInfo, messages.XFRM_MSG_GETPOLICY, _NLM_F_DUMP, b"")
+        answers = self._request(UserPolicyInfo, messages.XFRM_MSG_GETPOLICY, NLM_F_DUMP, b"")
         found = (self._read(parse_policy, answer) for answer in answers if self._read(parse_own, answer) is None)
         return [policy for policy in found if policy is not None]
 
     def own_policies(self) -> frozenset[OwnPolicy]:
         """The policies that the gateway has put there, of an earlier life too."""
-        answers = self._request(UserPolicyInfo, messages.XFRM_MSG_GETPOLICY, _NLM_F_DUMP, b"")
+        answers = self._request(UserPolicyInfo, messages.XFRM_MSG_GETPOLICY, NLM_F_DUMP, b"")
         return frozenset(own for answer in answers if (own := self._read(parse_own, answer)) is not None)
 
     def has_own(self, policy: OwnPolicy) -> bool:
@@ -111,12 +114,12 @@ class XfrmSocket:
 
     def put_own(self, policy: OwnPolicy) -> None:
         """Put one of the gateway's own policies in place."""
-        self._request(UserPolicyInfo, messages.XFRM_MSG_UPDPOLICY, _NLM_F_ACK, _body(put_message(policy)))
+        self._request(UserPolicyInfo, messages.XFRM_MSG_UPDPOLICY, NLM_F_ACK, _body(put_message(policy)))
 
     def delete_own(self, policy: OwnPolicy) -> None:
         """Take one of the gateway's own policies away. One that has gone is fine."""
         try:
-            self._request(UserPolicyInfo, messages.XFRM_MSG_DELPOLICY, _NLM_F_ACK, _body(id_message(policy)))
+            self._request(UserPolicyInfo, messages.XFRM_MSG_DELPOLICY, NLM_F_ACK, _body(id_message(policy)))
         except XfrmError as error:
             if error.errno != errno.ENOENT:
                 raise
@@ -176,7 +179,7 @@ class XfrmSocket:
         _set_sa_id(event, key)
         event["saddr"] = bytes(16)
         event["attrs"] = [attribute]
-        self._request(AeventId, messages.XFRM_MSG_NEWAE, _NLM_F_ACK | _NLM_F_REPLACE, _body(event))
+        self._request(AeventId, messages.XFRM_MSG_NEWAE, NLM_F_ACK | NLM_F_REPLACE, _body(event))
 
     def expire_soft(self, key: SaKey) -> None:
         """Tell charon, as the kernel would, that this SA should be rekeyed now (EXPIRE, hard = 0)."""
@@ -195,7 +198,7 @@ class XfrmSocket:
             expire[name] = message[name]
         expire["hard"] = int(hard)
         expire["expire_pad"] = bytes(7)
-        self._request(UserExpire, messages.XFRM_MSG_EXPIRE, _NLM_F_ACK, _body(expire))
+        self._request(UserExpire, messages.XFRM_MSG_EXPIRE, NLM_F_ACK, _body(expire))
 
     def _get(self, key: SaKey) -> UserSaInfo | None:
         request = UserSaId()
@@ -221,21 +224,21 @@ class XfrmSocket:
 
     def _converse(self, kind: type[M], message_type: int, flags: int, body: bytes) -> list[M]:
         self._sequence += 1
-        header = _HEADER.pack(_HEADER.size + len(body), message_type, _NLM_F_REQUEST | flags, self._sequence, 0)
+        header = HEADER.pack(HEADER.size + len(body), message_type, NLM_F_REQUEST | flags, self._sequence, 0)
         self._socket.send(header + body)
         answers: list[M] = []
-        several = flags & _NLM_F_DUMP == _NLM_F_DUMP or bool(flags & _NLM_F_ACK)
+        several = flags & NLM_F_DUMP == NLM_F_DUMP or bool(flags & NLM_F_ACK)
         while True:
             try:
-                datagram = self._socket.recv(_RECEIVE_BYTES)
+                datagram = self._socket.recv(RECEIVE_BYTES)
             except TimeoutError:
                 raise XfrmError("the kernel's XFRM did not answer within 5 s - see `dmesg`", errno.ETIMEDOUT) from None
-            for answer_type, sequence, raw in self._read(_messages, datagram):
+            for answer_type, sequence, raw in self._read(_framed, datagram):
                 if sequence != self._sequence:
                     continue
-                if answer_type in {_NLMSG_ERROR, _NLMSG_DONE}:
+                if answer_type in {NLMSG_ERROR, NLMSG_DONE}:
                     # Of a dump that broke off, the last message tells it: what came before is not all there is.
-                    if code := self._read(_error_code, raw):
+                    if code := self._read(error_code, raw):
                         raise XfrmError(f"the kernel refused an XFRM request: {os.strerror(code)}", code)
                     return answers
                 answers.append(self._read(_decoded(kind), raw))
@@ -252,11 +255,6 @@ class XfrmSocket:
             raise XfrmError(f"a message of the kernel's XFRM cannot be read ({reason})", errno.EBADMSG) from None
 
 
-def _error_code(raw: bytes) -> int:
-    """The errno of an error or of the end of a dump, 0 for success."""
-    return -int(struct.unpack_from("=i", raw, _HEADER.size)[0])
-
-
 def _decoded(kind: type[M]) -> Callable[[bytes], M]:
     def decode(raw: bytes) -> M:
         message = kind(raw)
@@ -266,7 +264,7 @@ def _decoded(kind: type[M]) -> Callable[[bytes], M]:
     return decode
 
 
-class XfrmMonitor:
+class XfrmMonitor(Ear):
     """Multicast notifications of SAs, policies and expiries. Their content is not used: they mark things dirty.
 
     Decisions come from dumps (DESIGN.md, invariant 9), so a lost message (ENOBUFS) is nothing but a mark as well;
@@ -278,40 +276,17 @@ class XfrmMonitor:
         changed: Callable[[], None],
         groups: tuple[int, ...] = (messages.XFRMNLGRP_SA, messages.XFRMNLGRP_POLICY, messages.XFRMNLGRP_EXPIRE),
     ) -> None:
+        super().__init__(NETLINK_XFRM, groups)
         self._changed = changed
         self.changes = 0
-        self.overruns = 0
-        self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, _NETLINK_XFRM
-        )
-        self._socket.bind((0, 0))
-        self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _MONITOR_BUFFER)
-        for group in groups:
-            self._socket.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
-
-    def fileno(self) -> int:
-        """For ``loop.add_reader``."""
-        return self._socket.fileno()
 
     def drain(self) -> None:
         """Read whatever is queued; call the callback once if there was anything."""
         before = self.changes
-        while True:
-            try:
-                self._socket.recv(_RECEIVE_BYTES)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-                self.overruns += 1
+        for _ in self.datagrams():
             self.changes += 1
         if self.changes != before:
             self._changed()
-
-    def close(self) -> None:
-        """Close the socket."""
-        self._socket.close()
 
 
 def _set_sa_id(message: XfrmMessage, key: SaKey) -> None:
@@ -325,17 +300,8 @@ def _set_sa_id(message: XfrmMessage, key: SaKey) -> None:
 def _body(message: XfrmMessage) -> bytes:
     """The encoded message without pyroute2's netlink header: ours carries the sequence number."""
     message.encode()
-    return bytes(message.data[_HEADER.size :])
+    return bytes(message.data[HEADER.size :])
 
 
-def _messages(datagram: bytes) -> list[tuple[int, int, bytes]]:
-    """Type, sequence number and bytes of each message. Raises ValueError for one that is not there as a whole."""
-    found: list[tuple[int, int, bytes]] = []
-    offset = 0
-    while offset + _HEADER.size <= len(datagram):
-        length, message_type, _, sequence, _ = _HEADER.unpack_from(datagram, offset)
-        if length < _HEADER.size or offset + length > len(datagram):
-            raise ValueError(f"a message of {length} bytes")
-        found.append((message_type, sequence, datagram[offset : offset + length]))
-        offset += (length + 3) & ~3
-    return found
+def _framed(datagram: bytes) -> list[tuple[int, int, bytes]]:
+    return list(netlink.messages(datagram))

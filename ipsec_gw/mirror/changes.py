@@ -7,35 +7,34 @@ told by a few bytes of the message, and is not worth a look at everything.
 
 from __future__ import annotations
 
-import errno
 import socket
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 
+from ipsec_gw import netlink
 from ipsec_gw.mirror.kernel import CHARON_TABLE, NUD_USABLE
 from ipsec_gw.model.ids import IpAddress
 from ipsec_gw.model.snapshot import ResolvedHop
+from ipsec_gw.netlink import HEADER, NETLINK_ROUTE, Ear, attributes, messages
 
-_NETLINK_ROUTE, _SOL_NETLINK, _ADD_MEMBERSHIP, _SO_RCVBUFFORCE = 0, 270, 1, 33
-_LINK, _NEIGH, _IFADDR, _ROUTES, _RULE = 1, 3, (5, 9), (7, 11), (8, 19)
-"""``enum rtnetlink_groups`` (``linux/rtnetlink.h``), for IPv4 and IPv6."""
-
+_GROUPS = (
+    *(netlink.RTNLGRP_LINK, netlink.RTNLGRP_NEIGH),
+    *(netlink.RTNLGRP_IPV4_IFADDR, netlink.RTNLGRP_IPV4_ROUTE, netlink.RTNLGRP_IPV4_RULE),
+    *(netlink.RTNLGRP_IPV6_IFADDR, netlink.RTNLGRP_IPV6_ROUTE, netlink.RTNLGRP_IPV6_RULE),
+)
 _NEW_ROUTE, _DEL_ROUTE, _NEW_NEIGHBOUR, _DEL_NEIGHBOUR = 24, 25, 28, 29
-_HEADER = struct.Struct("=IHHII")
 _ROUTE = struct.Struct("=8BI")
 """``struct rtmsg``: family, dst_len, src_len, tos, table, protocol, scope, type, flags."""
 
 _NEIGHBOUR = struct.Struct("=BBHiHBB")
 """``struct ndmsg``: family, two pads, ifindex, state, flags, type."""
 
-_ATTRIBUTE = struct.Struct("=HH")
 _DST, _LLADDR = 1, 2
 """RTA_DST and NDA_DST; NDA_LLADDR."""
 
 _ADDRESS_BYTES = {socket.AF_INET: 4, socket.AF_INET6: 16}
-_BUFFER, _RECEIVE_BYTES = 8 << 20, 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,7 @@ class Concern:
     def touched_by(self, datagram: bytes) -> bool:
         """Whether any message of it may change the way to a peer. One that cannot be read may."""
         try:
-            return any(self._touched(kind, body) for kind, body in _messages(datagram))
+            return any(self._touched(kind, raw[HEADER.size :]) for kind, _, raw in messages(datagram))
         except (struct.error, ValueError):
             return True
 
@@ -66,7 +65,7 @@ class Concern:
         size = _ADDRESS_BYTES.get(family)
         if size is None:
             return False  # multicast and MPLS
-        raw = _attributes(body[_ROUTE.size :]).get(_DST, bytes(size))
+        raw = dict(attributes(body[_ROUTE.size :])).get(_DST, bytes(size))
         network = ip_network((raw, length), strict=False)
         return any(peer.version == network.version and peer in network for peer in self.peers)
 
@@ -74,7 +73,7 @@ class Concern:
         family, _, _, _, state, *_ = _NEIGHBOUR.unpack_from(body)
         if family not in _ADDRESS_BYTES:
             return False  # the forwarding table of a bridge
-        found = _attributes(body[_NEIGHBOUR.size :])
+        found = dict(attributes(body[_NEIGHBOUR.size :]))
         usable = kind == _NEW_NEIGHBOUR and bool(state & NUD_USABLE)
         mac = found.get(_LLADDR, b"").hex(":") if usable else ""
         address = ip_address(found[_DST]) if _DST in found else None
@@ -84,25 +83,15 @@ class Concern:
         return usable and len(self.hops) < len(self.peers)  # it may be the one that a peer waits for
 
 
-class NetworkMonitor:
+class NetworkMonitor(Ear):
     """Hears rtnetlink and calls ``changed`` if something touches ``concern``. ``overruns`` counts lost messages; a lost
     one may have been about anything.
     """
 
     def __init__(self, changed: Callable[[], None]) -> None:
+        super().__init__(NETLINK_ROUTE, _GROUPS)
         self._changed = changed
         self.concern = Concern()
-        self.overruns = 0
-        flags = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-        self._socket = socket.socket(socket.AF_NETLINK, flags, _NETLINK_ROUTE)
-        self._socket.bind((0, 0))
-        self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
-        for group in (_LINK, _NEIGH, *_IFADDR, *_ROUTES, *_RULE):
-            self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
-
-    def fileno(self) -> int:
-        """For ``loop.add_reader``."""
-        return self._socket.fileno()
 
     def watch(self, peers: Iterable[IpAddress], hops: Mapping[IpAddress, ResolvedHop]) -> None:
         """What matters from now on."""
@@ -111,45 +100,7 @@ class NetworkMonitor:
     def drain(self) -> None:
         """Read whatever is queued; call ``changed`` once if any of it matters."""
         touched = False
-        while True:
-            try:
-                datagram = self._socket.recv(_RECEIVE_BYTES)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-                self.overruns += 1
-                touched = True
-                continue
-            touched = touched or self.concern.touched_by(datagram)
+        for datagram in self.datagrams():
+            touched = touched or datagram is None or self.concern.touched_by(datagram)
         if touched:
             self._changed()
-
-    def close(self) -> None:
-        """Close the socket."""
-        self._socket.close()
-
-
-def _messages(datagram: bytes) -> Iterator[tuple[int, bytes]]:
-    """Type and body of each message. Raises ValueError for one that is not there as a whole."""
-    offset = 0
-    while offset < len(datagram):
-        length, kind, *_ = _HEADER.unpack_from(datagram, offset)
-        if length < _HEADER.size or offset + length > len(datagram):
-            raise ValueError(f"a message of {length} bytes")
-        yield kind, datagram[offset + _HEADER.size : offset + length]
-        offset += (length + 3) & ~3
-
-
-def _attributes(raw: bytes) -> dict[int, bytes]:
-    """The attributes by type. Raises ValueError for one that is not there as a whole."""
-    found: dict[int, bytes] = {}
-    offset = 0
-    while offset + _ATTRIBUTE.size <= len(raw):
-        length, kind = _ATTRIBUTE.unpack_from(raw, offset)
-        if length < _ATTRIBUTE.size or offset + length > len(raw):
-            raise ValueError(f"an attribute of {length} bytes")
-        found[kind] = raw[offset + _ATTRIBUTE.size : offset + length]
-        offset += (length + 3) & ~3
-    return found

@@ -15,14 +15,25 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ipsec_gw.errors import IpsecGwError
+from ipsec_gw.netlink import (
+    HEADER,
+    NETLINK_NETFILTER,
+    NLM_F_ACK,
+    NLM_F_DUMP,
+    NLM_F_REQUEST,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    attribute,
+    attributes,
+    error_code,
+    messages,
+)
 
-_NETLINK_NETFILTER = 12
 _SUBSYSTEM = 10 << 8
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _NEW_TABLE, _DELETE_TABLE, _NEW_CHAIN, _NEW_RULE, _GET_RULE = 0, 2, 3, 6, 7
-_REQUEST, _ACK, _DUMP, _CREATE, _APPEND = 0x1, 0x4, 0x300, 0x400, 0x800
-_NLMSG_ERROR, _NLMSG_DONE, _NESTED = 2, 3, 0x8000
-_HEADER = struct.Struct("=IHHII")
+_CREATE, _APPEND = 0x400, 0x800
+_NESTED = 0x8000
 _FAMILY = struct.Struct(">BBH")
 _RECEIVE_BYTES, _ANSWER_SECONDS = 1 << 16, 5.0
 _NFPROTO_IPV6 = 10
@@ -69,27 +80,27 @@ RT_XFRM = 4
 
 def meta(key: int) -> Expression:
     """Load a property of the packet."""
-    return Expression("meta", _attribute(1, _be32(_NFT_REG_1)) + _attribute(2, _be32(key)))
+    return Expression("meta", attribute(1, _be32(_NFT_REG_1)) + attribute(2, _be32(key)))
 
 
 def set_mark(mark: int) -> tuple[Expression, Expression]:
     """Give the packet this mark."""
-    value = _attribute(1, struct.pack("=I", mark))
+    value = attribute(1, struct.pack("=I", mark))
     return (
-        Expression("immediate", _attribute(1, _be32(_NFT_REG_1)) + _nested(2, value)),
-        Expression("meta", _attribute(2, _be32(META_MARK)) + _attribute(3, _be32(_NFT_REG_1))),
+        Expression("immediate", attribute(1, _be32(_NFT_REG_1)) + _nested(2, value)),
+        Expression("meta", attribute(2, _be32(META_MARK)) + attribute(3, _be32(_NFT_REG_1))),
     )
 
 
 def route_key(key: int) -> Expression:
     """Load a property of the route that the packet has: with RT_XFRM one byte, whether IPsec is to transform it."""
-    return Expression("rt", _attribute(1, _be32(_NFT_REG_1)) + _attribute(2, _be32(key)))
+    return Expression("rt", attribute(1, _be32(_NFT_REG_1)) + attribute(2, _be32(key)))
 
 
 def equals(value: bytes) -> Expression:
     """Go on only if what was loaded is this."""
-    data = _nested(3, _attribute(1, value))
-    return Expression("cmp", _attribute(1, _be32(_NFT_REG_1)) + _attribute(2, _be32(0)) + data)
+    data = _nested(3, attribute(1, value))
+    return Expression("cmp", attribute(1, _be32(_NFT_REG_1)) + attribute(2, _be32(0)) + data)
 
 
 class NfTables:
@@ -97,7 +108,7 @@ class NfTables:
 
     def __init__(self) -> None:
         try:
-            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
             self._socket.bind((0, 0))
         except OSError as error:
             raise _refused(error.errno or 0) from None
@@ -123,19 +134,19 @@ class NfTables:
         return sorted(self._rules(table.name)) == sorted(wanted)
 
     def _rules(self, table: str) -> Iterator[tuple[str, bytes]]:
-        body = _attribute(_RULE_TABLE, _text(table))
-        self._send([self._message(_SUBSYSTEM | _GET_RULE, _DUMP, body)])
+        body = attribute(_RULE_TABLE, _text(table))
+        self._send([self._message(_SUBSYSTEM | _GET_RULE, NLM_F_DUMP, body)])
         for answer in self._answers():
-            attributes = dict(_attributes(answer[_HEADER.size + _FAMILY.size :]))
-            if attributes.get(_RULE_TABLE) == _text(table):
-                yield attributes[_RULE_CHAIN].rstrip(b"\0").decode(), attributes.get(_RULE_USERDATA, b"")
+            found = _attributes(answer[HEADER.size + _FAMILY.size :])
+            if found.get(_RULE_TABLE) == _text(table):
+                yield found[_RULE_CHAIN].rstrip(b"\0").decode(), found.get(_RULE_USERDATA, b"")
 
     def _commit(self, parts: Sequence[tuple[int, int, bytes]]) -> None:
         """One transaction: all of it or nothing."""
         begin = self._message(_BATCH_BEGIN, 0, b"", resource=_SUBSYSTEM >> 8)
         bodies = [self._message(_SUBSYSTEM | kind, flags, body) for kind, flags, body in parts[:-1]]
         kind, flags, body = parts[-1]
-        bodies.append(self._message(_SUBSYSTEM | kind, flags | _ACK, body))
+        bodies.append(self._message(_SUBSYSTEM | kind, flags | NLM_F_ACK, body))
         last = self._sequence
         end = self._message(_BATCH_END, 0, b"", resource=_SUBSYSTEM >> 8)
         self._send([begin, *bodies, end])
@@ -145,7 +156,7 @@ class NfTables:
         self._sequence += 1
         family = 0 if resource else _NFPROTO_IPV6
         content = _FAMILY.pack(family, 0, resource) + body
-        return _HEADER.pack(_HEADER.size + len(content), kind, _REQUEST | flags, self._sequence, 0) + content
+        return HEADER.pack(HEADER.size + len(content), kind, NLM_F_REQUEST | flags, self._sequence, 0) + content
 
     def _send(self, messages: list[bytes]) -> None:
         try:
@@ -157,8 +168,8 @@ class NfTables:
         """Wait for the acknowledgement of the batch's last part; an error of any part comes before it."""
         while True:
             for kind, sequence, raw in self._receive():
-                if kind == _NLMSG_ERROR:
-                    if code := -int(struct.unpack_from("=i", raw, _HEADER.size)[0]):
+                if kind == NLMSG_ERROR:
+                    if code := error_code(raw):
                         raise _refused(code)
                     if sequence == last:
                         return
@@ -168,8 +179,8 @@ class NfTables:
             for kind, sequence, raw in self._receive():
                 if sequence != self._sequence:
                     continue
-                if kind in {_NLMSG_ERROR, _NLMSG_DONE}:
-                    if code := -int(struct.unpack_from("=i", raw, _HEADER.size)[0]):
+                if kind in {NLMSG_ERROR, NLMSG_DONE}:
+                    if code := error_code(raw):
                         raise _refused(code)
                     return
                 yield raw
@@ -179,30 +190,27 @@ class NfTables:
             datagram = self._socket.recv(_RECEIVE_BYTES)
         except OSError as error:  # a time-out is one
             raise _refused(error.errno or errno.ETIMEDOUT) from None
-        offset = 0
-        while offset + _HEADER.size <= len(datagram):
-            length, kind, _, sequence, _ = _HEADER.unpack_from(datagram, offset)
-            if not _HEADER.size <= length <= len(datagram) - offset:
-                raise _refused(errno.EBADMSG)
-            yield kind, sequence, datagram[offset : offset + length]
-            offset += (length + 3) & ~3
+        try:
+            yield from messages(datagram)
+        except ValueError:
+            raise _refused(errno.EBADMSG) from None
 
 
 def _messages_of(table: Table) -> Iterator[tuple[int, int, bytes]]:
     yield _NEW_TABLE, _CREATE, _name(table)
     for chain in table.chains:
-        hook = _attribute(1, _be32(chain.hook)) + _attribute(2, struct.pack(">i", chain.priority))
-        body = _attribute(_CHAIN_TABLE, _text(table.name)) + _attribute(_CHAIN_NAME, _text(chain.name))
-        yield _NEW_CHAIN, _CREATE, body + _nested(_CHAIN_HOOK, hook) + _attribute(_CHAIN_TYPE, _text(chain.kind))
+        hook = attribute(1, _be32(chain.hook)) + attribute(2, struct.pack(">i", chain.priority))
+        body = attribute(_CHAIN_TABLE, _text(table.name)) + attribute(_CHAIN_NAME, _text(chain.name))
+        yield _NEW_CHAIN, _CREATE, body + _nested(_CHAIN_HOOK, hook) + attribute(_CHAIN_TYPE, _text(chain.kind))
         for number, rule in enumerate(chain.rules):
-            listed = b"".join(_nested(1, _attribute(1, _text(e.name)) + _nested(2, e.attributes)) for e in rule)
-            body = _attribute(_RULE_TABLE, _text(table.name)) + _attribute(_RULE_CHAIN, _text(chain.name))
-            body += _nested(_RULE_EXPRESSIONS, listed) + _attribute(_RULE_USERDATA, table.recipe(chain, number))
+            listed = b"".join(_nested(1, attribute(1, _text(e.name)) + _nested(2, e.attributes)) for e in rule)
+            body = attribute(_RULE_TABLE, _text(table.name)) + attribute(_RULE_CHAIN, _text(chain.name))
+            body += _nested(_RULE_EXPRESSIONS, listed) + attribute(_RULE_USERDATA, table.recipe(chain, number))
             yield _NEW_RULE, _CREATE | _APPEND, body
 
 
 def _name(table: Table) -> bytes:
-    return _attribute(_TABLE_NAME, _text(table.name))
+    return attribute(_TABLE_NAME, _text(table.name))
 
 
 def _text(text: str) -> bytes:
@@ -213,21 +221,15 @@ def _be32(value: int) -> bytes:
     return struct.pack(">I", value)
 
 
-def _attribute(kind: int, value: bytes) -> bytes:
-    return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
-
-
 def _nested(kind: int, value: bytes) -> bytes:
-    return _attribute(kind | _NESTED, value)
+    return attribute(kind | _NESTED, value)
 
 
-def _attributes(raw: bytes) -> Iterator[tuple[int, bytes]]:
-    while len(raw) >= 4:
-        length, kind = struct.unpack_from("=HH", raw)
-        if not 4 <= length <= len(raw):
-            raise _refused(errno.EBADMSG)
-        yield kind & ~_NESTED, raw[4:length]
-        raw = raw[(length + 3) & ~3 :]
+def _attributes(raw: bytes) -> dict[int, bytes]:
+    try:
+        return {kind & ~_NESTED: value for kind, value in attributes(raw)}
+    except ValueError:
+        raise _refused(errno.EBADMSG) from None
 
 
 def _refused(code: int) -> IpsecGwError:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket
 from collections.abc import Callable, Iterable
 from ipaddress import ip_address
 from typing import Any
@@ -13,48 +11,39 @@ from pyroute2 import AsyncIPRoute
 from ipsec_gw.mirror.ethtool import has_device
 from ipsec_gw.mirror.kernel import ARPHRD_ETHER
 from ipsec_gw.model.ids import IpAddress
+from ipsec_gw.netlink import (
+    NETLINK_ROUTE,
+    RTNLGRP_IPV4_IFADDR,
+    RTNLGRP_IPV4_ROUTE,
+    RTNLGRP_IPV4_RULE,
+    RTNLGRP_IPV6_IFADDR,
+    RTNLGRP_IPV6_ROUTE,
+    RTNLGRP_LINK,
+    RTNLGRP_NEIGH,
+    Ear,
+)
 from xdp_steer.compile.rows import PortInfo
 
 _SCOPE_UNIVERSE = 0
 _XFRM_KINDS = frozenset({"xfrm", "vti", "vti6"})
-_NETLINK_ROUTE = 0
-_RTMGRP_LINK, _RTMGRP_NEIGH = 0x1, 0x4
-_RTMGRP_IPV4_IFADDR, _RTMGRP_IPV4_ROUTE, _RTMGRP_IPV4_RULE = 0x10, 0x40, 0x80
-_RTMGRP_IPV6_IFADDR, _RTMGRP_IPV6_ROUTE = 0x100, 0x400
-INTERFACES = _RTMGRP_LINK | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR
-"""Notifications (``linux/rtnetlink.h``) after which interfaces are looked at again."""
-ROUTES = INTERFACES | _RTMGRP_NEIGH | _RTMGRP_IPV4_ROUTE | _RTMGRP_IPV4_RULE | _RTMGRP_IPV6_ROUTE
+INTERFACES = (RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR)
+"""Notifications after which interfaces are looked at again."""
+ROUTES = (*INTERFACES, RTNLGRP_NEIGH, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV4_RULE, RTNLGRP_IPV6_ROUTE)
 """Notifications after which a route that was looked up may be another one."""
 
 
-class Changes:
-    """Tells that something changed, not what: lost notifications are no loss then. For ``loop.add_reader``."""
+class Changes(Ear):
+    """Tells that something changed, not what: lost notifications are no loss then."""
 
-    def __init__(self, groups: int, changed: Callable[[], None]) -> None:
+    def __init__(self, groups: Iterable[int], changed: Callable[[], None]) -> None:
+        super().__init__(NETLINK_ROUTE, groups)
         self._changed = changed
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _NETLINK_ROUTE)
-        self._socket.bind((0, groups))
-
-    def fileno(self) -> int:
-        """Readable while there are notifications."""
-        return self._socket.fileno()
 
     def drain(self) -> None:
         """Read what there is and tell."""
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                with contextlib.suppress(InterruptedError):
-                    try:
-                        self._socket.recv(1 << 16)
-                    except OSError as error:
-                        if isinstance(error, BlockingIOError):
-                            raise
-                        # ENOBUFS: notifications were lost, which is a notification too
+        for _ in self.datagrams():
+            pass
         self._changed()
-
-    def close(self) -> None:
-        """Hear nothing more."""
-        self._socket.close()
 
 
 async def port_infos(
