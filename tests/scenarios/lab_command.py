@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from ipsec_gw.errors import EnvironmentMissing
 from ipsec_gw.lab.session import PIN_DIR, STATE_DIR, start_time
+from vpp_conf.locate import locate_vpp
 
 LAB = [sys.executable, "-m", "ipsec_gw.lab"]
 
@@ -110,6 +112,15 @@ def play(scenario, *arguments):
     assert (code, report["ok"]) == (0, True)
     assert traces().minus(before) == []
     return report
+
+
+def need(engine):
+    """Skip, with the reason, where this engine is not installed."""
+    if engine == "vpp":
+        try:
+            locate_vpp()
+        except EnvironmentMissing as missing:
+            pytest.skip(str(missing))
 
 
 def skip_unless_all(request):

@@ -2,10 +2,8 @@
 
 import pytest
 
-from ipsec_gw.errors import EnvironmentMissing
 from ipsec_gw.lab.scenarios.junk import PACKETS
-from tests.scenarios.lab_command import finish, kill_group, start, traces
-from vpp_conf.locate import locate_vpp
+from tests.scenarios.lab_command import need, play
 
 pytestmark = [pytest.mark.scenario, pytest.mark.root, pytest.mark.timeout(1200)]
 
@@ -102,21 +100,6 @@ JUNK = (
 IN_THE_VM = "no virtual machine is left"
 
 
-def play(*arguments):
-    before = traces()
-    process = start("run", *arguments, "--json")
-    try:
-        code, report, lines = finish(process)
-    finally:
-        kill_group(process)
-    assert report, lines
-    failed = [check for check in report["checks"] if not check["ok"]]
-    assert not failed, f"{failed}\n{report['notes']}"
-    assert (code, report["ok"]) == (0, True)
-    assert traces().minus(before) == []
-    return report
-
-
 def names(report):
     """What was checked, without that the virtual machine has gone: there may have been none."""
     return sorted(check["name"] for check in report["checks"] if check["name"] != IN_THE_VM)
@@ -125,11 +108,7 @@ def names(report):
 @pytest.mark.parametrize("engine", ["kernel", "soft", pytest.param("vpp", marks=pytest.mark.vpp)])
 def test_the_verdicts_are_the_same_whoever_decrypts(engine):
     """The very same checks for every engine, none more and none less, and all of them hold."""
-    if engine == "vpp":
-        try:
-            locate_vpp()
-        except EnvironmentMissing as missing:
-            pytest.skip(str(missing))
+    need(engine)
     report = play("firewall", "--engine", engine)
     assert names(report) == sorted([*PLAIN, *TUNNEL, *CLEARED_UP])
     assert report["engine"] == engine

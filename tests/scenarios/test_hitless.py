@@ -6,7 +6,7 @@ from ipsec_gw.errors import EnvironmentMissing
 from ipsec_gw.lab.scenarios.daemon_kill import KILLS as DAEMON_KILLS
 from ipsec_gw.lab.scenarios.failover import KILLS
 from ipsec_gw.lab.scenarios.hang import STOPS
-from tests.scenarios.lab_command import check_names, play, skip_unless_all
+from tests.scenarios.lab_command import check_names, need, play, skip_unless_all
 from vpp_conf.locate import locate_vpp
 
 pytestmark = [pytest.mark.scenario, pytest.mark.root, pytest.mark.timeout(3600)]
@@ -28,13 +28,6 @@ EACH_DEATH = (
 )
 
 
-def need_vpp():
-    try:
-        locate_vpp()
-    except EnvironmentMissing as missing:
-        pytest.skip(str(missing))
-
-
 def of_deaths(names, engine):
     return [f"{name}: {what}" for name in names for what in (*EACH_DEATH, f"back in {engine} with new keys")]
 
@@ -46,7 +39,7 @@ def missing(wanted, report):
 @pytest.mark.vpp
 def test_vpp_is_killed(request):
     skip_unless_all(request)
-    need_vpp()
+    need("vpp")
     report = play("failover", "--engine", "vpp")
     deaths = [*(f"kill {number}" for number in range(1, KILLS + 1)), "kill of VPP without a daemon"]
     wanted = [*ALWAYS, *of_deaths(deaths, "vpp"), "the TCP stream survives everything"]
@@ -64,7 +57,7 @@ def test_an_engine_dies_with_its_daemon(request):
 @pytest.mark.vpp
 def test_vpp_hangs(request):
     skip_unless_all(request)
-    need_vpp()
+    need("vpp")
     report = play("hang", "--engine", "vpp")
     wanted = [*ALWAYS, *of_deaths([f"stop {number}" for number in range(1, STOPS + 1)], "vpp")]
     assert missing(wanted, report) == []
@@ -73,7 +66,7 @@ def test_vpp_hangs(request):
 @pytest.mark.vpp
 def test_the_daemon_is_killed(request):
     skip_unless_all(request)
-    need_vpp()
+    need("vpp")
     report = play("daemon-kill", "--engine", "vpp")
     assert missing([*ALWAYS, "a restart compiles nothing"], report) == []
     assert check_names(report).count("an unchanged tunnel is adopted as it is") == DAEMON_KILLS

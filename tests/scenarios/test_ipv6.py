@@ -2,9 +2,7 @@
 
 import pytest
 
-from ipsec_gw.errors import EnvironmentMissing
-from tests.scenarios.lab_command import finish, kill_group, skip_unless_all, start, traces
-from vpp_conf.locate import locate_vpp
+from tests.scenarios.lab_command import check_names, need, play, skip_unless_all
 
 pytestmark = [pytest.mark.scenario, pytest.mark.root, pytest.mark.timeout(1200)]
 
@@ -60,30 +58,12 @@ ACCELERATED = (
 )
 
 
-def play(*arguments):
-    before = traces()
-    process = start("run", "ipv6", "--json", *arguments)
-    try:
-        code, report, lines = finish(process)
-    finally:
-        kill_group(process)
-    assert report, lines
-    failed = [check for check in report["checks"] if not check["ok"]]
-    assert not failed, f"{failed}\n{report['notes']}"
-    assert (code, report["ok"]) == (0, True)
-    assert traces().minus(before) == []
-    return [check["name"] for check in report["checks"]], report
-
-
 @pytest.mark.parametrize("engine", ["soft", pytest.param("vpp", marks=pytest.mark.vpp)])
 def test_every_check_holds(engine, request):
     skip_unless_all(request)
-    if engine == "vpp":
-        try:
-            locate_vpp()
-        except EnvironmentMissing as missing:
-            pytest.skip(str(missing))
-    names, report = play("--engine", engine)
+    need(engine)
+    report = play("ipv6", "--engine", engine)
+    names = check_names(report)
     wanted = [*ALWAYS, *LOSSES, *TALKS, *PATH_MTU, *WITH_GATEWAY, *ACCELERATED]
     assert [name for name in wanted if name not in names] == []
     assert [f"{engine} carries direction {way}" in names for way in ("in", "out")] == [True, True]
@@ -94,5 +74,5 @@ def test_strongswan_and_the_kernel_alone_pass(request):
     """The control: what the lab demands is what an unaccelerated gateway does."""
     if not request.config.getoption("--all-scenarios"):
         pytest.skip("the control of site to site stands for it: --all-scenarios runs all")
-    names, _ = play("--baseline")
+    names = check_names(play("ipv6", "--baseline"))
     assert [name for name in (*ALWAYS, *LOSSES, *TALKS, *PATH_MTU) if name not in names] == []

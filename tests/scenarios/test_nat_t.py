@@ -2,9 +2,7 @@
 
 import pytest
 
-from ipsec_gw.errors import EnvironmentMissing
-from tests.scenarios.lab_command import check_names, play, skip_unless_all
-from vpp_conf.locate import locate_vpp
+from tests.scenarios.lab_command import check_names, need, play, skip_unless_all
 
 pytestmark = [pytest.mark.scenario, pytest.mark.root, pytest.mark.timeout(900)]
 
@@ -63,14 +61,6 @@ ROADS = (
     "no process is left",
     "no pin is left",
 )
-
-
-def need(engine):
-    if engine == "vpp":
-        try:
-            locate_vpp()
-        except EnvironmentMissing as missing:
-            pytest.skip(str(missing))
 
 
 @ENGINES

@@ -2,9 +2,7 @@
 
 import pytest
 
-from ipsec_gw.errors import EnvironmentMissing
-from tests.scenarios.lab_command import check_names, play
-from vpp_conf.locate import locate_vpp
+from tests.scenarios.lab_command import check_names, need, play
 
 pytestmark = [pytest.mark.scenario, pytest.mark.root, pytest.mark.timeout(900)]
 
@@ -67,11 +65,7 @@ USUAL = (("kernel", "aes128gcm16"), ("soft", "chacha20poly1305"), ("vpp", "aes12
 def test_every_check_holds(engine, proposal, request):
     if (engine, proposal) not in USUAL and not request.config.getoption("--all-scenarios"):
         pytest.skip("one cipher for each engine is enough: --all-scenarios runs all")
-    if engine == "vpp":
-        try:
-            locate_vpp()
-        except EnvironmentMissing as missing:
-            pytest.skip(str(missing))
+    need(engine)
     report = play("site-to-site", "--engine", engine, "--proposal", proposal)
     wanted = [*ALWAYS, *TALKS, *WITH_GATEWAY, *(ACCELERATED if engine != "kernel" else ())]
     assert [name for name in wanted if name not in check_names(report)] == []
