@@ -88,8 +88,9 @@ async def take_inventory(
     """
     inventory = Inventory()
     own = await _take_sas(api, journal, inventory)
-    await _take_hops(api, journal, links, inventory)
-    await _take_tunnels(api, journal, builder, inventory, known)
+    routes = frozenset(await RouteDescriptor(api).retrieve())  # once: every table of ours is dumped
+    await _take_hops(api, journal, links, inventory, routes)
+    await _take_tunnels(api, journal, builder, inventory, known, routes)
     await _sweep_sas(api, inventory, own)
     return inventory
 
@@ -145,9 +146,10 @@ async def _take_sas(api: VppApi, journal: Journal, inventory: Inventory) -> list
     return own
 
 
-async def _take_hops(api: VppApi, journal: Journal, links: Links, inventory: Inventory) -> None:
+async def _take_hops(
+    api: VppApi, journal: Journal, links: Links, inventory: Inventory, routes: frozenset[Route]
+) -> None:
     neighbours = {found for found in await NeighbourDescriptor(api).retrieve() if links.wan_name(found.sw_if_index)}
-    routes = set(await RouteDescriptor(api).retrieve())
     present = await LocalAddressDescriptor(api).retrieve_on(links.wan.values())
     addresses = {address.address: address for address in present}
     for hop in map(read_hop, journal.rows("hop")):
@@ -171,7 +173,12 @@ async def _take_hops(api: VppApi, journal: Journal, links: Links, inventory: Inv
 
 
 async def _take_tunnels(
-    api: VppApi, journal: Journal, builder: TunnelBuilder, inventory: Inventory, known: Inventory
+    api: VppApi,
+    journal: Journal,
+    builder: TunnelBuilder,
+    inventory: Inventory,
+    known: Inventory,
+    routes: frozenset[Route],
 ) -> None:
     protects = {protect.sw_if_index: protect for protect in await ProtectDescriptor(api).retrieve()}
     redirects = {(found.rx_sw_if_index, found.version) for found in await RedirectDescriptor(api).retrieve()}
@@ -202,7 +209,7 @@ async def _take_tunnels(
         leftovers.discard(record.sw_if_index)
         inventory.hold(HeldTunnel(tunnel, parts))
     wanted = {held.parts.interface.sw_if_index: held.parts.selectors for held in inventory.tunnels.values()}
-    await builder.encap.adopt(wanted, await RouteDescriptor(api).retrieve(), interfaces)
+    await builder.encap.adopt(wanted, routes, interfaces)
     for sw_if_index in leftovers:
         await builder.sweep(sw_if_index)
 
