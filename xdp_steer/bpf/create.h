@@ -285,6 +285,7 @@ static __always_inline int put_forward(struct meta *m)
 		s->ack = m->ack;
 		s->flags |= SESSION_ACKED;
 	}
+	keep_route(m, s);
 	return sessions.insert(&m->key, s);
 }
 
@@ -329,5 +330,7 @@ int stage_create(struct xdp_md *ctx)
 	m->mss = m->fresh.mss;
 	if (m->shape & SHAPE_FRAGMENT)
 		remember_fragment(m);
-	return go(ctx, STAGE_FORWARD);
+	if (m->flags & META_TO_SELF)
+		return go(ctx, STAGE_FORWARD);
+	return leave_by(ctx, m, wants_clamp(m));
 }
