@@ -118,6 +118,11 @@ static __always_inline int reserve(struct meta *m)
 {
 	struct flow_key key;
 
+	if (m->flags & META_NAT) {
+		sum_changes(m);
+		m->fresh.address_change = ~m->address_change;
+		m->fresh.l4_change = ~m->l4_change;
+	}
 	m->fresh.flags = SESSION_REVERSE;
 	m->fresh.saddr = m->key.daddr;
 	m->fresh.daddr = m->key.saddr;
@@ -277,6 +282,10 @@ static __always_inline int put_forward(struct meta *m)
 	s->daddr = m->daddr;
 	s->sport = m->sport;
 	s->dport = m->dport;
+	if (m->flags & META_NAT) {
+		s->address_change = m->address_change;
+		s->l4_change = m->l4_change;
+	}
 	s->out_zone = m->out_zone;
 	s->owner = bpf_get_smp_processor_id() + 1;
 	s->own_packets = 1;
