@@ -80,7 +80,7 @@ async def run(lab: Lab) -> None:
     lab.stack.callback(talking.cancel)
     await until(lambda: stream.blocks > 0 or talking.done(), FLOW_SECONDS, "the TCP stream")
     if gateway.engine == "vpp":
-        for number in range(1, KILLS + 1):
+        for number in range(1, (lab.options.rounds or KILLS) + 1):
             await death(story, gateway, evidence, f"kill {number}", kill_vpp, gateway.vpp_up)
         await death(story, gateway, evidence, "kill of VPP without a daemon", kill_both, _both_again(gateway))
     else:
@@ -175,13 +175,12 @@ async def death(
         empty, marks_empty = time.time(), [flow.next for flow in story.flows]
         accepted = await _replay(story, recorded, killed)
         await flowing(story)
-    until_now = [flow.next for flow in story.flows]
+    settled = [flow.next - FLOWING // 2 for flow in story.flows]
     first = _first_of_the_kernel(story, old, killed)
     cost.dying, cost.silent = empty - killed, max(first - empty, 0.0)
-    for flow, start, middle, end in zip(story.flows, marks, marks_empty, until_now, strict=True):
-        settled = end - FLOWING // 2
+    for flow, start, middle, end in zip(story.flows, marks, marks_empty, settled, strict=True):
         cost.lost.append(len(flow.missing(max(start - 5, 0), middle)))
-        cost.late.append(len(flow.missing(middle, settled)))
+        cost.late.append(len(flow.missing(middle, end)))
     lab.note(str(cost))
     lab.check(f"{name}: no packet is lost once the sockets are empty", not any(cost.late), "0", sum(cost.late))
     rings = round(2 * FLOW_RATE * (cost.dying + 0.5))
@@ -202,6 +201,10 @@ async def death(
             f"new SAs, all in {gateway.engine}",
         )
         evidence.engine_took(sas)
+        back = [flow.next for flow in story.flows]
+        await flowing(story)
+    missing = [flow.missing(*span) for flow, *span in zip(story.flows, settled, back, strict=True)]
+    lab.check(f"{name}: no packet is lost on the way back", not any(missing), "0", [len(lost) for lost in missing])
     lab.check(f"{name}: back in {gateway.engine} with new keys", not spis(story) & old, "no old SPI", few(sorted(old)))
 
 
