@@ -42,12 +42,15 @@ from ipsec_gw.ownership.refusals import Refusals
 from ipsec_gw.ownership.rekey import RekeyPacer
 from ipsec_gw.ownership.steer import SteerDriver
 from ipsec_gw.ownership.uplink import ENGINE_END, KERNEL_END, raise_uplink, remove_tunnel_port, remove_uplink
+from ipsec_gw.ownership.waiting import WaitingRoom
+from ipsec_gw.ownership.ways import PacketWays
 from ipsec_gw.reconcile.delta import DeltaTracker
 from ipsec_gw.reconcile.execute import Drivers, Executor
 from ipsec_gw.reconcile.loop import Reconciler
 from ipsec_gw.reconcile.record import History
 from vpp_conf.paths import VppPaths
 from xdp_steer.gateway import Role, Steering
+from xdp_steer.waiting import WaitingReader
 
 log = structlog.get_logger()
 
@@ -92,19 +95,32 @@ class Senses:
 @dataclass(frozen=True, slots=True)
 class Plumbing:
     """What a gateway put into the packet path: XDP and TC, policy routing, and the interfaces. ``up_index`` is
-    that of ``ipsecgw-up``.
+    that of ``ipsecgw-up``, ``up`` the links of both ends of that pair, the kernel's first.
     """
 
     steering: Steering
     lead: LeadDriver
     wan: tuple[Link, ...]
     up_index: int
+    up: tuple[Link, Link]
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """Packets that the guard held back: out of the ring, into the room where they wait."""
+
+    reader: WaitingReader
+    room: WaitingRoom
+
+    def take(self) -> None:
+        """What is in the ring by now, and send what can be sent."""
+        self.room.add(self.reader.read())
 
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """Everything of one running gateway; ``plumbing``, ``moves`` and ``guardian`` are None with the kernel engine, that
-    only watches, ``keeper`` without a firewall.
+    """Everything of one running gateway; ``plumbing``, ``moves``, ``guardian`` and ``waiting`` are None with the kernel
+    engine, that only watches, ``keeper`` without a firewall.
     """
 
     senses: Senses
@@ -114,6 +130,7 @@ class Gateway:
     moves: MoveWatch | None = None
     keeper: Keeper | None = None
     guardian: Guardian | None = None
+    waiting: Queue | None = None
 
     def is_local(self, key: SaKey) -> bool:
         """Whether an SA is inbound, as the last snapshot has it."""
@@ -200,7 +217,26 @@ async def build(config: Config, paths: Paths, charon: CharonWatcher, stack: Asyn
         undo.pop_all()
     stack.callback(plumbing.steering.close)
     stack.push_async_callback(engine.close)
-    return replace(gateway, keeper=keeper, guardian=_guardian(senses.kernel, gateway.reconciler.history, stack))
+    guardian = _guardian(senses.kernel, gateway.reconciler.history, stack)
+    return replace(gateway, keeper=keeper, guardian=guardian, waiting=_queue(plumbing, gateway.reconciler, stack))
+
+
+def _queue(plumbing: Plumbing, reconciler: Reconciler, stack: AsyncExitStack) -> Queue:
+    """What waited in the ring before is too old by now."""
+    kernel_end, engine_end = plumbing.up
+    ways = PacketWays(kernel_end.name, kernel_end.mac, engine_end.mac)
+    stack.callback(ways.close)
+    reader = WaitingReader(plumbing.steering.waiting_map)
+    stack.callback(reader.close)
+    while reader.read():
+        pass
+    room = WaitingRoom(
+        ways,
+        is_released=plumbing.steering.is_released,
+        carried=reconciler.carried,
+        tell=reconciler.history.trouble,
+    )
+    return Queue(reader, room)
 
 
 def _guardian(kernel: XfrmSocket, history: History, stack: AsyncExitStack) -> Guardian:
@@ -331,7 +367,8 @@ def _pipes(
     lead = LeadDriver(route, kernel_index=kernel_end.index, engine_name=ENGINE_END, engine_mac=engine_end.link.mac)
     taking = SteerDriver(steering).clear
     context = EngineContext(paths.run_dir, wan, kernel_end.link, engine_end.link, steering.xsks_map, taking)
-    return Plumbing(steering, lead, wan, kernel_end.index), context
+    up = (kernel_end.link, engine_end.link)
+    return Plumbing(steering, lead, wan, kernel_end.index, up), context
 
 
 def _join(

@@ -33,6 +33,7 @@ from xdp_steer.layout import (
     STEER,
     STEER_COUNTS,
     VERDICTS,
+    WAITING,
     Control,
     Owner,
 )
@@ -364,6 +365,16 @@ class Steering:
     def claimed(self) -> frozenset[SaKey]:
         """Outbound SAs that the engine owns."""
         return self._guard.owned_by(Owner.ENGINE)
+
+    def is_released(self, key: SaKey) -> bool:
+        """Whether the kernel may send with an outbound SA, by decision or for want of an engine."""
+        owner = self._guard.owner(key)
+        return owner is Owner.KERNEL or (owner is Owner.ENGINE and self.engine_gone())
+
+    @property
+    def waiting_map(self) -> int:
+        """Descriptor of the ring buffer of packets that the guard held back, owned by this object."""
+        return self._maps[WAITING.name]
 
     def guard_counters(self) -> Mapping[SaKey, GuardCount]:
         """Per outbound SA that the guard ever saw the kernel send, decided or not, until it is forgotten."""
