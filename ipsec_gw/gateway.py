@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
@@ -116,17 +117,23 @@ class Queue:
         """What is in the ring by now, and send what can be sent."""
         self.room.add(self.reader.read())
 
+    def send(self, key: SaKey, above: int) -> None:
+        """The kernel is about to get an SA: what waits of it leaves first, if its number is above that one."""
+        self.take()
+        self.room.send(key, above)
+
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """Everything of one running gateway; ``plumbing``, ``moves``, ``guardian`` and ``waiting`` are None with the kernel
-    engine, that only watches, ``keeper`` without a firewall.
+    """Everything of one running gateway; ``plumbing``, ``guard``, ``moves``, ``guardian`` and ``waiting`` are None with
+    the kernel engine, that only watches, ``keeper`` without a firewall.
     """
 
     senses: Senses
     link: EngineLink
     reconciler: Reconciler
     plumbing: Plumbing | None
+    guard: GuardDriver | None = None
     moves: MoveWatch | None = None
     keeper: Keeper | None = None
     guardian: Guardian | None = None
@@ -217,14 +224,19 @@ async def build(config: Config, paths: Paths, charon: CharonWatcher, stack: Asyn
         undo.pop_all()
     stack.callback(plumbing.steering.close)
     stack.push_async_callback(engine.close)
+    waiting = _queue(plumbing, gateway.reconciler, stack)
+    if gateway.guard is not None:
+        gateway.guard.before_release = waiting.send
     guardian = _guardian(senses.kernel, gateway.reconciler.history, stack)
-    return replace(gateway, keeper=keeper, guardian=guardian, waiting=_queue(plumbing, gateway.reconciler, stack))
+    return replace(gateway, keeper=keeper, guardian=guardian, waiting=waiting)
 
 
 def _queue(plumbing: Plumbing, reconciler: Reconciler, stack: AsyncExitStack) -> Queue:
     """What waited in the ring before is too old by now."""
     kernel_end, engine_end = plumbing.up
-    ways = PacketWays(kernel_end.name, kernel_end.mac, engine_end.mac)
+    mark = secrets.randbits(32) | 1  # not 0, that is no mark
+    plumbing.steering.set_waited_mark(mark)
+    ways = PacketWays(kernel_end.name, kernel_end.mac, engine_end.mac, mark)
     stack.callback(ways.close)
     reader = WaitingReader(plumbing.steering.waiting_map)
     stack.callback(reader.close)
@@ -379,6 +391,7 @@ def _join(
     drivers = Drivers(engine=link, guard=link, steer=link, lead=link)
     follow: Callable[[Snapshot, frozenset[SaKey]], None] | None = None
     moves: MoveWatch | None = None
+    guard: GuardDriver | None = None
     readers: list[Callable[[], Awaitable[Mapping[Any, ManagedObject]]]] = []
     pacer = RekeyPacer()
     refusals = Refusals(pacer)
@@ -417,7 +430,7 @@ def _join(
         follow=follow,
         history=history,
     )
-    return Gateway(senses, link, reconciler, plumbing, moves)
+    return Gateway(senses, link, reconciler, plumbing, guard, moves)
 
 
 async def _begin(steering: Steering, guard: GuardDriver) -> None:

@@ -371,6 +371,12 @@ class Steering:
         owner = self._guard.owner(key)
         return owner is Owner.KERNEL or (owner is Owner.ENGINE and self.engine_gone())
 
+    def set_waited_mark(self, mark: int) -> None:
+        """The guard lets through, and counts, packets with this mark: those that waited for the kernel to get their SA.
+        32 bits, a number that nobody else has.
+        """
+        tables.set_control(self._control, Control.WAITED_MARK, mark)
+
     @property
     def waiting_map(self) -> int:
         """Descriptor of the ring buffer of packets that the guard held back, owned by this object."""

@@ -72,6 +72,9 @@ class Control(IntEnum):
     ENGINE_GONE = 11
     """Not 0: plaintext for the engine found no socket at all. Set by its dock, cleared by user space alone."""
 
+    WAITED_MARK = 12
+    """The mark of packets that waited and that the guard lets through; a number that nobody else has, 0 for none."""
+
 
 MAX_CONTROL = 32
 

@@ -77,7 +77,9 @@ class GuardCount:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """`show status --json`; counters by SA ("destination/spi"), and of packets by verdict."""
+    """`show status --json`; counters by SA ("destination/spi"), of packets by verdict. ``overruns`` counts how often
+    notifications of the kernel were lost.
+    """
 
     engine: str
     note: str
@@ -85,6 +87,7 @@ class Status:
     steer: dict[str, SteerCount]
     guard: dict[str, GuardCount]
     verdicts: dict[str, int] = field(default_factory=dict)
+    overruns: int = 0
 
 
 def parse_sas(text: str) -> tuple[ShownSa, ...]:
@@ -119,6 +122,7 @@ def parse_status(text: str) -> Status:
             steer={row["sa"]: SteerCount(row["toEngine"], row["toKernel"]) for row in data.get("steer") or ()},
             guard={row["sa"]: GuardCount(row["passed"], row["dropped"]) for row in data.get("guard") or ()},
             verdicts={reason: int(packets) for reason, packets in (data.get("verdicts") or {}).items()},
+            overruns=int(data.get("netlinkOverruns") or 0),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise GatewayMisbehaved(f"show status --json cannot be read ({error!r}): {text[:200]}") from error

@@ -103,6 +103,7 @@ class WaitingRoom:
         self._tell = tell
         self._clock_ns = clock_ns
         self._waiting: dict[SaKey, deque[Waiting]] = defaultdict(deque)
+        self._floors: dict[SaKey, int] = {}
         self._count = 0
         self.passage = Passage()
 
@@ -119,17 +120,26 @@ class WaitingRoom:
     def settle(self) -> None:
         """Send what can be sent, and give up what has waited for too long."""
         oldest = self._clock_ns() - int(PATIENCE_SECONDS * 1e9)
+        self._floors = {key: above for key, above in self._floors.items() if self._may_send(key, unknown=True)}
         for key in list(self._waiting):
             packets = self._waiting.pop(key)
             self._count -= len(packets)
-            try:
-                self._decide(key, packets)
-            except IpsecGwError as error:
-                self._tell(f"packets of SA {key} that were held back cannot go on: {error}")
+            self._decide(key, packets)
             self._give_up(packets, oldest)
             if packets:
                 self._waiting[key] = packets
                 self._count += len(packets)
+
+    def send(self, key: SaKey, above: int = 0) -> None:
+        """The kernel is about to get an SA: what waits of it leaves first. Numbers up to ``above`` are an engine's:
+        what has one of them is lost, now and later.
+        """
+        packets = self._waiting.pop(key, deque())
+        if above:
+            self._floors[key] = above
+        self._count -= len(packets)
+        while packets:
+            self._to_wire(packets.popleft())
 
     def _give_up(self, packets: deque[Waiting], oldest: int) -> None:
         while packets and packets[0].seen_ns < oldest:
@@ -142,9 +152,16 @@ class WaitingRoom:
             transform = EspTransform(key.spi, sa.algorithm, sa.secret, sa.salt, esn=sa.esn)
             while packets:
                 self._to_engine(transform, packets.popleft())
-        elif self._is_released(key):
+        elif self._may_send(key):
             while packets:
                 self._to_wire(packets.popleft())
+
+    def _may_send(self, key: SaKey, *, unknown: bool = False) -> bool:
+        try:
+            return self._is_released(key)
+        except IpsecGwError as error:
+            self._tell(f"it is not known who owns SA {key}, what was held back of it waits: {error}")
+            return unknown
 
     def _to_engine(self, transform: EspTransform, packet: Waiting) -> None:
         try:
@@ -158,6 +175,8 @@ class WaitingRoom:
         try:
             if packet.l3 == 0:
                 raise OSError("its interface has no Ethernet")
+            if _number(packet) <= self._floors.get(packet.key, 0):
+                raise OSError("an engine may have used its number")
             self._ways.to_wire(packet.ifindex, packet.frame)
         except OSError as error:
             self._lose(packet, str(error))
@@ -167,6 +186,11 @@ class WaitingRoom:
     def _lose(self, packet: Waiting, why: str) -> None:
         self.passage.lost += 1
         log.debug("a packet that waited is lost", sa=str(packet.key), reason=why)
+
+
+def _number(packet: Waiting) -> int:
+    """Its sequence number. The upper half of an ESN is taken for zero, as in :func:`opened`."""
+    return int.from_bytes(packet.frame[packet.esp + 4 : packet.esp + 8], "big")
 
 
 def opened(transform: EspTransform, esp: bytes) -> bytes:

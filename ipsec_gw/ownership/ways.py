@@ -11,14 +11,17 @@ _ETHERTYPES = {4: 0x0800, 6: 0x86DD}
 
 
 class PacketWays:
-    """``interface`` is the kernel's end of the pair; MACs are in colon notation. Raises OSError."""
+    """``interface`` is the kernel's end of the pair; MACs are in colon notation. ``mark`` is what the guard knows
+    packets by that have waited. Raises OSError.
+    """
 
-    def __init__(self, interface: str, source_mac: str, engine_mac: str) -> None:
+    def __init__(self, interface: str, source_mac: str, engine_mac: str, mark: int) -> None:
         self._addresses = _mac(engine_mac) + _mac(source_mac)
         self._plain = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         self._raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         for sender in (self._plain, self._raw):
             sender.setblocking(False)
+        self._raw.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
         self._plain.setsockopt(_SOL_PACKET, _PACKET_QDISC_BYPASS, 1)
         self._plain.bind((interface, 0))
 

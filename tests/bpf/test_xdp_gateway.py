@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import socket
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -537,6 +539,21 @@ class TestGuard:
         assert room - 2 <= len(first) + len(rest) - 1 <= room
         assert rest[-1].frame == bytes(esp(KNOWN.spi, seq=7))
         assert steering.guard_counters()[KNOWN].dropped == room + 51
+
+    def test_what_waited_leaves_before_its_sa_is_released(self, steering: Steering, wire: Wire, pins: Path) -> None:
+        """By a mark that the guard knows; it counts as passed, so its key counts as used."""
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as marked:
+            marked.bind((wire.near, 0))
+            steering.claim(KNOWN)
+            for known, mark in ((0, 0), (0, 7), (7, 8), (7, 7)):
+                steering.set_waited_mark(known)
+                marked.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+                with suppress(OSError):  # dropped
+                    marked.send(bytes(esp(KNOWN.spi, seq=10 * known + mark)))
+        steering.set_waited_mark(0)
+        wire.emit(MARKER)
+        assert wire.peer_got(MARKER) == [bytes(esp(KNOWN.spi, seq=77))]
+        assert steering.guard_counters() == {KNOWN: GuardCount(passed=1, dropped=3)}
 
     def test_newborn_is_not_held_without_an_engine(self, steering: Steering, wire: Wire, pins: Path) -> None:
         Steering.open(pins, hold_ms=HOUR_MS).close()

@@ -105,6 +105,31 @@ def test_what_the_kernel_keeps_leaves_as_it_is(world: World) -> None:
     assert (world.led, room.passage) == ([], Passage(to_wire=2))
 
 
+def test_what_waits_leaves_before_the_kernel_gets_its_sa(world: World) -> None:
+    room = world.room()
+    other = SaKey(REMOTE, 0x33)
+    room.add([packet(1), replace(packet(2), key=other), packet(3)])
+    room.send(KEY)
+    room.send(KEY)
+    assert world.sent == [(WAN, packet(1).frame), (WAN, packet(3).frame)]
+    world.owner = "kernel"
+    room.settle()
+    assert world.sent[2:] == [(WAN, packet(2).frame)]
+    assert room.passage == Passage(to_wire=3)
+
+
+def test_a_number_of_the_engine_never_leaves_again(world: World) -> None:
+    room = world.room()
+    room.add([packet(5), packet(6)])
+    world.owner = "unreadable"
+    room.send(KEY, above=5)
+    room.settle()
+    world.owner = "kernel"
+    room.add([packet(4), packet(5), packet(7)])  # on their way to the guard meanwhile
+    assert [frame for _, frame in world.sent] == [packet(6).frame, packet(7).frame]
+    assert room.passage == Passage(to_wire=2, lost=3)
+
+
 def test_nothing_waits_for_ever(world: World) -> None:
     room = world.room()
     room.add([packet(1, at=0.0), packet(2, at=2.0)])
@@ -150,7 +175,7 @@ def test_a_map_that_cannot_be_read_loses_nothing(world: World) -> None:
     world.owner = "kernel"
     room.settle()
     assert world.sent == [(WAN, packet(1).frame)]
-    assert world.told == [f"packets of SA {KEY} that were held back cannot go on: the map is gone"]
+    assert world.told == [f"it is not known who owns SA {KEY}, what was held back of it waits: the map is gone"]
 
 
 def test_room_has_an_end(world: World) -> None:

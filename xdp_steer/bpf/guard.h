@@ -78,6 +78,14 @@ static __always_inline void let_wait(struct __sk_buff *skb, struct packet *pkt)
 		waiting.ringbuf_submit(copy, 0);
 }
 
+/* The daemon sends it again, for the kernel is about to get its SA, and what waited goes first. */
+static __always_inline bool has_waited(struct __sk_buff *skb)
+{
+	u32 mark = control_value(CONTROL_WAITED_MARK);
+
+	return mark && skb->mark == mark;
+}
+
 static __always_inline int guard_esp(struct __sk_buff *skb, struct packet *pkt)
 {
 	/* A GSO packet becomes that many packets, each with its own sequence number. */
@@ -96,6 +104,10 @@ static __always_inline int guard_esp(struct __sk_buff *skb, struct packet *pkt)
 	record = guard_record_of(&key);
 	reason = guard_verdict(record, owner);
 	dropped = reason == REASON_GUARD_ENGINE || reason == REASON_GUARD_HELD;
+	if (dropped && has_waited(skb)) {
+		reason = REASON_GUARD_KERNEL;
+		dropped = false;
+	}
 	count_verdict(reason, skb->len, 1);
 	if (record)
 		__sync_fetch_and_add(dropped ? &record->dropped : &record->passed, packets);
