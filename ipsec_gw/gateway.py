@@ -43,7 +43,7 @@ from ipsec_gw.ownership.refusals import Refusals
 from ipsec_gw.ownership.rekey import RekeyPacer
 from ipsec_gw.ownership.steer import SteerDriver
 from ipsec_gw.ownership.uplink import ENGINE_END, KERNEL_END, raise_uplink, remove_tunnel_port, remove_uplink
-from ipsec_gw.ownership.waiting import WaitingRoom
+from ipsec_gw.ownership.waiting import DECISION_SECONDS, WaitingRoom
 from ipsec_gw.ownership.ways import PacketWays
 from ipsec_gw.reconcile.delta import DeltaTracker
 from ipsec_gw.reconcile.execute import Drivers, Executor
@@ -224,14 +224,14 @@ async def build(config: Config, paths: Paths, charon: CharonWatcher, stack: Asyn
         undo.pop_all()
     stack.callback(plumbing.steering.close)
     stack.push_async_callback(engine.close)
-    waiting = _queue(plumbing, gateway.reconciler, stack)
+    waiting = _queue(plumbing, gateway.reconciler, config.gateway.hold_seconds, stack)
     if gateway.guard is not None:
         gateway.guard.before_release = waiting.send
     guardian = _guardian(senses.kernel, gateway.reconciler.history, stack)
     return replace(gateway, keeper=keeper, guardian=guardian, waiting=waiting)
 
 
-def _queue(plumbing: Plumbing, reconciler: Reconciler, stack: AsyncExitStack) -> Queue:
+def _queue(plumbing: Plumbing, reconciler: Reconciler, hold_seconds: float, stack: AsyncExitStack) -> Queue:
     """What waited in the ring before is too old by now."""
     kernel_end, engine_end = plumbing.up
     mark = secrets.randbits(32) | 1  # not 0, that is no mark
@@ -247,6 +247,7 @@ def _queue(plumbing: Plumbing, reconciler: Reconciler, stack: AsyncExitStack) ->
         is_released=plumbing.steering.is_released,
         carried=reconciler.carried,
         tell=reconciler.history.trouble,
+        patience=hold_seconds + DECISION_SECONDS,
     )
     return Queue(reader, room)
 
@@ -270,12 +271,13 @@ def _open_steering(config: Config | None, pins: Path) -> Steering:
     """With the firewall if one is configured; without a configuration, as an earlier life left it."""
     if config is None:
         return Steering.open(pins, firewall=Steering.had_firewall(pins))
+    hold = round(config.gateway.hold_seconds * 1000)
     if config.firewall is None:
-        steering = Steering.open(pins, firewall=False)
+        steering = Steering.open(pins, hold, firewall=False)
         for name in steering.docked(Role.INSIDE):
             steering.undock(name)
         return steering
-    return Steering.open(pins, sessions=2 * config.firewall.sessions.maximum)
+    return Steering.open(pins, hold, sessions=2 * config.firewall.sessions.maximum)
 
 
 async def _wall(config: Config, steering: Steering, wan: tuple[Link, ...], kernel: XfrmSocket) -> Keeper | None:

@@ -27,8 +27,9 @@ CARRY_SECONDS = 240.0
 """The first SA may need a rekey before an engine can have it: its number may be used by then."""
 
 CONFIG = "ipsec-gw.toml"
-PLAIN = "[gateway]\nhang_seconds = 3.0\n"
-"""Without a firewall. An emulated VPP on a loaded machine may be silent for longer than half a second, and well."""
+PLAIN = "[gateway]\nhang_seconds = 3.0\nhold_seconds = 15.0\n"
+"""Without a firewall. An emulated VPP on a loaded machine may be silent for longer than half a second, and well; and a
+decision may take the emulated daemon longer than two."""
 
 POLL_SECONDS = 0.5
 DAEMON_STOP_SECONDS = 30.0

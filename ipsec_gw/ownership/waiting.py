@@ -22,8 +22,8 @@ from ipsec_gw.errors import IpsecGwError
 from ipsec_gw.model.ids import Direction, SaKey
 from ipsec_gw.model.objects import EngineSa, Lead, ManagedObject, ObjectKey, Tunnel
 
-PATIENCE_SECONDS = 3.0
-"""How long a packet may wait: longer than the guard holds an SA back that nobody decides on."""
+DECISION_SECONDS = 1.0
+"""How much longer a packet may wait than the guard holds an SA back that nobody decides on."""
 
 MOST = 8192
 """Packets that wait at a time, of 2 KiB at most."""
@@ -85,7 +85,8 @@ class Passage:
 
 class WaitingRoom:
     """``is_released`` tells whether the kernel may send with an SA, ``carried`` gives the outbound SA of a tunnel that
-    the engine has whole, leads included, and None for any other. ``clock_ns`` is CLOCK_MONOTONIC.
+    the engine has whole, leads included, and None for any other. Packets wait for ``patience`` seconds. ``clock_ns`` is
+    CLOCK_MONOTONIC.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class WaitingRoom:
         is_released: Callable[[SaKey], bool],
         carried: Callable[[SaKey], EngineSa | None],
         tell: Callable[[str], None],
+        patience: float,
         clock_ns: Callable[[], int] = lambda: time.clock_gettime_ns(time.CLOCK_MONOTONIC),
     ) -> None:
         self._ways = ways
@@ -102,6 +104,7 @@ class WaitingRoom:
         self._carried = carried
         self._tell = tell
         self._clock_ns = clock_ns
+        self._patience_ns = int(patience * 1e9)
         self._waiting: dict[SaKey, deque[Waiting]] = defaultdict(deque)
         self._floors: dict[SaKey, int] = {}
         self._count = 0
@@ -119,7 +122,7 @@ class WaitingRoom:
 
     def settle(self) -> None:
         """Send what can be sent, and give up what has waited for too long."""
-        oldest = self._clock_ns() - int(PATIENCE_SECONDS * 1e9)
+        oldest = self._clock_ns() - self._patience_ns
         self._floors = {key: above for key, above in self._floors.items() if self._may_send(key, unknown=True)}
         for key in list(self._waiting):
             packets = self._waiting.pop(key)

@@ -15,7 +15,7 @@ from ipsec_gw.engines.soft.esp import EspPayload, EspTransform
 from ipsec_gw.errors import SteeringError
 from ipsec_gw.model.ids import SaKey
 from ipsec_gw.model.objects import EngineSa, Lead, ManagedObject, ObjectKey, Selector
-from ipsec_gw.ownership.waiting import MOST, PATIENCE_SECONDS, Passage, WaitingRoom, carried
+from ipsec_gw.ownership.waiting import MOST, Passage, WaitingRoom, carried
 from tests.support.world import HERE, LOCAL, OFFER, REMOTE, SETTINGS, THERE, policy, sa, snapshot
 from xdp_steer.layout import MAX_WAITING_FRAME, SaKeyLeaf, WaitingLeaf
 from xdp_steer.waiting import WaitingPacket
@@ -24,6 +24,7 @@ KEY = SaKey(REMOTE, 0x22)
 WANTED = desired(OFFER, SETTINGS, snapshot(sa(0x11, inbound=True), sa(0x22), policies=(policy(0x22),))).objects
 SA = WANTED[KEY]
 SEED, ROUNDS = 20261129, 30
+PATIENCE_SECONDS = 3.0
 WAN = 7
 
 
@@ -75,6 +76,7 @@ class World:
             is_released=self.is_released,
             carried=self.carried,
             tell=self.told.append,
+            patience=PATIENCE_SECONDS,
             clock_ns=lambda: int(self.now * 1e9),
         )
 
