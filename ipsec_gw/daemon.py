@@ -102,6 +102,8 @@ class Daemon:
         ears = (self._gateway.senses.monitor, self._gateway.senses.network)
         for ear in ears:
             loop.add_reader(ear.fileno(), ear.drain)
+        if self._gateway.waiting is not None:
+            loop.add_reader(self._gateway.waiting.reader.fileno(), self._gateway.waiting.take)
         try:
             async with asyncio.TaskGroup() as tasks:
                 running = [
@@ -125,6 +127,8 @@ class Daemon:
         finally:
             for ear in ears:
                 loop.remove_reader(ear.fileno())
+            if self._gateway.waiting is not None:
+                loop.remove_reader(self._gateway.waiting.reader.fileno())
         return self._ending
 
     async def answer(self, question: str) -> Any:
@@ -262,6 +266,8 @@ class Daemon:
         )
 
     def _after_pass(self) -> None:
+        if self._gateway.waiting is not None:
+            self._gateway.waiting.room.settle()
         self._passes += 1
         self._pass_done.set()
         state = "in sync" if self._gateway.reconciler.in_sync else "converging"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Part:
     """A story with checks, on a topology of its own. Without ``needs_esp`` it runs in any kernel. After
-    ``vm_seconds`` a virtual machine that it runs in is taken for hung.
+    ``vm_seconds`` a virtual machine that it runs in is taken for hung; ``round_seconds`` are for each round asked for.
     """
 
     name: str
@@ -25,6 +25,11 @@ class Part:
     run: Callable[[Lab], Awaitable[None]]
     needs_esp: bool = True
     vm_seconds: float = 720.0
+    round_seconds: float = 300.0
+
+    def seconds_for(self, minutes: float, rounds: int) -> float:
+        """What a virtual machine may take for a run of that length."""
+        return self.vm_seconds + 60 * minutes + self.round_seconds * rounds
 
 
 @dataclass(frozen=True, slots=True)

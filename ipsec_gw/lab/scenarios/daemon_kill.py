@@ -21,7 +21,8 @@ async def run(lab: Lab) -> None:
     story, gateway, evidence = await begin(lab)
     await flowing(story)
     marks = [flow.next for flow in story.flows]
-    for number in range(1, KILLS + 1):
+    kills = lab.options.rounds or KILLS
+    for number in range(1, kills + 1):
         with lab.step(f"kill {number}"):
             await gateway.kill()
             await flowing(story)
@@ -31,7 +32,7 @@ async def run(lab: Lab) -> None:
     for flow, mark in zip(story.flows, marks, strict=True):
         flow.pause()
         tally = await flow.settle(mark)
-        what = f"no packet {flow.source} -> {flow.destination} is lost or doubled by {KILLS} deaths of the daemon"
+        what = f"no packet {flow.source} -> {flow.destination} is lost or doubled by {kills} deaths of the daemon"
         lab.check(what, tally.perfect, "0 lost, 0 twice, 0 corrupted", tally)
         flow.resume()
     compiled = gateway.said(COMPILED)

@@ -15,7 +15,7 @@ async def run(lab: Lab) -> None:
         raise IpsecGwError("only VPP is a process that can hang - run it with --engine vpp")
     story, gateway, evidence = await begin(lab)
     first = await ike(story)
-    for number in range(1, STOPS + 1):
+    for number in range(1, (lab.options.rounds or STOPS) + 1):
         await death(story, gateway, evidence, f"stop {number}", stop_vpp, gateway.vpp_up)
     lab.check("the IKE_SA is the first one still", await ike(story) == first, f"#{first}", f"#{await ike(story)}")
     await finish(story, gateway, evidence, lossy=True)
