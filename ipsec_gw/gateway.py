@@ -32,6 +32,7 @@ from ipsec_gw.mirror.kernel import Interface, KernelView
 from ipsec_gw.model.ids import EngineName, SaKey
 from ipsec_gw.model.objects import ManagedObject, ObjectKey
 from ipsec_gw.model.snapshot import Snapshot
+from ipsec_gw.model.warmth import NOTHING, Volume
 from ipsec_gw.ownership import hand
 from ipsec_gw.ownership.bypass import Bypass, remove_bypass
 from ipsec_gw.ownership.engine_link import EngineLink
@@ -143,6 +144,10 @@ class Gateway:
         """Whether an SA is inbound, as the last snapshot has it."""
         return key.destination in self.reconciler.snapshot.local_addresses
 
+    def through(self, key: SaKey) -> int:
+        """Packets of an outbound SA that the guard held back and that went on their way in the end."""
+        return self.waiting.room.through(key).packets if self.waiting is not None else 0
+
     async def bury(self) -> None:
         """Give the kernel's copies the last counters of an engine that is gone, or is about to go."""
         if self.guardian is None:
@@ -227,7 +232,7 @@ async def build(config: Config, paths: Paths, charon: CharonWatcher, stack: Asyn
     waiting = _queue(plumbing, gateway.reconciler, config.gateway.hold_seconds, stack)
     if gateway.guard is not None:
         gateway.guard.before_release = waiting.send
-    guardian = _guardian(senses.kernel, gateway.reconciler.history, stack)
+    guardian = _guardian(senses.kernel, gateway.reconciler.history, stack, waiting.room.through)
     return replace(gateway, keeper=keeper, guardian=guardian, waiting=waiting)
 
 
@@ -252,8 +257,13 @@ def _queue(plumbing: Plumbing, reconciler: Reconciler, hold_seconds: float, stac
     return Queue(reader, room)
 
 
-def _guardian(kernel: XfrmSocket, history: History, stack: AsyncExitStack) -> Guardian:
-    return Guardian(stack.enter_context(StateSocket()), expirer(kernel, history.trouble))
+def _guardian(
+    kernel: XfrmSocket,
+    history: History,
+    stack: AsyncExitStack,
+    waited: Callable[[SaKey], Volume] = lambda _key: NOTHING,
+) -> Guardian:
+    return Guardian(stack.enter_context(StateSocket()), expirer(kernel, history.trouble), waited)
 
 
 async def _open_engine(link: EngineLink, *, adopting: bool) -> None:
