@@ -17,7 +17,8 @@ from ipsec_gw.lab.gateway import GatewayUnderTest, ShownSa
 from ipsec_gw.lab.noise import make_noise
 from ipsec_gw.lab.process import CommandFailed
 from ipsec_gw.lab.process import run as call
-from ipsec_gw.lab.scenarios.failover import SYNC_SECONDS, begin, finish, flowing, recorded, replay
+from ipsec_gw.lab.scenarios.failover import begin, finish, flowing, recorded, replay
+from ipsec_gw.lab.scenarios.truth import SYNC_SECONDS
 from ipsec_gw.lab.scenarios.tunnel import Story, spis
 from ipsec_gw.lab.topology import Role
 from ipsec_gw.lab.traffic import Tally, UdpFlow, until
