@@ -84,6 +84,16 @@ def test_the_daemon_is_killed(request):
     assert check_names(report).count("an unchanged tunnel is adopted as it is") == int(rounds[1])
 
 
+@pytest.mark.vpp
+def test_all_of_it_one_after_the_other(request):
+    skip_unless_all(request)
+    need("vpp")
+    report = play("hitless", "--engine", "vpp", "--minutes", "1", *kept(request, "hitless"))
+    wanted = [*ALWAYS, *of_deaths(["kill 1", "kill of VPP without a daemon", "stop 1"], "vpp")]
+    wanted += ["a restart compiles nothing", "everything is back in the engine", "the TCP stream survives everything"]
+    assert missing(wanted, report) == []
+
+
 def test_a_little_chaos_converges(request):
     skip_slow_machine(request)
     report = play("chaos", "--engine", engine_here(), "--seed", "1", "--minutes", "0.5")
