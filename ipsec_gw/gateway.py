@@ -59,6 +59,12 @@ log = structlog.get_logger()
 
 NOT_MOVED = Moved()
 
+AT_A_TIME = 256
+"""Packets that waited, between two other things that the daemon does."""
+
+WHOLE_RING = 4096
+"""No more have room in the ring at a time."""
+
 
 @dataclass(frozen=True, slots=True)
 class Paths:
@@ -115,12 +121,12 @@ class Queue:
     room: WaitingRoom
 
     def take(self) -> None:
-        """What is in the ring by now, and send what can be sent."""
-        self.room.add(self.reader.read())
+        """Some of what is in the ring by now, and send what can be sent: milliseconds, so that nothing else is late."""
+        self.room.add(self.reader.read(AT_A_TIME))
 
     def send(self, key: SaKey, above: int) -> None:
         """The kernel is about to get an SA: what waits of it leaves first, if its number is above that one."""
-        self.take()
+        self.room.add(self.reader.read(WHOLE_RING))
         self.room.send(key, above)
 
 

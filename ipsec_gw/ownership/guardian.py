@@ -3,6 +3,12 @@
 Each tick brings volumes and inbound windows of the SAs that have moved up to what the engine tells, so that charon
 counts, rekeys by volume and sees life as if the kernel carried them, and so that the kernel's windows are shut to what
 the engine has seen. Outbound numbers are not written here (:meth:`ipsec_gw.ownership.guard.GuardDriver.keep_ahead`).
+
+A window is read and then written, and the kernel may receive a packet between: then its window is moved back behind
+that packet, which could be accepted once more. While the engine lives that is no more than is always so between two
+ticks (what the engine received since the last one), and the next tick mends it. When the engine dies in that very
+moment, it concerns what came within the milliseconds of one tick's work, for as long as it takes the kernel to receive
+a window of newer packets; the kernel has no way to move a window only forwards.
 """
 
 from __future__ import annotations
