@@ -249,7 +249,7 @@ class Daemon:
                 for key, count in (steering.steer_counters() if steering else {}).items()
             ),
             guard=tuple(
-                GuardView(str(key), count.passed, count.dropped)
+                GuardView(str(key), count.passed, count.dropped, gateway.through(key))
                 for key, count in (steering.guard_counters() if steering else {}).items()
             ),
             docks=tuple(
@@ -268,6 +268,7 @@ class Daemon:
     def _after_pass(self) -> None:
         if self._gateway.waiting is not None:
             self._gateway.waiting.room.settle()
+            self._gateway.waiting.room.forget({sa.key for sa in self._gateway.reconciler.snapshot.sas})
         self._passes += 1
         self._pass_done.set()
         state = "in sync" if self._gateway.reconciler.in_sync else "converging"

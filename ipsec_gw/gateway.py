@@ -32,6 +32,7 @@ from ipsec_gw.mirror.kernel import Interface, KernelView
 from ipsec_gw.model.ids import EngineName, SaKey
 from ipsec_gw.model.objects import ManagedObject, ObjectKey
 from ipsec_gw.model.snapshot import Snapshot
+from ipsec_gw.model.warmth import NOTHING, Volume
 from ipsec_gw.ownership import hand
 from ipsec_gw.ownership.bypass import Bypass, remove_bypass
 from ipsec_gw.ownership.engine_link import EngineLink
@@ -57,6 +58,12 @@ log = structlog.get_logger()
 
 
 NOT_MOVED = Moved()
+
+AT_A_TIME = 256
+"""Packets that waited, between two other things that the daemon does."""
+
+WHOLE_RING = 4096
+"""No more have room in the ring at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +121,12 @@ class Queue:
     room: WaitingRoom
 
     def take(self) -> None:
-        """What is in the ring by now, and send what can be sent."""
-        self.room.add(self.reader.read())
+        """Some of what is in the ring by now, and send what can be sent: milliseconds, so that nothing else is late."""
+        self.room.add(self.reader.read(AT_A_TIME))
 
     def send(self, key: SaKey, above: int) -> None:
         """The kernel is about to get an SA: what waits of it leaves first, if its number is above that one."""
-        self.take()
+        self.room.add(self.reader.read(WHOLE_RING))
         self.room.send(key, above)
 
 
@@ -142,6 +149,10 @@ class Gateway:
     def is_local(self, key: SaKey) -> bool:
         """Whether an SA is inbound, as the last snapshot has it."""
         return key.destination in self.reconciler.snapshot.local_addresses
+
+    def through(self, key: SaKey) -> int:
+        """Packets of an outbound SA that the guard held back and that went on their way in the end."""
+        return self.waiting.room.through(key).packets if self.waiting is not None else 0
 
     async def bury(self) -> None:
         """Give the kernel's copies the last counters of an engine that is gone, or is about to go."""
@@ -227,7 +238,7 @@ async def build(config: Config, paths: Paths, charon: CharonWatcher, stack: Asyn
     waiting = _queue(plumbing, gateway.reconciler, config.gateway.hold_seconds, stack)
     if gateway.guard is not None:
         gateway.guard.before_release = waiting.send
-    guardian = _guardian(senses.kernel, gateway.reconciler.history, stack)
+    guardian = _guardian(senses.kernel, gateway.reconciler.history, stack, waiting.room.through)
     return replace(gateway, keeper=keeper, guardian=guardian, waiting=waiting)
 
 
@@ -252,8 +263,13 @@ def _queue(plumbing: Plumbing, reconciler: Reconciler, hold_seconds: float, stac
     return Queue(reader, room)
 
 
-def _guardian(kernel: XfrmSocket, history: History, stack: AsyncExitStack) -> Guardian:
-    return Guardian(stack.enter_context(StateSocket()), expirer(kernel, history.trouble))
+def _guardian(
+    kernel: XfrmSocket,
+    history: History,
+    stack: AsyncExitStack,
+    waited: Callable[[SaKey], Volume] = lambda _key: NOTHING,
+) -> Guardian:
+    return Guardian(stack.enter_context(StateSocket()), expirer(kernel, history.trouble), waited)
 
 
 async def _open_engine(link: EngineLink, *, adopting: bool) -> None:

@@ -367,9 +367,8 @@ class Steering:
         return self._guard.owned_by(Owner.ENGINE)
 
     def is_released(self, key: SaKey) -> bool:
-        """Whether the kernel may send with an outbound SA, by decision or for want of an engine."""
-        owner = self._guard.owner(key)
-        return owner is Owner.KERNEL or (owner is Owner.ENGINE and self.engine_gone())
+        """Whether an outbound SA is the kernel's by decision, and not for want of an engine."""
+        return self._guard.owner(key) is Owner.KERNEL
 
     def set_waited_mark(self, mark: int) -> None:
         """The guard lets through, and counts, packets with this mark: those that waited for the kernel to get their SA.

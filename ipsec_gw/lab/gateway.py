@@ -70,10 +70,11 @@ class SteerCount:
 
 @dataclass(frozen=True, slots=True)
 class GuardCount:
-    """What the TC egress guard did with the kernel's ESP of one outbound SA, in packets."""
+    """What the TC egress guard did with the kernel's ESP of one outbound SA, in packets; ``waited`` went on later."""
 
     passed: int
     dropped: int
+    waited: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +122,9 @@ def parse_status(text: str) -> Status:
             note=data["engine"]["note"],
             in_sync=data["inSync"],
             steer={row["sa"]: SteerCount(row["toEngine"], row["toKernel"]) for row in data.get("steer") or ()},
-            guard={row["sa"]: GuardCount(row["passed"], row["dropped"]) for row in data.get("guard") or ()},
+            guard={
+                row["sa"]: GuardCount(row["passed"], row["dropped"], row["waited"]) for row in data.get("guard") or ()
+            },
             verdicts={reason: int(packets) for reason, packets in (data.get("verdicts") or {}).items()},
             overruns=int(data.get("netlinkOverruns") or 0),
         )

@@ -269,9 +269,9 @@ class GuardDriver:
         sent, above = self._sent(key), 0
         if sent is None or sent.packets:
             # What the engine sent without telling is less than a margin above what the kernel was raised to.
-            last = above = sent.packets if sent else sa.replay.oseq
+            above = (sent.packets if sent else sa.replay.oseq) + HAND_BACK_MARGIN
             if not self._sends_already(sa, sent):
-                self._raise(key, sa.replay.oseq, last + HAND_BACK_MARGIN)
+                self._raise(key, sa.replay.oseq, above)
             self._refuse(key, "its key was used by the engine before: a rekey brings a fresh one")
         self._release(key, above)
 

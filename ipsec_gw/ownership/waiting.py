@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,6 +21,7 @@ from ipsec_gw.engines.soft.esp import EspTransform, parse_header, strip_trailer
 from ipsec_gw.errors import IpsecGwError
 from ipsec_gw.model.ids import Direction, SaKey
 from ipsec_gw.model.objects import EngineSa, Lead, ManagedObject, ObjectKey, Tunnel
+from ipsec_gw.model.warmth import NOTHING, Volume
 
 DECISION_SECONDS = 1.0
 """How much longer a packet may wait than the guard holds an SA back that nobody decides on."""
@@ -108,6 +109,7 @@ class WaitingRoom:
         self._waiting: dict[SaKey, deque[Waiting]] = defaultdict(deque)
         self._floors: dict[SaKey, int] = {}
         self._count = 0
+        self._through: dict[SaKey, Volume] = {}
         self.passage = Passage()
 
     def add(self, packets: Iterable[Waiting]) -> None:
@@ -119,6 +121,14 @@ class WaitingRoom:
             self._waiting[packet.key].append(packet)
             self._count += 1
         self.settle()
+
+    def through(self, key: SaKey) -> Volume:
+        """What waited and went on its way in the end, of an outbound SA; octets of what went to the engine alone."""
+        return self._through.get(key, NOTHING)
+
+    def forget(self, alive: Container[SaKey]) -> None:
+        """Drop what is known of SAs that are gone."""
+        self._through = {key: volume for key, volume in self._through.items() if key in alive}
 
     def settle(self) -> None:
         """Send what can be sent, and give up what has waited for too long."""
@@ -168,11 +178,13 @@ class WaitingRoom:
 
     def _to_engine(self, transform: EspTransform, packet: Waiting) -> None:
         try:
-            self._ways.to_engine(opened(transform, packet.frame[packet.esp :]))
+            inner = opened(transform, packet.frame[packet.esp :])
+            self._ways.to_engine(inner)
         except (Dropped, OSError) as error:
             self._lose(packet, str(error))
         else:
             self.passage.to_engine += 1
+            self._through[packet.key] = self.through(packet.key).plus(Volume(1, len(inner)))
 
     def _to_wire(self, packet: Waiting) -> None:
         try:
@@ -185,6 +197,7 @@ class WaitingRoom:
             self._lose(packet, str(error))
         else:
             self.passage.to_wire += 1
+            self._through[packet.key] = self.through(packet.key).plus(Volume(1, 0))
 
     def _lose(self, packet: Waiting, why: str) -> None:
         self.passage.lost += 1

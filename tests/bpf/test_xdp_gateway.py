@@ -475,7 +475,9 @@ class TestGuard:
 
     def test_released_passes_and_is_counted(self, steering: Steering, wire: Wire) -> None:
         steering.claim(KNOWN)
+        assert not steering.is_released(KNOWN)
         steering.release(KNOWN)
+        assert steering.is_released(KNOWN)
         assert steering.claimed() == frozenset()
         assert self.sent(wire, KNOWN.spi)
         assert steering.guard_counters() == {KNOWN: GuardCount(1, 0)}

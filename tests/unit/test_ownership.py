@@ -110,7 +110,11 @@ async def test_a_fresh_key_is_claimed() -> None:
 
 @pytest.mark.parametrize(
     ("sent", "oseq", "above"),
-    [(Counters(40, 4000), KEPT_AHEAD, 40), (None, KEPT_AHEAD, KEPT_AHEAD), (Counters(0, 0), KEPT_AHEAD, 0)],
+    [
+        (Counters(40, 4000), KEPT_AHEAD, 40 + HAND_BACK_MARGIN),
+        (None, KEPT_AHEAD, KEPT_AHEAD + HAND_BACK_MARGIN),
+        (Counters(0, 0), KEPT_AHEAD, 0),
+    ],
 )
 async def test_what_was_held_back_leaves_before_a_release(sent: Counters | None, oseq: int, above: int) -> None:
     maps, kernel = Maps(), Kernel(with_oseq(sa(0x22), oseq))

@@ -17,8 +17,10 @@ from ipsec_gw.lab.gateway import GatewayUnderTest, ShownSa
 from ipsec_gw.lab.noise import make_noise
 from ipsec_gw.lab.process import CommandFailed
 from ipsec_gw.lab.process import run as call
-from ipsec_gw.lab.scenarios.failover import SYNC_SECONDS, begin, finish, flowing, recorded, replay
+from ipsec_gw.lab.scenarios.failover import begin, finish, flowing, recorded, replay
+from ipsec_gw.lab.scenarios.truth import SYNC_SECONDS
 from ipsec_gw.lab.scenarios.tunnel import Story, spis
+from ipsec_gw.lab.scenarios.verdicts import Evidence
 from ipsec_gw.lab.topology import Role
 from ipsec_gw.lab.traffic import Tally, UdpFlow, until
 
@@ -160,11 +162,18 @@ class Chaos:
 async def run(lab: Lab) -> None:
     """Play it for ``minutes`` of the options; its ``seed`` makes it repeatable as far as a machine is."""
     story, gateway, evidence = await begin(lab)
+    await disorder(story, gateway, evidence, lab.options.minutes)
+    await finish(story, gateway, evidence, lossy=True)
+
+
+async def disorder(story: Story, gateway: GatewayUnderTest, evidence: Evidence, minutes: float) -> None:
+    """For so many minutes; then everything has to converge."""
+    lab = story.lab
     chaos = Chaos(story, gateway, random.Random(lab.options.seed))  # noqa: S311 - repeatable, not secret
     await flowing(story)
     marks = [flow.next for flow in story.flows]
-    with lab.step(f"chaos with seed {lab.options.seed} for {lab.options.minutes:g} minutes"):
-        counts = await _disturb(chaos, lab.options.minutes * 60)
+    with lab.step(f"chaos with seed {lab.options.seed} for {minutes:g} minutes"):
+        counts = await _disturb(chaos, minutes * 60)
     began = time.monotonic()
     with lab.step("converge"):
         await chaos.calm()
@@ -181,7 +190,6 @@ async def run(lab: Lab) -> None:
         ok = (fate.tally.duplicated, fate.tally.corrupted) == (replayed, 0)
         what = f"nothing {flow.source} -> {flow.destination} comes twice or changed, but what was replayed"
         lab.check(what, ok, f"{replayed} and 0", fate.tally)
-    await finish(story, gateway, evidence, lossy=True)
 
 
 @dataclass(frozen=True, slots=True)
