@@ -27,7 +27,9 @@ from ipsec_gw.model.ids import EngineName, SaKey
 from ipsec_gw.model.snapshot import XfrmSa
 from ipsec_gw.model.warmth import NOTHING
 from ipsec_gw.observe import control, lock
+from ipsec_gw.observe.carriers import Carriers
 from ipsec_gw.observe.sdnotify import notify
+from ipsec_gw.observe.sessions import CLEAR as CLEAR_QUESTION
 from ipsec_gw.observe.sessions import QUESTION as SESSIONS_QUESTION
 from ipsec_gw.observe.views import (
     Carried,
@@ -132,14 +134,16 @@ class Daemon:
         return self._ending
 
     async def answer(self, question: str) -> Any:
-        """Answer the control socket: ``sas``, ``status``, ``history``, ``sessions``, ``firewall``, ``reload``,
-        ``plan``, ``fallback``, ``return`` or ``off``.
+        """Answer the control socket: ``sas``, ``status``, ``history``, ``sessions``, ``clear-sessions``, ``firewall``,
+        ``reload``, ``plan``, ``fallback``, ``return`` or ``off``.
         """
         match question:
             case "firewall" | "plan" | "reload":
                 return await self._firewall(question)
-            case str() if question.startswith(SESSIONS_QUESTION):
-                return await asyncio.to_thread(self._keeper().sessions, question)
+            case str() if question.partition(" ")[0] in {SESSIONS_QUESTION, CLEAR_QUESTION}:
+                keeper = self._keeper()
+                work = keeper.sessions if question.startswith(SESSIONS_QUESTION) else keeper.clear_sessions
+                return await asyncio.to_thread(work, question, self._carriers(keeper))
             case "sas":
                 return {"sas": await self._sas()}
             case "status":
@@ -211,6 +215,17 @@ class Daemon:
             "operations": [str(op) for op in outlook.due],
             "observed": [str(op) for op in outlook.observed],
         }
+
+    def _carriers(self, keeper: Keeper) -> Carriers:
+        """What carries sessions, as of the last pass."""
+        reconciler = self._gateway.reconciler
+        return Carriers(
+            reconciler.snapshot.policies,
+            reconciler.decision.verdicts,
+            reconciler.snapshot.names,
+            self._gateway.link.engine.name,
+            keeper.tunnel_zones(),
+        )
 
     async def _sas(self) -> list[dict[str, Any]]:
         """The last decisions with counters of this moment: a decision may be seconds old."""
