@@ -44,6 +44,7 @@ from ipsec_gw.observe.views import (
 )
 from ipsec_gw.ownership import hand
 from ipsec_gw.ownership.sentry import Sentry
+from ipsec_gw.ownership.touch import Toucher, goes_by_policies
 from ipsec_gw.reconcile.loop import reconcile_forever
 from xdp_steer.gateway import Steering
 
@@ -93,6 +94,7 @@ class Daemon:
         self._stop = asyncio.Event()
         self._lost = asyncio.Event()
         self._pass_done = asyncio.Event()
+        self._toucher = Toucher()
         self._ending = Ending.STOP
         self._passes = 0
 
@@ -348,7 +350,14 @@ class Daemon:
         except XfrmError as error:
             gateway.reconciler.history.trouble(f"charon does not see what the engine carries: {error}")
             return _LOOK_SECONDS
+        if goes_by_policies(self._charon.version):
+            await asyncio.to_thread(self._touch, gateway.guardian.moved)
         return tick.rest(_LOOK_SECONDS)
+
+    def _touch(self, moved: frozenset[SaKey]) -> None:
+        reconciler = self._gateway.reconciler
+        nat = {sa.key for sa in reconciler.snapshot.sas if sa.encap is not None}
+        self._toucher.touch(moved, reconciler.decision.objects, nat)
 
     def _engine_lost(self) -> None:
         self._lost.set()

@@ -59,6 +59,7 @@ connections {{
         local_ts = {local_network}
         remote_ts = {remote_network}
         esp_proposals = {proposal}-x25519
+        inactivity = {inactivity}s
       }}
     }}
   }}
@@ -73,7 +74,9 @@ secrets {{
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """One side of the tunnel, as its swanctl.conf says it; ``more`` are further networks, local and remote."""
+    """One side of the tunnel, as its swanctl.conf says it; ``more`` are further networks, local and remote. After
+    ``inactivity`` seconds without traffic it closes the tunnel, 0: never.
+    """
 
     identity: str
     peer: str
@@ -84,6 +87,7 @@ class Site:
     remote_network: IpNetwork
     proposal: str
     more: tuple[tuple[IpNetwork, IpNetwork], ...] = ()
+    inactivity: int = 0
 
     def conf(self) -> str:
         """Its swanctl.conf."""
@@ -238,6 +242,7 @@ def swanctl_conf(site: Site) -> str:
         local=site.local,
         remote=site.remote,
         identity=site.identity,
+        inactivity=site.inactivity,
         peer=site.peer,
         local_network=_listed(site.local_network, *(local for local, _ in site.more)),
         remote_network=_listed(site.remote_network, *(remote for _, remote in site.more)),

@@ -55,7 +55,8 @@ class Tick:
 
 
 class Guardian:
-    """One for the life of the daemon. :meth:`tick` may run in a thread, one at a time.
+    """One for the life of the daemon. :meth:`tick` may run in a thread, one at a time; ``moved`` are the SAs that had
+    carried something at the last one.
 
     ``expire`` is told of SAs whose volume limits are reached. ``waited`` tells of an outbound SA what the kernel has
     encrypted and the engine sends all the same: both count it. ``now`` is Unix time.
@@ -79,6 +80,7 @@ class Guardian:
         self._expired: set[SaKey] = set()
         self._buried: set[SaKey] = set()
         self.last = Tick(0, 0, 0.0)
+        self.moved: frozenset[SaKey] = frozenset()
 
     def told(self, key: SaKey) -> Volume:
         """How much of what the engine carried is in the kernel's volume of an SA."""
@@ -92,6 +94,7 @@ class Guardian:
         began = time.thread_time()
         self._note_tops(heard)
         warmings = self._due(heard.counters, local)
+        self.moved = frozenset(warm.state.key for warm in warmings)
         written = 0
         for batch in _batches(warmings, BATCH):
             if not alive():

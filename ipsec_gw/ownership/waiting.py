@@ -18,7 +18,7 @@ import structlog
 
 from ipsec_gw.engines.soft.drops import Dropped, DropReason
 from ipsec_gw.engines.soft.esp import EspTransform, parse_header, strip_trailer
-from ipsec_gw.errors import IpsecGwError
+from ipsec_gw.errors import EngineError, IpsecGwError
 from ipsec_gw.model.ids import Direction, SaKey
 from ipsec_gw.model.objects import EngineSa, Lead, ManagedObject, ObjectKey, Tunnel
 from ipsec_gw.model.warmth import NOTHING, Volume
@@ -162,12 +162,19 @@ class WaitingRoom:
         """Send all of them if their way is known."""
         sa = self._carried(key)
         if sa is not None:
-            transform = EspTransform(key.spi, sa.algorithm, sa.secret, sa.salt, esn=sa.esn)
+            transform = self._transform(sa)
             while packets:
                 self._to_engine(transform, packets.popleft())
         elif self._may_send(key):
             while packets:
                 self._to_wire(packets.popleft())
+
+    def _transform(self, sa: EngineSa) -> EspTransform | None:
+        try:
+            return EspTransform(sa.key.spi, sa.algorithm, sa.secret, sa.salt, esn=sa.esn)
+        except EngineError as error:
+            self._tell(f"what was held back of SA {sa.key} is lost, it cannot be opened: {error}")
+            return None
 
     def _may_send(self, key: SaKey, *, unknown: bool = False) -> bool:
         try:
@@ -176,8 +183,10 @@ class WaitingRoom:
             self._tell(f"it is not known who owns SA {key}, what was held back of it waits: {error}")
             return unknown
 
-    def _to_engine(self, transform: EspTransform, packet: Waiting) -> None:
+    def _to_engine(self, transform: EspTransform | None, packet: Waiting) -> None:
         try:
+            if transform is None:
+                raise Dropped(DropReason.AUTHENTICATION)
             inner = opened(transform, packet.frame[packet.esp :])
             self._ways.to_engine(inner)
         except (Dropped, OSError) as error:
@@ -215,9 +224,10 @@ def opened(transform: EspTransform, esp: bytes) -> bytes:
     The upper half of an ESN is taken for zero: an SA that changes hands is younger than 2^32 packets.
     """
     payload = strip_trailer(transform.open(parse_header(esp).sequence, esp))
-    if payload.next_header == IPPROTO_IPIP and len(payload.data) >= _IPV4_HEADER:
+    version = payload.data[0] >> 4 if payload.data else 0
+    if payload.next_header == IPPROTO_IPIP and version == 4 and len(payload.data) >= _IPV4_HEADER:
         return payload.data[: int.from_bytes(payload.data[2:4], "big")]
-    if payload.next_header == IPPROTO_IPV6 and len(payload.data) >= _IPV6_HEADER:
+    if payload.next_header == IPPROTO_IPV6 and version == 6 and len(payload.data) >= _IPV6_HEADER:
         return payload.data[: _IPV6_HEADER + int.from_bytes(payload.data[4:6], "big")]
     raise Dropped(DropReason.NEXT_HEADER)
 

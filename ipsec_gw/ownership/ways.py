@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 
 _SOL_PACKET, _PACKET_QDISC_BYPASS = 263, 20
 """linux/if_packet.h. A packet that was judged before it was encrypted is not judged again on TC egress."""
@@ -21,7 +22,7 @@ class PacketWays:
         self._raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         for sender in (self._plain, self._raw):
             sender.setblocking(False)
-        self._raw.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+        self._raw.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, struct.pack("=I", mark))
         self._plain.setsockopt(_SOL_PACKET, _PACKET_QDISC_BYPASS, 1)
         self._plain.bind((interface, 0))
 

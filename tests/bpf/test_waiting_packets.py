@@ -27,7 +27,7 @@ pytestmark = pytest.mark.root
 
 KEY = SaKey(REMOTE, 0x22)
 FOUND = desired(OFFER, SETTINGS, snapshot(sa(0x11, inbound=True), sa(0x22), policies=(policy(0x22),))).objects[KEY]
-MARK = 0x1234_5679
+MARK = 0x9234_5679
 UP_MAC, VP_MAC = "02:00:00:00:00:0a", "02:00:00:00:00:0b"
 
 

@@ -96,8 +96,10 @@ def test_what_waited_for_the_engine_counts_once() -> None:
 def test_volumes_are_the_sum_of_both() -> None:
     watch = Watch()
     watch.tick({IN: 0, OUT: 0})
+    assert watch.guardian.moved == frozenset()
     watch.kernel.carries(OUT, 3)
     watch.tick({IN: 10, OUT: 20})
+    assert watch.guardian.moved == {IN, OUT}
     watch.kernel.carries(IN, 2)
     watch.tick({IN: 15, OUT: 20})
     assert watch.kernel.sas[IN].used == Volume(17, 1700)

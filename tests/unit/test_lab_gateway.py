@@ -1,6 +1,7 @@
 """Reading what ipsec-gw and swanctl say."""
 
 import json
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
@@ -116,6 +117,8 @@ def test_both_sites_fit_together(proposal):
     )
     assert (a.identity, a.peer) == (b.peer, b.identity)
     assert f"esp_proposals = {proposal}-x25519" in swanctl_conf(a)
+    assert "inactivity = 0s\n" in swanctl_conf(a)
+    assert "inactivity = 60s\n" in swanctl_conf(replace(a, inactivity=60))
 
 
 @pytest.mark.parametrize("outer", [4, 6])

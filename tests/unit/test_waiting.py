@@ -12,7 +12,7 @@ from scapy.layers.l2 import Ether
 
 from ipsec_gw.desired import desired
 from ipsec_gw.engines.soft.esp import EspPayload, EspTransform
-from ipsec_gw.errors import SteeringError
+from ipsec_gw.errors import EngineError, SteeringError
 from ipsec_gw.model.ids import SaKey
 from ipsec_gw.model.objects import EngineSa, Lead, ManagedObject, ObjectKey, Selector
 from ipsec_gw.ownership.waiting import MOST, Passage, WaitingRoom, carried
@@ -196,14 +196,33 @@ def test_room_has_an_end(world: World) -> None:
         replace(packet(1), frame=packet(1).frame[:-1] + bytes([packet(1).frame[-1] ^ 1])),
         replace(packet(1), frame=packet(1).frame[:40]),
         packet(1, next_header=59),
+        packet(1, next_header=41),
+        packet(1, plain=b"E"),
     ],
-    ids=["tampered", "cut", "dummy"],
+    ids=["tampered", "cut", "dummy", "another version", "no packet"],
 )
 def test_what_cannot_be_opened_is_lost_alone(world: World, bad: WaitingPacket) -> None:
     world.owner = "engine"
     room = world.room()
     room.add([bad, packet(2)])
     assert (world.led, room.passage) == ([inner(2)], Passage(to_engine=1, lost=1))
+
+
+def test_a_cipher_that_openssl_lacks_loses_what_waits_and_says_so(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacking(*_arguments: object, **_options: object) -> EspTransform:
+        raise EngineError("OpenSSL here has no such cipher")
+
+    waiting = packet(1)
+    monkeypatch.setattr("ipsec_gw.ownership.waiting.EspTransform", lacking)
+    world.owner = "engine"
+    room = world.room()
+    room.add([waiting])
+    assert (world.led, room.passage) == ([], Passage(lost=1))
+    assert world.told == [
+        f"what was held back of SA {KEY} is lost, it cannot be opened: OpenSSL here has no such cipher"
+    ]
 
 
 def test_ipv6_inside_and_padding_behind_it(world: World) -> None:

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import time
+
 from ipsec_gw.errors import IpsecGwError
 from ipsec_gw.lab.context import Lab
 from ipsec_gw.lab.gateway import GatewayUnderTest
 from ipsec_gw.lab.scenarios.failover import begin, finish, flowing
 from ipsec_gw.lab.scenarios.tunnel import REKEY_SECONDS, Story, carried_again, only_new, spis
-from ipsec_gw.lab.scenarios.verdicts import Evidence
+from ipsec_gw.lab.scenarios.verdicts import Evidence, few
 from ipsec_gw.lab.traffic import until
 
 KILLS = 10
 COMPILED = "pipeline compiled"
+
+INACTIVITY = 60
+"""Seconds: charon would close a tunnel of which it sees no traffic."""
 
 
 async def run(lab: Lab) -> None:
     """Play it."""
     if lab.options.engine != "vpp":
         raise IpsecGwError("only VPP outlives the daemon - run it with --engine vpp")
-    story, gateway, evidence = await begin(lab)
+    story, gateway, evidence = await begin(lab, inactivity=INACTIVITY)
+    began = time.monotonic()
     await daemon_kills(story, gateway, evidence, lab.options.rounds or KILLS)
+    with lab.step("longer than charon lets a tunnel be idle"):
+        await until(lambda: time.monotonic() > began + 1.5 * INACTIVITY, 3 * INACTIVITY, "time")
+    lab.check("charon sees that the tunnel is in use", len(spis(story)) == 2, "both SAs", few(sorted(spis(story))))
     await finish(story, gateway, evidence)
 
 
