@@ -22,7 +22,7 @@ from vpp_conf.descriptors.sa import SadEntry, SaDescriptor, real_window
 from vpp_conf.journal import Journal
 from vpp_conf.links import Links
 from vpp_conf.records import SaRecord, TunnelRecord, read_hop, read_sa, read_tunnel
-from vpp_conf.tunnels import TunnelBuilder, TunnelParts
+from vpp_conf.tunnels import TunnelBuilder, TunnelParts, Wanted
 
 FIRST_SAD_ID = 0x4000_0000
 LAST_SAD_ID = 0x7FFF_FFFF
@@ -200,7 +200,7 @@ async def _take_tunnels(
             record.sw_if_index,
             inventory.sas[tunnel.outbound].entry.sad_id,
             frozenset(inventory.sas[key].entry.sad_id for key in tunnel.inbound),
-            frozenset(tunnel.selectors),
+            Wanted.of(tunnel),
             chains,
         )
         if protects.get(record.sw_if_index) != parts.protect:

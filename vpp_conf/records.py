@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
+from typing import Any
 
 from ipsec_gw.model.ids import SaKey, TunnelId
-from ipsec_gw.model.objects import NextHop, Selector, Tunnel
+from ipsec_gw.model.objects import NextHop, PortMatch, Selector, Tunnel
 from vpp_conf.journal import Row
 
 
@@ -60,7 +61,8 @@ def tunnel_row(record: TunnelRecord) -> Row:
         "remote": str(tunnel.remote),
         "inbound": [_sa_key(key) for key in tunnel.inbound],
         "outbound": _sa_key(tunnel.outbound),
-        "selectors": [[str(selector.source), str(selector.destination)] for selector in tunnel.selectors],
+        "selectors": [_selector_row(selector) for selector in tunnel.selectors],
+        "exceptions": [_selector_row(selector) for selector in tunnel.exceptions],
         "sw_if_index": record.sw_if_index,
     }
 
@@ -72,9 +74,23 @@ def read_tunnel(row: Row) -> TunnelRecord:
         remote=ip_address(row["remote"]),
         inbound=tuple(_read_sa_key(key) for key in row["inbound"]),
         outbound=_read_sa_key(row["outbound"]),
-        selectors=tuple(Selector(ip_network(source), ip_network(target)) for source, target in row["selectors"]),
+        selectors=tuple(map(_read_selector, row["selectors"])),
+        exceptions=tuple(map(_read_selector, row["exceptions"])),
     )
     return TunnelRecord(tunnel, row["sw_if_index"])
+
+
+def _selector_row(selector: Selector) -> list[Any]:
+    """Both networks, the protocol, and both ports with their masks."""
+    ports = [selector.source_port.port, selector.source_port.mask]
+    ports += [selector.destination_port.port, selector.destination_port.mask]
+    return [str(selector.source), str(selector.destination), selector.protocol, *ports]
+
+
+def _read_selector(row: list[Any]) -> Selector:
+    source, destination, protocol, *ports = row
+    ends = ip_network(source), ip_network(destination)
+    return Selector(*ends, protocol, PortMatch(*ports[:2]), PortMatch(*ports[2:]))
 
 
 def _sa_key(key: SaKey) -> Row:

@@ -31,7 +31,7 @@ from vpp_conf.paths import VppPaths
 from vpp_conf.raw_api import RawApi
 from vpp_conf.records import SaRecord, TunnelRecord, hop_row, sa_row, tunnel_row
 from vpp_conf.traffic import TrafficReader
-from vpp_conf.tunnels import TunnelBuilder
+from vpp_conf.tunnels import TunnelBuilder, Wanted
 from vpp_conf.used_keys import UsedKeys
 from vpp_conf.vitals import VppVitals
 
@@ -337,7 +337,7 @@ class VppEngine:
             raise EngineError(f"tunnel {tunnel.key} exists already")
         _, builder = self._opened()
         outbound, inbound = self._resolve(tunnel)
-        parts = await builder.build(outbound, inbound, frozenset(tunnel.selectors))
+        parts = await builder.build(outbound, inbound, Wanted.of(tunnel))
         self._hold_tunnel(HeldTunnel(tunnel, parts))
 
     async def _update_tunnel(self, tunnel: Tunnel) -> None:
@@ -346,7 +346,7 @@ class VppEngine:
             raise EngineError(f"tunnel {tunnel.key} is unknown to VPP")
         _, builder = self._opened()
         outbound, inbound = self._resolve(tunnel)
-        wanted = builder.parts(held.parts.interface.sw_if_index, outbound, inbound, frozenset(tunnel.selectors))
+        wanted = builder.parts(held.parts.interface.sw_if_index, outbound, inbound, Wanted.of(tunnel))
         self._hold_tunnel(HeldTunnel(tunnel, await builder.change(held.parts, wanted)))
 
     async def _delete_tunnel(self, key: TunnelId) -> None:

@@ -11,14 +11,13 @@ from typing import Any
 
 from ipsec_gw.ike.messages import XFRM_STATE_ESN, XfrmMessage
 from ipsec_gw.model.ids import IpAddress, IpNetwork, SaKey
-from ipsec_gw.model.objects import UdpEncap
+from ipsec_gw.model.objects import PortMatch, UdpEncap
 from ipsec_gw.model.secret import Secret
 from ipsec_gw.model.snapshot import (
     AeadKey,
     Lifetime,
     Mode,
     PolicyDirection,
-    PortMatch,
     Replay,
     Template,
     XfrmPolicy,
@@ -115,9 +114,7 @@ def parse_policy(message: XfrmMessage) -> XfrmPolicy | None:
         priority=int(message["priority"]),
         allow=int(message["action"]) == 0,
         templates=tuple(_templates(attributes.get("TMPL", b""))),
-        narrowed=any(
-            message[name] for name in ("sel_proto", "sel_sport_mask", "sel_dport_mask", "sel_ifindex", "sel_user")
-        ),
+        bound=bool(message["sel_ifindex"] or message["sel_user"]),
         upper=int(message["sel_proto"]),
         source_port=PortMatch(int(message["sel_sport"]), int(message["sel_sport_mask"])),
         destination_port=PortMatch(int(message["sel_dport"]), int(message["sel_dport_mask"])),

@@ -123,7 +123,7 @@ def template(spi: int = 0xABCD) -> bytes:
 def test_a_policy_with_its_template() -> None:
     parsed = parse_policy(policy(1, selector("192.168.1.0/24", "192.168.2.0/24"), attribute(5, template())))
     assert parsed is not None
-    assert (parsed.direction, parsed.priority, parsed.allow, parsed.narrowed) == (
+    assert (parsed.direction, parsed.priority, parsed.allow, parsed.selector.narrowed) == (
         PolicyDirection.OUT,
         375423,
         True,
@@ -137,7 +137,7 @@ def test_ports_and_protocols_narrow_a_policy() -> None:
     for sel in (selector(proto=6), selector(dport_mask=0xFFFF)):
         parsed = parse_policy(policy(1, sel))
         assert parsed is not None
-        assert parsed.narrowed
+        assert parsed.selector.narrowed
 
 
 def test_per_socket_policies_are_left_out_and_blocks_are_seen() -> None:

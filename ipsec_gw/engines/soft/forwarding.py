@@ -34,7 +34,7 @@ from ipsec_gw.engines.soft.packets import (
 )
 from ipsec_gw.engines.soft.sa import InboundSa, OutboundSa
 from ipsec_gw.model.ids import IpNetwork
-from ipsec_gw.model.objects import Selector, UdpEncap
+from ipsec_gw.model.objects import ANY_PORT, PortMatch, Selector, UdpEncap
 
 _INNER_PARSERS = {PROTOCOL_IPIP: parse_ipv4, PROTOCOL_IPV6: parse_ipv6}
 
@@ -63,20 +63,33 @@ class Match:
 
     source: Prefix
     destination: Prefix
+    protocol: int = 0
+    source_port: PortMatch = ANY_PORT
+    destination_port: PortMatch = ANY_PORT
 
     @classmethod
     def outbound(cls, selector: Selector) -> Match:
         """Plaintext that the selector sends into its tunnel."""
-        return cls(Prefix.of(selector.source), Prefix.of(selector.destination))
+        networks = Prefix.of(selector.source), Prefix.of(selector.destination)
+        return cls(*networks, selector.protocol, selector.source_port, selector.destination_port)
 
     @classmethod
     def inbound(cls, selector: Selector) -> Match:
         """Decrypted packets that may come out of the selector's tunnel: the selector mirrored."""
-        return cls(Prefix.of(selector.destination), Prefix.of(selector.source))
+        return cls.outbound(selector.reversed)
 
     def __contains__(self, packet: IpPacket) -> bool:
-        """Whether a packet's addresses fit."""
-        return packet.source in self.source and packet.destination in self.destination
+        """Whether a packet fits. A fragment has no ports, as XFRM has it: they count as 0."""
+        if packet.source not in self.source or packet.destination not in self.destination:
+            return False
+        if self.protocol and packet.protocol != self.protocol:
+            return False
+        if not self.source_port.mask and not self.destination_port.mask:
+            return True
+        source, destination = packet.ports
+        return PortMatch(source, 0xFFFF).meets(self.source_port) and PortMatch(destination, 0xFFFF).meets(
+            self.destination_port
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +117,16 @@ class Emission:
 
 @dataclass(frozen=True, slots=True)
 class InboundPath:
-    """An SA that receives, bare or in UDP, and what may come out of it."""
+    """An SA that receives, bare or in UDP, and what may come out of it: what ``matches``, and no exception."""
 
     sa: InboundSa
     matches: tuple[Match, ...]
     encapsulated: bool = False
+    exceptions: tuple[Match, ...] = ()
+
+    def lets_out(self, packet: IpPacket) -> bool:
+        """Whether this decrypted packet may come out."""
+        return any(packet in match for match in self.matches) and not any(packet in one for one in self.exceptions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +180,7 @@ class Forwarding:
             raise Dropped(DropReason.ENCAPSULATION)
         inner = _inner_of(path.sa.open(packet))
         path.sa.count(len(inner.data))
-        if not any(inner in match for match in path.matches):
+        if not path.lets_out(inner):
             raise Dropped(DropReason.SELECTOR)
         return self.up.emit(congestion_mark(inner, outer.traffic_class), ethertype_of(inner.source))
 
