@@ -60,9 +60,12 @@ def list_scenarios() -> None:
     help="Where to run.",
 )
 @click.option("--baseline", is_flag=True, help="Leave ipsec-gw out: what strongSwan and the kernel do alone.")
-@click.option("--seed", type=int, default=1, show_default=True, help="Of what `chaos` does.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Of what `chaos` does, and `matrix` draws.")
 @click.option(
     "--minutes", type=click.FloatRange(0, 600), default=1.0, show_default=True, help="How long `chaos` goes on."
+)
+@click.option(
+    "--cases", default="all", show_default=True, help="Of `matrix`: all, how many to draw, or names with commas."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of a table.")
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write the JSON report to a file.")
@@ -78,6 +81,7 @@ def run_scenario(
     baseline: bool,
     seed: int,
     minutes: float,
+    cases: str,
     as_json: bool,
     report: Path | None,
     artifacts: Path | None,
@@ -87,7 +91,8 @@ def run_scenario(
     if artifacts is not None:
         artifacts.mkdir(parents=True, exist_ok=True)
         artifacts = artifacts.resolve()
-    options = Options("kernel" if baseline else resolve_engine(engine), proposal, artifacts, baseline, seed, minutes)
+    carrier = "kernel" if baseline else resolve_engine(engine)
+    options = Options(carrier, proposal, artifacts, baseline, seed, minutes, cases)
     outcome = asyncio.run(_run(found, options, environment))
     if outcome is None:
         click.echo("interrupted", err=True)

@@ -49,6 +49,7 @@ def scenarios() -> dict[str, Scenario]:
     from ipsec_gw.lab.scenarios.hang import run as run_hang  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.ipv6 import run as run_ipv6  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.junk import run as run_junk  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.matrix import run as run_matrix  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.nat_t import run as run_nat_t  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.roadwarriors import run as run_roadwarriors  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.site_to_site import run as run_site_to_site  # noqa: PLC0415
@@ -77,6 +78,11 @@ def scenarios() -> dict[str, Scenario]:
             "three clients with virtual addresses, two of them behind one NAT, which then maps them anew",
             (Part("tunnels", topology.roadwarriors, run_roadwarriors),),
             baseline=True,
+        ),
+        Scenario(
+            "matrix",
+            "swanctl configurations of ordinary life: each packet fares as with the kernel alone",
+            (Part("all", topology.crossroads, run_matrix, vm_seconds=4800.0),),
         ),
         Scenario(
             "firewall",
