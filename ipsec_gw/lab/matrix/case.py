@@ -121,16 +121,16 @@ class Carrier(StrEnum):
 
     ENGINE = "engine"
     KERNEL = "kernel"
-    MIXED = "mixed"
+    PARTLY = "engine, partly"
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
     """A configuration. ``name`` is its own, ``about`` says it to people.
 
-    ``initiate`` are the children that A brings up; ``trigger`` is a packet that brings a trap up. ``a`` and ``b`` are
-    commands in the gateways' namespaces, ``undo_a`` and ``undo_b`` those that take them back. ``reload`` are the
-    connections of :attr:`Act.RELOAD`. ``forged``: gateway B sends packets from and for strangers through the tunnel
+    ``initiate`` are the children that the ``initiator`` brings up; ``trigger`` is a packet that brings a trap up. ``a``
+    and ``b`` are commands in the gateways' namespaces, ``undo_a`` and ``undo_b`` those that take them back. ``reload``
+    are the connections of :attr:`Act.RELOAD`. ``forged``: gateway B sends packets from and for strangers through the tunnel
     too. ``make_before_break`` is charon's setting for reauthentication. Without ``tunnels`` nothing goes through one.
     ``carrier`` with its ``reason`` (words of it) is what is expected, ``engines`` where it differs for one.
     """
@@ -140,6 +140,7 @@ class Case:
     connections: tuple[Connection, ...]
     probes: tuple[Probe, ...]
     initiate: tuple[str, ...] = ("net",)
+    initiator: Role = Role.GATEWAY_A
     trigger: Probe | None = None
     a: tuple[str, ...] = ()
     b: tuple[str, ...] = ()
@@ -162,6 +163,11 @@ class Case:
         text = _section("connections", [one.text(role) for one in chosen])
         secret = _section("secrets", [_section("ike-1", ['secret = "lab only"'])])
         return "\n".join([text, pools, secret, ""]).format(**_SIDES[role])
+
+    @property
+    def lives_by_itself(self) -> bool:
+        """It would come up again, or leave something, if its connections stayed loaded."""
+        return any("start_action" in self.conf(role) for role in (Role.GATEWAY_A, Role.GATEWAY_B))
 
     def expected(self, engine: str) -> tuple[Carrier, str]:
         """Who is to carry it beside an engine, and words of the reason where that is not the engine."""

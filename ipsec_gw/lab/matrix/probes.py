@@ -32,7 +32,7 @@ _RST = 0x04
 _GRE_OF_NOTHING = b"\0\0\x88\xb5"
 """RFC 2784 §2, with the EtherType that is for experiments (IEEE 802): nobody unpacks it."""
 _RECEIVE_BYTES = 4 << 20
-QUIET_SECONDS, ROUND_SECONDS, POLL_SECONDS = 0.6, 6.0, 0.03
+QUIET_SECONDS, ROUND_SECONDS, POLL_SECONDS = 0.5, 6.0, 0.03
 """A round of probes ends when nothing has come for so long, or at the latest after the second."""
 
 

@@ -56,7 +56,7 @@ class Sites:
         await all_of(self._commands(self.a, case.a), self._commands(self.b, case.b))
         await self._load(case, case.connections)
         for child in case.initiate:
-            await self._initiate(child)
+            await self._initiate(case, child)
         if case.trigger is not None:
             await probes.fates([case.trigger])
         if not case.initiate and case.tunnels:
@@ -76,9 +76,9 @@ class Sites:
                 await self.a.swanctl("--rekey", "--ike", case.connections[0].name, "--reauth")
             case Act.RELOAD:
                 await self._load(case, case.reload)
-                await self._initiate(case.initiate[0])
+                await self._initiate(case, case.initiate[0])
             case Act.AGAIN:
-                await self._initiate(case.initiate[0])
+                await self._initiate(case, case.initiate[0])
         await until(
             lambda: bool({claim.spi for claim in self._sas(self.a)} - before), UP_SECONDS, f"{case.name}: {act}"
         )
@@ -86,7 +86,8 @@ class Sites:
     async def abandon(self, case: Case) -> None:
         """Take everything back. Raises TrafficError if SAs stay."""
         await self._be_honest()
-        await all_of(self._write(self.a, _NOTHING), self._write(self.b, _NOTHING))
+        if case.lives_by_itself:
+            await all_of(self._write(self.a, _NOTHING), self._write(self.b, _NOTHING))
         await self._terminate(case, force=False)
         try:
             await until(self._empty, GONE_SECONDS, f"{case.name} goes")
@@ -108,8 +109,9 @@ class Sites:
     def _sas(swan: Swan) -> list[Claim]:
         return [claim for claim in claims(swan.site.namespace) if claim.transforms]
 
-    async def _initiate(self, child: str) -> None:
-        await self.a.swanctl("--initiate", "--child", child, "--timeout", str(int(UP_SECONDS)))
+    async def _initiate(self, case: Case, child: str) -> None:
+        initiator = self.a if case.initiator is Role.GATEWAY_A else self.b
+        await initiator.swanctl("--initiate", "--child", child, "--timeout", str(int(UP_SECONDS)))
 
     async def _load(self, case: Case, connections: tuple[Connection, ...]) -> None:
         texts = {role: case.conf(role, connections) for role in (Role.GATEWAY_A, Role.GATEWAY_B)}
