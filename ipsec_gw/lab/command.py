@@ -60,13 +60,14 @@ def list_scenarios() -> None:
     help="Where to run.",
 )
 @click.option("--baseline", is_flag=True, help="Leave ipsec-gw out: what strongSwan and the kernel do alone.")
-@click.option("--seed", type=int, default=1, show_default=True, help="Of what `chaos` does, and `matrix` draws.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Of what is left to chance.")
 @click.option(
     "--minutes", type=click.FloatRange(0, 600), default=1.0, show_default=True, help="How long `chaos` goes on."
 )
 @click.option(
     "--cases", default="all", show_default=True, help="Of `matrix`: all, how many to draw, or names with commas."
 )
+@click.option("--rekeys", type=click.IntRange(1), default=200, show_default=True, help="Of `rekey-storm`.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of a table.")
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write the JSON report to a file.")
 @click.option(
@@ -82,6 +83,7 @@ def run_scenario(
     seed: int,
     minutes: float,
     cases: str,
+    rekeys: int,
     as_json: bool,
     report: Path | None,
     artifacts: Path | None,
@@ -92,7 +94,7 @@ def run_scenario(
         artifacts.mkdir(parents=True, exist_ok=True)
         artifacts = artifacts.resolve()
     carrier = "kernel" if baseline else resolve_engine(engine)
-    options = Options(carrier, proposal, artifacts, baseline, seed, minutes, cases)
+    options = Options(carrier, proposal, artifacts, baseline, seed, minutes, cases, rekeys)
     outcome = asyncio.run(_run(found, options, environment))
     if outcome is None:
         click.echo("interrupted", err=True)
