@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -75,7 +75,7 @@ def read_tunnel(row: Row) -> TunnelRecord:
         inbound=tuple(_read_sa_key(key) for key in row["inbound"]),
         outbound=_read_sa_key(row["outbound"]),
         selectors=tuple(map(_read_selector, row["selectors"])),
-        exceptions=tuple(map(_read_selector, row["exceptions"])),
+        exceptions=tuple(map(_read_selector, row.get("exceptions", ()))),  # older versions wrote none
     )
     return TunnelRecord(tunnel, row["sw_if_index"])
 
@@ -88,9 +88,13 @@ def _selector_row(selector: Selector) -> list[Any]:
 
 
 def _read_selector(row: list[Any]) -> Selector:
-    source, destination, protocol, *ports = row
-    ends = ip_network(source), ip_network(destination)
-    return Selector(*ends, protocol, PortMatch(*ports[:2]), PortMatch(*ports[2:]))
+    networks = Selector(ip_network(row[0]), ip_network(row[1]))
+    if len(row) == 2:  # of an older version
+        return networks
+    protocol, *ports = row[2:]
+    return replace(
+        networks, protocol=protocol, source_port=PortMatch(*ports[:2]), destination_port=PortMatch(*ports[2:])
+    )
 
 
 def _sa_key(key: SaKey) -> Row:
