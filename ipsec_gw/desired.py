@@ -337,6 +337,7 @@ def _engine_sa(sa: XfrmSa, direction: Direction) -> EngineSa:
         esn=sa.replay.esn,
         replay_window=sa.replay.window,
         encap=sa.encap,
+        copies=sa.copies,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ipsec_gw.model.ids import Direction, IpAddress, SaKey, TunnelId
-from ipsec_gw.model.objects import EngineSa, NextHop, Tunnel
+from ipsec_gw.model.objects import EngineSa, HeaderCopies, NextHop, Tunnel
 from vpp_conf.api import VppApi, VppApiError
 from vpp_conf.descriptors.base import NO_INDEX, host
 from vpp_conf.descriptors.classify import VERSIONS, Chains, RedirectDescriptor
@@ -95,8 +95,8 @@ async def take_inventory(
     return inventory
 
 
-def engine_sa(entry: SadEntry, window: int) -> EngineSa:
-    """The SA that this entry was made from; ``window`` is what was asked for."""
+def engine_sa(entry: SadEntry, record: SaRecord) -> EngineSa:
+    """The SA that this entry was made from, with what was asked for."""
     return EngineSa(
         key=SaKey(entry.destination, entry.spi),
         direction=Direction.IN if entry.inbound else Direction.OUT,
@@ -105,8 +105,9 @@ def engine_sa(entry: SadEntry, window: int) -> EngineSa:
         secret=entry.secret,
         salt=entry.salt,
         esn=entry.esn,
-        replay_window=window,
+        replay_window=record.window,
         encap=entry.encap,
+        copies=HeaderCopies(entry.dscp, entry.ecn, record.df),
     )
 
 
@@ -124,6 +125,8 @@ def sad_entry(sa: EngineSa, sad_id: int) -> SadEntry:
         esn=sa.esn,
         window=real_window(sa.replay_window),
         encap=sa.encap,
+        dscp=sa.copies.dscp,
+        ecn=sa.copies.ecn,
     )
 
 
@@ -142,7 +145,7 @@ async def _take_sas(api: VppApi, journal: Journal, inventory: Inventory) -> list
         ):
             journal.remove("sa", str(record.key))
             continue
-        inventory.sas[record.key] = HeldSa(engine_sa(entry, record.window), entry)
+        inventory.sas[record.key] = HeldSa(engine_sa(entry, record), entry)
     return own
 
 

@@ -13,11 +13,12 @@ from vpp_conf.journal import Row
 
 @dataclass(frozen=True, slots=True)
 class SaRecord:
-    """Which ``sad_id`` an SA has, and the replay window that was asked for."""
+    """Which ``sad_id`` an SA has, and what was asked for: the replay window, and whether DF is copied (it is not)."""
 
     key: SaKey
     sad_id: int
     window: int
+    df: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +30,11 @@ class TunnelRecord:
 
 
 def sa_row(record: SaRecord) -> Row:
-    return {**_sa_key(record.key), "sad_id": record.sad_id, "window": record.window}
+    return {**_sa_key(record.key), "sad_id": record.sad_id, "window": record.window, "df": record.df}
 
 
 def read_sa(row: Row) -> SaRecord:
-    return SaRecord(_read_sa_key(row), row["sad_id"], row["window"])
+    return SaRecord(_read_sa_key(row), row["sad_id"], row["window"], row.get("df", True))
 
 
 def hop_row(hop: NextHop) -> Row:

@@ -235,7 +235,7 @@ class VppEngine:
         if sa.direction is Direction.OUT:
             self._used_keys.remember(sa)
         self._inventory.sas[sa.key] = HeldSa(sa, entry)
-        self._journal.put("sa", str(sa.key), sa_row(SaRecord(sa.key, entry.sad_id, sa.replay_window)))
+        self._journal.put("sa", str(sa.key), sa_row(SaRecord(sa.key, entry.sad_id, sa.replay_window, sa.copies.df)))
 
     async def _update_sa(self, sa: EngineSa) -> None:
         held = self._inventory.sas.get(sa.key)
@@ -247,7 +247,7 @@ class VppEngine:
             raise EngineError(f"SA {sa.key} cannot come from {sa.source} while tunnel {users[0]} uses it")
         entry = await SaDescriptor(self._api).update(held.entry, sad_entry(sa, held.entry.sad_id))
         self._inventory.sas[sa.key] = HeldSa(sa, entry)
-        self._journal.put("sa", str(sa.key), sa_row(SaRecord(sa.key, entry.sad_id, sa.replay_window)))
+        self._journal.put("sa", str(sa.key), sa_row(SaRecord(sa.key, entry.sad_id, sa.replay_window, sa.copies.df)))
 
     async def _delete_sa(self, key: SaKey) -> None:
         held = self._inventory.sas.get(key)

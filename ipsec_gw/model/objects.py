@@ -23,6 +23,21 @@ class UdpEncap:
 
 
 @dataclass(frozen=True, slots=True)
+class HeaderCopies:
+    """What passes between inner and outer header: DSCP and DF outwards, ECN both ways (charon's copy_dscp, copy_df and
+    copy_ecn). An engine may leave DF clear outside, so that the network can fragment.
+    """
+
+    dscp: bool = True
+    ecn: bool = True
+    df: bool = True
+
+
+USUAL_COPIES = HeaderCopies()
+"""What charon asks for unless told otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
 class EngineSa:
     """An SA as an engine needs it.
 
@@ -39,6 +54,7 @@ class EngineSa:
     esn: bool
     replay_window: int
     encap: UdpEncap | None = None
+    copies: HeaderCopies = USUAL_COPIES
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from ipsec_gw.model.algorithms import SALT_BYTES, EspAlgorithm, find_aead
 from ipsec_gw.model.ids import IpAddress, IpNetwork, SaKey
-from ipsec_gw.model.objects import ANY_PORT, PortMatch, Selector, UdpEncap
+from ipsec_gw.model.objects import ANY_PORT, USUAL_COPIES, HeaderCopies, PortMatch, Selector, UdpEncap
 from ipsec_gw.model.secret import Secret
 
 
@@ -70,7 +70,8 @@ class Lifetime:
 class XfrmSa:
     """An SA of the kernel. ``aead`` is None for other algorithms, which ``algorithm`` names for people.
 
-    ``extras`` are attributes that an engine could not honour (names as in ``linux/xfrm.h`` without XFRMA_).
+    ``extras`` are attributes and flags that an engine could not honour (names as in ``linux/xfrm.h`` without XFRMA_ or
+    XFRM_STATE_).
     """
 
     key: SaKey
@@ -86,6 +87,7 @@ class XfrmSa:
     mark: tuple[int, int] | None = None
     if_id: int = 0
     extras: frozenset[str] = frozenset()
+    copies: HeaderCopies = USUAL_COPIES
 
 
 @dataclass(frozen=True, slots=True)

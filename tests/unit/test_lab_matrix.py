@@ -1,6 +1,7 @@
 """The catalogue of the matrix, its texts, and how its packets are told apart; all that needs no gateway."""
 
 import struct
+from dataclasses import replace
 
 import pytest
 
@@ -9,7 +10,7 @@ from ipsec_gw.lab.gateway import ShownSa
 from ipsec_gw.lab.matrix.case import Act, Carrier, Case, Child, Connection
 from ipsec_gw.lab.matrix.catalogue import catalogue, chosen
 from ipsec_gw.lab.matrix.ends import PLACES, End
-from ipsec_gw.lab.matrix.probes import MARK, Fate, Probe, Protocol, _message, _number_in
+from ipsec_gw.lab.matrix.probes import MARK, Fate, Outcome, Probe, Protocol, _message, _number_in
 from ipsec_gw.lab.scenarios.matrix import Course, Stage, _as_expected, _judge
 from ipsec_gw.lab.topology import LAN, Role, crossroads
 from ipsec_gw.lab.traffic import checksum
@@ -134,18 +135,29 @@ def test_who_carries_is_held_against_what_is_expected(carrier, sas, right):
 
 PROBES = (Probe(End.CLIENT, End.SERVER), Probe(End.STRANGER_B, End.CLIENT))
 CASE = Case("x", "y", (Connection(),), PROBES)
-GOOD = Course((Stage("at first", (Fate.TUNNEL, Fate.DROPPED)),), tuple(BOTH))
+
+
+def stage(*fates, classes=frozenset({"ESP of 10.0.0.1 has 0xb8"})):
+    return Stage("at first", Outcome(fates, classes))
+
+
+GOOD = Course((stage(Fate.TUNNEL, Fate.DROPPED),), tuple(BOTH))
 
 
 @pytest.mark.parametrize(
     ("alone", "beside", "says"),
     [
         (GOOD, GOOD, "the same"),
-        (GOOD, Course((Stage("at first", (Fate.DROPPED, Fate.DROPPED)),), tuple(BOTH)), "client -> server"),
-        (GOOD, Course((Stage("at first", (Fate.CLEAR, Fate.DROPPED)),), tuple(BOTH)), "in clear"),
-        (GOOD, Course((Stage("at first", (Fate.TUNNEL, Fate.TUNNEL)),), tuple(BOTH)), "stranger-b -> client"),
+        (GOOD, Course((stage(Fate.DROPPED, Fate.DROPPED),), tuple(BOTH)), "client -> server"),
+        (GOOD, Course((stage(Fate.CLEAR, Fate.DROPPED),), tuple(BOTH)), "in clear"),
+        (GOOD, Course((stage(Fate.TUNNEL, Fate.TUNNEL),), tuple(BOTH)), "stranger-b -> client"),
         (GOOD, Course((), tuple(BOTH), "broke"), "soft: broke"),
-        (Course((Stage("at first", (Fate.DROPPED, Fate.DROPPED)),)),) * 2 + ("nothing went through a tunnel",),
+        (
+            GOOD,
+            replace(GOOD, stages=(stage(Fate.TUNNEL, Fate.DROPPED, classes=frozenset()),)),
+            "has 0xb8 by the kernel",
+        ),
+        (Course((stage(Fate.DROPPED, Fate.DROPPED),)),) * 2 + ("nothing went through a tunnel",),
     ],
 )
 def test_every_difference_is_told(alone, beside, says):

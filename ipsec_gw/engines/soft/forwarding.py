@@ -34,7 +34,7 @@ from ipsec_gw.engines.soft.packets import (
 )
 from ipsec_gw.engines.soft.sa import InboundSa, OutboundSa
 from ipsec_gw.model.ids import IpNetwork
-from ipsec_gw.model.objects import ANY_PORT, PortMatch, Selector, UdpEncap
+from ipsec_gw.model.objects import ANY_PORT, USUAL_COPIES, HeaderCopies, PortMatch, Selector, UdpEncap
 
 _INNER_PARSERS = {PROTOCOL_IPIP: parse_ipv4, PROTOCOL_IPV6: parse_ipv6}
 
@@ -123,6 +123,7 @@ class InboundPath:
     matches: tuple[Match, ...]
     encapsulated: bool = False
     exceptions: tuple[Match, ...] = ()
+    copies: HeaderCopies = USUAL_COPIES
 
     def lets_out(self, packet: IpPacket) -> bool:
         """Whether this decrypted packet may come out."""
@@ -139,6 +140,7 @@ class OutboundPath:
     destination: bytes
     port: Port
     encap: UdpEncap | None = None
+    copies: HeaderCopies = USUAL_COPIES
 
     @property
     def header_bytes(self) -> int:
@@ -182,7 +184,8 @@ class Forwarding:
         path.sa.count(len(inner.data))
         if not path.lets_out(inner):
             raise Dropped(DropReason.SELECTOR)
-        return self.up.emit(congestion_mark(inner, outer.traffic_class), ethertype_of(inner.source))
+        data = congestion_mark(inner, outer.traffic_class) if path.copies.ecn else inner.data
+        return self.up.emit(data, ethertype_of(inner.source))
 
     def encapsulate(self, frame: bytes) -> Emission:
         """The ESP packet for a plaintext frame from the kernel, on its way to the peer. Raises Dropped.
@@ -201,18 +204,22 @@ class Forwarding:
         return path.port.emit(build_outer(_outer_of(path, inner), len(packet)) + packet, ethertype_of(path.source))
 
 
+_DSCP_MASK, _ECN_MASK = 0xFC, 0x03
+"""The parts of a traffic class (RFC 2474 §3, RFC 3168 §5)."""
+
 _identifications = itertools.count(1)
 """IPv4 identifications, unique across SAs: outer packets without DF may be fragmented on the way (RFC 6864)."""
 
 
 def _outer_of(path: OutboundPath, inner: IpPacket) -> OuterHeader:
-    """DSCP and DF are copied (RFC 4301 §5.1.2), ECN too (RFC 6040 §4.1, normal mode)."""
+    """DSCP and DF are copied (RFC 4301 §5.1.2), ECN too (RFC 6040 §4.1, normal mode), unless the SA is told not to."""
+    kept = (_DSCP_MASK if path.copies.dscp else 0) | (_ECN_MASK if path.copies.ecn else 0)
     return OuterHeader(
         source=path.source,
         destination=path.destination,
         protocol=PROTOCOL_UDP if path.encap else PROTOCOL_ESP,
-        traffic_class=inner.traffic_class,
-        dont_fragment=inner.dont_fragment,
+        traffic_class=inner.traffic_class & kept,
+        dont_fragment=inner.dont_fragment and path.copies.df,
         identification=next(_identifications) & 0xFFFF,
     )
 

@@ -191,7 +191,11 @@ class Store:
                 sa = self._objects[key]
                 assert isinstance(sa, EngineSa)
                 path = InboundPath(
-                    self._inbound[key], matches, encapsulated=sa.encap is not None, exceptions=exceptions
+                    self._inbound[key],
+                    matches,
+                    encapsulated=sa.encap is not None,
+                    exceptions=exceptions,
+                    copies=sa.copies,
                 )
                 inbound[key.destination.packed, key.spi] = path
             outbound.extend(self._outbound_paths(tunnel))
@@ -211,6 +215,7 @@ class Store:
                 destination=sa.key.destination.packed,
                 port=port,
                 encap=sa.encap,
+                copies=sa.copies,
             )
             for selector in tunnel.selectors
         ]

@@ -42,6 +42,7 @@ def usual(version: int = 4) -> tuple[Probe, ...]:
         *_both(End.CLIENT, End.SERVER, version=version, hops=2),
         *_both(End.CLIENT, End.SERVER, version=version, hops=3),
         *_both(End.GATEWAY_A, End.SERVER, version=version, hops=2),
+        *_both(End.CLIENT, End.SERVER, version=version, tos=0xB9),
         *_both(End.CLIENT, End.SERVER, version=version, size=1372),
         *_both(End.CLIENT, End.SERVER, version=version, size=1452),
         Probe(End.FORGER, End.CLIENT, version=version),
@@ -539,8 +540,12 @@ def _headers() -> tuple[Case, ...]:
         _plain("no-df", "copy_df = no", Child(options=("copy_df = no",))),
         _plain("no-ecn", "copy_ecn = no", Child(options=("copy_ecn = no",))),
         _plain("no-dscp", "copy_dscp = no", Child(options=("copy_dscp = no",))),
-        _plain("dscp-in", "copy_dscp = in", Child(options=("copy_dscp = in",))),
-        _plain("tfc", "padding to a length", Child(options=("tfc_padding = 300",))),
+        _plain(
+            "dscp-in", "copy_dscp = in", Child(options=("copy_dscp = in",)), carrier=Carrier.KERNEL, reason="DECAP_DSCP"
+        ),
+        _plain(
+            "tfc", "padding to a length", Child(options=("tfc_padding = 300",)), carrier=Carrier.KERNEL, reason="TFCPAD"
+        ),
         _plain(
             "ipcomp",
             "IPComp",

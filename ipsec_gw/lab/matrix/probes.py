@@ -15,7 +15,7 @@ from enum import StrEnum
 from types import TracebackType
 from typing import Self
 
-from ipsec_gw.lab.capture import Capture, header
+from ipsec_gw.lab.capture import Capture, esp_of, header
 from ipsec_gw.lab.matrix.ends import LISTENERS, PLACES, End
 from ipsec_gw.lab.netns import inside
 from ipsec_gw.lab.packets import ipv4
@@ -55,7 +55,8 @@ class Protocol(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A packet from one end to another. ``size`` is of its payload in bytes, ``hops`` its TTL as it leaves its sender.
+    """A packet from one end to another. ``size`` is of its payload in bytes, ``hops`` its TTL as it leaves its sender,
+    ``tos`` its traffic class (DSCP and ECN).
 
     It may be fragmented. A forger's has the server's address for its source.
     """
@@ -68,13 +69,15 @@ class Probe:
     version: int = 4
     size: int = 64
     hops: int = 64
+    tos: int = 0
 
     def __str__(self) -> str:
         what = [f"{self.source} -> {self.destination} {self.protocol}"]
         if self.protocol in (Protocol.UDP, Protocol.TCP):
             what.append(f"{self.source_port}>{self.port}")
         what += ["IPv6"] * (self.version == 6) + [f"{self.size} bytes"] * (self.size != 64)
-        return " ".join(what + [f"{self.hops} hops"] * (self.hops != 64))
+        what += [f"{self.hops} hops"] * (self.hops != 64) + [f"traffic class {self.tos:#04x}"] * bool(self.tos)
+        return " ".join(what)
 
     @property
     def ends(self) -> tuple[IpAddress, IpAddress]:
@@ -92,10 +95,21 @@ class Fate(StrEnum):
     TWICE = "delivered twice"
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of probes, one by one, and with which traffic classes: of probes as they arrived (IPv4), and of the
+    ESP packets of each gateway.
+    """
+
+    fates: tuple[Fate, ...]
+    classes: frozenset[str]
+
+
 @dataclass
 class _Seen:
     arrived: Counter[int] = field(default_factory=Counter)
     clear: set[int] = field(default_factory=set)
+    classes: set[str] = field(default_factory=set)
 
 
 class Range:
@@ -134,20 +148,20 @@ class Range:
                     ears.append(ear)
         return ears
 
-    async def fates(self, probes: Sequence[Probe]) -> list[Fate]:
+    async def outcome(self, probes: Sequence[Probe]) -> Outcome:
         """Send all of them at once; what did not arrive has a second chance, as neighbours may have to be asked for."""
-        first = await self._round(probes)
+        seen = _Seen()
+        first = await self._round(probes, seen)
         missing = [n for n, fate in enumerate(first) if fate in (Fate.DROPPED, Fate.LEAKED)]
-        second = await self._round([probes[n] for n in missing])
+        second = await self._round([probes[n] for n in missing], seen)
         for n, fate in zip(missing, second, strict=True):
             if fate is not Fate.DROPPED:
                 first[n] = fate
-        return first
+        return Outcome(tuple(first), frozenset(seen.classes))
 
-    async def _round(self, probes: Sequence[Probe]) -> list[Fate]:
+    async def _round(self, probes: Sequence[Probe], seen: _Seen) -> list[Fate]:
         self._drain(_Seen(), {})
         numbered = {next(self._numbers): probe for probe in probes}
-        seen = _Seen()
         for number, probe in numbered.items():
             self._send(probe, number)
             self._drain(seen, numbered)
@@ -167,13 +181,18 @@ class Range:
         for role, ear in self._ears:
             with contextlib.suppress(BlockingIOError):
                 while True:
-                    number = _number_in(ear.recv(65535))
+                    data = ear.recv(65535)
+                    number = _number_in(data)
                     if number in numbered and PLACES[numbered[number].destination].role is role:
                         seen.arrived[number] += 1
+                        if numbered[number].version == 4 and numbered[number].tos:  # the header is told in IPv4 alone
+                            seen.classes.add(f"{numbered[number]} arrives with {data[1]:#04x}")
         for capture in self._wan:
             capture.drain()
             for frame in capture.frames:
                 packet = frame.ip
+                if packet and numbered and (esp := esp_of(frame)) is not None:
+                    seen.classes.add(f"ESP of {esp.source} has {_traffic_class(packet):#04x}")
                 number = _number_in(packet) if packet else 0
                 if packet and number in numbered:
                     parsed = header(packet)
@@ -207,6 +226,10 @@ def _number_in(data: bytes) -> int:
     return int(number)
 
 
+def _traffic_class(packet: bytes) -> int:
+    return packet[1] if packet[0] >> 4 == 4 else (packet[0] & 0xF) << 4 | packet[1] >> 4
+
+
 def _send_plainly(probe: Probe, payload: bytes) -> None:
     family = socket.AF_INET if probe.version == 4 else socket.AF_INET6
     kind = socket.SOCK_DGRAM if probe.protocol is Protocol.UDP else socket.SOCK_RAW
@@ -215,8 +238,10 @@ def _send_plainly(probe: Probe, payload: bytes) -> None:
         if probe.version == 4:
             sender.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, probe.hops)
             sender.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_DONT)
+            sender.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, probe.tos)
         else:
             sender.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, probe.hops)
+            sender.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, probe.tos)
         udp = probe.protocol is Protocol.UDP
         sender.bind((str(source), probe.source_port if udp else 0))
         sender.sendto(payload if udp else _message(probe, payload), (str(destination), probe.port if udp else 0))

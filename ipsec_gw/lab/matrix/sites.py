@@ -58,7 +58,7 @@ class Sites:
         for child in case.initiate:
             await self._initiate(case, child)
         if case.trigger is not None:
-            await probes.fates([case.trigger])
+            await probes.outcome([case.trigger])
         if not case.initiate and case.tunnels:
             await until(lambda: len(self._sas(self.a)) >= 2, UP_SECONDS, f"{case.name} comes up by itself")
         if case.forged:

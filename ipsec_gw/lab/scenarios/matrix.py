@@ -17,7 +17,7 @@ from ipsec_gw.lab.context import Lab
 from ipsec_gw.lab.gateway import GatewayUnderTest, ShownSa
 from ipsec_gw.lab.matrix.case import Carrier, Case
 from ipsec_gw.lab.matrix.catalogue import chosen
-from ipsec_gw.lab.matrix.probes import Fate, Range
+from ipsec_gw.lab.matrix.probes import Fate, Outcome, Range
 from ipsec_gw.lab.matrix.sites import Party, Sites
 from ipsec_gw.lab.netns import receive_on_one_processor
 from ipsec_gw.lab.process import all_of
@@ -40,7 +40,7 @@ class Stage:
     """What became of a configuration's probes at first, or after something happened."""
 
     what: str
-    fates: tuple[Fate, ...]
+    outcome: Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ async def _play(case: Case, sites: Sites, probes: Range, gateway: GatewayUnderTe
                 await sites.act(case, act)
             if gateway is not None:
                 carriers = await _carried(case, sites, gateway)
-            stages.append(Stage(act or "at first", tuple(await probes.fates(case.probes))))
+            stages.append(Stage(act or "at first", await probes.outcome(case.probes)))
     except FAILURES as error:
         failure = f"{type(error).__name__}: {error}"
     try:
@@ -161,11 +161,16 @@ def _judge(lab: Lab, case: Case, reference: Course, course: Course) -> None:
     differences = [
         f"{stage.what}: {probe}: {was} by the kernel alone, {now}"
         for stage, other in zip(reference.stages, course.stages, strict=False)
-        for probe, was, now in zip(case.probes, stage.fates, other.fates, strict=True)
+        for probe, was, now in zip(case.probes, stage.outcome.fates, other.outcome.fates, strict=True)
         if was is not now
     ]
+    differences += [
+        f"{stage.what}: {one} {'by the kernel alone' if one in stage.outcome.classes else f'by {engine}'}"
+        for stage, other in zip(reference.stages, course.stages, strict=False)
+        for one in sorted(stage.outcome.classes ^ other.outcome.classes)
+    ]
     told = "; ".join([*differences[:TOLD], *([f"{len(differences) - TOLD} more"] if differences[TOLD:] else [])])
-    counts = Counter(fate for stage in reference.stages for fate in stage.fates)
+    counts = Counter(fate for stage in reference.stages for fate in stage.outcome.fates)
     says_something = bool(counts[Fate.TUNNEL]) is case.tunnels
     same = not failure and not differences and len(reference.stages) == len(course.stages) == 1 + len(case.acts)
     lab.check(
