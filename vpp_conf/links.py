@@ -94,6 +94,7 @@ async def take_links(
         await NeighbourDescriptor(api).create(Neighbour(up_index, address, kernel_mac))
     punts = await punt_next_indices(api)
     await _keep_ttl(api, up_index, punts)
+    await CheckDescriptor(api).drop_options()
     lender = await _lender(api)
     await _complete(api, lender, DECAP_TABLE, DECAP_ENDS)
     return Links(taken, up_index, lender, punts, await CheckDescriptor(api).shut_tables(lender))

@@ -31,7 +31,7 @@ from vpp_conf.paths import VppPaths
 from vpp_conf.raw_api import RawApi
 from vpp_conf.records import SaRecord, TunnelRecord, hop_row, sa_row, tunnel_row
 from vpp_conf.traffic import TrafficReader
-from vpp_conf.tunnels import TunnelBuilder
+from vpp_conf.tunnels import TunnelBuilder, Wanted
 from vpp_conf.used_keys import UsedKeys
 from vpp_conf.vitals import VppVitals
 
@@ -235,7 +235,7 @@ class VppEngine:
         if sa.direction is Direction.OUT:
             self._used_keys.remember(sa)
         self._inventory.sas[sa.key] = HeldSa(sa, entry)
-        self._journal.put("sa", str(sa.key), sa_row(SaRecord(sa.key, entry.sad_id, sa.replay_window)))
+        self._journal.put("sa", str(sa.key), sa_row(SaRecord(sa.key, entry.sad_id, sa.replay_window, sa.copies.df)))
 
     async def _update_sa(self, sa: EngineSa) -> None:
         held = self._inventory.sas.get(sa.key)
@@ -247,7 +247,7 @@ class VppEngine:
             raise EngineError(f"SA {sa.key} cannot come from {sa.source} while tunnel {users[0]} uses it")
         entry = await SaDescriptor(self._api).update(held.entry, sad_entry(sa, held.entry.sad_id))
         self._inventory.sas[sa.key] = HeldSa(sa, entry)
-        self._journal.put("sa", str(sa.key), sa_row(SaRecord(sa.key, entry.sad_id, sa.replay_window)))
+        self._journal.put("sa", str(sa.key), sa_row(SaRecord(sa.key, entry.sad_id, sa.replay_window, sa.copies.df)))
 
     async def _delete_sa(self, key: SaKey) -> None:
         held = self._inventory.sas.get(key)
@@ -337,7 +337,7 @@ class VppEngine:
             raise EngineError(f"tunnel {tunnel.key} exists already")
         _, builder = self._opened()
         outbound, inbound = self._resolve(tunnel)
-        parts = await builder.build(outbound, inbound, frozenset(tunnel.selectors))
+        parts = await builder.build(outbound, inbound, Wanted.of(tunnel))
         self._hold_tunnel(HeldTunnel(tunnel, parts))
 
     async def _update_tunnel(self, tunnel: Tunnel) -> None:
@@ -346,7 +346,7 @@ class VppEngine:
             raise EngineError(f"tunnel {tunnel.key} is unknown to VPP")
         _, builder = self._opened()
         outbound, inbound = self._resolve(tunnel)
-        wanted = builder.parts(held.parts.interface.sw_if_index, outbound, inbound, frozenset(tunnel.selectors))
+        wanted = builder.parts(held.parts.interface.sw_if_index, outbound, inbound, Wanted.of(tunnel))
         self._hold_tunnel(HeldTunnel(tunnel, await builder.change(held.parts, wanted)))
 
     async def _delete_tunnel(self, key: TunnelId) -> None:

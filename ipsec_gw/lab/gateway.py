@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from ipsec_gw.errors import IpsecGwError
 from ipsec_gw.lab.process import CommandFailed, Daemon, run
 from ipsec_gw.lab.session import Session
+from ipsec_gw.observe import control
 from vpp_conf.paths import VppPaths
 from vpp_conf.process import ProcessId, recorded
 
@@ -233,6 +234,20 @@ class GatewayUnderTest:
     async def sas(self) -> tuple[ShownSa, ...]:
         """`show sas`."""
         return parse_sas(await self._call("show", "sas", "--json"))
+
+    async def sas_now(self) -> tuple[ShownSa, ...]:
+        """What `show sas` would print, by the daemon's own socket: the command takes seconds under emulation.
+
+        Raises IpsecGwError.
+        """
+        answer = await asyncio.to_thread(control.ask, self._session.gateway_dir, "sas")
+        return parse_sas(json.dumps(answer))
+
+    async def in_sync(self) -> bool:
+        """Whether all that is wanted is in place, asked as in :meth:`sas_now`."""
+        return parse_status(
+            json.dumps(await asyncio.to_thread(control.ask, self._session.gateway_dir, "status"))
+        ).in_sync
 
     async def status(self) -> Status:
         """`show status`."""

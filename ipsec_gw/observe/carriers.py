@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_network
 
 from ipsec_gw.desired import Owner, SaVerdict
 from ipsec_gw.model.ids import Direction, EngineName
-from ipsec_gw.model.snapshot import ChildName, PolicyDirection, PortMatch, XfrmPolicy
+from ipsec_gw.model.objects import PortMatch, Selector
+from ipsec_gw.model.snapshot import ChildName, PolicyDirection, XfrmPolicy
 from xdp_steer.sessions import Flow, Session
 
 NO_ENGINE = "xdp"
@@ -47,7 +49,10 @@ class Carriers:
     def of(self, session: Session) -> Carrier | None:
         """None for a session that goes into no tunnel."""
         flow = self._outward(session)
-        policy = next((policy for policy in self._policies if flow is not None and covers(policy, flow)), None)
+        if flow is None:
+            return None
+        packet = selector_of(flow)
+        policy = next((policy for policy in self._policies if policy.selector.meets(packet)), None)
         if policy is None or not policy.allow or not policy.templates:
             return None
         template = policy.templates[0]
@@ -69,16 +74,9 @@ class Carriers:
         return None
 
 
-def covers(policy: XfrmPolicy, flow: Flow) -> bool:
-    """Whether a packet fits a policy's selector. A flow has no ICMP types: only a selector without them fits."""
-    return (
-        flow.source in policy.source
-        and flow.destination in policy.destination
-        and policy.upper in {0, flow.protocol}
-        and _fits(policy.source_port, flow.source_port)
-        and _fits(policy.destination_port, flow.destination_port)
+def selector_of(flow: Flow) -> Selector:
+    """One packet's. A flow of ICMP has an identifier in place of type and code: it fits selectors without them alone."""
+    networks = ip_network(flow.source), ip_network(flow.destination)
+    return Selector(
+        *networks, flow.protocol, PortMatch(flow.source_port, 0xFFFF), PortMatch(flow.destination_port, 0xFFFF)
     )
-
-
-def _fits(match: PortMatch, port: int) -> bool:
-    return (match.port ^ port) & match.mask == 0

@@ -21,12 +21,12 @@ from ipsec_gw.errors import ConfigError
 from ipsec_gw.firewall.ageing import SECOND, Counts, Filter
 from ipsec_gw.firewall.talkers import Talker, TalkersBy, top_talkers
 from ipsec_gw.model.ids import Direction, EngineName, SaKey
+from ipsec_gw.model.objects import PortMatch
 from ipsec_gw.model.snapshot import (
     ChildName,
     Lifetime,
     Mode,
     PolicyDirection,
-    PortMatch,
     Replay,
     Template,
     XfrmPolicy,

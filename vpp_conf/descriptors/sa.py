@@ -21,7 +21,7 @@ IS_INBOUND = 0x40
 COPY_DSCP = 0x04
 COPY_ECN = 0x08
 DECAP_COPY_ECN = 0x10
-"""``vl_api_tunnel_encap_decap_flags_t``: what charon's SAs do unless told otherwise (copy_dscp = out, copy_ecn).
+"""``vl_api_tunnel_encap_decap_flags_t``.
 DF is left clear outside: until path MTU messages about ESP are followed, the network may fragment."""
 
 PROTOCOL_ESP = 50
@@ -53,6 +53,8 @@ class SadEntry:
     esn: bool
     window: int
     encap: UdpEncap | None = None
+    dscp: bool = True
+    ecn: bool = True
     stat_index: int = field(default=0, compare=False)
 
 
@@ -115,6 +117,8 @@ class SaDescriptor(Descriptor[SadEntry]):
                     if detail.entry.flags & UDP_ENCAP
                     else None
                 ),
+                dscp=bool(detail.entry.tunnel.encap_decap_flags & COPY_DSCP),
+                ecn=bool(detail.entry.tunnel.encap_decap_flags & COPY_ECN),
                 stat_index=detail.stat_index,
             )
             for detail in details
@@ -171,7 +175,7 @@ def _tunnel(value: SadEntry) -> dict[str, object]:
         "dst": to_address(value.destination),
         "sw_if_index": 0xFFFFFFFF,
         "table_id": 0,
-        "encap_decap_flags": COPY_DSCP | COPY_ECN | DECAP_COPY_ECN,
+        "encap_decap_flags": (COPY_DSCP if value.dscp else 0) | (COPY_ECN | DECAP_COPY_ECN if value.ecn else 0),
         "mode": 0,
         "flags": 0,
         "dscp": 0,

@@ -55,7 +55,9 @@ def scenarios() -> dict[str, Scenario]:
     from ipsec_gw.lab.scenarios.hitless import run as run_hitless  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.ipv6 import run as run_ipv6  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.junk import run as run_junk  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.matrix import run as run_matrix  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.nat_t import run as run_nat_t  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.rekey_storm import run as run_rekey_storm  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.roadwarriors import run as run_roadwarriors  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.site_to_site import run as run_site_to_site  # noqa: PLC0415
 
@@ -82,6 +84,17 @@ def scenarios() -> dict[str, Scenario]:
             "roadwarriors",
             "three clients with virtual addresses, two of them behind one NAT, which then maps them anew",
             (Part("tunnels", topology.roadwarriors, run_roadwarriors),),
+            baseline=True,
+        ),
+        Scenario(
+            "matrix",
+            "swanctl configurations of ordinary life: each packet fares as with the kernel alone",
+            (Part("all", topology.crossroads, run_matrix, vm_seconds=4800.0),),
+        ),
+        Scenario(
+            "rekey-storm",
+            "rekeys from either side and both at once, one after the other, under steady traffic",
+            (Part("tunnel", topology.site_to_site, run_rekey_storm, vm_seconds=2400.0),),
             baseline=True,
         ),
         Scenario(
