@@ -44,6 +44,7 @@ NAT."""
 STALE_COUNT = 100_000
 TWO_RULES = Rules()
 SCREENED = Rules(screen=EVERY_SCREEN)
+FILTERED = {"filter with 32 terms": Rules(terms=32), "filter, policer": Rules(terms=32, policed=True)}
 PORT_STEP = 40503
 _CLIENT4, _CLIENT6 = "10.127.0.1", "2001:db8:c::1"
 _PAYLOAD = Raw(bytes(64))
@@ -178,6 +179,8 @@ def established(machine: Machine) -> Iterator[Case]:
         machine.keep_fresh(key)
         yield _established(f"established TCP, IPv{version}", tcp, key)
         yield _established(f"established TCP, IPv{version}, screens", tcp, key, rules=SCREENED)
+        for name, rules in FILTERED.items():
+            yield _established(f"established TCP, IPv{version}, {name}", tcp, key, rules=rules, target=None)
         udp = _lan(ip / UDP(sport=1024, dport=53))
         machine.exchange([("lan0", udp), ("wan0", _reply(udp))])
         key = machine.key(client, server, (1024, 53), 17, "lan")

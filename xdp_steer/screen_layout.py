@@ -6,7 +6,7 @@ import ctypes
 from enum import IntEnum, IntFlag
 
 from xdp_steer import libbpf
-from xdp_steer.flow_layout import FLOW_MAPS, MAX_BANKS, MAX_ZONES
+from xdp_steer.flow_layout import MAX_BANKS, MAX_ZONES
 from xdp_steer.layout import AddressLeaf, MapSpec, VerdictCountLeaf
 
 MAX_SCREENS = 32
@@ -109,8 +109,6 @@ SCREEN_ITEMS = MapSpec("screen_items", libbpf.MAP_LRU_HASH, ScreenItemLeaf, ctyp
 SESSION_COUNTS = MapSpec("session_counts", libbpf.MAP_LRU_HASH, ScreenKeyLeaf, ctypes.c_uint64, MAX_SESSION_COUNTS)
 
 SCREEN_MAPS = (SCREENS, SCREEN_COUNTS, SCREEN_TOLD, SCREEN_FLOODS, SCREEN_WORDS, SCREEN_ITEMS, SESSION_COUNTS)
-FIREWALL_MAPS = FLOW_MAPS + SCREEN_MAPS
-"""Pinned beside :data:`xdp_steer.layout.MAPS`."""
 
 
 def count_index(zone: int, screen: Screen) -> int:

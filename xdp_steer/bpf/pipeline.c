@@ -22,6 +22,7 @@
 #if FIREWALL
 #include "flow_maps.h"
 #include "screen_maps.h"
+#include "filter_maps.h"
 #include "events.h"
 #include "flow.h"
 #include "checksum.h"
@@ -46,6 +47,8 @@
 #include "decrypted.h"
 #include "screen.h"
 #include "screen_new.h"
+#include "policer.h"
+#include "filter.h"
 #endif
 
 static __always_inline int take(struct xdp_md *ctx)

@@ -76,7 +76,7 @@ int stage_policy(struct xdp_md *ctx)
 		if (!group)
 			return go(ctx, STAGE_CREATE);
 		count_rule(m->rule, m->length);
-		return pass(ctx, REASON_HOST);
+		return deliver(ctx, m, REASON_HOST);
 	}
 	if (!matched)
 		return refuse(ctx, m, action, REASON_DEFAULT_DENY);
