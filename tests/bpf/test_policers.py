@@ -195,7 +195,7 @@ def test_terms_and_directions_share_a_policer(world: World) -> None:
 FAST = Policer("slow", 100_000_000, 12_500_000)
 """Its burst is a second: a test that is held up for less loses nothing."""
 OCTETS = 1000
-SECONDS = float(os.environ.get("SECONDS", "2"))
+SECONDS = float(os.environ.get("POLICED_SECONDS", "2"))
 
 
 def accepted(world: World) -> int:
@@ -223,11 +223,12 @@ def test_ten_seconds_that_are_made_to_pass_on_two_cpus(world: World) -> None:
     with ExitStack() as stack:
         pinned = [stack.enter_context(ThreadPoolExecutor(1, initializer=pin, initargs=(cpu,))) for cpu in two_cpus()]
         before, began = accepted(world), time.monotonic_ns()
-        prog_run(world.steering.pipeline_fd, frame, policer.burst // OCTETS, port)  # empty at first
+        drain(world, policer, frame)
         for _ in range(steps):
             for cpu in pinned:
                 cpu.submit(prog_run, world.steering.pipeline_fd, frame, offered, port).result()
             world.fill_buckets(policer, seconds / steps)
+        drain(world, policer, frame)
         passed = seconds + (time.monotonic_ns() - began) / 1e9
     found = accepted(world) - before - policer.burst
     assert passed < 4 * seconds, "too slow a machine: it offers less than the rate"
@@ -239,8 +240,13 @@ def pin(cpu: int) -> None:
     os.sched_setaffinity(0, {cpu})
 
 
+def drain(world: World, policer: Policer, frame: bytes) -> None:
+    """Empty the bucket, whatever was in it."""
+    prog_run(world.steering.pipeline_fd, frame, 2 * policer.burst // OCTETS, ifindex(LAN))
+
+
 def test_two_cpus_at_the_same_time_share_one_rate(world: World) -> None:
-    """Within 2 percent of the rate, each CPU sending as fast as it can (SECONDS= of real time)."""
+    """Within 2 percent of the rate, each CPU sending as fast as it can (POLICED_SECONDS= of real time)."""
     cpus = two_cpus()
     world.apply(policed(FAST))
     frame, port = bytes(LAN.frame(sized(OCTETS))), ifindex(LAN)
@@ -258,6 +264,7 @@ def test_two_cpus_at_the_same_time_share_one_rate(world: World) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+    drain(world, FAST, frame)  # of what came while the last thread was waited for
     passed = (time.monotonic_ns() - began) / 1e9
     found = accepted(world) - before
     print(f"{found * 8 / passed / 1e6:.1f} Mbit/s over {passed:.1f} s, the first {FAST.burst} bytes included")
