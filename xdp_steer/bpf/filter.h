@@ -124,7 +124,7 @@ static __always_inline u32 filter_packet(struct meta *m, u32 filter, const struc
 	if (row->action != FILTER_ACCEPT)
 		reason = row->action == FILTER_REJECT ? REASON_FILTER_REJECT : REASON_FILTER_DISCARD;
 	if (more->policer) {
-		colour = police(m->bank, more->policer - 1, octets, dscp);
+		colour = apply_policer(m->bank, more->policer - 1, octets, dscp);
 		if (colour == DISCARD_COLOUR)
 			reason = REASON_FILTER_POLICED;
 		else if (colour != KEEP_DSCP)

@@ -125,7 +125,7 @@ static __always_inline u32 meter(struct policer *p, struct policer_state *state,
 }
 
 /* What becomes of a packet by a policer: its DSCP, KEEP_DSCP, or DISCARD_COLOUR. */
-static __always_inline u8 police(u32 bank, u32 index, u32 octets, u8 dscp)
+static __always_inline u8 apply_policer(u32 bank, u32 index, u32 octets, u8 dscp)
 {
 	u32 place = bank * MAX_POLICERS + (index & (MAX_POLICERS - 1)), number, colour;
 	struct policer *p = policers.lookup(&place);
