@@ -237,6 +237,7 @@ class Stage(IntEnum):
     NAT64_ERROR = 13
     FILTER = 14
     HOST_FILTER = 15
+    COOKIE = 16
 
 
 class EgressStage(IntEnum):

@@ -44,6 +44,7 @@ _STAGES = (
     Stage.NAT64_ERROR,
     Stage.FILTER,
     Stage.HOST_FILTER,
+    Stage.COOKIE,
 )
 _CLEAR = ("decrypted", "routed_in", "routed_out")
 """The fields of :class:`ClearPrograms`, and the names of their pins."""

@@ -205,6 +205,10 @@ class Reason(IntEnum):
     """Its source has too many sessions: dropped by a screen."""
     SCREEN_SESSIONS_DESTINATION = 107
     """Its destination has too many sessions: dropped by a screen."""
+    SCREEN_SYN_COOKIE = 108
+    """More TCP SYNs from its zone than allowed in a window: answered with a cookie."""
+    SCREEN_COOKIE_VALID = 109
+    """A TCP ACK with a cookie: its source is believed from then on, and the connection is reset."""
 
     FILTER_DISCARD = 122
     """A term of an input filter or of the host filter discards it."""

@@ -44,6 +44,8 @@ class Screen(IntEnum):
     IP_SWEEP = 15
     SESSIONS_SOURCE = 16
     SESSIONS_DESTINATION = 17
+    SYN_COOKIE = 18
+    """No screen by itself: what a flood of SYNs is met with."""
 
     @property
     def label(self) -> str:
@@ -53,7 +55,7 @@ class Screen(IntEnum):
 
 AT_ARRIVAL = frozenset(screen for screen in Screen if screen <= Screen.SYN_DESTINATION)
 """For every packet that comes in."""
-WITHOUT_SESSION = frozenset({Screen.PORT_SCAN, Screen.IP_SWEEP})
+WITHOUT_SESSION = frozenset({Screen.PORT_SCAN, Screen.IP_SWEEP, Screen.SYN_COOKIE})
 """For packets that belong to no session."""
 OF_SESSIONS = frozenset({Screen.SESSIONS_SOURCE, Screen.SESSIONS_DESTINATION})
 """For flows that are about to become one."""

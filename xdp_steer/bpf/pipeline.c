@@ -12,6 +12,7 @@
 #include <uapi/linux/ip.h>
 #include <uapi/linux/ipv6.h>
 #include <uapi/linux/pkt_cls.h>
+#include <uapi/linux/tcp.h>
 #include <uapi/linux/udp.h>
 
 #include "maps.h"
@@ -45,6 +46,7 @@
 #include "nat64_error.h"
 #include "egress.h"
 #include "decrypted.h"
+#include "cookie.h"
 #include "screen.h"
 #include "screen_new.h"
 #include "policer.h"
