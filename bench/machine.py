@@ -71,7 +71,8 @@ BEYOND_REACH = 1_000_000_000
 """A threshold that no measurement comes to."""
 _OFF = {field.name: field.default for field in fields(Screens)}
 EVERY_SCREEN = Screens(
-    "every", **{name: True if _OFF[name] is False else BEYOND_REACH for name in (s.name.lower() for s in Screen)}
+    "every",
+    **{name: True if _OFF[name] is False else BEYOND_REACH for name in (s.name.lower() for s in Screen)},
 )
 SAS = 1000
 FIRST_SPI = 0x100

@@ -396,8 +396,8 @@ def unmappable() -> Iterator[Case]:
     yield Case("source", name, LAN, packet, TX, answer(packet, LAN, LAN.own(6), "source"), rules=NPTV6)
 
 
-OF_FILTERS = {Stage.FILTER, Stage.HOST_FILTER}
-"""test_filters.py."""
+OF_OTHER_TESTS = {Stage.FILTER, Stage.HOST_FILTER, Stage.COOKIE}
+"""test_filters.py, test_syn_cookies.py."""
 OF_NAT64 = {Stage.NAT64_TO_IPV4, Stage.NAT64_TO_IPV6, Stage.NAT64_ERROR}
 """Their cases are in :func:`not_for_nat64`."""
 
@@ -461,7 +461,7 @@ def no_stage() -> Iterator[Case]:
             Stage.SCREEN_NEW: tcp(here, there),
             Stage.SESSION_LIMIT: tcp(here, there),
         }
-        assert packets.keys() == set(Stage) - OF_NAT64 - OF_FILTERS
+        assert packets.keys() == set(Stage) - OF_NAT64 - OF_OTHER_TESTS
         for stage, packet in packets.items():
             name, without = f"{stage.name.lower()} v{v}", ("stages", stage)
             opens, counts = ("self", ("lan",)) if stage is Stage.FORWARD else (None, ())
@@ -597,8 +597,8 @@ OF_TUNNELS = {
 }
 
 
-OF_SCREENS = {Reason(Reason.SCREEN_LAND + screen) for screen in Screen}
-"""test_screens.py, test_screen_thresholds.py."""
+OF_SCREENS = {Reason(Reason.SCREEN_LAND + screen) for screen in Screen} | {Reason.SCREEN_COOKIE_VALID}
+"""test_screens.py, test_screen_thresholds.py, test_syn_cookies.py."""
 
 
 def test_every_reason_of_the_firewall_has_a_case() -> None:

@@ -156,7 +156,7 @@ def _zones(random: Random) -> tuple[Zone, ...]:
 def _screens(random: Random, name: str, chance: float) -> Screens:
     """Each switch is on by that chance, and a few thresholds: with all of them the first would hide the others."""
     switches = {screen.name.lower(): random.random() < chance for screen in Screen if screen <= Screen.PING_OF_DEATH}
-    counting = [screen for screen in Screen if screen > Screen.PING_OF_DEATH]
+    counting = [screen for screen in Screen if Screen.PING_OF_DEATH < screen < Screen.SYN_COOKIE]
     thresholds = {screen.name.lower(): random.choice((1, 1, 2, 4)) for screen in random.sample(counting, 4)}
     return Screens(name, **switches, **thresholds, window=WINDOW, alarm_only=random.random() < 0.3)
 

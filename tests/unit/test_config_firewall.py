@@ -241,7 +241,8 @@ def test_the_edges() -> None:
 def test_screens() -> None:
     rules = ruleset(GOOD / "screens.toml")
     assert [zone.screen for zone in rules.zones] == ["outside", None]
-    outside, watched, counted, limited = rules.screens
+    outside, met, watched, counted, limited = rules.screens
+    assert met == Screens("met", syn_flood=500, syn_cookie=True)
     assert outside == Screens("outside", land=True, no_flag=True)
     assert watched == Screens("watched", ping_of_death=True, alarm_only=True)
     assert counted == Screens(
@@ -261,6 +262,7 @@ def test_screens() -> None:
     shown = describe(rules)["screens"]
     assert shown == [
         {"name": "outside", "action": "drop", "window": 1, "screens": ["land", "no flag"]},
+        {"name": "met", "action": "drop", "window": 1, "screens": ["syn flood 500", "syn cookie"]},
         {"name": "watched", "action": "alarm", "window": 1, "screens": ["ping of death"]},
         {
             "name": "counted",
