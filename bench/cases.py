@@ -33,6 +33,7 @@ from bench.machine import (
     ifindex,
 )
 from bench.rearm import Entry
+from ipsec_gw.model.screens import Screens
 from xdp_steer.flow_layout import FlowKeyLeaf
 from xdp_steer.prog_run import XdpAction
 from xdp_steer.reasons import Reason
@@ -45,6 +46,8 @@ NAT."""
 STALE_COUNT = 100_000
 TWO_RULES = Rules()
 SCREENED = Rules(screen=EVERY_SCREEN)
+COOKIES = Screens("cookies", syn_flood=1, syn_cookie=True, window=60)
+FILTERED = {"filter with 32 terms": Rules(terms=32), "filter, policer": Rules(terms=32, policed=True)}
 PORT_STEP = 40503
 _CLIENT4, _CLIENT6 = "10.127.0.1", "2001:db8:c::1"
 _PAYLOAD = Raw(bytes(64))
@@ -74,6 +77,7 @@ class Case:
 
     ``target`` is how many times the baseline it may cost. ``opens``: every packet begins a session. ``session`` is one
     whose route must not be looked up; ``due``: all routes are looked up. ``source`` is what the sender must become.
+    ``cut``: the packet becomes a shorter one that goes back, and the first ones of a measurement do not.
     """
 
     name: str
@@ -91,6 +95,7 @@ class Case:
     due: bool = False
     session: FlowKeyLeaf | None = None
     source: str | None = None
+    cut: bool = False
 
 
 def _lan(ip: Packet) -> Packet:
@@ -161,6 +166,12 @@ def screened() -> Iterator[Case]:
     odd = _lan(_v4() / TCP(sport=1024, dport=443, flags="SF"))
     yield Case("screen drop, LAND", land, XdpAction.DROP, Reason.SCREEN_LAND, 5, rules=SCREENED)
     yield Case("screen drop, SYN+FIN", odd, XdpAction.DROP, Reason.SCREEN_SYN_FIN, 5, rules=SCREENED)
+    for version, ip in ((4, _v4()), (6, _v6())):
+        syn = _lan(ip / TCP(sport=1024, dport=443, flags="S"))
+        yield Case(
+            f"SYN cookie answer, IPv{version}", syn, XdpAction.TX, Reason.SCREEN_SYN_COOKIE,
+            entry=Entry.SAME, rules=Rules(screen=COOKIES), cut=True,
+        )  # fmt: skip
 
 
 def new() -> Iterator[Case]:
@@ -187,6 +198,8 @@ def established(machine: Machine) -> Iterator[Case]:
         machine.keep_fresh(key)
         yield _established(f"established TCP, IPv{version}", tcp, key)
         yield _established(f"established TCP, IPv{version}, screens", tcp, key, rules=SCREENED)
+        for name, rules in FILTERED.items():
+            yield _established(f"established TCP, IPv{version}, {name}", tcp, key, rules=rules, target=None)
         udp = _lan(ip / UDP(sport=1024, dport=53))
         machine.exchange([("lan0", udp), ("wan0", _reply(udp))])
         key = machine.key(client, server, (1024, 53), 17, "lan")

@@ -26,8 +26,8 @@ struct arm {
 	__u32 count;	/* numbers before they begin again */
 	__u32 number;	/* of the next packet */
 	__u32 step;	/* the source port is number * step, 0: it stays */
-	__u32 length;	/* of the frame: NAT64 makes it longer or shorter in front */
-	__u32 reserved;
+	__u32 length;	/* of the frame: NAT64 makes it longer or shorter in front, answers cut it */
+	__u32 cut;	/* 1: it is restored behind */
 };
 
 struct base_key {
@@ -75,7 +75,8 @@ static __always_inline struct arm *restore(struct xdp_md *ctx)
 	struct arm *arm = bpf_map_lookup_elem(&arms, &zero);
 
 	if (arm && length != arm->length) {
-		if (bpf_xdp_adjust_head(ctx, (int)length - (int)arm->length))
+		if (arm->cut ? bpf_xdp_adjust_tail(ctx, (int)arm->length - (int)length)
+			     : bpf_xdp_adjust_head(ctx, (int)length - (int)arm->length))
 			return NULL;
 		data = (void *)(long)ctx->data;
 	}

@@ -44,7 +44,7 @@ class Arm(ctypes.Structure):
         ("number", ctypes.c_uint32),
         ("step", ctypes.c_uint32),
         ("length", ctypes.c_uint32),
-        ("reserved", ctypes.c_uint32),
+        ("cut", ctypes.c_uint32),
     )
 
 

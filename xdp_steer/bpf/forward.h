@@ -32,9 +32,10 @@ int stage_forward(struct xdp_md *ctx)
 	if (!m)
 		return drop(ctx, REASON_NO_STAGE);
 	if (m->flags & META_TO_SELF) {
-		if (rewrite((void *)(long)ctx->data, (void *)(long)ctx->data_end, m) != NEXT)
+		if (!(m->in_flags & PORT_HOST_FILTER) &&
+		    rewrite((void *)(long)ctx->data, (void *)(long)ctx->data_end, m) != NEXT)
 			return drop(ctx, REASON_MALFORMED);
-		return pass(ctx, REASON_HOST);
+		return deliver(ctx, m, REASON_HOST);
 	}
 	if (!(m->flags & META_LOOKED)) {
 		zone = m->out_zone;

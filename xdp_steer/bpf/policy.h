@@ -68,7 +68,7 @@ static __always_inline int police(struct xdp_md *ctx, struct meta *m, bool group
 		if (!group)
 			return go(ctx, STAGE_CREATE);
 		count_rule(m->rule, m->length);
-		return pass(ctx, REASON_HOST);
+		return deliver(ctx, m, REASON_HOST);
 	}
 	if (!matched)
 		return refuse(ctx, m, action, REASON_DEFAULT_DENY);
