@@ -75,7 +75,7 @@ class Carriers:
 
 
 def selector_of(flow: Flow) -> Selector:
-    """One packet's. A flow of ICMP has an identifier in place of type and code: it fits selectors without them alone."""
+    """One packet's. Of ICMP a flow has an identifier, not type and code: only selectors without them fit."""
     networks = ip_network(flow.source), ip_network(flow.destination)
     return Selector(
         *networks, flow.protocol, PortMatch(flow.source_port, 0xFFFF), PortMatch(flow.destination_port, 0xFFFF)
