@@ -35,6 +35,11 @@ class VppPaths:
         return self.folder / "plan.json"
 
     @property
+    def options(self) -> Path:
+        """With which options of the command line VPP was started last: see :mod:`vpp_conf.start_options`."""
+        return self.folder / "options.json"
+
+    @property
     def api_socket(self) -> Path:
         return self.folder / "api.sock"
 

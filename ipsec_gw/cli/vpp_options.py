@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from vpp_conf.locate import VppInstallation, locate_vpp
+from vpp_conf.start_options import StartOptions
 from vpp_conf.startup.drop_in import DEFAULT_DROP_IN
 from vpp_conf.startup.files import Files
 from vpp_conf.startup.machine import Machine
@@ -21,6 +24,7 @@ from vpp_conf.tuning.values import Tuning
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _DEFAULTS = Needs()
+_GIVEN = frozenset({ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT})
 
 _NEEDS = (
     click.option(
@@ -69,6 +73,13 @@ def needs_words(needs: Needs) -> tuple[str, ...]:
     ]
     words += [word for interface in needs.interfaces for word in ("--interface", interface)]
     return (*words, *(() if needs.qat else ("--no-qat",)))
+
+
+def changed_options(ctx: click.Context, options: StartOptions) -> StartOptions:
+    """The same options, with those in place that this call of the command was given."""
+    given = {name: value for name, value in ctx.params.items() if ctx.get_parameter_source(name) in _GIVEN}
+    files = {name: given.pop(name) for name in ("drop_in", "tuning") if name in given}
+    return replace(options, needs=replace(options.needs, **given), **files)
 
 
 def with_machine(command: Command) -> Command:
