@@ -47,7 +47,8 @@ class Owner(StrEnum):
 class EngineOffer:
     """The part of an engine's capabilities that decides eligibility.
 
-    ``absent`` is empty while the engine can be used, else the reason why nothing is given to it.
+    ``absent`` is empty while the engine can be used, else the reason why nothing is given to it. ``asleep`` is the same
+    of an engine that is started when it is needed: it is told of SAs that nothing else keeps in the kernel.
     """
 
     name: EngineName
@@ -56,6 +57,7 @@ class EngineOffer:
     udp_encap: bool
     max_replay_window: int
     absent: str = ""
+    asleep: str = ""
 
 
 MOVED = "moved to the kernel by `ipsec-gw fallback`: `ipsec-gw return` gives it back"
@@ -136,6 +138,12 @@ def desired(
     return Desired(_levelled(objects), tuple(verdicts))
 
 
+def needs_engine(offer: EngineOffer, settings: Settings, snapshot: Snapshot) -> bool:
+    """Whether there is an SA for the engine, whether it is there or not."""
+    there = replace(offer, absent="", asleep="")
+    return any(isinstance(obj, EngineSa) for obj in desired(there, settings, snapshot).objects.values())
+
+
 def _levelled(objects: Mapping[ObjectKey, ManagedObject]) -> dict[ObjectKey, ManagedObject]:
     """Leads to one destination share its route, and so its MTU: the smallest holds."""
     smallest: dict[IpNetwork, int] = {}
@@ -166,6 +174,9 @@ def _held(
 
     What is still to be learned is no reason to give it to the kernel: used there, its key would be lost for the engine.
     """
+    if offer.asleep:
+        observed = settings.choices.observes(names, lineage.key.remote)
+        return Owner.KERNEL, f"engine {offer.name} could carry it, but {observed}" if observed else offer.asleep
     if settings.by_name and not names:
         return Owner.PENDING, "charon has not told yet which connection it belongs to"
     if observed := settings.choices.observes(names, lineage.key.remote):

@@ -208,6 +208,22 @@ def test_the_packaged_unit_of_vpp_is_disabled_first(tmp_path: Path) -> None:
     assert lines == [f"now: {systemctl} disable vpp.service", f"     {systemctl} enable {VPP_UNIT}"]
 
 
+def test_a_vpp_that_the_daemon_starts_is_not_enabled(tmp_path: Path) -> None:
+    config = tmp_path / "etc/ipsec-gw/ipsec-gw.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text('[gateway]\nvpp = "needed"\n')
+    enable(tmp_path, VPP_UNIT)
+    said = call(tmp_path, "install").stdout.splitlines()
+    systemctl = f"systemctl --root={tmp_path}"
+    assert [line.removeprefix("now:").strip() for line in said[2:]] == [
+        f"{systemctl} disable {VPP_UNIT}",
+        f"{systemctl} enable {DAEMON_UNIT}",
+    ]
+    config.write_text("[gateway]\n")
+    said = call(tmp_path, "install").stdout.splitlines()
+    assert [line.removeprefix("now:").strip() for line in said[2:]] == [f"{systemctl} enable {DAEMON_UNIT}"]
+
+
 def test_on_this_machine_systemd_is_told_and_what_runs_is_restarted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
