@@ -77,7 +77,9 @@ class GuardCount:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """`show status --json`; counters by SA ("destination/spi"), and of packets by verdict."""
+    """`show status --json`; counters by SA ("destination/spi"), and of packets by verdict. ``life`` is about a VPP that
+    runs while it is needed; ``rescued`` are packets that the guard held back, by what became of them.
+    """
 
     engine: str
     note: str
@@ -85,6 +87,8 @@ class Status:
     steer: dict[str, SteerCount]
     guard: dict[str, GuardCount]
     verdicts: dict[str, int] = field(default_factory=dict)
+    life: str = ""
+    rescued: dict[str, int] = field(default_factory=dict)
 
 
 def parse_sas(text: str) -> tuple[ShownSa, ...]:
@@ -119,6 +123,8 @@ def parse_status(text: str) -> Status:
             steer={row["sa"]: SteerCount(row["toEngine"], row["toKernel"]) for row in data.get("steer") or ()},
             guard={row["sa"]: GuardCount(row["passed"], row["dropped"]) for row in data.get("guard") or ()},
             verdicts={reason: int(packets) for reason, packets in (data.get("verdicts") or {}).items()},
+            life=data["engine"].get("life", ""),
+            rescued=dict(data.get("rescued") or {}),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise GatewayMisbehaved(f"show status --json cannot be read ({error!r}): {text[:200]}") from error
@@ -143,11 +149,22 @@ def command() -> list[str]:
 class GatewayUnderTest:
     """`ipsec-gw run` in gateway A's namespace. Use :meth:`start`, and :meth:`off` whatever happened.
 
-    ``config`` is the text of its configuration file: without one, the gateway has no firewall.
+    ``config`` is the text of its configuration file: without one, the gateway has no firewall. ``on_demand``: it starts
+    VPP itself, by its configuration.
     """
 
-    def __init__(self, session: Session, namespace: str, vici: str, engine: str, config: str = "") -> None:
+    def __init__(
+        self,
+        session: Session,
+        namespace: str,
+        vici: str,
+        engine: str,
+        config: str = "",
+        *,
+        on_demand: bool = False,
+    ) -> None:
         self.engine = engine
+        self._on_demand = on_demand
         self._session, self._namespace, self._vici, self._config = session, namespace, vici, config
         self._daemon: Daemon | None = None
         self._vpp, self._off = False, False
@@ -174,7 +191,8 @@ class GatewayUnderTest:
         (self._session.run_dir / CONFIG).write_text(self._config or PLAIN)
         if self.engine == "vpp":
             self._vpp = True
-            await self._pinned("vpp", "up")
+            if not self._on_demand:
+                await self._pinned("vpp", "up")
         await self._run_daemon()
         await self.status_when(lambda _: True, FIREWALL_SECONDS if self._config else COMMAND_SECONDS, "an answer")
 

@@ -47,6 +47,7 @@ def scenarios() -> dict[str, Scenario]:
     from ipsec_gw.lab.scenarios.firewall import run as run_firewall  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.firewall_plain import run as run_firewall_plain  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.hang import run as run_hang  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.idle import run as run_idle  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.ipv6 import run as run_ipv6  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.junk import run as run_junk  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.nat_t import run as run_nat_t  # noqa: PLC0415
@@ -95,6 +96,11 @@ def scenarios() -> dict[str, Scenario]:
             "hang",
             "VPP is stopped under traffic: it is ended, and the kernel carries on",
             (Part("tunnel", topology.site_to_site, run_hang, vm_seconds=2400.0),),
+        ),
+        Scenario(
+            "idle",
+            "VPP runs only while it is needed: started for the first SA, stopped after the last, no packet lost",
+            (Part("tunnel", topology.site_to_site, run_idle, vm_seconds=1400.0),),
         ),
         Scenario(
             "daemon-kill",
