@@ -45,6 +45,7 @@ from ipsec_gw.ownership.attendant import Attendant, Service
 from ipsec_gw.ownership.demand import Demand
 from ipsec_gw.ownership.sentry import Sentry
 from ipsec_gw.reconcile.loop import reconcile_forever
+from vpp_conf.lifecycle import NO_CORE
 from vpp_conf.service import VppService
 from xdp_steer.gateway import Steering
 from xdp_steer.held import HeldReader
@@ -434,7 +435,7 @@ async def run(config: Config, paths: Paths, read: Callable[[], Config] = Config)
     ``read`` reads the configuration again when a reload is asked for.
     """
     check_machine(paths)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # keys are going to be in our memory: no core dumps
+    resource.setrlimit(resource.RLIMIT_CORE, NO_CORE)  # keys are going to be in our memory
     with lock.hold(paths.run_dir):
         while (ending := await _run_once(config, paths, read)) is Ending.REBUILD:
             try:

@@ -41,6 +41,7 @@ _NEEDS = (
     click.option("--mtu", type=click.IntRange(68), help="Default: the largest of the interfaces."),
     click.option("--workers", type=click.IntRange(0), help="Worker threads. Default: by cores and queues."),
     click.option("--qat/--no-qat", default=True, help="Use QAT if its virtual functions are there."),
+    click.option("--stats-group", help="A group whose members may read VPP's counters. Default: root alone."),
 )
 
 _MACHINE = (
@@ -67,9 +68,9 @@ def needs_words(needs: Needs) -> tuple[str, ...]:
     """The options that give these needs; what is as by default is left out."""
     words = [
         word
-        for name in ("sas", "tunnels", "sessions", "policies", "mtu", "workers")
+        for name in ("sas", "tunnels", "sessions", "policies", "mtu", "workers", "stats_group")
         if (value := getattr(needs, name)) != getattr(_DEFAULTS, name)
-        for word in (f"--{name}", str(value))
+        for word in (f"--{name.replace('_', '-')}", str(value))
     ]
     words += [word for interface in needs.interfaces for word in ("--interface", interface)]
     return (*words, *(() if needs.qat else ("--no-qat",)))

@@ -81,7 +81,7 @@ def test_what_must_hold_of_the_units(installation: Installation) -> None:
     lines = {unit: set(text.splitlines()) for unit, text in texts.items()}
     for unit in UNITS:
         assert texts[unit].startswith(MARKER)
-        assert {"LimitCORE=0", "LimitMEMLOCK=infinity", "KillMode=mixed"} <= lines[unit]
+        assert {"LimitCORE=1", "LimitMEMLOCK=infinity", "KillMode=mixed"} <= lines[unit]
         named = {line.partition("=")[0] for line in lines[unit]}
         assert not named & {"RuntimeDirectory", "PrivateNetwork", "PrivateTmp", "PrivateMounts", "MemoryMax"}
         assert not any(name.startswith(("Protect", "ReadOnly", "SystemCall", "MemoryDeny")) for name in named)
@@ -120,7 +120,7 @@ def test_the_commands_that_the_units_start_exist() -> None:
 
 def test_every_need_is_an_option_of_the_unit() -> None:
     """All needs differ from their defaults, and `vpp run` reads the words back as the same needs."""
-    odd = Needs(1, 2, 3, ("a",), 1400, 0, 4, False)
+    odd = Needs(1, 2, 3, ("a",), 1400, 0, 4, False, "monitor")
     default = Needs()
     assert all(getattr(odd, name) != getattr(default, name) for name in Needs.__dataclass_fields__)
     for command in ("run", "prepare"):

@@ -28,6 +28,7 @@ OWNED = frozenset(
         ("unix", "exec"),
         ("unix", "startup-config"),
         ("unix", "pidfile"),
+        ("unix", "gid"),
         ("api-segment", "prefix"),
         ("socksvr", "socket-name"),
         ("statseg", "socket-name"),
