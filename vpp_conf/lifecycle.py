@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from ipsec_gw.errors import EngineError, EngineUnavailable, EnvironmentMissing
+from vpp_conf import evidence
 from vpp_conf.locate import VppInstallation, locate_vpp
 from vpp_conf.paths import VppPaths
 from vpp_conf.permissions import close_folder, open_sockets, refuse_taken
-from vpp_conf.process import ProcessId, identify, recorded, service_of
+from vpp_conf.process import ProcessId, identify, noted, recorded, service_of
 from vpp_conf.start_failure import missing_hugepages
 from vpp_conf.startup.drop_in import DropIn, Merged
 from vpp_conf.startup.expectation import Expectation, expect, expectation_from_json, expectation_to_json
@@ -112,6 +113,7 @@ def up(
             _await_api(paths, running, deadline)
             return VppStatus(True, True, running.pid, installation.version, run_dir)
         refuse_taken(paths)
+        _keep_evidence(paths)
         _clean(paths)
         return _begin(_prepare(installation, paths, needs, drop_in, tuning), run_dir, deadline)
 
@@ -161,6 +163,7 @@ def run(
         if running is not None:
             raise EngineError(f"VPP runs already as process {running.pid} - stop it with `ipsec-gw vpp down`")
         refuse_taken(paths)
+        _keep_evidence(paths)
         _clean(paths)
         start = _prepare(installation, paths, needs, drop_in, tuning)
         _write(start)
@@ -266,10 +269,22 @@ def _begin(start: _Start, run_dir: Path, deadline: float) -> VppStatus:
 
 
 def _stop(paths: VppPaths, process: ProcessId | None) -> None:
+    if process is None:
+        _keep_evidence(paths)
+    else:
+        evidence.leave(paths, process)
     if process is not None and not process.stop(TERM_SECONDS, KILL_SECONDS):
         raise EngineError(f"VPP (pid {process.pid}) survives SIGKILL - look at `dmesg`")
     _clean(paths)
     paths.journal.unlink(missing_ok=True)
+
+
+def _keep_evidence(paths: VppPaths) -> None:
+    """Of a VPP that died while nobody watched it: the daemon was away, or there is none."""
+    found = noted(paths.pid_file)
+    if found is not None and not found.is_alive():
+        with suppress(OSError):  # a start does not fail for it
+            evidence.keep(paths, found, "it was found dead", {})
 
 
 def _write(start: _Start) -> None:
@@ -279,6 +294,7 @@ def _write(start: _Start) -> None:
     paths.startup.write_text(start.merged.text)
     paths.commands.write_text(render_commands(start.plan))
     paths.plan.write_text(expectation_to_json(expect(start.plan, start.merged.theirs)))
+    paths.leaving.unlink(missing_ok=True)
     if paths.log.exists():
         paths.log.replace(paths.old_log)
 
@@ -368,7 +384,7 @@ def _running(paths: VppPaths) -> ProcessId | None:
 
 def _clean(paths: VppPaths) -> None:
     """Remove what a VPP that is gone leaves behind. Its log and startup.conf stay for people to read."""
-    for path in (*paths.sockets, paths.pid_file, *paths.segments()):
+    for path in (*paths.sockets, paths.pid_file, paths.shown, paths.trace, *paths.segments()):
         path.unlink(missing_ok=True)
 
 

@@ -29,7 +29,7 @@ MAX_MOVED = 1024
 """SAs that are found to come from elsewhere, between two looks of user space."""
 
 HELD_FRAME_BYTES = 2048
-"""Longer frames are not kept: AF_XDP takes none of them on pages of 4 KiB without hugepages either."""
+"""A power of two. Longer frames are not kept: AF_XDP takes none of them on pages of 4 KiB without hugepages either."""
 HELD_RING_BYTES = 1 << 20
 """About 600 frames of 1,500 bytes."""
 

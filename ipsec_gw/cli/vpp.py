@@ -24,6 +24,7 @@ from ipsec_gw.cli.vpp_plan import print_checks, print_plan, print_refusal
 from ipsec_gw.cli.vpp_tune import tune
 from ipsec_gw.errors import ConfigError, EngineError, EnvironmentMissing
 from vpp_conf import lifecycle
+from vpp_conf.evidence import last
 from vpp_conf.lifecycle import VppStatus
 from vpp_conf.locate import locate_vpp
 from vpp_conf.paths import VppPaths
@@ -173,11 +174,15 @@ def status(options: Options, as_json: bool) -> None:
     """Is it running, does it answer, and is it what it was planned to be?"""
     state = lifecycle.status(options.run_dir)
     checks = _checks(options) if state.answering else []
+    kept = last(VppPaths(options.run_dir.resolve()))
     if as_json:
         answer = {"running": state.running, "answering": state.answering, "version": state.version}
-        _print_json(answer | {"checks": checks})
+        found = {"path": str(kept.path), "at": kept.at, "why": kept.why} if kept else None
+        _print_json(answer | {"checks": checks, "evidence": found})
         return
     _print(state)
+    if kept:
+        click.echo(f"the last one that was lost, {kept.at}: {kept.why} - see {kept.path}")
     print_checks(checks)
 
 

@@ -30,6 +30,7 @@ from vpp_conf.locate import locate_vpp
 from vpp_conf.paths import VppPaths
 from vpp_conf.raw_api import RawApi
 from vpp_conf.reality import planned_rx_mode
+from vpp_conf.recorder import Recorder
 from vpp_conf.records import SaRecord, TunnelRecord, hop_row, sa_row, tunnel_row
 from vpp_conf.traffic import TrafficReader
 from vpp_conf.tunnels import TunnelBuilder
@@ -203,7 +204,8 @@ class VppEngine:
 
     async def vitals(self) -> Vitals:
         """Of the VPP process that is connected."""
-        return await VppVitals.open(self._paths, self._api.process, self._traffic)
+        recorder = Recorder(self._paths, self._api)
+        return await VppVitals.open(self._paths, self._api.process, self._traffic, recorder)
 
     def _entries(self) -> dict[SaKey, SadEntry]:
         return {key: held.entry for key, held in self._inventory.sas.items()}

@@ -235,7 +235,8 @@ def test_the_status_of_a_vpp_without_its_plan_is_still_told(
         VppPaths(tmp_path).plan.write_text(content)
     result = CliRunner().invoke(cli, ["--run-dir", str(tmp_path), "vpp", "status", "--json"])
     assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout) == {"running": True, "answering": True, "version": "vpp v26.06", "checks": []}
+    state = {"running": True, "answering": True, "version": "vpp v26.06", "checks": [], "evidence": None}
+    assert json.loads(result.stdout) == state
     assert "plan.json cannot be read" in result.stderr
 
 

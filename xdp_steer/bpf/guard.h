@@ -53,7 +53,6 @@ static __always_inline u32 guard_verdict(struct guard_record *record, u32 *owner
 /* A full ring loses the frame, as if it had not been kept. */
 static __always_inline void keep_frame(struct __sk_buff *skb, struct sa_key *key, struct guard_record *record)
 {
-	/* 64 bits: clang compares a widened copy of less, and the verifier (6.1, 6.18) learns nothing of the original. */
 	u64 length = skb->len;
 	u32 slot = 0;
 	u64 now = bpf_ktime_get_ns();
@@ -64,10 +63,13 @@ static __always_inline void keep_frame(struct __sk_buff *skb, struct sa_key *key
 	kept->seen_ns = now;
 	kept->key = *key;
 	kept->ifindex = skb->ifindex;
-	if (length > HELD_FRAME_BYTES)
+	if (!length || length > HELD_FRAME_BYTES)
 		return;
-	asm volatile("" : "+r"(length));	/* clang makes one comparison of two, which neither of them follows */
-	if (!length || bpf_skb_load_bytes(skb, 0, kept->frame, length))
+	/* Changes nothing, but the verifier (6.1, 6.18) sees the bounds in it: of the comparisons clang makes one, of a
+	 * copy. Clang must not see that it changes nothing. */
+	asm volatile("" : "+r"(length));
+	length = ((length - 1) & (HELD_FRAME_BYTES - 1)) + 1;
+	if (bpf_skb_load_bytes(skb, 0, kept->frame, length))
 		return;
 	held.ringbuf_output(kept, offsetof(struct held_frame, frame) + length, 0);
 }
