@@ -48,7 +48,6 @@ from ipsec_gw.reconcile.loop import reconcile_forever
 from vpp_conf.lifecycle import NO_CORE
 from vpp_conf.service import VppService
 from xdp_steer.gateway import Steering
-from xdp_steer.held import HeldReader
 
 log = structlog.get_logger()
 
@@ -111,7 +110,6 @@ class Daemon:
         ears = (self._gateway.senses.monitor, self._gateway.senses.network)
         for ear in ears:
             loop.add_reader(ear.fileno(), ear.drain)
-        held = self._hear_held(loop)
         try:
             async with asyncio.TaskGroup() as tasks:
                 running = [
@@ -137,19 +135,7 @@ class Daemon:
         finally:
             for ear in ears:
                 loop.remove_reader(ear.fileno())
-            if held is not None:
-                loop.remove_reader(held.fileno())
-                held.close()
         return self._ending
-
-    def _hear_held(self, loop: asyncio.AbstractEventLoop) -> HeldReader | None:
-        """Take the frames that the guard holds back."""
-        rescue, plumbing = self._gateway.rescue, self._gateway.plumbing
-        if rescue is None or plumbing is None:
-            return None
-        held = HeldReader(plumbing.steering.held_map)
-        loop.add_reader(held.fileno(), lambda: rescue.take(held.read()))
-        return held
 
     async def answer(self, question: str) -> Any:
         """Answer the control socket: ``sas``, ``status``, ``history``, ``sessions``, ``firewall``, ``reload``,
@@ -283,7 +269,6 @@ class Daemon:
                 reason.label: count.packets for reason, count in (steering.verdicts() if steering else {}).items()
             },
             guardian=_guardian_view(gateway),
-            rescued=gateway.rescue.rescued if gateway.rescue is not None else None,
             netlinkOverruns=gateway.senses.monitor.overruns + gateway.senses.network.overruns,
             malformedMessages=gateway.senses.kernel.malformed + self._charon.malformed,
         )
@@ -293,8 +278,6 @@ class Daemon:
         if self._attendant is not None:
             self._needed = self._gateway.reconciler.needs_engine
         self._pass_done.set()
-        if self._gateway.rescue is not None:
-            self._gateway.rescue.look()
         state = "in sync" if self._gateway.reconciler.in_sync else "converging"
         carried = sum(1 for v in self._gateway.reconciler.decision.verdicts if not v.reason)
         status = f"STATUS={state}: {carried} of {len(self._gateway.reconciler.decision.verdicts)} SAs accelerated"

@@ -16,7 +16,7 @@ import structlog
 from pyroute2 import AsyncIPRoute
 
 from ipsec_gw.config.model import Config, EngineChoice
-from ipsec_gw.desired import Moved, Owner, Settings
+from ipsec_gw.desired import Moved, Settings
 from ipsec_gw.engines.kernel import KernelEngine
 from ipsec_gw.engines.port import Capabilities, Engine, EngineContext, Link
 from ipsec_gw.errors import EngineUnavailable, EnvironmentMissing, IpsecGwError, XfrmError
@@ -30,7 +30,7 @@ from ipsec_gw.mirror.changes import NetworkMonitor
 from ipsec_gw.mirror.kernel import Interface, KernelView
 from ipsec_gw.model.algorithms import ALGORITHMS
 from ipsec_gw.model.ids import EngineName, SaKey
-from ipsec_gw.model.objects import EngineSa, ManagedObject, ObjectKey
+from ipsec_gw.model.objects import ManagedObject, ObjectKey
 from ipsec_gw.model.snapshot import Snapshot
 from ipsec_gw.ownership import hand
 from ipsec_gw.ownership.bypass import Bypass, remove_bypass
@@ -41,8 +41,6 @@ from ipsec_gw.ownership.lead import LeadDriver
 from ipsec_gw.ownership.moves import MoveWatch
 from ipsec_gw.ownership.refusals import Refusals
 from ipsec_gw.ownership.rekey import RekeyPacer
-from ipsec_gw.ownership.rescue import Rescue, Way
-from ipsec_gw.ownership.senders import PacketSenders
 from ipsec_gw.ownership.steer import SteerDriver
 from ipsec_gw.ownership.uplink import ENGINE_END, KERNEL_END, raise_uplink, remove_tunnel_port, remove_uplink
 from ipsec_gw.reconcile.delta import DeltaTracker
@@ -122,21 +120,6 @@ class Gateway:
     moves: MoveWatch | None = None
     keeper: Keeper | None = None
     guardian: Guardian | None = None
-    rescue: Rescue | None = None
-
-    def way(self, key: SaKey) -> Way:
-        """Where packets of an outbound SA go now, for those that the guard held back."""
-        if self.link.up and key in self.reconciler.carried:
-            return Way.ENGINE
-        if key in self.reconciler.refusals.reasons():
-            return Way.NOWHERE  # an engine may have used its numbers
-        owner = next((v.owner for v in self.reconciler.decision.verdicts if v.sa.key == key), None)
-        return Way.KERNEL if owner is Owner.KERNEL else Way.WAIT
-
-    def engine_sa(self, key: SaKey) -> EngineSa | None:
-        """What the engine was to be told of an SA."""
-        sa = self.reconciler.decision.objects.get(key)
-        return sa if isinstance(sa, EngineSa) else None
 
     def is_local(self, key: SaKey) -> bool:
         """Whether an SA is inbound, as the last snapshot has it."""
@@ -224,19 +207,7 @@ async def build(config: Config, paths: Paths, charon: CharonWatcher, stack: Asyn
         undo.pop_all()
     stack.callback(plumbing.steering.close)
     stack.push_async_callback(engine.close)
-    gateway = replace(gateway, keeper=keeper, guardian=_guardian(senses.kernel, gateway.reconciler.history, stack))
-    return replace(gateway, rescue=_rescue(gateway, context, stack))
-
-
-def _rescue(gateway: Gateway, context: EngineContext, stack: AsyncExitStack) -> Rescue | None:
-    """Without packet sockets what is held back is lost, as it would be without a rescue."""
-    try:
-        senders = PacketSenders(context.up_kernel.name, context.up_kernel.mac, context.up_engine.mac)
-    except OSError as error:
-        gateway.reconciler.history.trouble(f"packets that are held back are lost, no packet socket opens: {error}")
-        return None
-    stack.enter_context(senders)
-    return Rescue(gateway.way, gateway.engine_sa, senders)
+    return replace(gateway, keeper=keeper, guardian=_guardian(senses.kernel, gateway.reconciler.history, stack))
 
 
 def _guardian(kernel: XfrmSocket, history: History, stack: AsyncExitStack) -> Guardian:

@@ -7,7 +7,7 @@ from enum import IntEnum, IntFlag
 from typing import Any
 
 from xdp_steer import libbpf
-from xdp_steer.layout import AddressLeaf, MapSpec, NothingLeaf, VerdictCountLeaf
+from xdp_steer.layout import AddressLeaf, MapSpec, VerdictCountLeaf
 
 MAX_TABLES = 3
 MAX_ROWS = 2048
@@ -506,6 +506,12 @@ class NameLeaf(ctypes.Structure):
     """UTF-8, ends with a zero byte."""
 
     _fields_ = (("name", ctypes.c_char * NAME_BYTES),)
+
+
+class NothingLeaf(ctypes.Structure):
+    """Keys and values of a ring buffer."""
+
+    _fields_ = ()
 
 
 _INDEX = ctypes.c_uint32

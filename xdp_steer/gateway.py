@@ -28,7 +28,6 @@ from xdp_steer.layout import (
     EXITS,
     GUARD_OWNER,
     GUARD_SEEN,
-    HELD,
     LOCAL_ADDRESSES,
     MOVED,
     STEER,
@@ -260,11 +259,6 @@ class Steering:
     def events_map(self) -> int:
         """Descriptor of the ring buffer, owned by this object."""
         return self._maps[EVENTS.name]
-
-    @property
-    def held_map(self) -> int:
-        """Descriptor of the ring buffer of frames that the guard held back, owned by this object."""
-        return self._maps[HELD.name]
 
     def lost_events(self) -> int:
         """Events that the full ring had no room for, since the maps were made."""

@@ -28,11 +28,6 @@ MAX_ADDRESSES = 4096
 MAX_MOVED = 1024
 """SAs that are found to come from elsewhere, between two looks of user space."""
 
-HELD_FRAME_BYTES = 2048
-"""A power of two. Longer frames are not kept: AF_XDP takes none of them on pages of 4 KiB without hugepages either."""
-HELD_RING_BYTES = 1 << 20
-"""About 600 frames of 1,500 bytes."""
-
 _V4_MAPPED = bytes(10) + b"\xff\xff"
 
 
@@ -155,23 +150,6 @@ class GuardRecordLeaf(ctypes.Structure):
     _fields_ = (("first_seen_ns", ctypes.c_uint64), ("passed", ctypes.c_uint64), ("dropped", ctypes.c_uint64))
 
 
-class HeldFrameLeaf(ctypes.Structure):
-    """``struct held_frame``."""
-
-    _fields_ = (
-        ("seen_ns", ctypes.c_uint64),
-        ("key", SaKeyLeaf),
-        ("ifindex", ctypes.c_uint32),
-        ("frame", ctypes.c_uint8 * HELD_FRAME_BYTES),
-    )
-
-
-class NothingLeaf(ctypes.Structure):
-    """Keys and values of a ring buffer."""
-
-    _fields_ = ()
-
-
 class ExitSlotLeaf(ctypes.Structure):
     """``struct exit_slot``; ``ifindex`` is 0 for none."""
 
@@ -208,25 +186,10 @@ STEER_COUNTS = MapSpec("steer_counts", libbpf.MAP_PERCPU_ARRAY, ctypes.c_uint32,
 GUARD_OWNER = MapSpec("guard_owner", libbpf.MAP_HASH, SaKeyLeaf, ctypes.c_uint32, MAX_SAS)
 GUARD_SEEN = MapSpec("guard_seen", libbpf.MAP_HASH, SaKeyLeaf, GuardRecordLeaf, MAX_SAS)
 LOCAL_ADDRESSES = MapSpec("local_addresses", libbpf.MAP_HASH, AddressLeaf, ctypes.c_uint32, MAX_ADDRESSES)
-HELD = MapSpec("held", libbpf.MAP_RINGBUF, NothingLeaf, NothingLeaf, HELD_RING_BYTES)
-HELD_SCRATCH = MapSpec("held_scratch", libbpf.MAP_PERCPU_ARRAY, ctypes.c_uint32, HeldFrameLeaf, 1)
 EXIT_SLOTS = MapSpec("exit_slots", libbpf.MAP_ARRAY, ctypes.c_uint32, ExitSlotLeaf, MAX_EXIT_SLOTS)
 EXITS = MapSpec("exits", libbpf.MAP_PROG_ARRAY, ctypes.c_uint32, ctypes.c_uint32, MAX_DOCKS)
 
-MAPS = (
-    CONTROL,
-    VERDICTS,
-    STEER,
-    MOVED,
-    STEER_COUNTS,
-    GUARD_OWNER,
-    GUARD_SEEN,
-    LOCAL_ADDRESSES,
-    HELD,
-    HELD_SCRATCH,
-    EXIT_SLOTS,
-    EXITS,
-)
+MAPS = (CONTROL, VERDICTS, STEER, MOVED, STEER_COUNTS, GUARD_OWNER, GUARD_SEEN, LOCAL_ADDRESSES, EXIT_SLOTS, EXITS)
 
 
 def c_defines() -> str:
@@ -235,7 +198,6 @@ def c_defines() -> str:
     lines += [f"#define CONTROL_{slot.name} {slot.value}" for slot in Control]
     lines += [f"#define MAX_CONTROL {MAX_CONTROL}", f"#define MAX_SAS {MAX_SAS}", f"#define MAX_DOCKS {MAX_DOCKS}"]
     lines += [f"#define MAX_MOVED {MAX_MOVED}"]
-    lines += [f"#define HELD_FRAME_BYTES {HELD_FRAME_BYTES}", f"#define HELD_RING_BYTES {HELD_RING_BYTES}"]
     lines += [f"#define MAX_ADDRESSES {MAX_ADDRESSES}", f"#define MAX_EXIT_SLOTS {MAX_EXIT_SLOTS}"]
     return "\n".join([*lines, ""])
 

@@ -116,9 +116,6 @@ def status(options: Options, as_json: bool) -> None:
     if guardian := answer["guardian"]:
         cost = f"{guardian['written']:,} of {guardian['carried']:,} SAs written in {guardian['seconds'] * 1000:.0f} ms"
         facts.add_row("kept warm", f"{cost}  [yellow]{'the kernel has taken over' if guardian['takenOver'] else ''}[/]")
-    if (rescued := answer["rescued"]) and any(rescued.values()):
-        sent = f"{rescued['by_engine']:,} sent by the engine, {rescued['by_kernel']:,} by the kernel"
-        facts.add_row("held back", f"{sent}, {rescued['lost']:,} lost, {rescued['waiting']:,} waiting")
     if answer["malformedMessages"]:
         facts.add_row("unreadable", f"[yellow]{answer['malformedMessages']:,}[/] messages of the kernel or charon")
     console.print(facts)

@@ -78,7 +78,7 @@ class GuardCount:
 @dataclass(frozen=True, slots=True)
 class Status:
     """`show status --json`; counters by SA ("destination/spi"), and of packets by verdict. ``life`` is about a VPP that
-    runs while it is needed; ``rescued`` are packets that the guard held back, by what became of them.
+    runs while it is needed.
     """
 
     engine: str
@@ -88,7 +88,6 @@ class Status:
     guard: dict[str, GuardCount]
     verdicts: dict[str, int] = field(default_factory=dict)
     life: str = ""
-    rescued: dict[str, int] = field(default_factory=dict)
 
 
 def parse_sas(text: str) -> tuple[ShownSa, ...]:
@@ -124,7 +123,6 @@ def parse_status(text: str) -> Status:
             guard={row["sa"]: GuardCount(row["passed"], row["dropped"]) for row in data.get("guard") or ()},
             verdicts={reason: int(packets) for reason, packets in (data.get("verdicts") or {}).items()},
             life=data["engine"].get("life", ""),
-            rescued=dict(data.get("rescued") or {}),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise GatewayMisbehaved(f"show status --json cannot be read ({error!r}): {text[:200]}") from error

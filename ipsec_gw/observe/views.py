@@ -11,7 +11,6 @@ from ipsec_gw.engines.port import Counters
 from ipsec_gw.model.ids import Direction, EngineName, SaKey
 from ipsec_gw.model.snapshot import ChildName
 from ipsec_gw.ownership.budget import NonceBudget
-from ipsec_gw.ownership.rescue import Rescued
 from ipsec_gw.reconcile.record import Record
 
 
@@ -114,8 +113,7 @@ class GuardianView:
 @dataclass(frozen=True, slots=True)
 class StatusView:
     """The daemon at a glance. ``verdicts`` are packets at XDP and TC egress by the reason's label, as ``unknown-spi``;
-    zeros are in it as well. ``rescued`` is what became of packets that the guard held back. ``malformedMessages`` came
-    from the kernel's XFRM or from charon and could not be read.
+    zeros are in it as well. ``malformedMessages`` came from the kernel's XFRM or from charon and could not be read.
     """
 
     version: str
@@ -129,7 +127,6 @@ class StatusView:
     docks: tuple[DockView, ...]
     verdicts: Mapping[str, int]
     guardian: GuardianView | None
-    rescued: Rescued | None
     netlinkOverruns: int  # noqa: N815
     malformedMessages: int  # noqa: N815
 

@@ -125,11 +125,6 @@ class Reconciler:
         return held or needs_engine(self._link.offer, self.decided, self.snapshot)
 
     @property
-    def carried(self) -> frozenset[SaKey]:
-        """Outbound SAs of the tunnels that are in place."""
-        return frozenset(obj.outbound for obj in self._tracker.in_place.values() if isinstance(obj, Tunnel))
-
-    @property
     def empty(self) -> bool:
         """True if nothing is known to be in place."""
         return not self._stale and not self._tracker.in_place

@@ -12,15 +12,12 @@ from pathlib import Path
 
 import pytest
 from pyroute2 import IPRoute
-from scapy.packet import Raw
 from xdp_kit import DEADLINE, MARKER, Wire, await_frames, esp, ip
 
 from ipsec_gw.errors import EnvironmentMissing, SteeringError
 from ipsec_gw.model.ids import SaKey
-from xdp_steer import dock, guard, layout, libbpf, pipeline
+from xdp_steer import dock, guard, libbpf, pipeline
 from xdp_steer.gateway import DockCount, GuardCount, Reason, Role, Steering
-from xdp_steer.held import HeldReader
-from xdp_steer.layout import HELD_RING_BYTES
 from xdp_steer.xsk import XskSocket
 
 pytestmark = pytest.mark.root
@@ -512,73 +509,11 @@ class TestGuard:
         assert self.sent(wire, KNOWN.spi)
         assert steering.guard_counters() == {KNOWN: GuardCount(2, 0)}  # the same program once more
 
-    def test_what_is_held_back_is_kept_whole(self, steering: Steering, wire: Wire) -> None:
-        steering.claim(KNOWN)
-        reader = fresh_reader(steering)
-        before = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        frames = [
-            esp(KNOWN.spi, seq=number) / Raw(bytes(size)) for number, size in ((1, 0), (2, 1), (3, 777), (4, 1400))
-        ]
-        for frame in frames:
-            wire.emit(frame)
-        assert not self.sent(wire, KNOWN.spi)
-        kept = reader.read()
-        assert [one.frame for one in kept] == [*map(bytes, frames), bytes(esp(KNOWN.spi))]
-        assert {(one.key, one.ifindex) for one in kept} == {(KNOWN, ifindex(wire.near))}
-        times = [one.seen_ns for one in kept]
-        assert before <= times[0] <= times[-1] <= time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        assert times == sorted(times)
-        assert reader.read() == ()
-        steering.release(KNOWN)
-        assert self.sent(wire, KNOWN.spi)
-        assert reader.read() == (), "what passes is not kept"
-        reader.close()
-
-    def test_frames_are_kept_only_around_an_sas_first(self, steering: Steering, wire: Wire) -> None:
-        steering.claim(KNOWN)
-        reader = fresh_reader(steering)
-        wire.emit(esp(KNOWN.spi))
-        assert not self.sent(wire, KNOWN.spi)
-        assert len(reader.read()) == 2
-        let_time_pass(steering, KNOWN, 11.0)
-        assert not self.sent(wire, KNOWN.spi), "it is held back all the same"
-        assert reader.read() == ()
-        assert steering.guard_counters()[KNOWN].dropped == 3
-        reader.close()
-
-    def test_a_full_ring_holds_back_and_keeps_nothing_more(self, steering: Steering, wire: Wire) -> None:
-        steering.claim(KNOWN)
-        reader = fresh_reader(steering)
-        large = esp(KNOWN.spi) / Raw(bytes(1400))
-        count = HELD_RING_BYTES // len(large) + 10
-        for _ in range(count):
-            wire.emit(large)
-        assert not self.sent(wire, KNOWN.spi)
-        kept = reader.read(count + 10)
-        assert 500 < len(kept) < count
-        assert steering.guard_counters()[KNOWN].dropped == count + 1
-        reader.close()
-
     def test_verdicts_are_counted(self, steering: Steering, wire: Wire) -> None:
         before = steering.verdicts()[Reason.GUARD_ENGINE].packets
         steering.claim(KNOWN)
         self.sent(wire, KNOWN.spi)
         assert steering.verdicts()[Reason.GUARD_ENGINE].packets == before + 1
-
-
-def fresh_reader(steering: Steering) -> HeldReader:
-    """Without the frames of other tests: the ring outlives them."""
-    reader = HeldReader(steering.held_map)
-    reader.read(1 << 16)
-    return reader
-
-
-def let_time_pass(steering: Steering, key: SaKey, seconds: float) -> None:
-    """As if the guard had seen the SA's first packet so much earlier."""
-    seen, leaf = steering._maps[layout.GUARD_SEEN.name], layout.SaKeyLeaf.of(key)
-    record = libbpf.map_lookup(seen, leaf, layout.GuardRecordLeaf())
-    record.first_seen_ns -= int(seconds * 1e9)
-    libbpf.map_update(seen, leaf, record)
 
 
 def libbpf_control_zero(steering: Steering) -> None:

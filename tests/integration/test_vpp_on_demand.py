@@ -5,22 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from ipsec_gw.engines.soft.esp import EspPayload, EspTransform
-from ipsec_gw.engines.soft.packets import PROTOCOL_ESP, OuterHeader, build_outer
 from ipsec_gw.engines.vpp import VppEngine
 from ipsec_gw.gateway import VPP_ABILITIES
 from ipsec_gw.ownership.attendant import Attendant
 from ipsec_gw.ownership.demand import Demand
 from ipsec_gw.ownership.engine_link import EngineLink
-from ipsec_gw.ownership.rescue import Rescue, Rescued, Way
-from ipsec_gw.ownership.senders import PacketSenders
-from tests.contract.values import make_site, oracle, outbound_packet
-from tests.contract.world import WAN, Wire, World
+from tests.contract.values import make_site, outbound_packet
+from tests.contract.world import World
 from tests.integration.conftest import Box, until
 from vpp_conf import lifecycle
 from vpp_conf.paths import VppPaths
@@ -29,7 +24,6 @@ from vpp_conf.service import VppService
 from vpp_conf.start_options import StartOptions, remember
 from vpp_conf.startup.expectation import expectation_from_json
 from vpp_conf.startup.values import Needs
-from xdp_steer.held import HeldReader
 
 pytestmark = [pytest.mark.root, pytest.mark.vpp, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
 BPFFS = Path("/sys/fs/bpf")
@@ -97,38 +91,6 @@ async def test_it_is_started_carries_and_is_stopped(world: World) -> None:
     assert expectation_from_json(paths.plan.read_text()).workers == ()
     assert told == []
     await link.engine.close()
-
-
-async def test_what_the_kernel_encrypted_too_early_goes_out_by_vpp(world: World) -> None:
-    """The guard drops it, and the packet arrives all the same, with a number of VPP's."""
-    lifecycle.up(world.run_dir)
-    engine = VppEngine(world.context)
-    await engine.open()
-    site = await make_site(engine)
-    out = site.outbound
-    world.steering.set_engine(True)
-    world.steering.claim(out.key)
-    held = HeldReader(world.steering.held_map)
-    kernel = EspTransform(out.key.spi, out.algorithm, out.secret, out.salt, esn=out.esn)
-    sender = Wire(WAN)
-    for number in (1, 2, 3):
-        esp = kernel.seal(number + (1 << 27), bytes(7) + bytes([number]), EspPayload(4, bytes(outbound_packet(number))))
-        outer = OuterHeader(out.source.packed, out.key.destination.packed, PROTOCOL_ESP, 0, True, number)
-        with suppress(OSError):  # a drop is told as ENOBUFS
-            sender.send_raw(bytes(12) + b"\x08\x00" + build_outer(outer, len(esp)) + esp)
-    sender.close()
-    up = world.context
-    with PacketSenders(up.up_kernel.name, up.up_kernel.mac, up.up_engine.mac) as senders:
-        rescue = Rescue(lambda _key: Way.ENGINE, lambda _key: out, senders)
-        rescue.take(held.read())
-        assert rescue.rescued == Rescued(by_engine=3)
-        peer = oracle(out)
-        for number in (1, 2, 3):
-            frame = world.ciphertext(out.key.spi)
-            assert frame["ESP"].seq == number, "VPP counts for itself"
-            assert peer.decrypt(frame["IP"])["IP"].id == number
-    held.close()
-    await engine.close()
 
 
 def test_the_daemon_has_none_without_an_sa_and_stops_one_that_nothing_needs(box: Box, vpp: None) -> None:

@@ -44,7 +44,6 @@ async def status(*, gone: bool | None = None) -> dict[str, Any]:
         steering=Steering(),
         plumbing=None if gone is None else plumbing,
         guardian=None if gone is None else SimpleNamespace(last=Tick(1000, 21, 0.0123)),
-        rescue=None,
         link=SimpleNamespace(
             capabilities=None, offer=SimpleNamespace(name=EngineName.KERNEL, absent=""), trouble="", up=True
         ),

@@ -8,16 +8,11 @@
  * knows whether any number of that key has left. It fails open: with the daemon dead, the kernel sends. So it does with
  * an engine that is gone for certain (the dock of its plaintext says so): the kernel's number is far ahead of the engine's.
  *
- * What is dropped while an SA changes hands is kept for user space, which has the packet sent by the owner. Only around
- * the first packet that is seen of an SA: later ones have no business here, and nobody should be kept busy with them.
- *
  * Of a packet in fragments only the first has the SPI. If that one is dropped the rest passes, and no
  * receiver can put it together. Passing means TC_ACT_UNSPEC: other filters on the hook have their say.
  */
 #define HEARTBEAT_LIMIT_NS	2000000000ULL	/* a daemon silent for longer counts as dead */
 #define HEADERS_PULLED		160		/* bytes: Ethernet, tag, IP with options or extensions, ICMP and what it quotes */
-
-#define RESCUE_NS		10000000000ULL	/* so long after the first packet of an SA frames are kept */
 
 /* Times may be newer than `now`, written by another CPU meanwhile: compare sums, never differences. */
 static __always_inline bool held_back(struct guard_record *record)
@@ -50,30 +45,6 @@ static __always_inline u32 guard_verdict(struct guard_record *record, u32 *owner
 	return held_back(record) ? REASON_GUARD_HELD : REASON_GUARD_NEWBORN;
 }
 
-/* A full ring loses the frame, as if it had not been kept. */
-static __always_inline void keep_frame(struct __sk_buff *skb, struct sa_key *key, struct guard_record *record)
-{
-	u64 length = skb->len;
-	u32 slot = 0;
-	u64 now = bpf_ktime_get_ns();
-	struct held_frame *kept = held_scratch.lookup(&slot);
-
-	if (!kept || record->first_seen_ns + RESCUE_NS < now || skb->gso_segs > 1)
-		return;
-	kept->seen_ns = now;
-	kept->key = *key;
-	kept->ifindex = skb->ifindex;
-	if (!length || length > HELD_FRAME_BYTES)
-		return;
-	/* Changes nothing, but the verifier (6.1, 6.18) sees the bounds in it: of the comparisons clang makes one, of a
-	 * copy. Clang must not see that it changes nothing. */
-	asm volatile("" : "+r"(length));
-	length = ((length - 1) & (HELD_FRAME_BYTES - 1)) + 1;
-	if (bpf_skb_load_bytes(skb, 0, kept->frame, length))
-		return;
-	held.ringbuf_output(kept, offsetof(struct held_frame, frame) + length, 0);
-}
-
 static __always_inline int guard_esp(struct __sk_buff *skb, struct packet *pkt)
 {
 	/* A GSO packet becomes that many packets, each with its own sequence number. */
@@ -95,9 +66,5 @@ static __always_inline int guard_esp(struct __sk_buff *skb, struct packet *pkt)
 	count_verdict(reason, skb->len, 1);
 	if (record)
 		__sync_fetch_and_add(dropped ? &record->dropped : &record->passed, packets);
-	if (!dropped)
-		return TC_ACT_UNSPEC;
-	if (record)
-		keep_frame(skb, &key, record);
-	return TC_ACT_SHOT;
+	return dropped ? TC_ACT_SHOT : TC_ACT_UNSPEC;
 }

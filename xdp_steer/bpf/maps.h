@@ -45,14 +45,6 @@ struct guard_record {
 	u64 dropped;
 };
 
-/* A frame that the guard held back, for user space: whoever owns the SA in a moment sends the packet after all. */
-struct held_frame {
-	u64 seen_ns;	/* CLOCK_MONOTONIC */
-	struct sa_key key;
-	u32 ifindex;
-	u8 frame[HELD_FRAME_BYTES];	/* as much as there is of it */
-};
-
 /* At the place that the low bits of its index say. */
 struct exit_slot {
 	u32 ifindex;	/* 0: none */
@@ -75,20 +67,6 @@ BPF_TABLE_PINNED("hash", struct address, u32, local_addresses, MAX_ADDRESSES, PI
  * to_vpp. A slot that is empty, or an interface without one, is REASON_NO_DOCK: the kernel takes the packet. */
 BPF_TABLE_PINNED("array", u32, struct exit_slot, exit_slots, MAX_EXIT_SLOTS, PIN_ROOT "/exit_slots");
 BPF_TABLE_PINNED("prog", u32, u32, exits, MAX_DOCKS, PIN_ROOT "/exits");
-
-/* BCC has no macro for a pinned ring buffer. */
-struct held_table_t {
-	int key;
-	u32 leaf;
-	int (*ringbuf_output)(void *, u64, u64);
-	void *(*ringbuf_reserve)(u64);
-	void (*ringbuf_discard)(void *, u64);
-	void (*ringbuf_submit)(void *, u64);
-	u32 max_entries;
-};
-__attribute__((section("maps/ringbuf:" PIN_ROOT "/held")))
-struct held_table_t held = { .max_entries = HELD_RING_BYTES };
-BPF_TABLE_PINNED("percpu_array", u32, struct held_frame, held_scratch, 1, PIN_ROOT "/held_scratch");
 
 static __always_inline u64 control_value(u32 slot)
 {
