@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from scapy.layers.inet import IP, TCP, UDP
@@ -30,6 +30,7 @@ from bench.machine import (
     WAN_MAC,
     Machine,
     Rules,
+    ifindex,
 )
 from bench.rearm import Entry
 from xdp_steer.flow_layout import FlowKeyLeaf
@@ -54,6 +55,7 @@ class Program(Enum):
 
     TRIVIAL = auto()
     BASE = auto()
+    BASE_MANY = auto()
     PIPELINE = auto()
     DOCK = auto()
 
@@ -112,9 +114,16 @@ PASSES = "XDP_PASS"
 REARM = {Entry.SAME: "re-arm, same packet", Entry.EACH: "re-arm, next source"}
 
 
+def base_packet() -> Packet:
+    """Of a flow that the baseline knows."""
+    return _lan(
+        _v4(destination=str(rearm.BASE_SERVER)) / UDP(sport=1024 + rearm.BASE_FLOWS // 2, dport=rearm.BASE_PORT)
+    )
+
+
 def around() -> Iterator[Case]:
     """The baseline, and what the benchmark itself costs."""
-    udp = _lan(_v4(destination=str(rearm.BASE_SERVER)) / UDP(sport=1024 + rearm.BASE_FLOWS // 2, dport=rearm.BASE_PORT))
+    udp = base_packet()
     yield Case(BASELINE, udp, XdpAction.REDIRECT, program=Program.BASE)
     yield Case(PASSES, udp, XdpAction.PASS, program=Program.TRIVIAL)
     for entry, name in REARM.items():
@@ -186,7 +195,6 @@ def established(machine: Machine) -> Iterator[Case]:
         # Every packet of it is counted, so there is no target.
         yield _established(f"established UDP, IPv{version}, screens", udp, key, rules=SCREENED, target=None)
     yield from _translated(machine)
-    yield from _many(machine)
 
 
 def _handshake(machine: Machine, ip: Packet) -> None:
@@ -258,8 +266,15 @@ def _nat64(machine: Machine) -> Iterator[Case]:
     yield _established("established TCP, NAT64, to IPv6", back, reverse, port="wan0", source=there, target=None)
 
 
-def _many(machine: Machine) -> Iterator[Case]:
-    """One packet of every session in turn, so that the more there are the less of them is in a cache."""
+def crowded(machine: Machine) -> Iterator[Case]:
+    """One packet of every session in turn, so that the more there are the less of them is in a cache; the baseline
+    likewise; and new sessions in a table that is full of others.
+    """
+    machine.rearm.fill_many(address_number(CLIENTS), MANY, ifindex("wan0"))
+    yield Case(
+        f"R, {MANY:,} flows in turn", base_packet(), XdpAction.REDIRECT, program=Program.BASE_MANY,
+        entry=Entry.EACH, clients=(CLIENTS, MANY, 0),
+    )  # fmt: skip
     packet = _lan(_v4() / TCP(sport=1024, dport=443, flags="A", seq=1, ack=1))
     pair = machine.keep_fresh(machine.key(_CLIENT4, SERVER4, (1024, 443), 6, "lan"))
     machine.clone(pair, CLIENTS, MANY)
@@ -274,6 +289,8 @@ def _many(machine: Machine) -> Iterator[Case]:
         f"established TCP, {STALE_COUNT:,} in turn, routes due", packet, key,
         entry=Entry.EACH, clients=(STALE, STALE_COUNT, 0), target=None, due=True, session=None,
     )  # fmt: skip
+    for case in new():
+        yield replace(case, name=f"{case.name}, {MANY:,} others", target=None)
 
 
 def frame_of(case: Case) -> bytes:

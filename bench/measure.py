@@ -75,6 +75,7 @@ class Meter:
         programs: dict[Program, Callable[[], int]] = {
             Program.TRIVIAL: lambda: self._machine.rearm.trivial,
             Program.BASE: lambda: self._machine.rearm.base,
+            Program.BASE_MANY: lambda: self._machine.rearm.base_many,
             Program.PIPELINE: lambda: self._machine.steering.pipeline_fd,
             Program.DOCK: lambda: self._entry_of_dock,
         }

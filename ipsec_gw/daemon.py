@@ -110,6 +110,8 @@ class Daemon:
         ears = (self._gateway.senses.monitor, self._gateway.senses.network)
         for ear in ears:
             loop.add_reader(ear.fileno(), ear.drain)
+        if self._gateway.waiting is not None:
+            loop.add_reader(self._gateway.waiting.reader.fileno(), self._gateway.waiting.take)
         try:
             async with asyncio.TaskGroup() as tasks:
                 running = [
@@ -135,6 +137,8 @@ class Daemon:
         finally:
             for ear in ears:
                 loop.remove_reader(ear.fileno())
+            if self._gateway.waiting is not None:
+                loop.remove_reader(self._gateway.waiting.reader.fileno())
         return self._ending
 
     async def answer(self, question: str) -> Any:
@@ -257,7 +261,7 @@ class Daemon:
                 for key, count in (steering.steer_counters() if steering else {}).items()
             ),
             guard=tuple(
-                GuardView(str(key), count.passed, count.dropped)
+                GuardView(str(key), count.passed, count.dropped, gateway.through(key))
                 for key, count in (steering.guard_counters() if steering else {}).items()
             ),
             docks=tuple(
@@ -274,6 +278,9 @@ class Daemon:
         )
 
     def _after_pass(self) -> None:
+        if self._gateway.waiting is not None:
+            self._gateway.waiting.room.settle()
+            self._gateway.waiting.room.forget({sa.key for sa in self._gateway.reconciler.snapshot.sas})
         self._passes += 1
         if self._attendant is not None:
             self._needed = self._gateway.reconciler.needs_engine

@@ -7,7 +7,7 @@ from enum import IntEnum, IntFlag
 from typing import Any
 
 from xdp_steer import libbpf
-from xdp_steer.layout import AddressLeaf, MapSpec, VerdictCountLeaf
+from xdp_steer.layout import AddressLeaf, MapSpec, NothingLeaf, VerdictCountLeaf
 
 MAX_TABLES = 3
 MAX_ROWS = 2048
@@ -417,7 +417,8 @@ class SessionLeaf(ctypes.Structure):
         ("rule", ctypes.c_uint32),
         ("snat_rule", ctypes.c_uint32),
         ("dnat_rule", ctypes.c_uint32),
-        ("reserved2", ctypes.c_uint32),
+        ("address_change", ctypes.c_uint16),
+        ("l4_change", ctypes.c_uint16),
         ("id", ctypes.c_uint64),
         ("created_ns", ctypes.c_uint64),
         ("far_packets", ctypes.c_uint64),
@@ -506,12 +507,6 @@ class NameLeaf(ctypes.Structure):
     """UTF-8, ends with a zero byte."""
 
     _fields_ = (("name", ctypes.c_char * NAME_BYTES),)
-
-
-class NothingLeaf(ctypes.Structure):
-    """Keys and values of a ring buffer."""
-
-    _fields_ = ()
 
 
 _INDEX = ctypes.c_uint32

@@ -45,8 +45,8 @@ _STAGES = (
 )
 _CLEAR = ("decrypted", "routed_in", "routed_out")
 """The fields of :class:`ClearPrograms`, and the names of their pins."""
-_USER_SPACE_ONLY = ("names", "events")
-"""Maps that no program reads, and the ring buffer, which has neither keys nor values."""
+_USER_SPACE_ONLY = ("names", "events", "waiting")
+"""Maps that no program reads, and the ring buffers, which have neither keys nor values."""
 _PRIVATE = ("metas", "stages", "egress_stages")
 """Maps of one version of the programs. Their pins keep the program array filled: the kernel empties one that user space
 has let go of."""

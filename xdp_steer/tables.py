@@ -227,6 +227,14 @@ class GuardTable:
             keys = {leaf.key() for fd in (self._owner, self._seen) for leaf in libbpf.map_keys(fd, layout.SaKeyLeaf)}
         return frozenset(keys)
 
+    def owner(self, key: SaKey) -> Owner | None:
+        """The decision on an SA, None if nobody has decided."""
+        with refused(f"reading of the guard of {key}"):
+            try:
+                return Owner(libbpf.map_lookup(self._owner, layout.SaKeyLeaf.of(key), ctypes.c_uint32()).value)
+            except FileNotFoundError:
+                return None
+
     def owned_by(self, owner: Owner) -> frozenset[SaKey]:
         """SAs decided that way."""
         found = set()

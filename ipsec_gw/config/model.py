@@ -51,6 +51,7 @@ class GatewayConfig(_Converted):
 
     ``vpp_idle_seconds`` is how long a VPP that runs while it is needed may have nothing to carry before it is stopped.
     ``hang_seconds`` is how long VPP may show no sign of life before it is ended and the kernel takes over; 0 for ever.
+    ``hold_seconds`` is how long packets of a new SA may wait until it is decided who carries it.
     """
 
     engine: EngineChoice = EngineChoice.AUTO
@@ -60,6 +61,7 @@ class GatewayConfig(_Converted):
     vici: str = DEFAULT_SOCKET
     vici_timeout: float = Field(default=10.0, gt=0, le=600)
     hang_seconds: float = Field(default=0.5, ge=0, le=600)
+    hold_seconds: float = Field(default=2.0, ge=0, le=60)
     vpp: VppLife = VppLife.ALWAYS
     vpp_idle_seconds: float = Field(default=300.0, ge=1, le=86400)
 

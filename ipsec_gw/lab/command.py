@@ -64,6 +64,7 @@ def list_scenarios() -> None:
 @click.option(
     "--minutes", type=click.FloatRange(0, 600), default=1.0, show_default=True, help="How long `chaos` goes on."
 )
+@click.option("--rounds", type=click.IntRange(1), help="How often `failover`, `hang`, `daemon-kill` kill or stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of a table.")
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write the JSON report to a file.")
 @click.option(
@@ -78,6 +79,7 @@ def run_scenario(
     baseline: bool,
     seed: int,
     minutes: float,
+    rounds: int | None,
     as_json: bool,
     report: Path | None,
     artifacts: Path | None,
@@ -87,7 +89,8 @@ def run_scenario(
     if artifacts is not None:
         artifacts.mkdir(parents=True, exist_ok=True)
         artifacts = artifacts.resolve()
-    options = Options("kernel" if baseline else resolve_engine(engine), proposal, artifacts, baseline, seed, minutes)
+    chosen = "kernel" if baseline else resolve_engine(engine)
+    options = Options(chosen, proposal, artifacts, baseline, seed, minutes, rounds or 0)
     outcome = asyncio.run(_run(found, options, environment))
     if outcome is None:
         click.echo("interrupted", err=True)

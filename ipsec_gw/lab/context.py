@@ -21,7 +21,8 @@ class Options:
     """What the user chose. ``artifacts`` gets logs and captures, if given.
 
     ``baseline`` leaves ipsec-gw out: what strongSwan and the kernel do alone, to tell their faults from ours.
-    ``seed`` and ``minutes`` are for scenarios that choose by chance.
+    ``seed`` and ``minutes`` are for scenarios that choose by chance; ``rounds`` is how often the others do what they
+    do again and again, 0 for their own number.
     """
 
     engine: str = "kernel"
@@ -30,6 +31,7 @@ class Options:
     baseline: bool = False
     seed: int = 1
     minutes: float = 1.0
+    rounds: int = 0
 
 
 @dataclass

@@ -25,14 +25,15 @@ def _reserve_hugepages() -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Scenario, part, report file, engine, proposal, artifacts directory or "", seed, minutes, perhaps "baseline".
+    """Scenario, part, report file, engine, proposal, artifacts directory or "", seed, minutes, rounds, perhaps
+    "baseline".
 
     Returns the exit code.
     """
-    name, which, report, engine, proposal, artifacts, seed, minutes, *baseline = arguments
+    name, which, report, engine, proposal, artifacts, seed, minutes, rounds, *baseline = arguments
     told = Lines(sys.stdout)
     kept = Path(artifacts) if artifacts else None
-    options = Options(engine, proposal, kept, bool(baseline), int(seed), float(minutes))
+    options = Options(engine, proposal, kept, bool(baseline), int(seed), float(minutes), int(rounds))
     try:
         if engine == "vpp":
             _reserve_hugepages()

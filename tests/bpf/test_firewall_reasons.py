@@ -447,9 +447,9 @@ def no_stage() -> Iterator[Case]:
         packets = {
             Stage.FLOW: tcp(here, there),
             Stage.NEW: tcp(here, there),
-            Stage.POLICY: tcp(here, there),
+            Stage.POLICY: udp(here, {4: "224.0.0.251", 6: "ff02::fb"}[v], 5353),
             Stage.CREATE: tcp(here, there),
-            Stage.FORWARD: tcp(here, there),
+            Stage.FORWARD: tcp(here, LAN.own(v), 22),
             Stage.ICMP_ERROR: about(tcp(there, here), there, here),
             Stage.ANSWER: tcp(here, there, 113),
             Stage.FRAGMENT: later(here, there),
@@ -460,7 +460,7 @@ def no_stage() -> Iterator[Case]:
         assert packets.keys() == set(Stage) - OF_NAT64
         for stage, packet in packets.items():
             name, without = f"{stage.name.lower()} v{v}", ("stages", stage)
-            opens, counts = ("wan", ("permit",)) if stage is Stage.FORWARD else (None, ())
+            opens, counts = ("self", ("lan",)) if stage is Stage.FORWARD else (None, ())
             if stage is Stage.ANSWER:
                 counts = ("no ident",)
             needed = rules if stage in {Stage.SCREEN, Stage.SCREEN_NEW, Stage.SESSION_LIMIT} else BASE

@@ -34,6 +34,8 @@ PER_CONFIGURATION = 100
 """Sequences with seeds of the same hundred share a configuration."""
 STALL_NS = SECOND // 5
 """A sequence that took longer says nothing about time, nor does one in which a window of screens ended."""
+ATTEMPTS = 20
+"""At a sequence that differs, until one of them is told of that did not take too long."""
 
 _PLAIN = ("packets", "octets", "timeout", "ack", "flags", "state", "out_zone", "mss", "app_timeout")
 _PLAIN += ("rule", "snat_rule", "dnat_rule", "out_ifindex", "embedded")
@@ -259,7 +261,7 @@ def run_sequence(
 ) -> tuple[Counter[Reason], Difference | None]:
     """What was seen, and the first difference, found once more with the whole table compared after every step."""
     found: Difference | None = None
-    for _ in range(4):
+    for _ in range(ATTEMPTS):
         sequence = Sequence(datapath, setting, fib, indexes, seed, thorough=found is not None)
         begun, window = time.monotonic_ns(), coarse_now_ns() // (WINDOW * SECOND)
         try:

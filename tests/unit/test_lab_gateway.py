@@ -71,12 +71,12 @@ def test_status_is_read():
                 "engine": {"name": "soft", "note": "a note"},
                 "inSync": True,
                 "steer": [{"sa": "10.0.0.1/c0ffee01", "toEngine": 5, "toKernel": 1}],
-                "guard": [{"sa": "10.0.0.2/c0ffee02", "passed": 0, "dropped": 2}],
+                "guard": [{"sa": "10.0.0.2/c0ffee02", "passed": 0, "dropped": 2, "waited": 1}],
             }
         )
     )
     assert status.steer == {"10.0.0.1/c0ffee01": SteerCount(5, 1)}
-    assert status.guard == {"10.0.0.2/c0ffee02": GuardCount(0, 2)}
+    assert status.guard == {"10.0.0.2/c0ffee02": GuardCount(0, 2, 1)}
     assert (status.engine, status.in_sync) == ("soft", True)
 
 

@@ -161,7 +161,8 @@ struct session {
 	u32 rule;		/* that permitted it, as in rule_row */
 	u32 snat_rule;
 	u32 dnat_rule;
-	u32 reserved2;
+	__be16 address_change;	/* what the translation does to checksums, folded: of addresses alone */
+	__be16 l4_change;	/* and of addresses and ports */
 	u64 id;			/* the same in both directions */
 	u64 created_ns;
 	u64 far_packets;	/* on all other CPUs */
@@ -211,6 +212,8 @@ struct meta {
 	struct address daddr;
 	__be16 sport;
 	__be16 dport;
+	__be16 address_change;	/* META_NAT: as in the session */
+	__be16 l4_change;
 	u16 code;		/* what a service is matched by: destination port, ICMP type << 8 | code */
 	u16 length;		/* IP length */
 	u16 l3;			/* offsets into the frame */

@@ -229,8 +229,10 @@ int stage_icmp_error(struct xdp_md *ctx)
 	m->sport = m->key.sport;
 	m->dport = m->key.dport;
 	m->out_zone = s->out_zone;
-	if (s->flags & SESSION_NAT)
+	if (s->flags & SESSION_NAT) {
 		m->flags |= META_NAT;
+		sum_changes(m);
+	}
 	if (s->flags & SESSION_TO_SELF)
 		m->flags |= META_TO_SELF;
 	return go(ctx, STAGE_FORWARD);

@@ -170,7 +170,7 @@ int stage_new(struct xdp_md *ctx)
 	if (reason != NEXT && reason != ROUTE_LOCAL)
 		return no_route(ctx, m, reason);
 	m->flags |= META_LOOKED;
-	return go(ctx, STAGE_POLICY);
+	return police(ctx, m, false);
 }
 
 /* A later fragment goes the way of its first one, or to this machine, whose kernel sorts it out. */
