@@ -51,7 +51,8 @@ class Owner(StrEnum):
 class EngineOffer:
     """The part of an engine's capabilities that decides eligibility.
 
-    ``absent`` is empty while the engine can be used, else the reason why nothing is given to it.
+    ``absent`` is empty while the engine can be used, else the reason why nothing is given to it. ``asleep`` is the same
+    of an engine that is started when it is needed: it is told of SAs that nothing else keeps in the kernel.
     """
 
     name: EngineName
@@ -60,6 +61,7 @@ class EngineOffer:
     udp_encap: bool
     max_replay_window: int
     absent: str = ""
+    asleep: str = ""
 
 
 MOVED = "moved to the kernel by `ipsec-gw fallback`: `ipsec-gw return` gives it back"
@@ -148,6 +150,7 @@ def _kept(
             or _why_not_sas(lineage, offer)
             or _why_not_ports(lineage, further)
             or _why_observed(lineage, names, settings, offer)
+            or offer.asleep
         )
     return kept
 
@@ -165,6 +168,12 @@ def _exempted(objects: dict[ObjectKey, ManagedObject], snapshot: Snapshot) -> di
     shared = {replace(selector, source=selector.destination) for selector, unbound in wanted.items() if unbound}
     exempted = [Exempt(ExemptKey(one), replace(one, source=one.destination) in shared) for one in wanted]
     return objects | {one.key: one for one in exempted}
+
+
+def needs_engine(offer: EngineOffer, settings: Settings, snapshot: Snapshot) -> bool:
+    """Whether there is an SA for the engine, whether it is there or not."""
+    there = replace(offer, absent="", asleep="")
+    return any(isinstance(obj, EngineSa) for obj in desired(there, settings, snapshot).objects.values())
 
 
 def _levelled(objects: Mapping[ObjectKey, ManagedObject]) -> dict[ObjectKey, ManagedObject]:

@@ -58,9 +58,13 @@ def check(ctx: click.Context, as_json: bool, file_only: bool) -> None:
     host = None if file_only or config.gateway.engine is EngineChoice.KERNEL else _look(config.gateway.wan)
     if as_json:
         machine = _machine_json(host) if host else None
-        _print_json({"file": file, "valid": True, "errors": [], "firewall": firewall, "machine": machine})
+        vpp = {"runs": config.gateway.vpp.value, "idleSeconds": config.gateway.vpp_idle_seconds}
+        _print_json({"file": file, "valid": True, "errors": [], "vpp": vpp, "firewall": firewall, "machine": machine})
         return
     click.echo(f"{file} is valid" if file else f"there is no {DEFAULT_PATH}: the defaults hold")
+    if config.gateway.starts_vpp:
+        idle = f"{config.gateway.vpp_idle_seconds:g} s"
+        click.echo(f"VPP runs while it is needed: started for the first SA for it, stopped {idle} after the last one")
     if firewall is None:
         click.echo("no zones: nothing is filtered or translated")
     else:

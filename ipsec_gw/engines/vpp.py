@@ -29,6 +29,8 @@ from vpp_conf.links import HostLink, Links, take_links
 from vpp_conf.locate import locate_vpp
 from vpp_conf.paths import VppPaths
 from vpp_conf.raw_api import RawApi
+from vpp_conf.reality import planned_rx_mode
+from vpp_conf.recorder import Recorder
 from vpp_conf.records import SaRecord, TunnelRecord, hop_row, sa_row, tunnel_row
 from vpp_conf.traffic import TrafficReader
 from vpp_conf.tunnels import TunnelBuilder, Wanted
@@ -86,7 +88,9 @@ class VppEngine:
             context = self._context
             wan = [HostLink(link.name, link.mtu) for link in context.wan]
             up = HostLink(context.up_engine.name, context.up_engine.mtu)
-            self._links = await take_links(self._api, wan, up, context.up_kernel.mac.lower(), context.taking)
+            self._links = await take_links(
+                self._api, wan, up, context.up_kernel.mac.lower(), context.taking, planned_rx_mode(self._paths)
+            )
             self._tunnels = TunnelBuilder(self._api, self._links, context.up_engine.mtu)
             await self._take_stock(self._links, self._tunnels)
             self._sad_id = self._reserved = self._inventory.highest_sad_id
@@ -200,7 +204,8 @@ class VppEngine:
 
     async def vitals(self) -> Vitals:
         """Of the VPP process that is connected."""
-        return await VppVitals.open(self._paths, self._api.process, self._traffic)
+        recorder = Recorder(self._paths, self._api)
+        return await VppVitals.open(self._paths, self._api.process, self._traffic, recorder)
 
     def _entries(self) -> dict[SaKey, SadEntry]:
         return {key: held.entry for key, held in self._inventory.sas.items()}

@@ -53,6 +53,7 @@ def scenarios() -> dict[str, Scenario]:
     from ipsec_gw.lab.scenarios.firewall_plain import run as run_firewall_plain  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.hang import run as run_hang  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.hitless import run as run_hitless  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.idle import run as run_idle  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.ipv6 import run as run_ipv6  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.junk import run as run_junk  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.matrix import run as run_matrix  # noqa: PLC0415
@@ -114,6 +115,11 @@ def scenarios() -> dict[str, Scenario]:
             "hang",
             "VPP is stopped under traffic: it is ended, and the kernel carries on",
             (Part("tunnel", topology.site_to_site, run_hang, vm_seconds=2400.0),),
+        ),
+        Scenario(
+            "idle",
+            "VPP runs only while it is needed: started for the first SA, stopped after the last, no packet lost",
+            (Part("tunnel", topology.site_to_site, run_idle, vm_seconds=1400.0),),
         ),
         Scenario(
             "daemon-kill",
