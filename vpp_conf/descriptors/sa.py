@@ -168,18 +168,21 @@ def _to_entry(value: SadEntry) -> dict[str, object]:
 
 
 def _tunnel(value: SadEntry) -> dict[str, object]:
-    return outer_tunnel(value.source, value.destination)
+    copied = (COPY_DSCP if value.dscp else 0) | (COPY_ECN | DECAP_COPY_ECN if value.ecn else 0)
+    return outer_tunnel(value.source, value.destination, copied)
 
 
-def outer_tunnel(source: IpAddress, destination: IpAddress) -> dict[str, object]:
-    """``vl_api_tunnel_t`` in the outer table."""
+def outer_tunnel(
+    source: IpAddress, destination: IpAddress, copied: int = COPY_DSCP | COPY_ECN | DECAP_COPY_ECN
+) -> dict[str, object]:
+    """``vl_api_tunnel_t`` in the outer table; ``copied`` are flags of what goes from header to header."""
     return {
         "instance": 0xFFFFFFFF,
         "src": to_address(source),
         "dst": to_address(destination),
         "sw_if_index": 0xFFFFFFFF,
         "table_id": 0,
-        "encap_decap_flags": (COPY_DSCP if value.dscp else 0) | (COPY_ECN | DECAP_COPY_ECN if value.ecn else 0),
+        "encap_decap_flags": copied,
         "mode": 0,
         "flags": 0,
         "dscp": 0,
