@@ -8,6 +8,7 @@ packages=(
 	python3-bpfcc python3-venv            # BCC and the interpreter that it belongs to
 	clang libbpf-dev libbpf1 linux-libc-dev   # the dock
 	iproute2 nftables ethtool kmod ca-certificates make
+	nmap                                  # port scans, for the tests of screens
 	strongswan-swanctl charon-systemd libstrongswan-standard-plugins libcharon-extra-plugins   # the lab's gateways
 	qemu-system-x86 busybox-static cpio   # the lab's VM, for kernels without ESP
 )
