@@ -58,6 +58,8 @@ def install(folder: Path, units: Mapping[str, str]) -> tuple[Path, ...]:
     staged = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in changed}
     with _access(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        for path in staged:
+            path.parent.mkdir(exist_ok=True)
         try:
             for path, beside in staged.items():
                 _write(beside, changed[path])

@@ -44,6 +44,12 @@ LOG_TAIL_LINES = 5
 UNIT = "ipsec-gw-vpp.service"
 """The systemd unit that runs :func:`run`."""
 
+PACKAGED_UNIT = "vpp.service"
+"""The unit of VPP's packages, which runs it instead where :data:`PACKAGED_DROP_IN` is installed."""
+
+PACKAGED_DROP_IN = "vpp.service.d/ipsec-gw.conf"
+"""In the folder of systemd's units."""
+
 SOCKCLNT_CREATE = 15
 SOCKCLNT_CREATE_REPLY = 16
 """Fixed message numbers of VPP's socket API (``vlibmemory/memclnt.api``)."""
@@ -137,10 +143,11 @@ def restart(
     paths.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _locked(paths):
         running = _running(paths)
-        if running is not None and service_of(running.pid) == UNIT:
+        unit = service_of(running.pid) if running is not None else None
+        if running is not None and unit in (UNIT, PACKAGED_UNIT):
             raise EngineError(
-                f"VPP (pid {running.pid}) is run by {UNIT}, with the options of that unit - "
-                f"use `systemctl restart {UNIT}`"
+                f"VPP (pid {running.pid}) is run by {unit}, with the options of that unit - "
+                f"use `systemctl restart {unit}`"
             )
         start = _prepare(installation, paths, needs, drop_in, tuning, running)
         _stop(paths, running)

@@ -8,7 +8,7 @@ from ipaddress import ip_address
 
 from ipsec_gw.model.ids import IpAddress
 from vpp_conf.api import VppApi
-from vpp_conf.descriptors.af_xdp import AfXdp, AfXdpDescriptor
+from vpp_conf.descriptors.af_xdp import AfXdp, AfXdpDescriptor, Reception
 from vpp_conf.descriptors.classify import (
     VERSIONS,
     Check,
@@ -22,7 +22,6 @@ from vpp_conf.descriptors.interface import OWNER_TAG, bind, bring_up, tag
 from vpp_conf.descriptors.loopback import Loopback, LoopbackDescriptor
 from vpp_conf.descriptors.neighbour import Neighbour, NeighbourDescriptor
 from vpp_conf.descriptors.route import DECAP_TABLE, ENCAP_TABLE, OUTER_TABLE, LocalAddress, LocalAddressDescriptor
-from vpp_conf.startup.values import RxMode
 
 KERNEL_ENDS = (ip_address("169.254.254.1"), ip_address("100::1"))
 """Stand for the kernel's end of the veth pair in VPP's neighbour table; they are on no packet (the IPv6 ones are of the
@@ -71,7 +70,7 @@ async def take_links(
     up: HostLink,
     kernel_mac: str,
     taking: Callable[[], None],
-    rx_mode: RxMode = RxMode.INTERRUPT,
+    reception: Reception,
 ) -> Links:
     """Make what is missing of the gateway's tables and interfaces, and adopt what an earlier daemon left.
 
@@ -88,7 +87,7 @@ async def take_links(
         interface = held.get(link.name)
         if interface is None:
             taking()
-            interface = await sockets.create(AfXdp(link.name, rx_mode))
+            interface = await sockets.create(AfXdp(link.name, reception))
             await bring_up(api, interface.sw_if_index, table, link.mtu)
             if link is up:
                 await _give(api, interface.sw_if_index, ENGINE_ENDS)

@@ -13,6 +13,7 @@ from stat import S_IMODE
 from ipsec_gw.errors import EngineError
 from vpp_conf.api import VppApi
 from vpp_conf.crypto import COLOURS, HANDLER_NAMES, parse_handlers
+from vpp_conf.descriptors.af_xdp import Reception
 from vpp_conf.descriptors.interface import RX_MODES, interfaces
 from vpp_conf.locate import VppInstallation
 from vpp_conf.paths import VppPaths
@@ -29,7 +30,7 @@ from vpp_conf.startup.expectation import (
 )
 from vpp_conf.startup.files import Files
 from vpp_conf.startup.probe import ROOT
-from vpp_conf.startup.values import RxMode, SocketPlan
+from vpp_conf.startup.values import SocketPlan
 
 PLUGIN_ROW = re.compile(r"^\s*\d+\.\s+(\S+)\s", re.MULTILINE)
 ENGINE_ROW = re.compile(r"^(?P<name>[a-z]\w*)\s+\d+\s", re.MULTILINE)
@@ -42,6 +43,8 @@ WORKER_PREFIX = "vpp_wk_"
 QAT_PLUGIN = "dpdk_plugin.so"
 ASSIGNMENT = "show dpdk cryptodev assignment"
 ALL_INTERFACES = 0xFFFFFFFF
+MAIN = 0
+"""The number of the main thread."""
 MODE_NAMES = {number: mode.value for mode, number in RX_MODES.items()}
 MACHINE = Files(ROOT)
 CORE_LIMIT = re.compile(r"^Max core file size\s+(?P<soft>\S+)", re.MULTILINE)
@@ -77,12 +80,13 @@ def read_expectation(paths: VppPaths) -> Expectation:
         ) from None
 
 
-def planned_rx_mode(paths: VppPaths) -> RxMode:
-    """How AF_XDP interfaces are to learn of packets; by interrupts where no plan tells."""
+def planned_reception(paths: VppPaths) -> Reception:
+    """How AF_XDP interfaces are to get their packets; as VPP has it, and by interrupts, where no plan tells."""
     try:
-        return read_expectation(paths).rx_mode
+        planned = read_expectation(paths)
     except EngineError:
-        return RxMode.INTERRUPT
+        return Reception()
+    return Reception(planned.rx_mode, {name: one.placement for name, one in planned.interfaces.items()})
 
 
 async def observe(api: VppApi, paths: VppPaths, files: Files = MACHINE) -> Observation:
@@ -123,7 +127,9 @@ async def _sockets_on(api: VppApi) -> Mapping[str, Sockets]:
         if name != interface.name and name in zero_copy:
             rows = [row for row in placements if row.sw_if_index == interface.sw_if_index]
             modes = frozenset(MODE_NAMES.get(int(row.mode), "another mode") for row in rows)
-            found[name] = Sockets(len(rows), modes, zero_copy[name])
+            # The dump has numbers of threads, where the request to place a queue has numbers of workers.
+            threads = sorted((int(row.queue_id), int(row.worker_id)) for row in rows if row.worker_id > MAIN)
+            found[name] = Sockets(len(rows), modes, zero_copy[name], tuple(thread - 1 for _, thread in threads))
     return found
 
 

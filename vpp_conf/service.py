@@ -15,6 +15,8 @@ from vpp_conf.start_options import remembered, start
 SYSTEMCTL_SECONDS = 180.0
 """Above the unit's own limits for start and stop."""
 
+UNITS_FOLDER = Path("/etc/systemd/system")
+
 USER_MANAGER = "user@"
 """systemd's service that logins are in: a process there was started by hand."""
 
@@ -41,19 +43,21 @@ class VppService:
         if service is None or service.startswith(USER_MANAGER):
             start(self._run_dir, remembered(self._run_dir))
             return
-        _systemctl("start")
+        packaged = (UNITS_FOLDER / lifecycle.PACKAGED_DROP_IN).exists()
+        _systemctl("start", lifecycle.PACKAGED_UNIT if packaged else lifecycle.UNIT)
 
     def stop(self) -> None:
         """Stop VPP. Raises EngineError if it does not end."""
         process = recorded(VppPaths(self._run_dir.resolve()).pid_file)
-        if process is not None and service_of(process.pid) == lifecycle.UNIT:
-            _systemctl("stop")
+        unit = service_of(process.pid) if process is not None else None
+        if unit in (lifecycle.UNIT, lifecycle.PACKAGED_UNIT):
+            _systemctl("stop", unit)
         lifecycle.down(self._run_dir)
 
 
-def _systemctl(verb: str) -> None:
-    command = ["systemctl", verb, lifecycle.UNIT]
-    way_out = f"install it with `ipsec-gw units install`, and see `systemctl status {lifecycle.UNIT}`"
+def _systemctl(verb: str, unit: str) -> None:
+    command = ["systemctl", verb, unit]
+    way_out = f"install it with `ipsec-gw units install`, and see `systemctl status {unit}`"
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SYSTEMCTL_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -61,4 +65,4 @@ def _systemctl(verb: str) -> None:
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines()
         reason = said[0] if said else f"exit code {done.returncode}"
-        raise EngineUnavailable(f"systemd did not {verb} {lifecycle.UNIT} ({reason}) - {way_out}")
+        raise EngineUnavailable(f"systemd did not {verb} {unit} ({reason}) - {way_out}")

@@ -17,13 +17,13 @@ from ipsec_gw.cli.vpp_options import needs_words, with_drop_in, with_needs
 from ipsec_gw.config.load import DEFAULT_PATH, load
 from ipsec_gw.errors import EnvironmentMissing
 from ipsec_gw.unit_files import FOLDER, Owner
-from ipsec_gw.units import DAEMON_UNIT, UNITS, Installation, render_units
+from ipsec_gw.units import DAEMON_UNIT, FILES, UNITS, Installation, render_units, unit_of
+from vpp_conf.lifecycle import PACKAGED_UNIT
 from vpp_conf.lifecycle import UNIT as VPP_UNIT
 from vpp_conf.locate import BINARY_VARIABLE, USUAL_BINARIES, locate_vpp
 from vpp_conf.startup.values import Needs
 
 ROOT = Path("/")
-PACKAGED_VPP_UNIT = "vpp.service"
 SCRIPT = "ipsec-gw"
 
 _with_root = click.option(
@@ -44,10 +44,22 @@ def units() -> None:
 @with_needs
 @with_drop_in
 @click.option("--prepare", is_flag=True, help="Do `vpp prepare` before each start of VPP.")
+@click.option(
+    "--packaged-vpp", "packaged", is_flag=True, help="VPP by the unit of its packages, with our startup.conf."
+)
 @_with_root
 @_with_dry_run
 @click.pass_obj
-def install(options: Options, /, drop_in: Path | None, prepare: bool, root: Path, dry_run: bool, **needs: Any) -> None:
+def install(
+    options: Options,
+    /,
+    drop_in: Path | None,
+    prepare: bool,
+    packaged: bool,
+    root: Path,
+    dry_run: bool,
+    **needs: Any,
+) -> None:
     """Write the units. They start this installation with the global options of this call, and VPP with the others.
 
     Nothing is started: the commands for that are printed. Units that ipsec-gw did not write are never replaced.
@@ -60,6 +72,7 @@ def install(options: Options, /, drop_in: Path | None, prepare: bool, root: Path
             drop_in=("--drop-in", str(drop_in.absolute())) if drop_in else (),
             vpp_binary=vpp_binary,
             prepare=prepare,
+            packaged=packaged,
         )
     )
     folder = root / FOLDER
@@ -74,8 +87,10 @@ def install(options: Options, /, drop_in: Path | None, prepare: bool, root: Path
             click.echo(f"{folder / name}: {'written' if folder / name in written else 'is as it should be'}")
     if missing:
         click.echo(f"note: {missing}; {VPP_UNIT} is for when it is there", err=True)
-    wanted = UNITS if not missing and not _daemon_starts_vpp(options, root) else (DAEMON_UNIT,)
-    _print_commands(_start_commands(root, [path.name for path in written], wanted))
+    every = tuple(unit_of(name) for name in texts)
+    wanted = every if not missing and not _daemon_starts_vpp(options, root) else (DAEMON_UNIT,)
+    changed = [unit_of(str(path.relative_to(folder))) for path in written]
+    _print_commands(_start_commands(root, changed, wanted))
 
 
 @units.command()
@@ -84,8 +99,9 @@ def install(options: Options, /, drop_in: Path | None, prepare: bool, root: Path
 def remove(root: Path, dry_run: bool) -> None:
     """Remove the units that ipsec-gw wrote. They have to be disabled before."""
     folder = root / FOLDER
-    removed = unit_files.removable(folder, UNITS) if dry_run else unit_files.remove(folder, UNITS)
-    for name in UNITS:
+    names = tuple(name for name in FILES if name in UNITS or (folder / name).exists())
+    removed = unit_files.removable(folder, names) if dry_run else unit_files.remove(folder, names)
+    for name in names:
         if folder / name in removed:
             click.echo(f"{folder / name}: {'would be removed' if dry_run else 'removed'}")
         else:
@@ -100,7 +116,10 @@ def remove(root: Path, dry_run: bool) -> None:
 def show(root: Path, as_json: bool) -> None:
     """Which units are installed, by whom, and whether they are enabled."""
     folder = root / FOLDER
-    found = [(folder / name, unit_files.owner(folder / name), unit_files.enabled(folder, name)) for name in UNITS]
+    names = [name for name in FILES if name in UNITS or (folder / name).exists()]
+    found = [
+        (folder / name, unit_files.owner(folder / name), unit_files.enabled(folder, unit_of(name))) for name in names
+    ]
     if as_json:
         rows = [{"path": str(path), "owner": of.name.lower(), "enabled": on} for path, of, on in found]
         click.echo(json.dumps({"units": rows}, indent=2))
@@ -156,8 +175,8 @@ def _start_commands(root: Path, written: list[str], wanted: Sequence[str]) -> li
     now = " --now" if here else ""
     idle = [name for name in wanted if not unit_files.enabled(folder, name)]
     commands = ["systemctl daemon-reload"] if here and written else []
-    kept = (PACKAGED_VPP_UNIT,) if VPP_UNIT in wanted else (PACKAGED_VPP_UNIT, VPP_UNIT)
-    if unwanted := [name for name in kept if unit_files.enabled(folder, name)]:
+    others = [name for name in (PACKAGED_UNIT, VPP_UNIT) if name not in wanted]
+    if unwanted := [name for name in others if unit_files.enabled(folder, name)]:
         commands.append(f"{systemctl} disable{now} {' '.join(unwanted)}")
     if idle:
         commands.append(f"{systemctl} enable{now} {' '.join(idle)}")

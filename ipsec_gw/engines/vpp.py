@@ -29,7 +29,7 @@ from vpp_conf.links import HostLink, Links, take_links
 from vpp_conf.locate import locate_vpp
 from vpp_conf.paths import VppPaths
 from vpp_conf.raw_api import RawApi
-from vpp_conf.reality import planned_rx_mode
+from vpp_conf.reality import planned_reception
 from vpp_conf.recorder import Recorder
 from vpp_conf.records import SaRecord, TunnelRecord, hop_row, sa_row, tunnel_row
 from vpp_conf.traffic import TrafficReader
@@ -89,7 +89,7 @@ class VppEngine:
             wan = [HostLink(link.name, link.mtu) for link in context.wan]
             up = HostLink(context.up_engine.name, context.up_engine.mtu)
             self._links = await take_links(
-                self._api, wan, up, context.up_kernel.mac.lower(), context.taking, planned_rx_mode(self._paths)
+                self._api, wan, up, context.up_kernel.mac.lower(), context.taking, planned_reception(self._paths)
             )
             self._tunnels = TunnelBuilder(self._api, self._links, context.up_engine.mtu)
             await self._take_stock(self._links, self._tunnels)

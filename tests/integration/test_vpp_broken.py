@@ -24,7 +24,7 @@ from vpp_conf.startup.expectation import Check, compare, expectation_to_json
 from vpp_conf.startup.files import Files
 from vpp_conf.startup.machine import HugePool, Machine
 from vpp_conf.startup.probe import ROOT, probe_machine
-from vpp_conf.startup.values import MEGABYTE, Needs, PlanRefused, RxMode
+from vpp_conf.startup.values import MEGABYTE, InterfacePlan, Needs, PlanRefused, RxMode
 
 pytestmark = [pytest.mark.root, pytest.mark.vpp, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
 BPFFS = Path("/sys/fs/bpf")
@@ -170,6 +170,29 @@ def world(tmp_path: Path, vpp: None) -> Iterator[World]:
             yield built
         finally:
             lifecycle.down(tmp_path)
+
+
+async def test_queues_are_with_the_workers_that_were_planned_and_a_change_is_named(world: World) -> None:
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs two CPUs")
+    await asyncio.to_thread(lifecycle.up, world.run_dir, needs=Needs(workers=1))
+    paths = VppPaths(world.run_dir.resolve())
+    # The plan sees the interfaces that /sys shows, which are not those of this namespace: here its file does.
+    known = {WAN: InterfacePlan(WAN, 1, zero_copy=False, placement=(0,))}
+    paths.plan.write_text(expectation_to_json(replace(read_expectation(paths), interfaces=known)))
+    engine = VppEngine(world.context)
+    await engine.open()
+    checks = {check.name: check for check in await check_startup(paths, locate_vpp(), patience=0.0)}
+    assert checks[f"af_xdp {WAN}"].actual == "1 queue, interrupt, copies, by workers 0"
+    assert [name for name, check in checks.items() if not check.holds] == []
+    api = VppApi(paths.api_socket, locate_vpp().api_dir)
+    await api.connect()
+    await api.cli(f"set interface rx-placement xdp-{WAN} queue 0 main")
+    await api.close()
+    changed = {check.name: check for check in await check_startup(paths, locate_vpp(), patience=0.0) if not check.holds}
+    assert set(changed) == {f"af_xdp {WAN}"}
+    assert changed[f"af_xdp {WAN}"].actual == "1 queue, interrupt, copies"
+    await engine.close()
 
 
 @pytest.mark.parametrize("mode", RxMode)

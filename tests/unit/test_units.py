@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from ipsec_gw.templating import template_environment
 from ipsec_gw.unit_files import FOLDER, Owner
 from ipsec_gw.units import DAEMON_UNIT, MARKER, UNITS, Installation, render_units
 from vpp_conf import locate
+from vpp_conf.lifecycle import PACKAGED_DROP_IN
 from vpp_conf.lifecycle import UNIT as VPP_UNIT
 from vpp_conf.locate import BINARY_VARIABLE
 from vpp_conf.startup.values import Needs
@@ -40,6 +42,9 @@ ODD = Installation(
     vpp_binary="/opt/v p$p%/bin/vpp",
     prepare=True,
 )
+
+
+PACKAGED = replace(PLAIN, packaged=True, prepare=True)
 
 
 @pytest.fixture(autouse=True)
@@ -63,10 +68,10 @@ def enable(root: Path, name: str) -> None:
     (wants / name).symlink_to(f"/{FOLDER}/{name}")
 
 
-@pytest.mark.parametrize(("name", "installation"), [("plain", PLAIN), ("odd", ODD)])
+@pytest.mark.parametrize(("name", "installation"), [("plain", PLAIN), ("odd", ODD), ("packaged", PACKAGED)])
 def test_the_text_of_the_units(name: str, installation: Installation) -> None:
     for unit, text in render_units(installation).items():
-        golden = GOLDEN / name / unit
+        golden = GOLDEN / name / unit.replace("/", "-")
         if os.environ.get(UPDATE):
             golden.parent.mkdir(parents=True, exist_ok=True)
             golden.write_text(text)
@@ -206,6 +211,31 @@ def test_the_packaged_unit_of_vpp_is_disabled_first(tmp_path: Path) -> None:
     lines = call(tmp_path, "install").stdout.splitlines()[-2:]
     systemctl = f"systemctl --root={tmp_path}"
     assert lines == [f"now: {systemctl} disable vpp.service", f"     {systemctl} enable {VPP_UNIT}"]
+
+
+def test_the_packages_unit_runs_our_vpp_where_that_is_wanted(tmp_path: Path) -> None:
+    """All that the packages have it run is replaced, and both ways run the same commands."""
+    ours, theirs = (render_units(replace(PLAIN, prepare=True, packaged=packaged)) for packaged in (False, True))
+    assert tuple(theirs) == (PACKAGED_DROP_IN, DAEMON_UNIT)
+    text = theirs[PACKAGED_DROP_IN]
+    for name in ("ExecStartPre", "ExecStart", "ExecStartPost", "ExecStop", "ExecStopPost"):
+        lines = [line.partition("=")[2] for line in text.splitlines() if line.startswith(f"{name}=")]
+        wanted = [line.partition("=")[2] for line in ours[VPP_UNIT].splitlines() if line.startswith(f"{name}=")]
+        assert lines == ["", *wanted], "the first empties the list (systemd.service(5))"
+    assert {"LimitCORE=1", "Restart=on-failure", "KillMode=mixed"} <= set(text.splitlines())
+    assert call(tmp_path, "install").exit_code == 0
+    enable(tmp_path, VPP_UNIT)
+    said = call(tmp_path, "install", "--packaged-vpp").stdout.splitlines()
+    systemctl = f"systemctl --root={tmp_path}"
+    assert [line.removeprefix("now:").strip() for line in said[2:]] == [
+        f"{systemctl} disable {VPP_UNIT}",
+        f"{systemctl} enable vpp.service {DAEMON_UNIT}",
+    ]
+    assert (tmp_path / FOLDER / PACKAGED_DROP_IN).read_text().startswith(MARKER)
+    assert PACKAGED_DROP_IN in call(tmp_path, "show").stdout
+    (tmp_path / FOLDER / "multi-user.target.wants" / VPP_UNIT).unlink()
+    assert call(tmp_path, "remove").exit_code == 0
+    assert not (tmp_path / FOLDER / PACKAGED_DROP_IN).exists()
 
 
 def test_a_vpp_that_the_daemon_starts_is_not_enabled(tmp_path: Path) -> None:

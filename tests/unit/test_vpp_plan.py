@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -365,6 +366,25 @@ def test_only_isolated_cores_poll(small: Machine, xeon: Machine, two_sockets: Ma
     for machine in (small, xeon, shared):
         plan = plan_startup(machine)
         assert not (plan.rx_mode is RxMode.POLLING and plan.poll_sleep_usec)
+
+
+def test_queues_go_to_workers_on_their_node_in_turn(two_sockets: Machine, small: Machine) -> None:
+    plan = plan_startup(two_sockets)
+    node_of = {cpu.number: cpu.node for cpu in two_sockets.cpus}
+    nics = {nic.name: nic for nic in two_sockets.nics}
+    assert {nics[one.name].node for one in plan.interfaces} == {0, 1}
+    busy: Counter[int] = Counter()
+    for one in plan.interfaces:
+        assert len(one.placement) == one.queues
+        assert {node_of[plan.workers[index]] for index in one.placement} == {nics[one.name].node}
+        busy.update(one.placement)
+    for node in (0, 1):
+        counts = [busy[index] for index, cpu in enumerate(plan.workers) if node_of[cpu] == node]
+        assert max(counts) - min(counts) <= 1, "no worker has two queues more than another one"
+    assert {number.name for number in plan.numbers} >= {f"rx placement {name}" for name in nics if nics[name].link_up}
+    far = replace(two_sockets, nics=tuple(replace(nic, node=None) for nic in two_sockets.nics))
+    assert {index for one in plan_startup(far).interfaces for index in one.placement} > {0}
+    assert all(one.placement == () for one in plan_startup(small).interfaces), "there are no workers"
 
 
 def test_sockets_are_for_root_and_the_counters_for_a_group_that_is_there(small: Machine) -> None:

@@ -96,7 +96,8 @@ def as_planned(planned: Expectation) -> Observation:
         queue_pairs=planned.queue_pairs,
         online=frozenset(range(64)),
         interfaces={
-            name: Sockets(one.queues, frozenset({"polling"}), one.zero_copy) for name, one in planned.interfaces.items()
+            name: Sockets(one.queues, frozenset({"polling"}), one.zero_copy, one.placement)
+            for name, one in planned.interfaces.items()
         },
         sockets={one.name: one.permissions for one in planned.sockets},
         dumps=False,
@@ -141,7 +142,7 @@ def test_everything_that_differs_is_found(planned: Expectation) -> None:
         heap_page="4K",
         queue_pairs=planned.queue_pairs - 1,
         interfaces={
-            "eno1": Sockets(8, frozenset({"interrupt"}), zero_copy=False),
+            "eno1": Sockets(8, frozenset({"interrupt"}), zero_copy=False, placement=(0, 0, 1, 1, 2, 2, 3, 3)),
             "ipsecgw-vp": Sockets(3, frozenset({"polling"}), zero_copy=False),
             "wan9": Sockets(1, frozenset({"polling", "interrupt"}), zero_copy=True),
         },
@@ -152,7 +153,7 @@ def test_everything_that_differs_is_found(planned: Expectation) -> None:
         "buffers page-size": "4K",
         "memory main-heap-page-size": "4K",
         "dpdk queue pairs": "7 in use",
-        "af_xdp eno1": "8 queues, interrupt, copies",
+        "af_xdp eno1": "8 queues, interrupt, copies, by workers 0 0 1 1 2 2 3 3",
         "af_xdp wan9": "1 queue, interrupt and polling, zero-copy",
         "socket api.sock": "0775 root",
         "socket cli.sock": "missing",

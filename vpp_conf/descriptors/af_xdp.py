@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from ipsec_gw.errors import EngineError
@@ -24,11 +25,21 @@ ALL_QUEUES = 0xFFFF
 
 
 @dataclass(frozen=True, slots=True)
+class Reception:
+    """How interfaces get their packets: ``placement`` is the worker of each queue by interface; interfaces that are not
+    in it are left to VPP.
+    """
+
+    mode: RxMode = RxMode.INTERRUPT
+    placement: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class AfXdp:
     """An AF_XDP socket set on a kernel interface that carries a dock: VPP attaches no program of its own."""
 
     host_interface: str
-    rx_mode: RxMode = field(default=RxMode.INTERRUPT, compare=False)
+    reception: Reception = field(default_factory=Reception, compare=False)
     sw_if_index: int = field(default=0, compare=False)
 
     @property
@@ -65,9 +76,23 @@ class AfXdpDescriptor(Descriptor[AfXdp]):
             "sw_interface_set_rx_mode",
             sw_if_index=reply.sw_if_index,
             queue_id_valid=False,
-            mode=RX_MODES[value.rx_mode],
+            mode=RX_MODES[value.reception.mode],
         )
+        await self._place(reply.sw_if_index, value.reception.placement.get(value.host_interface, ()))
         return replace(value, sw_if_index=reply.sw_if_index)
+
+    async def _place(self, sw_if_index: int, placement: tuple[int, ...]) -> None:
+        """The kernel may have other queues by now than were planned for: they go on in turn."""
+        if not placement:
+            return
+        for row in await self._api.dump("sw_interface_rx_placement_dump", sw_if_index=sw_if_index):
+            await self._api.call(
+                "sw_interface_set_rx_placement",
+                sw_if_index=sw_if_index,
+                queue_id=row.queue_id,
+                worker_id=placement[row.queue_id % len(placement)],
+                is_main=False,
+            )
 
     async def delete(self, value: AfXdp) -> None:
         """Closes the sockets; the kernel interface's packets go to the kernel again."""

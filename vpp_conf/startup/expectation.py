@@ -41,15 +41,19 @@ class Expectation:
 
 @dataclass(frozen=True, slots=True)
 class Sockets:
-    """AF_XDP sockets on one interface: receive queues, their modes by VPP's names, and whether they copy nothing."""
+    """AF_XDP sockets on one interface: receive queues, their modes by VPP's names, whether they copy nothing, and the
+    worker of each queue; no workers without any.
+    """
 
     queues: int
     modes: frozenset[str]
     zero_copy: bool
+    placement: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         modes = " and ".join(sorted(self.modes)) or "no mode"
-        return f"{count(self.queues, 'queue')}, {modes}, {'zero-copy' if self.zero_copy else 'copies'}"
+        workers = f", by workers {' '.join(map(str, self.placement))}" if self.placement else ""
+        return f"{count(self.queues, 'queue')}, {modes}, {'zero-copy' if self.zero_copy else 'copies'}{workers}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +124,10 @@ def expectation_from_json(text: str) -> Expectation:
         fields: dict[str, Any] = json.loads(text)
         fields |= {name: tuple(fields[name]) for name in ("workers", "engines", "plugins", "theirs")}
         fields["rx_mode"] = RxMode(fields["rx_mode"])
-        fields["interfaces"] = {name: InterfacePlan(**one) for name, one in fields["interfaces"].items()}
+        fields["interfaces"] = {
+            name: InterfacePlan(**one | {"placement": tuple(one["placement"])})
+            for name, one in fields["interfaces"].items()
+        }
         fields["sockets"] = tuple(SocketPlan(**one) for one in fields["sockets"])
         return Expectation(**fields)
     except (TypeError, KeyError, AttributeError) as error:
@@ -185,7 +192,8 @@ def _devices(planned: Expectation, actual: Observation) -> tuple[Check, ...]:
 def _interface(planned: Expectation, name: str, actual: Sockets) -> Check:
     """One that the plan does not know is virtual, or was added later: its queues are right as they are."""
     known = planned.interfaces.get(name, InterfacePlan(name, actual.queues, zero_copy=False))
-    wanted = Sockets(known.queues, frozenset({planned.rx_mode.value}), known.zero_copy)
+    placement = known.placement or actual.placement
+    wanted = Sockets(known.queues, frozenset({planned.rx_mode.value}), known.zero_copy, placement)
     return _check(f"af_xdp {name}", str(wanted), str(actual), SOCKETS)
 
 

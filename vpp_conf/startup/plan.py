@@ -9,13 +9,12 @@ from vpp_conf.startup.plan_buffers import DPDK_HEADER_BYTES, SMALL_BYTES, DataPl
 from vpp_conf.startup.plan_cpu import CpuPlan, plan_cpus, used_nodes
 from vpp_conf.startup.plan_crypto import CryptoPlan, plan_crypto
 from vpp_conf.startup.plan_memory import Demand, MemoryPlan, plan_memory
-from vpp_conf.startup.plan_nics import plan_nics, plan_rx
+from vpp_conf.startup.plan_nics import plan_interfaces, plan_nics, plan_rx
 from vpp_conf.startup.plan_settings import plan_settings
 from vpp_conf.startup.plan_sockets import plan_sockets
 from vpp_conf.startup.syntax import TESTED, show
 from vpp_conf.startup.values import (
     Finding,
-    InterfacePlan,
     Needs,
     Number,
     PlanRefused,
@@ -71,6 +70,7 @@ def plan_startup(machine: Machine, needs: Needs | None = None, tuning: Tuning | 
     plugins = (*NEEDED_PLUGINS, *crypto.plugins)
     poll_sleep = POLL_SLEEP_USEC if crypto.qat and not cpus.workers else 0
     rx_mode, rx_number = plan_rx(known, cpus.workers)
+    interfaces, placement_numbers = plan_interfaces(known, nics, cpus.workers)
     sockets, socket_numbers, socket_findings = plan_sockets(known, needs)
     findings += socket_findings
     if _refuses(socket_findings):
@@ -90,7 +90,7 @@ def plan_startup(machine: Machine, needs: Needs | None = None, tuning: Tuning | 
         statseg_bytes=memory.statseg_bytes,
         poll_sleep_usec=poll_sleep,
         rx_mode=rx_mode,
-        interfaces=tuple(InterfacePlan(nic.name, nic.rx_queues, nic.zero_copy(known.kernel)) for nic in nics),
+        interfaces=interfaces,
         sockets=sockets,
         stats_group=needs.stats_group,
         plugins=plugins,
@@ -112,6 +112,7 @@ def plan_startup(machine: Machine, needs: Needs | None = None, tuning: Tuning | 
             _policies_number(needs, buckets),
             *nic_numbers,
             rx_number,
+            *placement_numbers,
             *socket_numbers,
         ),
         findings=findings,

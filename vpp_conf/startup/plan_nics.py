@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from vpp_conf.startup.cpu_lists import show_cpus
 from vpp_conf.startup.machine import Kernel, Machine, Nic
-from vpp_conf.startup.values import Finding, Needs, Number, RxMode, Severity, count
+from vpp_conf.startup.values import Finding, InterfacePlan, Needs, Number, RxMode, Severity, count
 
 
 def plan_nics(machine: Machine, needs: Needs) -> tuple[tuple[Nic, ...], tuple[Number, ...], tuple[Finding, ...]]:
@@ -19,6 +20,30 @@ def plan_nics(machine: Machine, needs: Needs) -> tuple[tuple[Nic, ...], tuple[Nu
     candidates = tuple(nic for nic in machine.nics if nic.driver is not None) or machine.nics
     nics = tuple(nic for nic in candidates if nic.link_up) or candidates
     return nics, _numbers(nics, machine.kernel), _findings(nics)
+
+
+def plan_interfaces(
+    machine: Machine, nics: tuple[Nic, ...], workers: tuple[int, ...]
+) -> tuple[tuple[InterfacePlan, ...], tuple[Number, ...]]:
+    """Each queue goes to a worker on its interface's NUMA node, in turn, where there is one: VPP by itself counts
+    through all workers, wherever they are.
+    """
+    node_of = {cpu.number: cpu.node for cpu in machine.cpus}
+    turns: dict[tuple[int, ...], int] = {}
+    plans: list[InterfacePlan] = []
+    numbers: list[Number] = []
+    for nic in nics:
+        near = tuple(index for index, cpu in enumerate(workers) if node_of.get(cpu) == nic.node)
+        able = near or tuple(range(len(workers)))
+        turn = turns.get(able, 0)
+        placement = tuple(able[(turn + queue) % len(able)] for queue in range(nic.rx_queues)) if able else ()
+        turns[able] = turn + nic.rx_queues
+        plans.append(InterfacePlan(nic.name, nic.rx_queues, nic.zero_copy(machine.kernel), placement))
+        if placement:
+            where = f"on its NUMA node {nic.node}" if near else "all of them: none is known to be on its NUMA node"
+            value = f"workers {show_cpus(frozenset(placement))}"
+            numbers.append(Number(f"rx placement {nic.name}", value, f"its queues in turn to the workers {where}"))
+    return tuple(plans), tuple(numbers)
 
 
 def plan_rx(machine: Machine, workers: tuple[int, ...]) -> tuple[RxMode, Number]:

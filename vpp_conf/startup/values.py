@@ -106,11 +106,14 @@ class SocketPlan:
 
 @dataclass(frozen=True, slots=True)
 class InterfacePlan:
-    """A kernel interface for VPP: its receive queues, and whether its AF_XDP sockets should copy nothing."""
+    """A kernel interface for VPP: its receive queues, whether its AF_XDP sockets should copy nothing, and which worker
+    takes each queue, by VPP's numbers from 0. Empty without workers.
+    """
 
     name: str
     queues: int
     zero_copy: bool
+    placement: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
