@@ -27,7 +27,9 @@ from ipsec_gw.model.ids import EngineName, SaKey
 from ipsec_gw.model.snapshot import XfrmSa
 from ipsec_gw.model.warmth import NOTHING
 from ipsec_gw.observe import control, lock
+from ipsec_gw.observe.carriers import Carriers
 from ipsec_gw.observe.sdnotify import notify
+from ipsec_gw.observe.sessions import CLEAR as CLEAR_QUESTION
 from ipsec_gw.observe.sessions import QUESTION as SESSIONS_QUESTION
 from ipsec_gw.observe.views import (
     Carried,
@@ -42,6 +44,7 @@ from ipsec_gw.observe.views import (
 )
 from ipsec_gw.ownership import hand
 from ipsec_gw.ownership.sentry import Sentry
+from ipsec_gw.ownership.touch import Toucher, goes_by_policies
 from ipsec_gw.reconcile.loop import reconcile_forever
 from xdp_steer.gateway import Steering
 
@@ -91,6 +94,7 @@ class Daemon:
         self._stop = asyncio.Event()
         self._lost = asyncio.Event()
         self._pass_done = asyncio.Event()
+        self._toucher = Toucher()
         self._ending = Ending.STOP
         self._passes = 0
 
@@ -102,6 +106,8 @@ class Daemon:
         ears = (self._gateway.senses.monitor, self._gateway.senses.network)
         for ear in ears:
             loop.add_reader(ear.fileno(), ear.drain)
+        if self._gateway.waiting is not None:
+            loop.add_reader(self._gateway.waiting.reader.fileno(), self._gateway.waiting.take)
         try:
             async with asyncio.TaskGroup() as tasks:
                 running = [
@@ -125,17 +131,21 @@ class Daemon:
         finally:
             for ear in ears:
                 loop.remove_reader(ear.fileno())
+            if self._gateway.waiting is not None:
+                loop.remove_reader(self._gateway.waiting.reader.fileno())
         return self._ending
 
     async def answer(self, question: str) -> Any:
-        """Answer the control socket: ``sas``, ``status``, ``history``, ``sessions``, ``firewall``, ``reload``,
-        ``plan``, ``fallback``, ``return`` or ``off``.
+        """Answer the control socket: ``sas``, ``status``, ``history``, ``sessions``, ``clear-sessions``, ``firewall``,
+        ``reload``, ``plan``, ``fallback``, ``return`` or ``off``.
         """
         match question:
             case "firewall" | "plan" | "reload":
                 return await self._firewall(question)
-            case str() if question.startswith(SESSIONS_QUESTION):
-                return await asyncio.to_thread(self._keeper().sessions, question)
+            case str() if question.partition(" ")[0] in {SESSIONS_QUESTION, CLEAR_QUESTION}:
+                keeper = self._keeper()
+                work = keeper.sessions if question.startswith(SESSIONS_QUESTION) else keeper.clear_sessions
+                return await asyncio.to_thread(work, question, self._carriers(keeper))
             case "sas":
                 return {"sas": await self._sas()}
             case "status":
@@ -208,6 +218,17 @@ class Daemon:
             "observed": [str(op) for op in outlook.observed],
         }
 
+    def _carriers(self, keeper: Keeper) -> Carriers:
+        """What carries sessions, as of the last pass."""
+        reconciler = self._gateway.reconciler
+        return Carriers(
+            reconciler.snapshot.policies,
+            reconciler.decision.verdicts,
+            reconciler.snapshot.names,
+            self._gateway.link.engine.name,
+            keeper.tunnel_zones(),
+        )
+
     async def _sas(self) -> list[dict[str, Any]]:
         """The last decisions with counters of this moment: a decision may be seconds old."""
         reconciler, link = self._gateway.reconciler, self._gateway.link
@@ -245,7 +266,7 @@ class Daemon:
                 for key, count in (steering.steer_counters() if steering else {}).items()
             ),
             guard=tuple(
-                GuardView(str(key), count.passed, count.dropped)
+                GuardView(str(key), count.passed, count.dropped, gateway.through(key))
                 for key, count in (steering.guard_counters() if steering else {}).items()
             ),
             docks=tuple(
@@ -262,6 +283,9 @@ class Daemon:
         )
 
     def _after_pass(self) -> None:
+        if self._gateway.waiting is not None:
+            self._gateway.waiting.room.settle()
+            self._gateway.waiting.room.forget({sa.key for sa in self._gateway.reconciler.snapshot.sas})
         self._passes += 1
         self._pass_done.set()
         state = "in sync" if self._gateway.reconciler.in_sync else "converging"
@@ -326,7 +350,14 @@ class Daemon:
         except XfrmError as error:
             gateway.reconciler.history.trouble(f"charon does not see what the engine carries: {error}")
             return _LOOK_SECONDS
+        if goes_by_policies(self._charon.version):
+            await asyncio.to_thread(self._touch, gateway.guardian.moved)
         return tick.rest(_LOOK_SECONDS)
+
+    def _touch(self, moved: frozenset[SaKey]) -> None:
+        reconciler = self._gateway.reconciler
+        nat = {sa.key for sa in reconciler.snapshot.sas if sa.encap is not None}
+        self._toucher.touch(moved, reconciler.decision.objects, nat)
 
     def _engine_lost(self) -> None:
         self._lost.set()

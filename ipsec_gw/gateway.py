@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ from ipsec_gw.mirror.kernel import Interface, KernelView
 from ipsec_gw.model.ids import EngineName, SaKey
 from ipsec_gw.model.objects import ManagedObject, ObjectKey
 from ipsec_gw.model.snapshot import Snapshot
+from ipsec_gw.model.warmth import NOTHING, Volume
 from ipsec_gw.ownership import hand
 from ipsec_gw.ownership.bypass import Bypass, remove_bypass
 from ipsec_gw.ownership.engine_link import EngineLink
@@ -42,17 +44,26 @@ from ipsec_gw.ownership.refusals import Refusals
 from ipsec_gw.ownership.rekey import RekeyPacer
 from ipsec_gw.ownership.steer import SteerDriver
 from ipsec_gw.ownership.uplink import ENGINE_END, KERNEL_END, raise_uplink, remove_tunnel_port, remove_uplink
+from ipsec_gw.ownership.waiting import DECISION_SECONDS, WaitingRoom
+from ipsec_gw.ownership.ways import PacketWays
 from ipsec_gw.reconcile.delta import DeltaTracker
 from ipsec_gw.reconcile.execute import Drivers, Executor
 from ipsec_gw.reconcile.loop import Reconciler
 from ipsec_gw.reconcile.record import History
 from vpp_conf.paths import VppPaths
 from xdp_steer.gateway import Role, Steering
+from xdp_steer.waiting import WaitingReader
 
 log = structlog.get_logger()
 
 
 NOT_MOVED = Moved()
+
+AT_A_TIME = 256
+"""Packets that waited, between two other things that the daemon does."""
+
+WHOLE_RING = 4096
+"""No more have room in the ring at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,32 +103,56 @@ class Senses:
 @dataclass(frozen=True, slots=True)
 class Plumbing:
     """What a gateway put into the packet path: XDP and TC, policy routing, and the interfaces. ``up_index`` is
-    that of ``ipsecgw-up``.
+    that of ``ipsecgw-up``, ``up`` the links of both ends of that pair, the kernel's first.
     """
 
     steering: Steering
     lead: LeadDriver
     wan: tuple[Link, ...]
     up_index: int
+    up: tuple[Link, Link]
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """Packets that the guard held back: out of the ring, into the room where they wait."""
+
+    reader: WaitingReader
+    room: WaitingRoom
+
+    def take(self) -> None:
+        """Some of what is in the ring by now, and send what can be sent: milliseconds, so that nothing else is late."""
+        self.room.add(self.reader.read(AT_A_TIME))
+
+    def send(self, key: SaKey, above: int) -> None:
+        """The kernel is about to get an SA: what waits of it leaves first, if its number is above that one."""
+        self.room.add(self.reader.read(WHOLE_RING))
+        self.room.send(key, above)
 
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """Everything of one running gateway; ``plumbing``, ``moves`` and ``guardian`` are None with the kernel engine, that
-    only watches, ``keeper`` without a firewall.
+    """Everything of one running gateway; ``plumbing``, ``guard``, ``moves``, ``guardian`` and ``waiting`` are None with
+    the kernel engine, that only watches, ``keeper`` without a firewall.
     """
 
     senses: Senses
     link: EngineLink
     reconciler: Reconciler
     plumbing: Plumbing | None
+    guard: GuardDriver | None = None
     moves: MoveWatch | None = None
     keeper: Keeper | None = None
     guardian: Guardian | None = None
+    waiting: Queue | None = None
 
     def is_local(self, key: SaKey) -> bool:
         """Whether an SA is inbound, as the last snapshot has it."""
         return key.destination in self.reconciler.snapshot.local_addresses
+
+    def through(self, key: SaKey) -> int:
+        """Packets of an outbound SA that the guard held back and that went on their way in the end."""
+        return self.waiting.room.through(key).packets if self.waiting is not None else 0
 
     async def bury(self) -> None:
         """Give the kernel's copies the last counters of an engine that is gone, or is about to go."""
@@ -200,11 +235,41 @@ async def build(config: Config, paths: Paths, charon: CharonWatcher, stack: Asyn
         undo.pop_all()
     stack.callback(plumbing.steering.close)
     stack.push_async_callback(engine.close)
-    return replace(gateway, keeper=keeper, guardian=_guardian(senses.kernel, gateway.reconciler.history, stack))
+    waiting = _queue(plumbing, gateway.reconciler, config.gateway.hold_seconds, stack)
+    if gateway.guard is not None:
+        gateway.guard.before_release = waiting.send
+    guardian = _guardian(senses.kernel, gateway.reconciler.history, stack, waiting.room.through)
+    return replace(gateway, keeper=keeper, guardian=guardian, waiting=waiting)
 
 
-def _guardian(kernel: XfrmSocket, history: History, stack: AsyncExitStack) -> Guardian:
-    return Guardian(stack.enter_context(StateSocket()), expirer(kernel, history.trouble))
+def _queue(plumbing: Plumbing, reconciler: Reconciler, hold_seconds: float, stack: AsyncExitStack) -> Queue:
+    """What waited in the ring before is too old by now."""
+    kernel_end, engine_end = plumbing.up
+    mark = secrets.randbits(32) | 1  # not 0, that is no mark
+    plumbing.steering.set_waited_mark(mark)
+    ways = PacketWays(kernel_end.name, kernel_end.mac, engine_end.mac, mark)
+    stack.callback(ways.close)
+    reader = WaitingReader(plumbing.steering.waiting_map)
+    stack.callback(reader.close)
+    while reader.read():
+        pass
+    room = WaitingRoom(
+        ways,
+        is_released=plumbing.steering.is_released,
+        carried=reconciler.carried,
+        tell=reconciler.history.trouble,
+        patience=hold_seconds + DECISION_SECONDS,
+    )
+    return Queue(reader, room)
+
+
+def _guardian(
+    kernel: XfrmSocket,
+    history: History,
+    stack: AsyncExitStack,
+    waited: Callable[[SaKey], Volume] = lambda _key: NOTHING,
+) -> Guardian:
+    return Guardian(stack.enter_context(StateSocket()), expirer(kernel, history.trouble), waited)
 
 
 async def _open_engine(link: EngineLink, *, adopting: bool) -> None:
@@ -222,12 +287,13 @@ def _open_steering(config: Config | None, pins: Path) -> Steering:
     """With the firewall if one is configured; without a configuration, as an earlier life left it."""
     if config is None:
         return Steering.open(pins, firewall=Steering.had_firewall(pins))
+    hold = round(config.gateway.hold_seconds * 1000)
     if config.firewall is None:
-        steering = Steering.open(pins, firewall=False)
+        steering = Steering.open(pins, hold, firewall=False)
         for name in steering.docked(Role.INSIDE):
             steering.undock(name)
         return steering
-    return Steering.open(pins, sessions=2 * config.firewall.sessions.maximum)
+    return Steering.open(pins, hold, sessions=2 * config.firewall.sessions.maximum)
 
 
 async def _wall(config: Config, steering: Steering, wan: tuple[Link, ...], kernel: XfrmSocket) -> Keeper | None:
@@ -331,7 +397,8 @@ def _pipes(
     lead = LeadDriver(route, kernel_index=kernel_end.index, engine_name=ENGINE_END, engine_mac=engine_end.link.mac)
     taking = SteerDriver(steering).clear
     context = EngineContext(paths.run_dir, wan, kernel_end.link, engine_end.link, steering.xsks_map, taking)
-    return Plumbing(steering, lead, wan, kernel_end.index), context
+    up = (kernel_end.link, engine_end.link)
+    return Plumbing(steering, lead, wan, kernel_end.index, up), context
 
 
 def _join(
@@ -342,6 +409,7 @@ def _join(
     drivers = Drivers(engine=link, guard=link, steer=link, lead=link)
     follow: Callable[[Snapshot, frozenset[SaKey]], None] | None = None
     moves: MoveWatch | None = None
+    guard: GuardDriver | None = None
     readers: list[Callable[[], Awaitable[Mapping[Any, ManagedObject]]]] = []
     pacer = RekeyPacer()
     refusals = Refusals(pacer)
@@ -380,7 +448,7 @@ def _join(
         follow=follow,
         history=history,
     )
-    return Gateway(senses, link, reconciler, plumbing, moves)
+    return Gateway(senses, link, reconciler, plumbing, guard, moves)
 
 
 async def _begin(steering: Steering, guard: GuardDriver) -> None:

@@ -33,6 +33,7 @@ from xdp_steer.layout import (
     STEER,
     STEER_COUNTS,
     VERDICTS,
+    WAITING,
     Control,
     Owner,
 )
@@ -364,6 +365,21 @@ class Steering:
     def claimed(self) -> frozenset[SaKey]:
         """Outbound SAs that the engine owns."""
         return self._guard.owned_by(Owner.ENGINE)
+
+    def is_released(self, key: SaKey) -> bool:
+        """Whether an outbound SA is the kernel's by decision, and not for want of an engine."""
+        return self._guard.owner(key) is Owner.KERNEL
+
+    def set_waited_mark(self, mark: int) -> None:
+        """The guard lets through, and counts, packets with this mark: those that waited for the kernel to get their SA.
+        32 bits, a number that nobody else has.
+        """
+        tables.set_control(self._control, Control.WAITED_MARK, mark)
+
+    @property
+    def waiting_map(self) -> int:
+        """Descriptor of the ring buffer of packets that the guard held back, owned by this object."""
+        return self._maps[WAITING.name]
 
     def guard_counters(self) -> Mapping[SaKey, GuardCount]:
         """Per outbound SA that the guard ever saw the kernel send, decided or not, until it is forgotten."""

@@ -27,6 +27,11 @@ MAX_EXIT_SLOTS = 65536
 MAX_ADDRESSES = 4096
 MAX_MOVED = 1024
 """SAs that are found to come from elsewhere, between two looks of user space."""
+MAX_WAITING_FRAME = 2010
+"""Bytes of a packet that waits. More than an engine takes (DESIGN.md, section 5: about 1790), and with what is kept
+beside it exactly 2 KiB."""
+WAITING_RING_BYTES = 8 << 20
+"""About 4,000 packets: 20 ms, which a decision takes, at 200,000 packets per second."""
 
 _V4_MAPPED = bytes(10) + b"\xff\xff"
 
@@ -66,6 +71,9 @@ class Control(IntEnum):
     """Up to four UDP ports besides 4500 that ESP comes in on and goes out by, 16 bits each in network order."""
     ENGINE_GONE = 11
     """Not 0: plaintext for the engine found no socket at all. Set by its dock, cleared by user space alone."""
+
+    WAITED_MARK = 12
+    """The mark of packets that waited and that the guard lets through; a number that nobody else has, 0 for none."""
 
 
 MAX_CONTROL = 32
@@ -150,6 +158,26 @@ class GuardRecordLeaf(ctypes.Structure):
     _fields_ = (("first_seen_ns", ctypes.c_uint64), ("passed", ctypes.c_uint64), ("dropped", ctypes.c_uint64))
 
 
+class WaitingLeaf(ctypes.Structure):
+    """``struct waiting_packet``."""
+
+    _fields_ = (
+        ("seen_ns", ctypes.c_uint64),
+        ("key", SaKeyLeaf),
+        ("ifindex", ctypes.c_uint32),
+        ("length", ctypes.c_uint16),
+        ("l3", ctypes.c_uint16),
+        ("esp", ctypes.c_uint16),
+        ("frame", ctypes.c_uint8 * MAX_WAITING_FRAME),
+    )
+
+
+class NothingLeaf(ctypes.Structure):
+    """Keys and values of a ring buffer."""
+
+    _fields_ = ()
+
+
 class ExitSlotLeaf(ctypes.Structure):
     """``struct exit_slot``; ``ifindex`` is 0 for none."""
 
@@ -188,8 +216,21 @@ GUARD_SEEN = MapSpec("guard_seen", libbpf.MAP_HASH, SaKeyLeaf, GuardRecordLeaf, 
 LOCAL_ADDRESSES = MapSpec("local_addresses", libbpf.MAP_HASH, AddressLeaf, ctypes.c_uint32, MAX_ADDRESSES)
 EXIT_SLOTS = MapSpec("exit_slots", libbpf.MAP_ARRAY, ctypes.c_uint32, ExitSlotLeaf, MAX_EXIT_SLOTS)
 EXITS = MapSpec("exits", libbpf.MAP_PROG_ARRAY, ctypes.c_uint32, ctypes.c_uint32, MAX_DOCKS)
+WAITING = MapSpec("waiting", libbpf.MAP_RINGBUF, NothingLeaf, NothingLeaf, WAITING_RING_BYTES)
 
-MAPS = (CONTROL, VERDICTS, STEER, MOVED, STEER_COUNTS, GUARD_OWNER, GUARD_SEEN, LOCAL_ADDRESSES, EXIT_SLOTS, EXITS)
+MAPS = (
+    CONTROL,
+    VERDICTS,
+    STEER,
+    MOVED,
+    STEER_COUNTS,
+    GUARD_OWNER,
+    GUARD_SEEN,
+    LOCAL_ADDRESSES,
+    EXIT_SLOTS,
+    EXITS,
+    WAITING,
+)
 
 
 def c_defines() -> str:
@@ -198,6 +239,7 @@ def c_defines() -> str:
     lines += [f"#define CONTROL_{slot.name} {slot.value}" for slot in Control]
     lines += [f"#define MAX_CONTROL {MAX_CONTROL}", f"#define MAX_SAS {MAX_SAS}", f"#define MAX_DOCKS {MAX_DOCKS}"]
     lines += [f"#define MAX_MOVED {MAX_MOVED}"]
+    lines += [f"#define MAX_WAITING_FRAME {MAX_WAITING_FRAME}", f"#define WAITING_RING_BYTES {WAITING_RING_BYTES}"]
     lines += [f"#define MAX_ADDRESSES {MAX_ADDRESSES}", f"#define MAX_EXIT_SLOTS {MAX_EXIT_SLOTS}"]
     return "\n".join([*lines, ""])
 

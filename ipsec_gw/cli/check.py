@@ -20,7 +20,18 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-_WRAPPING = {"interfaces", "to this machine", "options", "matches", "what"}
+_WRAPPING = {
+    "interfaces",
+    "to this machine",
+    "options",
+    "matches",
+    "what",
+    "input",
+    "output",
+    "then",
+    "buckets",
+    "colours",
+}
 _WHOLE_WIDTH = 31
 """The other columns are not broken if no cell is longer, however narrow the terminal is."""
 
@@ -122,6 +133,12 @@ def _print_firewall(firewall: dict[str, Any]) -> None:
         for profile in firewall["screens"]
     ]
     _table(console, "Screens", ("screens", "action", "window", "what"), screens)
+    filters = [(one["name"], one["input"], one["output"], "yes" if one["host"] else "") for one in firewall["filters"]]
+    _table(console, "Filters", ("filter", "input", "output", "host"), filters)
+    terms = [(term["name"], term["match"] or ["any"], term["then"]) for term in firewall["filterTerms"]]
+    _table(console, "Terms of filters", ("filter/term", "matches", "then"), terms)
+    policers = [(policer["name"], policer["buckets"], policer["colours"]) for policer in firewall["policers"]]
+    _table(console, "Policers", ("policer", "buckets", "colours"), policers)
     pools = [(pool["name"], pool["addresses"], pool["ports"], pool["options"]) for pool in firewall["pools"]]
     _table(console, "Pools", ("pool", "addresses", "ports", "options"), pools)
 

@@ -118,7 +118,7 @@ def status(options: Options, as_json: bool) -> None:
         facts.add_row("unreadable", f"[yellow]{answer['malformedMessages']:,}[/] messages of the kernel or charon")
     console.print(facts)
     _counters(console, "steering", ("SA", "to engine", "to kernel"), answer["steer"])
-    _counters(console, "egress guard", ("SA", "passed", "held back"), answer["guard"])
+    _counters(console, "egress guard", ("SA", "passed", "held back", "sent after all"), answer["guard"])
     _counters(console, "docks", ("interface", "to engine", "fell to the kernel"), answer["docks"])
     seen = [(reason, packets) for reason, packets in answer["verdicts"].items() if packets]
     seen.sort(key=lambda row: row[1], reverse=True)

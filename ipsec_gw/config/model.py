@@ -41,6 +41,7 @@ class GatewayConfig(_Converted):
     percent of the peers that are accelerated.
 
     ``hang_seconds`` is how long VPP may show no sign of life before it is ended and the kernel takes over; 0 for ever.
+    ``hold_seconds`` is how long packets of a new SA may wait until it is decided who carries it.
     """
 
     engine: EngineChoice = EngineChoice.AUTO
@@ -50,6 +51,7 @@ class GatewayConfig(_Converted):
     vici: str = DEFAULT_SOCKET
     vici_timeout: float = Field(default=10.0, gt=0, le=600)
     hang_seconds: float = Field(default=0.5, ge=0, le=600)
+    hold_seconds: float = Field(default=2.0, ge=0, le=60)
 
 
 class ConnectionConfig(_Converted):

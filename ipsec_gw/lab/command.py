@@ -67,7 +67,11 @@ def list_scenarios() -> None:
 @click.option(
     "--cases", default="all", show_default=True, help="Of `matrix`: all, how many to draw, or names with commas."
 )
-@click.option("--rekeys", type=click.IntRange(1), default=200, show_default=True, help="Of `rekey-storm`.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(1),
+    help="How often `failover`, `hang`, `daemon-kill` kill or stop, `rekey-storm` rekeys.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of a table.")
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write the JSON report to a file.")
 @click.option(
@@ -83,7 +87,7 @@ def run_scenario(
     seed: int,
     minutes: float,
     cases: str,
-    rekeys: int,
+    rounds: int | None,
     as_json: bool,
     report: Path | None,
     artifacts: Path | None,
@@ -94,7 +98,7 @@ def run_scenario(
         artifacts.mkdir(parents=True, exist_ok=True)
         artifacts = artifacts.resolve()
     carrier = "kernel" if baseline else resolve_engine(engine)
-    options = Options(carrier, proposal, artifacts, baseline, seed, minutes, cases, rekeys)
+    options = Options(carrier, proposal, artifacts, baseline, seed, minutes, cases, rounds or 0)
     outcome = asyncio.run(_run(found, options, environment))
     if outcome is None:
         click.echo("interrupted", err=True)

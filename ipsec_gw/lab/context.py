@@ -22,7 +22,7 @@ class Options:
 
     ``baseline`` leaves ipsec-gw out: what strongSwan and the kernel do alone, to tell their faults from ours.
     ``seed`` and ``minutes`` are for scenarios that choose by chance; ``cases`` is for the matrix: "all", how many to
-    draw, or names. ``rekeys`` are those of a storm.
+    draw, or names. ``rounds`` is how often others do what they do again and again, 0 for their own number.
     """
 
     engine: str = "kernel"
@@ -32,7 +32,7 @@ class Options:
     seed: int = 1
     minutes: float = 1.0
     cases: str = "all"
-    rekeys: int = 200
+    rounds: int = 0
 
 
 @dataclass

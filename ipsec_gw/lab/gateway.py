@@ -28,8 +28,9 @@ CARRY_SECONDS = 240.0
 """The first SA may need a rekey before an engine can have it: its number may be used by then."""
 
 CONFIG = "ipsec-gw.toml"
-PLAIN = "[gateway]\nhang_seconds = 3.0\n"
-"""Without a firewall. An emulated VPP on a loaded machine may be silent for longer than half a second, and well."""
+PLAIN = "[gateway]\nhang_seconds = 3.0\nhold_seconds = 15.0\n"
+"""Without a firewall. An emulated VPP on a loaded machine may be silent for longer than half a second, and well; and a
+decision may take the emulated daemon longer than two."""
 
 POLL_SECONDS = 0.5
 DAEMON_STOP_SECONDS = 30.0
@@ -70,15 +71,18 @@ class SteerCount:
 
 @dataclass(frozen=True, slots=True)
 class GuardCount:
-    """What the TC egress guard did with the kernel's ESP of one outbound SA, in packets."""
+    """What the TC egress guard did with the kernel's ESP of one outbound SA, in packets; ``waited`` went on later."""
 
     passed: int
     dropped: int
+    waited: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """`show status --json`; counters by SA ("destination/spi"), and of packets by verdict."""
+    """`show status --json`; counters by SA ("destination/spi"), of packets by verdict. ``overruns`` counts how often
+    notifications of the kernel were lost.
+    """
 
     engine: str
     note: str
@@ -86,6 +90,7 @@ class Status:
     steer: dict[str, SteerCount]
     guard: dict[str, GuardCount]
     verdicts: dict[str, int] = field(default_factory=dict)
+    overruns: int = 0
 
 
 def parse_sas(text: str) -> tuple[ShownSa, ...]:
@@ -118,8 +123,11 @@ def parse_status(text: str) -> Status:
             note=data["engine"]["note"],
             in_sync=data["inSync"],
             steer={row["sa"]: SteerCount(row["toEngine"], row["toKernel"]) for row in data.get("steer") or ()},
-            guard={row["sa"]: GuardCount(row["passed"], row["dropped"]) for row in data.get("guard") or ()},
+            guard={
+                row["sa"]: GuardCount(row["passed"], row["dropped"], row["waited"]) for row in data.get("guard") or ()
+            },
             verdicts={reason: int(packets) for reason, packets in (data.get("verdicts") or {}).items()},
+            overruns=int(data.get("netlinkOverruns") or 0),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise GatewayMisbehaved(f"show status --json cannot be read ({error!r}): {text[:200]}") from error

@@ -122,12 +122,14 @@ async def run_vm(name: str, part: Part, options: Options, listener: Listener) ->
         report, artifacts = exchange / "report.json", exchange / "artifacts"
         argv = [sys.executable, "-m", "ipsec_gw.lab.guest", name, part.name, str(report)]
         argv += [options.engine, options.proposal, str(artifacts) if options.artifacts else ""]
-        argv += [str(options.seed), str(options.minutes), options.cases, str(options.rekeys)]
+        argv += [str(options.seed), str(options.minutes), options.cases, str(options.rounds)]
         argv += ["baseline"] if options.baseline else []
         artifacts.mkdir()
         listener.tell(Note("this kernel has no ESP: the scenario runs in a virtual machine"))
         listener.tell(StepStarted("boot the virtual machine"))
-        guest = await run_in_vm(argv, exchange, Relay(listener), timeout=part.vm_seconds + 60 * options.minutes)
+        guest = await run_in_vm(
+            argv, exchange, Relay(listener), timeout=part.seconds_for(options.minutes, options.rounds)
+        )
         if options.artifacts is not None:
             for file in artifacts.iterdir():
                 (options.artifacts / file.name).write_bytes(file.read_bytes())

@@ -62,6 +62,7 @@ connections {{
         local_ts = {local_network}
         remote_ts = {remote_network}
         esp_proposals = {proposal}-x25519
+        inactivity = {inactivity}s
       }}
     }}
   }}
@@ -76,7 +77,9 @@ secrets {{
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """One side of the tunnel, as its swanctl.conf says it; ``more`` are further networks, local and remote."""
+    """One side of the tunnel, as its swanctl.conf says it; ``more`` are further networks, local and remote. After
+    ``inactivity`` seconds without traffic it closes the tunnel, 0: never.
+    """
 
     identity: str
     peer: str
@@ -87,6 +90,7 @@ class Site:
     remote_network: IpNetwork
     proposal: str
     more: tuple[tuple[IpNetwork, IpNetwork], ...] = ()
+    inactivity: int = 0
 
     def conf(self) -> str:
         """Its swanctl.conf."""
@@ -241,6 +245,7 @@ def swanctl_conf(site: Site) -> str:
         local=site.local,
         remote=site.remote,
         identity=site.identity,
+        inactivity=site.inactivity,
         peer=site.peer,
         local_network=_listed(site.local_network, *(local for local, _ in site.more)),
         remote_network=_listed(site.remote_network, *(remote for _, remote in site.more)),

@@ -22,6 +22,18 @@ class Volume:
         """Whether either limit is reached."""
         return self.packets >= limit.packets or self.octets >= limit.octets
 
+    def plus(self, other: Volume) -> Volume:
+        """Both together."""
+        return Volume(self.packets + other.packets, self.octets + other.octets)
+
+    def minus(self, other: Volume) -> Volume:
+        """What is left, nothing at least."""
+        return Volume(max(self.packets - other.packets, 0), max(self.octets - other.octets, 0))
+
+    def at_most(self, other: Volume) -> Volume:
+        """The smaller of both, each number for itself."""
+        return Volume(min(self.packets, other.packets), min(self.octets, other.octets))
+
 
 NOTHING = Volume(0, 0)
 NO_LIMIT = Volume(UNLIMITED, UNLIMITED)
@@ -64,7 +76,7 @@ class Expiry(StrEnum):
 
 def adopted(state: SaState, carried: Volume) -> Volume:
     """How much of what an engine carried an earlier daemon has put into the kernel's volume already, at most."""
-    return Volume(min(state.used.packets, carried.packets), min(state.used.octets, carried.octets))
+    return state.used.at_most(carried)
 
 
 def warming(state: SaState, carried: Volume, told: Volume, top: int | None, now: int) -> Warming | None:

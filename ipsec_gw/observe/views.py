@@ -78,11 +78,14 @@ class SteerView:
 
 @dataclass(frozen=True, slots=True)
 class GuardView:
-    """Packets of one outbound SA that the kernel sent: let through, and held back."""
+    """Packets of one outbound SA that the kernel sent: let through, and held back. ``waited`` are those of the latter
+    that went on their way in the end, to the engine or as they were.
+    """
 
     sa: str
     passed: int
     dropped: int
+    waited: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,7 +102,8 @@ class GuardDriver:
 
     ``sent`` tells what the engine sent with an SA in this life of the engine, if it is known. ``refuse`` is called
     with every SA whose key must not be given to an engine any more, and why, ``tell`` with troubles that no caller
-    hears of.
+    hears of, ``before_release`` with SAs that the kernel is about to get: what was held back of them goes first, if its
+    number is above the one that goes with it.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class GuardDriver:
         self._sent = sent
         self._refuse = refuse
         self._tell = tell
+        self.before_release: Callable[[SaKey, int], None] = lambda _key, _above: None
         self._missed: frozenset[SaKey] = frozenset()
         self._released: frozenset[SaKey] = frozenset()
         self._written: dict[SaKey, int] = {}
@@ -179,7 +181,7 @@ class GuardDriver:
         claimed = self._maps.claimed()
         self._follow_ports(snapshot, claimed)
         for key in kept - claimed - self._released:
-            self._maps.release(key)
+            self._release(key)
         self._released = kept - claimed
         dead = self._maps.guarded() - claimed - {sa.key for sa in snapshot.sas}
         for key in dead & self._missed:
@@ -225,9 +227,9 @@ class GuardDriver:
             self._maps.forget(key)
             raise
         except IpsecGwError:
-            self._maps.release(key)
+            self._release(key)
             raise
-        self._maps.release(key)
+        self._release(key)
         reason = f"the kernel has sent {escaped} packets with its key: a rekey brings a fresh one"
         if escaped >= HAND_BACK_MARGIN:
             reason = "its key may have been used by an engine before: a rekey brings a fresh one"
@@ -264,13 +266,17 @@ class GuardDriver:
             return
         if key not in self._maps.claimed():
             return  # an engine that began meanwhile found it taken over, and it was released then
-        sent = self._sent(key)
+        sent, above = self._sent(key), 0
         if sent is None or sent.packets:
             # What the engine sent without telling is less than a margin above what the kernel was raised to.
-            last = sent.packets if sent else sa.replay.oseq
+            above = (sent.packets if sent else sa.replay.oseq) + HAND_BACK_MARGIN
             if not self._sends_already(sa, sent):
-                self._raise(key, sa.replay.oseq, last + HAND_BACK_MARGIN)
+                self._raise(key, sa.replay.oseq, above)
             self._refuse(key, "its key was used by the engine before: a rekey brings a fresh one")
+        self._release(key, above)
+
+    def _release(self, key: SaKey, above: int = 0) -> None:
+        self.before_release(key, above)
         self._maps.release(key)
 
     def _sends_already(self, sa: XfrmSa, sent: Counters | None) -> bool:

@@ -3,6 +3,12 @@
 Each tick brings volumes and inbound windows of the SAs that have moved up to what the engine tells, so that charon
 counts, rekeys by volume and sees life as if the kernel carried them, and so that the kernel's windows are shut to what
 the engine has seen. Outbound numbers are not written here (:meth:`ipsec_gw.ownership.guard.GuardDriver.keep_ahead`).
+
+A window is read and then written, and the kernel may receive a packet between: then its window is moved back behind
+that packet, which could be accepted once more. While the engine lives that is no more than is always so between two
+ticks (what the engine received since the last one), and the next tick mends it. When the engine dies in that very
+moment, it concerns what came within the milliseconds of one tick's work, for as long as it takes the kernel to receive
+a window of newer packets; the kernel has no way to move a window only forwards.
 """
 
 from __future__ import annotations
@@ -49,23 +55,32 @@ class Tick:
 
 
 class Guardian:
-    """One for the life of the daemon. :meth:`tick` may run in a thread, one at a time.
+    """One for the life of the daemon. :meth:`tick` may run in a thread, one at a time; ``moved`` are the SAs that had
+    carried something at the last one.
 
-    ``expire`` is told of SAs whose volume limits are reached. ``now`` is Unix time.
+    ``expire`` is told of SAs whose volume limits are reached. ``waited`` tells of an outbound SA what the kernel has
+    encrypted and the engine sends all the same: both count it. ``now`` is Unix time.
     """
 
     def __init__(
-        self, sas: SaStates, expire: Callable[[SaKey, Expiry], None], now: Callable[[], float] = time.time
+        self,
+        sas: SaStates,
+        expire: Callable[[SaKey, Expiry], None],
+        waited: Callable[[SaKey], Volume] = lambda _key: NOTHING,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self._sas = sas
         self._expire = expire
         self._now = now
         self._born = int(now())
+        self._waited = waited
         self._told: dict[SaKey, Volume] = {}
+        self._left_out: dict[SaKey, Volume] = {}
         self._tops: dict[SaKey, tuple[int, int]] = {}
         self._expired: set[SaKey] = set()
         self._buried: set[SaKey] = set()
         self.last = Tick(0, 0, 0.0)
+        self.moved: frozenset[SaKey] = frozenset()
 
     def told(self, key: SaKey) -> Volume:
         """How much of what the engine carried is in the kernel's volume of an SA."""
@@ -79,6 +94,7 @@ class Guardian:
         began = time.thread_time()
         self._note_tops(heard)
         warmings = self._due(heard.counters, local)
+        self.moved = frozenset(warm.state.key for warm in warmings)
         written = 0
         for batch in _batches(warmings, BATCH):
             if not alive():
@@ -113,12 +129,18 @@ class Guardian:
             if key in self._buried or carried.packets < told.packets:
                 told = self._told[key] = NOTHING  # the engine has it anew
                 self._buried.discard(key)
-            warm = warming(state, carried, told, self._top(key, carried) if local(key) else None, now)
+            twice = self._counted_twice(key, carried.minus(told))
+            warm = warming(state, carried, told.plus(twice), self._top(key, carried) if local(key) else None, now)
             if warm is not None:
                 due.append(warm)
+                self._left_out[key] = self._left_out.get(key, NOTHING).plus(twice)
         if states:
             self._forget(states.keys())
         return due
+
+    def _counted_twice(self, key: SaKey, fresh: Volume) -> Volume:
+        """Of what the engine has carried since the last write: what had waited, and is in the kernel's volume."""
+        return self._waited(key).minus(self._left_out.get(key, NOTHING)).at_most(fresh)
 
     def _told_before(self, state: SaState, carried: Volume) -> Volume:
         """By an earlier daemon, of SAs that are older than this one. What a younger one has is the kernel's own."""
@@ -154,6 +176,7 @@ class Guardian:
         known = set(alive)
         self._told = {key: told for key, told in self._told.items() if key in known}
         self._tops = {key: top for key, top in self._tops.items() if key in known}
+        self._left_out = {key: volume for key, volume in self._left_out.items() if key in known}
         self._expired &= known
         self._buried &= known
 

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
+import socket
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
 from pyroute2 import IPRoute
+from scapy.packet import Raw
 from xdp_kit import DEADLINE, MARKER, Wire, await_frames, esp, ip
 
 from ipsec_gw.errors import EnvironmentMissing, SteeringError
 from ipsec_gw.model.ids import SaKey
 from xdp_steer import dock, guard, libbpf, pipeline
 from xdp_steer.gateway import DockCount, GuardCount, Reason, Role, Steering
+from xdp_steer.layout import MAX_WAITING_FRAME, WAITING_RING_BYTES, WaitingLeaf
+from xdp_steer.waiting import WaitingReader
 from xdp_steer.xsk import XskSocket
 
 pytestmark = pytest.mark.root
@@ -469,7 +475,9 @@ class TestGuard:
 
     def test_released_passes_and_is_counted(self, steering: Steering, wire: Wire) -> None:
         steering.claim(KNOWN)
+        assert not steering.is_released(KNOWN)
         steering.release(KNOWN)
+        assert steering.is_released(KNOWN)
         assert steering.claimed() == frozenset()
         assert self.sent(wire, KNOWN.spi)
         assert steering.guard_counters() == {KNOWN: GuardCount(1, 0)}
@@ -486,6 +494,76 @@ class TestGuard:
         steering.release(KNOWN)
         assert self.sent(wire, KNOWN.spi)
         assert steering.guard_counters() == {KNOWN: GuardCount(1, 1)}
+
+    def test_what_is_held_back_waits_with_all_its_bytes(self, steering: Steering, wire: Wire, pins: Path) -> None:
+        Steering.open(pins, hold_ms=HOUR_MS).close()
+        reader = WaitingReader(steering.waiting_map)
+        reader.read()
+        steering.heartbeat()
+        steering.claim(KNOWN)
+        other = SaKey(KNOWN.destination, KNOWN.spi + 1)  # a newborn
+        for spi in (KNOWN.spi, other.spi, KNOWN.spi + 2):
+            if spi == KNOWN.spi + 2:
+                steering.release(SaKey(KNOWN.destination, spi))
+            assert self.sent(wire, spi) is (spi == KNOWN.spi + 2)
+        found = reader.read()
+        reader.close()
+        assert [(packet.key, packet.frame) for packet in found] == [(k, bytes(esp(k.spi))) for k in (KNOWN, other)]
+        assert {(packet.l3, packet.esp, packet.ifindex) for packet in found} == {(14, 34, ifindex(wire.near))}
+
+    @pytest.mark.parametrize("length", [14 + 20 + 8, MAX_WAITING_FRAME, MAX_WAITING_FRAME + 1])
+    def test_what_waits_has_a_longest(self, steering: Steering, wire: Wire, length: int) -> None:
+        ip(f"link set {wire.near} mtu 3000")
+        reader = WaitingReader(steering.waiting_map)
+        reader.read()
+        steering.claim(KNOWN)
+        packet = esp(KNOWN.spi)
+        packet["ESP"].data = b""
+        packet = packet / Raw(bytes(length - len(packet)))
+        assert len(packet) == length
+        wire.emit(packet)
+        waiting = [found.frame for found in reader.read()]
+        reader.close()
+        assert waiting == ([bytes(packet)] if length <= MAX_WAITING_FRAME else [])
+        assert steering.guard_counters()[KNOWN].dropped == 1
+
+    def test_a_full_ring_drops_as_without_one(self, steering: Steering, wire: Wire) -> None:
+        reader = WaitingReader(steering.waiting_map)
+        reader.read()
+        steering.claim(KNOWN)
+        room = WAITING_RING_BYTES // (ctypes.sizeof(WaitingLeaf) + 8)  # every record has a header of eight bytes
+        for seq in range(room + 50):
+            wire.emit(esp(KNOWN.spi, seq=seq))
+        first = reader.read(room)
+        wire.emit(esp(KNOWN.spi, seq=7))  # there is room again
+        rest = reader.read(room)
+        reader.close()
+        assert room - 2 <= len(first) + len(rest) - 1 <= room
+        assert rest[-1].frame == bytes(esp(KNOWN.spi, seq=7))
+        assert steering.guard_counters()[KNOWN].dropped == room + 51
+
+    def test_what_waited_leaves_before_its_sa_is_released(self, steering: Steering, wire: Wire, pins: Path) -> None:
+        """By a mark that the guard knows; it counts as passed, so its key counts as used."""
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as marked:
+            marked.bind((wire.near, 0))
+            steering.claim(KNOWN)
+            for known, mark in ((0, 0), (0, 7), (7, 8), (7, 7)):
+                steering.set_waited_mark(known)
+                marked.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+                with suppress(OSError):  # dropped
+                    marked.send(bytes(esp(KNOWN.spi, seq=10 * known + mark)))
+        steering.set_waited_mark(0)
+        wire.emit(MARKER)
+        assert wire.peer_got(MARKER) == [bytes(esp(KNOWN.spi, seq=77))]
+        assert steering.guard_counters() == {KNOWN: GuardCount(passed=1, dropped=3)}
+
+    def test_newborn_is_not_held_without_an_engine(self, steering: Steering, wire: Wire, pins: Path) -> None:
+        Steering.open(pins, hold_ms=HOUR_MS).close()
+        steering.heartbeat()
+        steering.set_engine_gone(True)
+        assert self.sent(wire, KNOWN.spi)
+        steering.set_engine_gone(False)
+        assert not self.sent(wire, KNOWN.spi + 1)
 
     def test_newborn_passes_without_hold(self, steering: Steering, wire: Wire) -> None:
         steering.heartbeat()

@@ -1,5 +1,6 @@
 """Starting the lab as a user does, and looking what it left on this machine."""
 
+import asyncio
 import json
 import os
 import signal
@@ -13,9 +14,11 @@ from pathlib import Path
 import pytest
 
 from ipsec_gw.errors import EnvironmentMissing
+from ipsec_gw.lab.kernel import Environment, choose_environment
 from ipsec_gw.lab.session import PIN_DIR, STATE_DIR, start_time
 from vpp_conf.locate import locate_vpp
 
+RESULTS = Path(__file__).parent.parent.parent / "bench" / "results"
 LAB = [sys.executable, "-m", "ipsec_gw.lab"]
 
 
@@ -127,6 +130,25 @@ def skip_unless_all(request):
     """For scenarios that take minutes each on an emulated machine."""
     if not request.config.getoption("--all-scenarios"):
         pytest.skip("takes minutes of an emulated machine: --all-scenarios runs it")
+
+
+def skip_slow_machine(request):
+    """For scenarios that take a minute where the kernel has ESP, and ten of them in the virtual machine."""
+    if asyncio.run(choose_environment()) is Environment.VM:
+        skip_unless_all(request)
+
+
+def often(request, few, many):
+    """``--rounds``: few by default, many with --all-scenarios."""
+    return ("--rounds", str(many if request.config.getoption("--all-scenarios") else few))
+
+
+def kept(request, name):
+    """The report of a long run is kept."""
+    if not request.config.getoption("--all-scenarios"):
+        return ()
+    RESULTS.mkdir(exist_ok=True)
+    return ("--report", str(RESULTS / f"{name}.json"))
 
 
 def check_names(report):

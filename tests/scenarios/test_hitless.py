@@ -6,10 +6,10 @@ from ipsec_gw.errors import EnvironmentMissing
 from ipsec_gw.lab.scenarios.daemon_kill import KILLS as DAEMON_KILLS
 from ipsec_gw.lab.scenarios.failover import KILLS
 from ipsec_gw.lab.scenarios.hang import STOPS
-from tests.scenarios.lab_command import check_names, need, play, skip_unless_all
+from tests.scenarios.lab_command import check_names, kept, need, often, play, skip_slow_machine, skip_unless_all
 from vpp_conf.locate import locate_vpp
 
-pytestmark = [pytest.mark.scenario, pytest.mark.root, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.scenario, pytest.mark.root, pytest.mark.timeout(8 * 3600)]
 
 ALWAYS = (
     "charon counts what the wire carried",
@@ -25,6 +25,7 @@ EACH_DEATH = (
     "no packet is lost once the sockets are empty",
     "no more is lost than was in the rings",
     "nothing older than the last look is accepted again",
+    "no packet is lost on the way back",
 )
 
 
@@ -36,18 +37,27 @@ def missing(wanted, report):
     return [name for name in wanted if name not in check_names(report)]
 
 
+def engine_here():
+    try:
+        locate_vpp()
+    except EnvironmentMissing:
+        return "soft"
+    return "vpp"
+
+
 @pytest.mark.vpp
 def test_vpp_is_killed(request):
-    skip_unless_all(request)
+    skip_slow_machine(request)
     need("vpp")
-    report = play("failover", "--engine", "vpp")
-    deaths = [*(f"kill {number}" for number in range(1, KILLS + 1)), "kill of VPP without a daemon"]
+    rounds = often(request, KILLS, 50)
+    report = play("failover", "--engine", "vpp", *rounds, *kept(request, "failover"))
+    deaths = [*(f"kill {number}" for number in range(1, int(rounds[1]) + 1)), "kill of VPP without a daemon"]
     wanted = [*ALWAYS, *of_deaths(deaths, "vpp"), "the TCP stream survives everything"]
     assert missing([*wanted, "the IKE_SA is the first one still"], report) == []
 
 
 def test_an_engine_dies_with_its_daemon(request):
-    skip_unless_all(request)
+    skip_slow_machine(request)
     report = play("failover", "--engine", "soft")
     deaths = [f"kill {number} of daemon and engine" for number in (1, 2)]
     wanted = [*ALWAYS, *of_deaths(deaths, "soft"), "the TCP stream survives everything"]
@@ -56,29 +66,43 @@ def test_an_engine_dies_with_its_daemon(request):
 
 @pytest.mark.vpp
 def test_vpp_hangs(request):
-    skip_unless_all(request)
+    skip_slow_machine(request)
     need("vpp")
-    report = play("hang", "--engine", "vpp")
-    wanted = [*ALWAYS, *of_deaths([f"stop {number}" for number in range(1, STOPS + 1)], "vpp")]
+    rounds = often(request, STOPS, 50)
+    report = play("hang", "--engine", "vpp", *rounds, *kept(request, "hang"))
+    wanted = [*ALWAYS, *of_deaths([f"stop {number}" for number in range(1, int(rounds[1]) + 1)], "vpp")]
     assert missing(wanted, report) == []
 
 
 @pytest.mark.vpp
 def test_the_daemon_is_killed(request):
+    skip_slow_machine(request)
+    need("vpp")
+    rounds = often(request, DAEMON_KILLS, 100)
+    report = play("daemon-kill", "--engine", "vpp", *rounds, *kept(request, "daemon-kill"))
+    assert missing([*ALWAYS, "a restart compiles nothing", "charon sees that the tunnel is in use"], report) == []
+    assert check_names(report).count("an unchanged tunnel is adopted as it is") == int(rounds[1])
+
+
+@pytest.mark.vpp
+def test_all_of_it_one_after_the_other(request):
     skip_unless_all(request)
     need("vpp")
-    report = play("daemon-kill", "--engine", "vpp")
-    assert missing([*ALWAYS, "a restart compiles nothing"], report) == []
-    assert check_names(report).count("an unchanged tunnel is adopted as it is") == DAEMON_KILLS
+    report = play("hitless", "--engine", "vpp", "--minutes", "1", *kept(request, "hitless"))
+    wanted = [*ALWAYS, *of_deaths(["kill 1", "kill of VPP without a daemon", "stop 1"], "vpp")]
+    wanted += ["a restart compiles nothing", "everything is back in the engine", "the TCP stream survives everything"]
+    assert missing(wanted, report) == []
 
 
-@pytest.mark.parametrize(("seed", "minutes"), [(1, 0.5), *((seed, 10) for seed in (2, 3, 4))])
-def test_chaos_converges(seed, minutes, request):
+def test_a_little_chaos_converges(request):
+    skip_slow_machine(request)
+    report = play("chaos", "--engine", engine_here(), "--seed", "1", "--minutes", "0.5")
+    assert missing([*ALWAYS, "everything is back in the engine"], report) == []
+
+
+@pytest.mark.parametrize("seed", [2, 3, 4])
+def test_chaos_converges(seed, request):
     skip_unless_all(request)
-    try:
-        locate_vpp()
-        engine = "vpp"
-    except EnvironmentMissing:
-        engine = "soft"
-    report = play("chaos", "--engine", engine, "--seed", str(seed), "--minutes", str(minutes))
+    arguments = ("--seed", str(seed), "--minutes", "10", *kept(request, f"chaos-seed-{seed}"))
+    report = play("chaos", "--engine", engine_here(), *arguments)
     assert missing([*ALWAYS, "everything is back in the engine"], report) == []

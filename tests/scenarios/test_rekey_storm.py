@@ -20,5 +20,5 @@ WANTED = (
 def test_nothing_is_lost_by_two_hundred_rekeys(engine, request):
     skip_unless_all(request)
     need(engine)
-    report = play("rekey-storm", "--engine", engine, "--rekeys", "200")
+    report = play("rekey-storm", "--engine", engine, "--rounds", "200")
     assert [name for name in WANTED if name not in check_names(report)] == []

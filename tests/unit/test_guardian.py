@@ -57,7 +57,13 @@ class Watch:
     def __init__(self, *states: SaState) -> None:
         self.kernel = Kernel(*(states or (state(IN), state(OUT))))
         self.expired: list[tuple[SaKey, Expiry]] = []
-        self.guardian = Guardian(self.kernel, lambda key, limit: self.expired.append((key, limit)), now=lambda: NOW)
+        self.waited: dict[SaKey, Volume] = {}
+        self.guardian = Guardian(
+            self.kernel,
+            lambda key, limit: self.expired.append((key, limit)),
+            lambda key: self.waited.get(key, Volume(0, 0)),
+            now=lambda: NOW,
+        )
         self.alive = True
 
     def tick(self, counts: Mapping[SaKey, int], numbers: Mapping[SaKey, int] | None = None) -> Tick:
@@ -72,11 +78,28 @@ def is_local(key: SaKey) -> bool:
     return key.destination == LOCAL
 
 
+def test_what_waited_for_the_engine_counts_once() -> None:
+    """The kernel has counted it, and the engine counts it again, perhaps only by and by."""
+    watch = Watch(state(OUT, add_time=NOW + 1))
+    watch.kernel.carries(OUT, 4)
+    watch.waited[OUT] = Volume(3, 300)  # and one was lost
+    watch.tick({OUT: 2})
+    assert watch.kernel.sas[OUT].used == Volume(4, 400)
+    watch.tick({OUT: 10})
+    assert watch.kernel.sas[OUT].used == Volume(11, 1100), "10 of the engine's, 3 of them counted, and the lost one"
+    watch.kernel.carries(OUT, 1)
+    watch.waited[OUT] = Volume(4, 400)
+    watch.tick({OUT: 12})
+    assert watch.kernel.sas[OUT].used == Volume(13, 1300)
+
+
 def test_volumes_are_the_sum_of_both() -> None:
     watch = Watch()
     watch.tick({IN: 0, OUT: 0})
+    assert watch.guardian.moved == frozenset()
     watch.kernel.carries(OUT, 3)
     watch.tick({IN: 10, OUT: 20})
+    assert watch.guardian.moved == {IN, OUT}
     watch.kernel.carries(IN, 2)
     watch.tick({IN: 15, OUT: 20})
     assert watch.kernel.sas[IN].used == Volume(17, 1700)

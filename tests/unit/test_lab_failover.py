@@ -5,7 +5,8 @@ from __future__ import annotations
 from ipaddress import IPv4Address
 
 from ipsec_gw.lab.oracle import EspPacket
-from ipsec_gw.lab.scenarios.failover import _COUNTED, _IKE, Death
+from ipsec_gw.lab.scenarios.failover import _IKE, Death
+from ipsec_gw.lab.scenarios.truth import COUNTED
 from ipsec_gw.lab.wire import furthest_back
 
 LISTED = """\
@@ -38,7 +39,7 @@ def test_how_far_back_numbers_go() -> None:
 
 
 def test_charons_words_are_read() -> None:
-    assert _COUNTED.findall(LISTED) == [("c1ee1afb", "987654"), ("00000abc", "0")]
+    assert COUNTED.findall(LISTED) == [("c1ee1afb", "987654"), ("00000abc", "0")]
     found = _IKE.search(LISTED)
     assert found is not None
     assert found.group(1) == "3"

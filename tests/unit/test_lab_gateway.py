@@ -1,6 +1,7 @@
 """Reading what ipsec-gw and swanctl say."""
 
 import json
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
@@ -71,12 +72,12 @@ def test_status_is_read():
                 "engine": {"name": "soft", "note": "a note"},
                 "inSync": True,
                 "steer": [{"sa": "10.0.0.1/c0ffee01", "toEngine": 5, "toKernel": 1}],
-                "guard": [{"sa": "10.0.0.2/c0ffee02", "passed": 0, "dropped": 2}],
+                "guard": [{"sa": "10.0.0.2/c0ffee02", "passed": 0, "dropped": 2, "waited": 1}],
             }
         )
     )
     assert status.steer == {"10.0.0.1/c0ffee01": SteerCount(5, 1)}
-    assert status.guard == {"10.0.0.2/c0ffee02": GuardCount(0, 2)}
+    assert status.guard == {"10.0.0.2/c0ffee02": GuardCount(0, 2, 1)}
     assert (status.engine, status.in_sync) == ("soft", True)
 
 
@@ -116,6 +117,8 @@ def test_both_sites_fit_together(proposal):
     )
     assert (a.identity, a.peer) == (b.peer, b.identity)
     assert f"esp_proposals = {proposal}-x25519" in swanctl_conf(a)
+    assert "inactivity = 0s\n" in swanctl_conf(a)
+    assert "inactivity = 60s\n" in swanctl_conf(replace(a, inactivity=60))
 
 
 @pytest.mark.parametrize("outer", [4, 6])

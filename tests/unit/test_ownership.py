@@ -108,6 +108,35 @@ async def test_a_fresh_key_is_claimed() -> None:
     assert await guard.retrieve() == {GuardKey(KEY): GUARD}
 
 
+@pytest.mark.parametrize(
+    ("sent", "oseq", "above"),
+    [
+        (Counters(40, 4000), KEPT_AHEAD, 40 + HAND_BACK_MARGIN),
+        (None, KEPT_AHEAD, KEPT_AHEAD + HAND_BACK_MARGIN),
+        (Counters(0, 0), KEPT_AHEAD, 0),
+    ],
+)
+async def test_what_was_held_back_leaves_before_a_release(sent: Counters | None, oseq: int, above: int) -> None:
+    maps, kernel = Maps(), Kernel(with_oseq(sa(0x22), oseq))
+    maps.claim(KEY)
+    guard, _ = driver(maps, kernel, sent)
+    asked: list[tuple[SaKey, int, bool]] = []
+    guard.before_release = lambda key, number: asked.append((key, number, key in maps.claimed()))
+    await guard.delete(GUARD)
+    assert asked == [(KEY, above, True)], "while the guard is closed, above the engine's numbers"
+
+
+async def test_what_was_held_back_of_a_used_key_leaves_before_its_release() -> None:
+    maps, kernel = Maps(), Kernel(with_oseq(sa(0x22), 3))
+    guard, _ = driver(maps, kernel)
+    asked: list[tuple[SaKey, int, bool]] = []
+    guard.before_release = lambda key, number: asked.append((key, number, key in maps.claimed()))
+    with pytest.raises(UsedKeyError):
+        await guard.create(GUARD)
+    guard.follow(snapshot(sa(0x22), sa(0x33)), frozenset({SaKey(REMOTE, 0x33)}))
+    assert asked == [(KEY, 0, True), (SaKey(REMOTE, 0x33), 0, False)]
+
+
 async def test_the_guard_is_closed_before_the_kernel_is_asked() -> None:
     maps, kernel = Maps(), Kernel(sa(0x22))
     closed: list[bool] = []

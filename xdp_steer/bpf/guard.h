@@ -8,6 +8,9 @@
  * knows whether any number of that key has left. It fails open: with the daemon dead, the kernel sends. So it does with
  * an engine that is gone for certain (the dock of its plaintext says so): the kernel's number is far ahead of the engine's.
  *
+ * What is held back is not lost: the daemon gets a copy. Once the engine carries the SA, it opens the packet and gives the
+ * plaintext to the engine; if the kernel keeps the SA, it sends the packet as it is.
+ *
  * Of a packet in fragments only the first has the SPI. If that one is dropped the rest passes, and no
  * receiver can put it together. Passing means TC_ACT_UNSPEC: other filters on the hook have their say.
  */
@@ -19,7 +22,8 @@ static __always_inline bool held_back(struct guard_record *record)
 {
 	u64 now = bpf_ktime_get_ns(), heartbeat = control_value(CONTROL_HEARTBEAT_NS);
 
-	return heartbeat && heartbeat + HEARTBEAT_LIMIT_NS > now &&
+	/* Without an engine there is nothing to decide. */
+	return !control_value(CONTROL_ENGINE_GONE) && heartbeat && heartbeat + HEARTBEAT_LIMIT_NS > now &&
 	       record->first_seen_ns + control_value(CONTROL_HOLD_NS) > now;
 }
 
@@ -45,6 +49,43 @@ static __always_inline u32 guard_verdict(struct guard_record *record, u32 *owner
 	return held_back(record) ? REASON_GUARD_HELD : REASON_GUARD_NEWBORN;
 }
 
+/* A copy for the daemon. With the ring full, or of what is too long or not one packet by itself, there is none. */
+static __always_inline void let_wait(struct __sk_buff *skb, struct packet *pkt)
+{
+	void *data = (void *)(long)skb->data;
+	struct waiting_packet *copy;
+	u64 length = skb->len;
+
+	if (skb->gso_segs > 1 || skb->vlan_present || length > MAX_WAITING_FRAME)
+		return;
+	/* Two comparisons of 64 bits: of one with a shifted range, or of half a register, the verifier (6.18, and before)
+	 * does not learn both ends. */
+	asm volatile("" : "+r"(length));
+	if (length < ESP_MINIMUM)
+		return;
+	copy = waiting.ringbuf_reserve(sizeof(*copy));
+	if (!copy)
+		return;
+	copy->seen_ns = bpf_ktime_get_ns();
+	copy->key = pkt->key;
+	copy->ifindex = skb->ifindex;
+	copy->length = length;
+	copy->l3 = pkt->l3 - data;
+	copy->esp = pkt->cursor - data;
+	if (bpf_skb_load_bytes(skb, 0, copy->frame, length))
+		waiting.ringbuf_discard(copy, 0);
+	else
+		waiting.ringbuf_submit(copy, 0);
+}
+
+/* The daemon sends it again, for the kernel is about to get its SA, and what waited goes first. */
+static __always_inline bool has_waited(struct __sk_buff *skb)
+{
+	u32 mark = control_value(CONTROL_WAITED_MARK);
+
+	return mark && skb->mark == mark;
+}
+
 static __always_inline int guard_esp(struct __sk_buff *skb, struct packet *pkt)
 {
 	/* A GSO packet becomes that many packets, each with its own sequence number. */
@@ -63,8 +104,15 @@ static __always_inline int guard_esp(struct __sk_buff *skb, struct packet *pkt)
 	record = guard_record_of(&key);
 	reason = guard_verdict(record, owner);
 	dropped = reason == REASON_GUARD_ENGINE || reason == REASON_GUARD_HELD;
+	if (dropped && has_waited(skb)) {
+		reason = REASON_GUARD_KERNEL;
+		dropped = false;
+	}
 	count_verdict(reason, skb->len, 1);
 	if (record)
 		__sync_fetch_and_add(dropped ? &record->dropped : &record->passed, packets);
-	return dropped ? TC_ACT_SHOT : TC_ACT_UNSPEC;
+	if (!dropped)
+		return TC_ACT_UNSPEC;
+	let_wait(skb, pkt);
+	return TC_ACT_SHOT;
 }

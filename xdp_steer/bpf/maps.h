@@ -45,6 +45,18 @@ struct guard_record {
 	u64 dropped;
 };
 
+/* A packet that the guard has held back: user space sends it another way as soon as its SA is decided on. All records
+ * have one size, which is what a ring reserves. */
+struct waiting_packet {
+	u64 seen_ns;	/* CLOCK_MONOTONIC */
+	struct sa_key key;
+	u32 ifindex;	/* it was to leave by */
+	u16 length;	/* of the frame */
+	u16 l3;		/* where its IP header begins, 0 on interfaces without Ethernet */
+	u16 esp;	/* where ESP begins */
+	u8 frame[MAX_WAITING_FRAME];
+};
+
 /* At the place that the low bits of its index say. */
 struct exit_slot {
 	u32 ifindex;	/* 0: none */
@@ -60,6 +72,19 @@ BPF_TABLE_PINNED("percpu_array", u32, struct steer_count, steer_counts, MAX_SAS,
 BPF_TABLE_PINNED("hash", struct sa_key, u32, guard_owner, MAX_SAS, PIN_ROOT "/guard_owner");
 BPF_TABLE_PINNED("hash", struct sa_key, struct guard_record, guard_seen, MAX_SAS, PIN_ROOT "/guard_seen");
 BPF_TABLE_PINNED("hash", struct address, u32, local_addresses, MAX_ADDRESSES, PIN_ROOT "/local_addresses");
+
+/* BCC has no macro for a pinned ring buffer. */
+struct waiting_table_t {
+	int key;
+	u32 leaf;
+	int (*ringbuf_output)(void *, u64, u64);
+	void *(*ringbuf_reserve)(u64);
+	void (*ringbuf_discard)(void *, u64);
+	void (*ringbuf_submit)(void *, u64);
+	u32 max_entries;
+};
+__attribute__((section("maps/ringbuf:" PIN_ROOT "/waiting")))
+struct waiting_table_t waiting = { .max_entries = WAITING_RING_BYTES };
 
 /* The ways out of the pipeline, one per docked interface: every dock has its own XSKMAP, and a packet may
  * only enter a socket of the interface that it came in by. One pipeline serves all interfaces, so it looks

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Part:
     """A story with checks, on a topology of its own. Without ``needs_esp`` it runs in any kernel. After
-    ``vm_seconds`` a virtual machine that it runs in is taken for hung.
+    ``vm_seconds`` a virtual machine that it runs in is taken for hung; ``round_seconds`` are for each round asked for.
     """
 
     name: str
@@ -25,6 +25,11 @@ class Part:
     run: Callable[[Lab], Awaitable[None]]
     needs_esp: bool = True
     vm_seconds: float = 720.0
+    round_seconds: float = 300.0
+
+    def seconds_for(self, minutes: float, rounds: int) -> float:
+        """What a virtual machine may take for a run of that length."""
+        return self.vm_seconds + 60 * minutes + self.round_seconds * rounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,7 @@ def scenarios() -> dict[str, Scenario]:
     from ipsec_gw.lab.scenarios.firewall import run as run_firewall  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.firewall_plain import run as run_firewall_plain  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.hang import run as run_hang  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.hitless import run as run_hitless  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.ipv6 import run as run_ipv6  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.junk import run as run_junk  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.matrix import run as run_matrix  # noqa: PLC0415
@@ -118,6 +124,11 @@ def scenarios() -> dict[str, Scenario]:
             "chaos",
             "kills, hangs, rekeys and the operator's hand in random order, and then everything converges",
             (Part("tunnel", topology.site_to_site, run_chaos, vm_seconds=2400.0),),
+        ),
+        Scenario(
+            "hitless",
+            "a little of failover, hang, daemon-kill and chaos, one after the other with one tunnel",
+            (Part("tunnel", topology.site_to_site, run_hitless, vm_seconds=2400.0, round_seconds=600.0),),
         ),
         Scenario(
             "junk",

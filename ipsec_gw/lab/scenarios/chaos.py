@@ -3,33 +3,50 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from ipsec_gw.lab.context import Lab
 from ipsec_gw.lab.gateway import GatewayUnderTest, ShownSa
+from ipsec_gw.lab.noise import make_noise
 from ipsec_gw.lab.process import CommandFailed
-from ipsec_gw.lab.scenarios.failover import begin, finish, flowing
+from ipsec_gw.lab.process import run as call
+from ipsec_gw.lab.scenarios.failover import begin, finish, flowing, recorded, replay
+from ipsec_gw.lab.scenarios.truth import SYNC_SECONDS
 from ipsec_gw.lab.scenarios.tunnel import Story, spis
-from ipsec_gw.lab.traffic import UdpFlow, until
+from ipsec_gw.lab.scenarios.verdicts import Evidence
+from ipsec_gw.lab.topology import Role
+from ipsec_gw.lab.traffic import Tally, UdpFlow, until
 
 CONVERGE_SECONDS = 300.0
 PAUSES = (0.0, 0.5, 2.0, 5.0)
 """Seconds between two events: at once, before anything is noticed, in the middle of what follows, after it."""
 
+DELAYS = (0.2, 1.0, 2.0)
+"""Seconds that VPP's API, or charon, does not answer: less than what a VPP is ended for here."""
+
+FLAP_SECONDS, NOTICE_SECONDS = (0.2, 1.0, 3.0), 60.0
+MISSED = 40_000
+"""Notifications about an XFRM policy that nobody needs: more than the daemon's socket holds, 16 MiB of buffers."""
+
 
 @dataclass
 class Chaos:
-    """The gateway and what is the matter with it now."""
+    """The gateway and what is the matter with it now. ``replayed`` counts what the host behind A got twice of what was
+    recorded on the WAN and sent again.
+    """
 
     story: Story
     gateway: GatewayUnderTest
     dice: random.Random
     daemon_lives: bool = True
+    replayed: int = 0
 
     async def kill_vpp(self) -> None:
         """If one runs."""
@@ -43,6 +60,50 @@ class Chaos:
         process = self.gateway.vpp
         if process is not None:
             os.kill(process.pid, number)
+
+    async def delay_vpp(self) -> None:
+        """Its API answers late, and its rings fill."""
+        process = self.gateway.vpp
+        if process is not None:
+            await self._delay(process.pid)
+
+    async def delay_charon(self) -> None:
+        """Vici answers late, and so does IKE."""
+        await self._delay(self.story.a.daemon.pid)
+
+    async def _delay(self, pid: int) -> None:
+        os.kill(pid, signal.SIGSTOP)
+        await asyncio.sleep(self.dice.choice(DELAYS))
+        with contextlib.suppress(ProcessLookupError):  # taken for hung and ended
+            os.kill(pid, signal.SIGCONT)
+
+    async def flap_link(self) -> None:
+        """The WAN loses its carrier for a while."""
+        where = self.story.lab.topology.namespace(Role.WAN)
+        for state in ("down", "up"):
+            await call(["ip", "link", "set", "to-a", state], namespace=where)
+            if state == "down":
+                await asyncio.sleep(self.dice.choice(FLAP_SECONDS))
+
+    async def lose_messages(self) -> None:
+        """More notifications than the daemon's socket holds while it does not listen, and a rekey among them."""
+        if not self.daemon_lives:
+            return
+        pids = self.gateway.pids
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            await self.rekey()
+            await asyncio.to_thread(make_noise, self.story.a.site.namespace, MISSED)
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+        await self.gateway.status_when(lambda now: now.overruns > 0, NOTICE_SECONDS, "lost notifications")
+
+    async def send_again(self) -> None:
+        """What an attacker has recorded, older than the guardian's last look."""
+        frames = [frame for frame in recorded(self.story) if frame.when < time.time() - SYNC_SECONDS]
+        self.replayed += await replay(self.story, frames)
 
     async def vpp_up(self) -> None:
         """If none runs; one that hangs and is killed meanwhile is no error."""
@@ -78,8 +139,9 @@ class Chaos:
         """What may happen; more often what others need to happen at all."""
         found: list[Callable[[], Awaitable[None]]] = [self.kill_daemon, self.run_daemon, self.run_daemon]
         found += [self.rekey, self.rekey, self.fallback, self.give_back, self.give_back]
+        found += [self.flap_link, self.lose_messages, self.delay_charon, self.send_again]
         if self._has_vpp:
-            found += [self.kill_vpp, self.stop_vpp, self.vpp_up, self.vpp_up]
+            found += [self.kill_vpp, self.stop_vpp, self.delay_vpp, self.vpp_up, self.vpp_up]
         return found
 
     @property
@@ -100,11 +162,18 @@ class Chaos:
 async def run(lab: Lab) -> None:
     """Play it for ``minutes`` of the options; its ``seed`` makes it repeatable as far as a machine is."""
     story, gateway, evidence = await begin(lab)
+    await disorder(story, gateway, evidence, lab.options.minutes)
+    await finish(story, gateway, evidence, lossy=True)
+
+
+async def disorder(story: Story, gateway: GatewayUnderTest, evidence: Evidence, minutes: float) -> None:
+    """For so many minutes; then everything has to converge."""
+    lab = story.lab
     chaos = Chaos(story, gateway, random.Random(lab.options.seed))  # noqa: S311 - repeatable, not secret
     await flowing(story)
     marks = [flow.next for flow in story.flows]
-    with lab.step(f"chaos with seed {lab.options.seed} for {lab.options.minutes:g} minutes"):
-        count = await _disturb(chaos, lab.options.minutes * 60)
+    with lab.step(f"chaos with seed {lab.options.seed} for {minutes:g} minutes"):
+        counts = await _disturb(chaos, minutes * 60)
     began = time.monotonic()
     with lab.step("converge"):
         await chaos.calm()
@@ -112,26 +181,54 @@ async def run(lab: Lab) -> None:
         evidence.engine_took(sas)
         await flowing(story)
     lab.check("everything is back in the engine", len(sas) == 2, "both SAs", ", ".join(f"{sa.key}" for sa in sas))
-    lab.note(f"{count} events, converged {time.monotonic() - began:.1f} s after the last")
-    for flow, mark in zip(story.flows, marks, strict=True):
-        tally = flow.tally(mark)
-        lab.note(f"{flow.source} -> {flow.destination}: {tally}, {_blocked(flow, mark):.2f} s blocked at most")
-        intact = (tally.duplicated, tally.corrupted) == (0, 0)
-        lab.check(f"nothing {flow.source} -> {flow.destination} comes twice or changed", intact, "0 and 0", tally)
-    await finish(story, gateway, evidence, lossy=True)
+    seconds = time.monotonic() - began
+    lab.note(f"events: {', '.join(f'{count} {name}' for name, count in sorted(counts.items()))}")
+    again = (0, chaos.replayed)  # only what goes to A is recorded
+    for flow, mark, replayed in zip(story.flows, marks, again, strict=True):
+        fate = fate_of(flow, mark, replayed, seconds)
+        lab.note(str(fate))
+        ok = (fate.tally.duplicated, fate.tally.corrupted) == (replayed, 0)
+        what = f"nothing {flow.source} -> {flow.destination} comes twice or changed, but what was replayed"
+        lab.check(what, ok, f"{replayed} and 0", fate.tally)
 
 
-async def _disturb(chaos: Chaos, seconds: float) -> int:
-    deadline, count = time.monotonic() + seconds, 0
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """What became of one direction of a tunnel. ``blocked`` is the longest time without a packet that arrived,
+    ``converged`` the time from the last event until everything was back, both in seconds.
+    """
+
+    way: str
+    tally: Tally
+    replayed: int
+    blocked: float
+    converged: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.way}: {self.tally}, {self.replayed} replayed, {self.blocked:.2f} s blocked at most, converged"
+            f" {self.converged:.1f} s after the last event"
+        )
+
+
+def fate_of(flow: UdpFlow, mark: int, replayed: int, converged: float) -> Fate:
+    """Of the packets from ``mark`` on."""
+    blocked = longest_run(flow.missing(mark)) / flow.rate
+    return Fate(f"{flow.source} -> {flow.destination}", flow.tally(mark), replayed, blocked, converged)
+
+
+async def _disturb(chaos: Chaos, seconds: float) -> Counter[str]:
+    """Events by name."""
+    deadline, counts = time.monotonic() + seconds, Counter[str]()
     while time.monotonic() < deadline:
         event = chaos.dice.choice(chaos.events())
         try:
             await event()
         except CommandFailed as error:  # a rekey of an SA that goes just now, a VPP that hangs while it starts
             chaos.story.lab.note(f"{event.__name__}: {error}")
-        count += 1
+        counts[event.__name__] += 1
         await asyncio.sleep(chaos.dice.choice(PAUSES))
-    return count
+    return counts
 
 
 async def _converged(story: Story, gateway: GatewayUnderTest) -> tuple[ShownSa, ...]:
@@ -143,11 +240,10 @@ async def _converged(story: Story, gateway: GatewayUnderTest) -> tuple[ShownSa, 
     )
 
 
-def _blocked(flow: UdpFlow, mark: int) -> float:
-    """Seconds of the longest run of packets that did not arrive."""
+def longest_run(numbers: Sequence[int]) -> int:
+    """How many follow one another at most, without a gap."""
     longest = current = 0
-    last = mark
-    for number in flow.missing(mark):
-        current = current + 1 if number == last + 1 else 1
-        last, longest = number, max(longest, current)
-    return longest / flow.rate
+    for before, number in zip([None, *numbers], numbers, strict=False):
+        current = current + 1 if before is not None and number == before + 1 else 1
+        longest = max(longest, current)
+    return longest

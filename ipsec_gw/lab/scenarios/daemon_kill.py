@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
+import time
+
 from ipsec_gw.errors import IpsecGwError
 from ipsec_gw.lab.context import Lab
 from ipsec_gw.lab.gateway import GatewayUnderTest
 from ipsec_gw.lab.scenarios.failover import begin, finish, flowing
 from ipsec_gw.lab.scenarios.tunnel import REKEY_SECONDS, Story, carried_again, only_new, spis
-from ipsec_gw.lab.scenarios.verdicts import Evidence
+from ipsec_gw.lab.scenarios.verdicts import Evidence, few
 from ipsec_gw.lab.traffic import until
 
 KILLS = 10
 COMPILED = "pipeline compiled"
 
+INACTIVITY = 60
+"""Seconds: charon would close a tunnel of which it sees no traffic."""
+
 
 async def run(lab: Lab) -> None:
-    """Play it: after every second death there is a rekey, which the new daemon has to follow."""
+    """Play it."""
     if lab.options.engine != "vpp":
         raise IpsecGwError("only VPP outlives the daemon - run it with --engine vpp")
-    story, gateway, evidence = await begin(lab)
+    story, gateway, evidence = await begin(lab, inactivity=INACTIVITY)
+    began = time.monotonic()
+    await daemon_kills(story, gateway, evidence, lab.options.rounds or KILLS)
+    with lab.step("longer than charon lets a tunnel be idle"):
+        await until(lambda: time.monotonic() > began + 1.5 * INACTIVITY, 3 * INACTIVITY, "time")
+    lab.check("charon sees that the tunnel is in use", len(spis(story)) == 2, "both SAs", few(sorted(spis(story))))
+    await finish(story, gateway, evidence)
+
+
+async def daemon_kills(story: Story, gateway: GatewayUnderTest, evidence: Evidence, count: int) -> None:
+    """So many deaths of the daemon: after every second one there is a rekey, which the new daemon has to follow."""
+    lab = story.lab
     await flowing(story)
     marks = [flow.next for flow in story.flows]
-    for number in range(1, KILLS + 1):
-        with lab.step(f"kill {number}"):
+    for number in range(1, count + 1):
+        with lab.step(f"kill {number} of the daemon"):
             await gateway.kill()
             await flowing(story)
             await _return(story, gateway, evidence)
@@ -31,12 +47,11 @@ async def run(lab: Lab) -> None:
     for flow, mark in zip(story.flows, marks, strict=True):
         flow.pause()
         tally = await flow.settle(mark)
-        what = f"no packet {flow.source} -> {flow.destination} is lost or doubled by {KILLS} deaths of the daemon"
+        what = f"no packet {flow.source} -> {flow.destination} is lost or doubled by {count} deaths of the daemon"
         lab.check(what, tally.perfect, "0 lost, 0 twice, 0 corrupted", tally)
         flow.resume()
     compiled = gateway.said(COMPILED)
     lab.check("a restart compiles nothing", compiled == 1, "compiled once", f"{compiled} times")
-    await finish(story, gateway, evidence)
 
 
 async def _return(story: Story, gateway: GatewayUnderTest, evidence: Evidence) -> None:

@@ -11,7 +11,7 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from ipsec_gw.lab.capture import Frame, esp_of
@@ -19,6 +19,7 @@ from ipsec_gw.lab.context import Lab
 from ipsec_gw.lab.gateway import GatewayUnderTest
 from ipsec_gw.lab.kernel_sas import dump
 from ipsec_gw.lab.netns import inside
+from ipsec_gw.lab.scenarios.truth import SYNC_SECONDS, counter_truth
 from ipsec_gw.lab.scenarios.tunnel import (
     FLOW_RATE,
     Story,
@@ -26,7 +27,6 @@ from ipsec_gw.lab.scenarios.tunnel import (
     carry,
     packets,
     quiet,
-    resume,
     set_up,
     spis,
     terminate,
@@ -43,14 +43,9 @@ FLOWING = 25
 """Packets of each flow that have to arrive before it counts as flowing."""
 
 FLOW_SECONDS, GONE_SECONDS, BACK_SECONDS = 60.0, 30.0, 240.0
-SYNC_SECONDS = 1.5
-"""The guardian's interval of a second, and its work: what is older when the engine dies is shut out for certain."""
-
-SYNC_TRIES = 4
 SETTLE_SECONDS = 0.3
 """What was sent on a wire of this machine is there by then."""
 
-_COUNTED = re.compile(r"^\s+(?:in|out)\s+([0-9a-f]{8})\b.*?(\d+) packets", re.MULTILINE)
 _IKE = re.compile(r"^\S+: #(\d+), ESTABLISHED", re.MULTILINE)
 
 
@@ -74,13 +69,20 @@ class Death:
 async def run(lab: Lab) -> None:
     """Play it."""
     story, gateway, evidence = await begin(lab)
+    await kills(story, gateway, evidence, lab.options.rounds or KILLS)
+    await finish(story, gateway, evidence, lossy=True)
+
+
+async def kills(story: Story, gateway: GatewayUnderTest, evidence: Evidence, count: int) -> None:
+    """So many deaths of the engine under UDP and TCP, and one together with the daemon."""
+    lab = story.lab
     first_ike = await ike(story)
     stream = TcpStream(lab.host(Role.CLIENT, HOST), lab.host(Role.SERVER, HOST), port=TCP_PORT, seed=TCP_SEED)
     talking = asyncio.create_task(stream.run())
     lab.stack.callback(talking.cancel)
     await until(lambda: stream.blocks > 0 or talking.done(), FLOW_SECONDS, "the TCP stream")
     if gateway.engine == "vpp":
-        for number in range(1, KILLS + 1):
+        for number in range(1, count + 1):
             await death(story, gateway, evidence, f"kill {number}", kill_vpp, gateway.vpp_up)
         await death(story, gateway, evidence, "kill of VPP without a daemon", kill_both, _both_again(gateway))
     else:
@@ -91,15 +93,18 @@ async def run(lab: Lab) -> None:
     await talking
     lab.check("the TCP stream survives everything", stream.blocks > 0, "unbroken", f"{stream.blocks} blocks")
     lab.note(f"the TCP stream waited {stream.longest * 1000:.0f} ms for a block at most")
-    lab.check(
-        "the IKE_SA is the first one still", await ike(story) == first_ike, f"#{first_ike}", f"#{await ike(story)}"
-    )
-    await finish(story, gateway, evidence, lossy=True)
+    await same_ike(story, first_ike)
 
 
-async def begin(lab: Lab) -> tuple[Story, GatewayUnderTest, Evidence]:
-    """The tunnel under traffic, carried by the engine."""
-    story = await set_up(lab)
+async def same_ike(story: Story, first: str) -> None:
+    """Nothing made charon establish the IKE_SA anew."""
+    now = await ike(story)
+    story.lab.check("the IKE_SA is the first one still", now == first, f"#{first}", f"#{now}")
+
+
+async def begin(lab: Lab, *, inactivity: int = 0) -> tuple[Story, GatewayUnderTest, Evidence]:
+    """The tunnel under traffic, carried by the engine. A closes it after so many seconds of inactivity, 0: never."""
+    story = await set_up(lab, inactivity=inactivity)
     gateway = story.gateway
     if gateway is None:
         raise AssertionError("this is about ipsec-gw alone")
@@ -111,7 +116,8 @@ async def begin(lab: Lab) -> tuple[Story, GatewayUnderTest, Evidence]:
 
 async def finish(story: Story, gateway: GatewayUnderTest, evidence: Evidence, *, lossy: bool = False) -> None:
     """Charon's counters, the end of the tunnel, and what the captures tell. ``lossy``: packets may have been lost."""
-    await counter_truth(story, gateway)
+    await quiet(story)
+    await counter_truth(story.lab, story.a, gateway, count_by_sa(packets(story)))
     await terminate(story, evidence)
     judge_capture(story.lab, evidence, story.wan, story.lans, story.diaries, taken_over=True, lossy=lossy)
     with story.lab.step("ipsec-gw off"):
@@ -167,21 +173,22 @@ async def death(
     lab = story.lab
     with lab.step(f"{name}: traffic before"):
         await flowing(story)
-    old, recorded = spis(story), _recorded(story)
+    old, frames = spis(story), recorded(story)
     cost = Death(name)
     with lab.step(name):
         marks, killed = [flow.next for flow in story.flows], time.time()
         await kill(gateway)
         empty, marks_empty = time.time(), [flow.next for flow in story.flows]
-        accepted = await _replay(story, recorded, killed)
+        # What is older than the guardian's last look is shut out for certain; and what came since.
+        stale = await replay(story, [frame for frame in frames if frame.when < killed - SYNC_SECONDS])
+        fresh = await replay(story, [frame for frame in frames if frame.when >= killed - SYNC_SECONDS])
         await flowing(story)
-    until_now = [flow.next for flow in story.flows]
+    settled = [flow.next - FLOWING // 2 for flow in story.flows]
     first = _first_of_the_kernel(story, old, killed)
     cost.dying, cost.silent = empty - killed, max(first - empty, 0.0)
-    for flow, start, middle, end in zip(story.flows, marks, marks_empty, until_now, strict=True):
-        settled = end - FLOWING // 2
+    for flow, start, middle, end in zip(story.flows, marks, marks_empty, settled, strict=True):
         cost.lost.append(len(flow.missing(max(start - 5, 0), middle)))
-        cost.late.append(len(flow.missing(middle, settled)))
+        cost.late.append(len(flow.missing(middle, end)))
     lab.note(str(cost))
     lab.check(f"{name}: no packet is lost once the sockets are empty", not any(cost.late), "0", sum(cost.late))
     rings = round(2 * FLOW_RATE * (cost.dying + 0.5))
@@ -191,8 +198,8 @@ async def death(
         f"{rings} packets at most, sent in {cost.dying * 1000:.0f} ms and half a second before",
         sum(cost.lost),
     )
-    lab.check(f"{name}: nothing older than the last look is accepted again", not accepted[0], "0", accepted[0])
-    lab.note(f"{name}: of what came since the last look {accepted[1]} recorded packets were accepted again")
+    lab.check(f"{name}: nothing older than the last look is accepted again", not stale, "0", stale)
+    lab.note(f"{name}: of what came since the last look {fresh} recorded packets were accepted again")
     with lab.step(f"{name}: back in {gateway.engine}"):
         await revive()
         await gateway.status_when(lambda now: now.in_sync, BACK_SECONDS, "in sync")
@@ -202,6 +209,10 @@ async def death(
             f"new SAs, all in {gateway.engine}",
         )
         evidence.engine_took(sas)
+        back = [flow.next for flow in story.flows]
+        await flowing(story)
+    missing = [flow.missing(*span) for flow, *span in zip(story.flows, settled, back, strict=True)]
+    lab.check(f"{name}: no packet is lost on the way back", not any(missing), "0", [len(lost) for lost in missing])
     lab.check(f"{name}: back in {gateway.engine} with new keys", not spis(story) & old, "no old SPI", few(sorted(old)))
 
 
@@ -224,7 +235,7 @@ async def flowing(story: Story) -> None:
     )
 
 
-def _recorded(story: Story) -> list[Frame]:
+def recorded(story: Story) -> list[Frame]:
     """What an attacker on the WAN has of the tunnel's ESP towards A, of SAs that still live."""
     story.drain()
     alive = {(sa.destination, sa.spi) for sa in dump(story.a.site.namespace)}
@@ -236,26 +247,18 @@ def _recorded(story: Story) -> list[Frame]:
     return found
 
 
-async def _replay(story: Story, recorded: list[Frame], killed: float) -> tuple[int, int]:
-    """Send what was recorded again, and count what the hosts get twice: of what was older than the last look of the
-    guardian, and of what came since.
-    """
-    flow = story.flows[1]  # towards A
-    counts = []
-    old = [frame for frame in recorded if frame.when < killed - SYNC_SECONDS]
-    fresh = [frame for frame in recorded if frame.when >= killed - SYNC_SECONDS]
-    topology = story.lab.topology
+async def replay(story: Story, frames: Sequence[Frame]) -> int:
+    """Send towards A again what was recorded, and count what the host behind it gets twice."""
+    flow, topology = story.flows[1], story.lab.topology  # the one towards A
     with inside(topology.namespace(Role.WAN)):
         wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         wire.bind(("to-a", 0))
+    before = flow.tally(0).duplicated
     with wire:
-        for frames in (old, fresh):
-            before = flow.tally(0).duplicated
-            for frame in frames:
-                wire.send(frame.data)
-            await asyncio.sleep(SETTLE_SECONDS)
-            counts.append(flow.tally(0).duplicated - before)
-    return counts[0], counts[1]
+        for frame in frames:
+            wire.send(frame.data)
+        await asyncio.sleep(SETTLE_SECONDS)
+    return flow.tally(0).duplicated - before
 
 
 def _first_of_the_kernel(story: Story, old: frozenset[int], killed: float) -> float:
@@ -281,30 +284,3 @@ async def ike(story: Story) -> str:
     """The number that charon gives the IKE_SA."""
     found = _IKE.search(await story.a.swanctl("--list-sas"))
     return found.group(1) if found else "none"
-
-
-async def counter_truth(story: Story, gateway: GatewayUnderTest) -> None:
-    """At a quiet moment charon's counters are those of the wire, for the SAs that live."""
-    lab = story.lab
-    with lab.step("counters of charon"):
-        await quiet(story)
-        carried = count_by_sa(packets(story))
-        held = {key: count.dropped for key, count in (await gateway.status()).guard.items()}
-        wanted = {}
-        for sa in dump(story.a.site.namespace):
-            key = f"{sa.destination}/{sa.spi:08x}"
-            wanted[sa.spi] = carried[key] + held.get(key, 0)  # what the guard held back, the kernel had counted
-        said = await _counted(story)
-        for _ in range(SYNC_TRIES):
-            if said == wanted:
-                break
-            await asyncio.sleep(SYNC_SECONDS)
-            said = await _counted(story)
-    lab.check("charon counts what the wire carried", bool(wanted) and said == wanted, str(wanted), said)
-    resume(story)
-
-
-async def _counted(story: Story) -> dict[int, int]:
-    """Packets by SPI, as `swanctl --list-sas` prints them."""
-    text = await story.a.swanctl("--list-sas")
-    return {int(spi, 16): int(count) for spi, count in _COUNTED.findall(text)}

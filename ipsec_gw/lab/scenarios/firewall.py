@@ -18,12 +18,14 @@ from ipsec_gw.lab.process import run as run_command
 from ipsec_gw.lab.scenarios.conversations import answers_ping, both
 from ipsec_gw.lab.scenarios.rules import DENIED_IN, DENIED_OUT, OPEN, tunnel_rules
 from ipsec_gw.lab.scenarios.start import gateway_of, start_swan
+from ipsec_gw.lab.scenarios.truth import counter_truth
+from ipsec_gw.lab.scenarios.verdicts import few
 from ipsec_gw.lab.sites import site_of
 from ipsec_gw.lab.strongswan import Swan
 from ipsec_gw.lab.talk import Attempt, endpoint
 from ipsec_gw.lab.topology import HOST, LAN, WAN, Role
 from ipsec_gw.lab.traffic import Host, TrafficError, until
-from ipsec_gw.lab.wire import clear_packets, esp_packets
+from ipsec_gw.lab.wire import clear_packets, count_by_sa, esp_packets, numbers
 from vpp_conf.locate import locate_vpp
 
 COUNT_SECONDS = 60.0
@@ -66,6 +68,9 @@ async def run(lab: Lab) -> None:
     await _denied(story)
     await _beside_the_tunnel(story)
     await _forged(story)
+    story.wan.drain()
+    carried = count_by_sa(packet for capture in story.wan.captures for packet in esp_packets(capture.frames))
+    await counter_truth(lab, story.a, story.gateway, carried)
     _judge_wan(story)
     with lab.step("ipsec-gw off"):
         await story.gateway.off()
@@ -313,5 +318,8 @@ def _judge_wan(story: Story) -> None:
         carried = esp_packets(capture.frames)
         lab.check(f"{side} sends ESP", bool(carried), "some", "some" if carried else "none")
         lab.note(f"{side} sent {len(carried)} packets of ESP")
+        reused = [sa for sa in numbers(carried) if not sa.unique]
+        name = f"{side} uses no sequence number and no nonce twice"
+        lab.check(name, bool(carried) and not reused, "every one once", few(reused))
     lost = story.wan.lost() + story.client_end.lost() + story.server_end.lost()
     lab.check("the captures are complete", lost == 0, "0 frames lost", lost)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from ipsec_gw.lab.capture import Captures
 from ipsec_gw.lab.context import Lab
 from ipsec_gw.lab.process import all_of
-from ipsec_gw.lab.scenarios.site_to_site import bracketed_exchange, leave, rekey_under_traffic
+from ipsec_gw.lab.scenarios.site_to_site import bracketed_exchange, charon_counts, leave, rekey_under_traffic
+from ipsec_gw.lab.scenarios.truth import TOLD
 from ipsec_gw.lab.scenarios.tunnel import Story, Talkers, bring_up, carry, quiet, set_up, start_flows, terminate
 from ipsec_gw.lab.scenarios.verdicts import Evidence, judge_capture
 from ipsec_gw.lab.sites import site_of_versions
@@ -82,6 +83,7 @@ async def _play(story: Story, shape: Shape) -> Evidence:
     await quiet(story)
     if 6 in shape.inner:
         _judge_path_mtu(story.lab, shape, story.lans, begins)
+    await charon_counts(story, f"{shape.name}: {TOLD}")
     await terminate(story, evidence)
     return evidence
 

@@ -30,6 +30,7 @@ from ipsec_gw.lab.topology import LAN, Role
 from ipsec_gw.lab.traffic import until
 from ipsec_gw.lab.wire import clear_packets
 
+REKEYS = 200
 WAYS = {"gwa": ("a",), "gwb": ("b",), "both": ("a", "b")}
 
 
@@ -44,9 +45,9 @@ async def run(lab: Lab) -> None:
     _forget(story)
     marks = [flow.next for flow in story.flows]
     done: Counter[str] = Counter()
-    most, leaked = 0, 0
-    with lab.step(f"{lab.options.rekeys} rekeys under steady traffic"):
-        while done.total() < lab.options.rekeys:
+    most, leaked, rekeys = 0, 0, lab.options.rounds or REKEYS
+    with lab.step(f"{rekeys} rekeys under steady traffic"):
+        while done.total() < rekeys:
             who = dice.choice(list(WAYS))
             most = max(most, await _rekey(story, WAYS[who]))
             done[who] += 1
@@ -59,7 +60,7 @@ async def run(lab: Lab) -> None:
             await carried_again(story, story.gateway, evidence)
     lab.note(f"seed {lab.options.seed}, rekeys by who began them: {dict(sorted(done.items()))}")
     lab.check("several generations of SAs lived side by side", most > 2, "more than 2 SAs at a time", most)
-    await _judge(story, marks)
+    await _judge(story, marks, rekeys)
     leaked += _forget(story)
     lab.check("nothing of the protected networks crossed the WAN in clear", leaked == 0, "0 packets", leaked)
     resume(story)
@@ -92,8 +93,8 @@ def _forget(story: Story) -> int:
     return leaked
 
 
-async def _judge(story: Story, marks: list[int]) -> None:
-    lab, rekeys = story.lab, story.lab.options.rekeys
+async def _judge(story: Story, marks: list[int], rekeys: int) -> None:
+    lab = story.lab
     for flow, mark in zip(story.flows, marks, strict=True):
         flow.pause()
         tally = await flow.settle(mark)

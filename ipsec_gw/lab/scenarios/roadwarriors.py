@@ -16,6 +16,7 @@ from ipsec_gw.lab.netns import send_in_one_piece, xfrm_errors
 from ipsec_gw.lab.oracle import EspPacket
 from ipsec_gw.lab.process import all_of
 from ipsec_gw.lab.scenarios.start import gateway_of, start_swan
+from ipsec_gw.lab.scenarios.truth import counter_truth
 from ipsec_gw.lab.scenarios.verdicts import Reading, few, judge_counters
 from ipsec_gw.lab.strongswan import Concentrator, Roadwarrior, Swan
 from ipsec_gw.lab.topology import HOST, LAN, OUTSIDE, WAN, Role
@@ -74,6 +75,8 @@ async def run(lab: Lab) -> None:
     _judge_sharing(story)
     await _map_anew(story, nat)
     await _exchange(story, "after the NAT mapped anew")
+    here = {str(address) for address in lab.topology.addresses(Role.GATEWAY_A, WAN)}
+    await counter_truth(lab, story.a, story.gateway, count_by_sa(story.packets()), sent_by=here)
     await _terminate(story)
     _judge(story)
     if story.gateway is not None:

@@ -100,6 +100,7 @@ to_port = {INTERNAL}
 ZONES = f"""\
 [gateway]
 hang_seconds = 3.0
+hold_seconds = 15.0
 wan = ["{WAN}"]
 
 [zones.trust]

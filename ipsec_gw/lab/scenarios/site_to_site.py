@@ -9,6 +9,7 @@ from functools import partial
 from ipsec_gw.lab.context import Lab
 from ipsec_gw.lab.gateway import GatewayUnderTest
 from ipsec_gw.lab.netns import xfrm_errors
+from ipsec_gw.lab.scenarios.truth import TOLD, counter_truth
 from ipsec_gw.lab.scenarios.tunnel import (
     REKEY_SECONDS,
     Story,
@@ -26,7 +27,7 @@ from ipsec_gw.lab.scenarios.tunnel import (
 )
 from ipsec_gw.lab.scenarios.verdicts import Evidence, Reading, judge_capture, judge_counters
 from ipsec_gw.lab.strongswan import Swan
-from ipsec_gw.lab.topology import Role
+from ipsec_gw.lab.topology import WAN, Role
 from ipsec_gw.lab.traffic import TrafficError, ping, tcp_echo, udp_echo, until
 from ipsec_gw.lab.wire import count_by_sa
 
@@ -55,9 +56,17 @@ async def conclude(story: Story, evidence: Evidence, flow_marks: tuple[int, ...]
     await quiet(story)
     for flow, mark in zip(story.flows, flow_marks, strict=True):
         lab.note(f"UDP {flow.source} -> {flow.destination} since the tunnel is up: {flow.tally(mark)}")
+    await charon_counts(story)
     await terminate(story, evidence)
     judge_capture(lab, evidence, story.wan, story.lans, story.diaries, lossy=Role.NAT in lab.topology.roles)
     await leave(story)
+
+
+async def charon_counts(story: Story, name: str = TOLD) -> None:
+    """Hold charon's counters against the wire, at a quiet moment. A NAT may have dropped what B sent."""
+    here = {str(address) for address in story.lab.topology.addresses(Role.GATEWAY_A, WAN)}
+    sent_by = here if Role.NAT in story.lab.topology.roles else None
+    await counter_truth(story.lab, story.a, story.gateway, count_by_sa(packets(story)), sent_by=sent_by, name=name)
 
 
 async def leave(story: Story) -> None:

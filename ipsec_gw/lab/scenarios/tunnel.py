@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from ipsec_gw.lab.capture import Captures
@@ -79,8 +79,10 @@ def wan_frames(story: Story) -> int:
     return sum(len(capture.frames) for capture in story.wan.captures)
 
 
-async def set_up(lab: Lab, sites: Sequence[Site] = ()) -> Story:
-    """Both strongSwans and ipsec-gw, and everything that watches them; hosts talk IPv4 unless ``sites`` are given."""
+async def set_up(lab: Lab, sites: Sequence[Site] = (), *, inactivity: int = 0) -> Story:
+    """Both strongSwans and ipsec-gw, and everything that watches them; hosts talk IPv4 unless ``sites`` are given.
+    ``inactivity`` is when A closes the tunnel, in seconds.
+    """
     topology = lab.topology
     wan = Captures([lab.capture(Role.WAN, "to-a"), lab.capture(Role.WAN, "to-b")])
     lans = Captures([lab.capture(Role.CLIENT, HOST), lab.capture(Role.SERVER, HOST)])
@@ -94,6 +96,7 @@ async def set_up(lab: Lab, sites: Sequence[Site] = ()) -> Story:
         task = asyncio.create_task(captures.keep_draining())
         lab.stack.callback(task.cancel)
     known = sites or [site_of(topology, role, lab.options.proposal) for role in (Role.GATEWAY_A, Role.GATEWAY_B)]
+    known = [replace(known[0], inactivity=inactivity), known[1]]
     a, b = [await start_swan(lab, site) for site in known]
     gateway = _gateway(lab, a)
     with lab.step("start two strongSwans" + (" and ipsec-gw" if gateway else "")):

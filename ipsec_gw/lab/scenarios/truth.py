@@ -1,0 +1,59 @@
+"""Counter truth: what charon says of an SA is what the wire carried, whoever did the work."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import Counter
+from collections.abc import Collection
+
+from ipsec_gw.lab.context import Lab
+from ipsec_gw.lab.gateway import GatewayUnderTest, GuardCount
+from ipsec_gw.lab.kernel_sas import dump
+from ipsec_gw.lab.strongswan import Swan
+
+SYNC_SECONDS = 1.5
+"""The guardian's interval of a second, and its work."""
+
+SYNC_TRIES = 6
+COUNTED = re.compile(r"^\s+(?:in|out)\s+([0-9a-f]{8})\b.*?(\d+) packets", re.MULTILINE)
+NEVER = GuardCount(0, 0)
+TOLD = "charon counts what the wire carried"
+
+
+async def counter_truth(
+    lab: Lab,
+    swan: Swan,
+    gateway: GatewayUnderTest | None,
+    carried: Counter[str],
+    *,
+    sent_by: Collection[str] | None = None,
+    name: str = TOLD,
+) -> None:
+    """Call at a quiet moment. ``carried`` are the packets on the wire by SA, of the whole run. Judged are the SAs that
+    live; where packets are lost between wire and receiver, only those with a source address among ``sent_by``.
+
+    What the guard held back for good, the kernel had counted, and no wire has seen it.
+    """
+    with lab.step("counters of charon"):
+        guard = (await gateway.status()).guard if gateway else {}
+        wanted = {}
+        for sa in dump(swan.site.namespace):
+            if sent_by is not None and str(sa.source) not in sent_by:
+                continue
+            key = f"{sa.destination}/{sa.spi:08x}"
+            count = guard.get(key, NEVER)
+            wanted[sa.spi] = carried[key] + count.dropped - count.waited
+        said = await _counted(swan, wanted)
+        for _ in range(SYNC_TRIES):
+            if said == wanted:
+                break
+            await asyncio.sleep(SYNC_SECONDS)
+            said = await _counted(swan, wanted)
+    lab.check(name, bool(wanted) and said == wanted, str(wanted), said)
+
+
+async def _counted(swan: Swan, wanted: Collection[int]) -> dict[int, int]:
+    """Packets by SPI, as `swanctl --list-sas` prints them."""
+    found = COUNTED.findall(await swan.swanctl("--list-sas"))
+    return {int(spi, 16): int(count) for spi, count in found if int(spi, 16) in wanted}
