@@ -28,15 +28,22 @@ class Precedence:
 
     def __init__(self, policies: Iterable[XfrmPolicy]) -> None:
         outbound = list(enumerate(p for p in policies if p.direction is PolicyDirection.OUT))
+        self._places = {policy: place for place, policy in outbound}
         self._by_source = PrefixIndex((entry[1].source, entry) for entry in outbound)
         self._by_destination = PrefixIndex((entry[1].destination, entry) for entry in outbound)
 
     def rivals(self, policy: XfrmPolicy, key: TunnelId) -> list[XfrmPolicy]:
         """Policies of others whose networks overlap and that XFRM does not try after ``policy`` of tunnel ``key``; in
-        the order of the dump. Those of equal priority are among them: which of them comes first is not known.
+        the order of the dump. Of equal priority are those among them that have packets in common with it, as it is not
+        known which comes first, and of the others those that the dump has first.
         """
+        place = self._places[policy]
         found = [entry for group in self._candidates(policy) for entry in group if _is_rival(entry[1], policy, key)]
-        return [other for _, other in sorted(found, key=lambda entry: entry[0])]
+        return [
+            other
+            for where, other in sorted(found, key=lambda entry: entry[0])
+            if where < place or other.priority < policy.priority or other.selector.meets(policy.selector)
+        ]
 
     def _candidates(self, policy: XfrmPolicy) -> Iterable[list[tuple[int, XfrmPolicy]]]:
         """By the side of the selector that tells more of them apart."""

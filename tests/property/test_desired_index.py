@@ -50,6 +50,7 @@ class PlainPrecedence:
         self.policies = policies
 
     def rivals(self, mine: XfrmPolicy, key: TunnelId) -> list[XfrmPolicy]:
+        earlier = self.policies[: self.policies.index(mine)]
         return [
             other
             for other in self.policies
@@ -58,6 +59,7 @@ class PlainPrecedence:
             and all(TunnelId(t.reqid, t.destination) != key for t in other.templates)
             and overlap(other.source, mine.source)
             and overlap(other.destination, mine.destination)
+            and (other in earlier or other.priority < mine.priority or other.selector.meets(mine.selector))
         ]
 
 
@@ -87,6 +89,7 @@ def policies(draw: st.DrawFn) -> XfrmPolicy:
         priority=draw(st.integers(1, 3)),
         allow=draw(st.integers(0, 9)) > 0,
         templates=templates,
+        upper=draw(st.sampled_from([0, 0, 6, 17])),
     )
 
 

@@ -351,10 +351,11 @@ def test_of_tunnels_that_no_engine_tells_apart_the_one_that_xfrm_tries_later_sta
 def test_selectors_for_other_ports_do_not_meet_but_no_engine_tells_them_apart() -> None:
     """XFRM has no order between them; the one that comes first is accelerated."""
     state = beside()
-    udp, tcp = replace(state.policies[0], upper=17), replace(state.policies[1], upper=6)
-    result = desired(OFFER, SETTINGS, replace(state, policies=(udp, tcp)))
-    assert TUNNEL in result.objects
-    assert all("another policy" in v.reason for v in result.verdicts if v.sa.reqid == 2)
+    for priority in (999999, state.policies[0].priority):
+        udp, tcp = replace(state.policies[0], upper=17), replace(state.policies[1], upper=6, priority=priority)
+        result = desired(OFFER, SETTINGS, replace(state, policies=(udp, tcp)))
+        assert TUNNEL in result.objects
+        assert all("another policy" in v.reason for v in result.verdicts if v.sa.reqid == 2)
 
 
 def test_a_trap_policy_alone_asks_for_nothing() -> None:

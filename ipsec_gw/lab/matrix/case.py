@@ -130,9 +130,11 @@ class Case:
 
     ``initiate`` are the children that the ``initiator`` brings up; ``trigger`` is a packet that brings a trap up. ``a``
     and ``b`` are commands in the gateways' namespaces, ``undo_a`` and ``undo_b`` those that take them back. ``reload``
-    are the connections of :attr:`Act.RELOAD`. ``forged``: gateway B sends packets from and for strangers through the
-    tunnel too. ``make_before_break`` is charon's setting for reauthentication. Without ``tunnels`` nothing goes through
-    one. ``carrier`` with its ``reason`` (words of it) is what is expected, ``engines`` where it differs for one.
+    are the connections of :attr:`Act.RELOAD`. ``make_before_break`` is charon's setting for reauthentication.
+
+    ``forged``: gateway B sends packets from and for strangers through the tunnel too; ``crossed``: and what belongs to
+    one of two tunnels through the other. Without ``tunnels`` nothing goes through one. ``carrier`` with its ``reason``
+    (words of it) is what is expected, ``engines`` where it differs for one.
     """
 
     name: str
@@ -149,6 +151,7 @@ class Case:
     acts: tuple[Act, ...] = ()
     reload: tuple[Connection, ...] = ()
     forged: bool = True
+    crossed: bool = False
     pools: str = ""
     tunnels: bool = True
     make_before_break: bool = False

@@ -157,6 +157,14 @@ def _several() -> tuple[Case, ...]:
             initiate=("net", "net2"),
         ),
         Case(
+            "crossed",
+            "what belongs to one child comes through the other",
+            (Connection(children=(Child(), second)),),
+            _USUAL,
+            initiate=("net", "net2"),
+            crossed=True,
+        ),
+        Case(
             "shared-remote",
             "two children to one remote network",
             (Connection(children=(Child(), Child("net2", "{near2}", "{far}", remote_b="{far2}", local_b="{near}"))),),

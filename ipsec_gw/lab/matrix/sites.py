@@ -28,6 +28,9 @@ _STRANGE = (
 )
 """Foreign sources, and foreign destinations, of packets that a dishonest gateway B sends through its tunnel."""
 
+_CROSSED = (("10.2.0.0/25", "10.1.0.0/24"), ("10.12.0.0/25", "10.11.0.0/24"))
+"""What belongs to the first of two tunnels, and what to the second."""
+
 
 @dataclass(frozen=True, slots=True)
 class Party:
@@ -62,7 +65,7 @@ class Sites:
         if not case.initiate and case.tunnels:
             await until(lambda: len(self._sas(self.a)) >= 2, UP_SECONDS, f"{case.name} comes up by itself")
         if case.forged:
-            await self._be_strange()
+            await self._be_strange(crossed=case.crossed)
 
     async def act(self, case: Case, act: Act) -> None:
         """Let something happen to its tunnels; they are up again afterwards. Raises CommandFailed or TrafficError."""
@@ -150,15 +153,22 @@ class Sites:
         self._settings_file(swan).write_text(text)
         await swan.swanctl("--reload-settings")
 
-    async def _be_strange(self) -> None:
+    async def _be_strange(self, *, crossed: bool) -> None:
         """Gateway B encrypts for gateway A what no selector allows."""
         ours = {PLACES[End.OUTSIDE_B].address(version): PLACES[End.OUTSIDE_A].address(version) for version in (4, 6)}
         there = {a: b for b, a in ours.items()}
-        outbound = next(claim for claim in self._sas(self.b) if claim.destination in there)
-        ends = f"src {there[outbound.destination]} dst {outbound.destination}"
-        template = f"tmpl {ends} proto esp reqid {outbound.reqid} mode tunnel"
-        self._strange = [f"src {left} dst {right} dir out" for left, right in _STRANGE]
-        await self._ip([f"xfrm policy add {selector} priority 1 {template}" for selector in self._strange])
+        outbound = sorted((one for one in self._sas(self.b) if one.destination in there), key=lambda one: one.reqid)
+        # Charon numbers its children as they come up.
+        pairs = [(selector, outbound[0]) for selector in _STRANGE]
+        if crossed:
+            pairs += list(zip(_CROSSED, (outbound[-1], outbound[0]), strict=True))
+        self._strange = [f"src {left} dst {right} dir out" for (left, right), _ in pairs]
+        templates = [
+            f"tmpl src {there[one.destination]} dst {one.destination} proto esp reqid {one.reqid} mode tunnel"
+            for _, one in pairs
+        ]
+        lines = zip(self._strange, templates, strict=True)
+        await self._ip([f"xfrm policy add {selector} priority 1 {template}" for selector, template in lines])
 
     async def _be_honest(self) -> None:
         lines = [f"xfrm policy delete {selector}" for selector in self._strange]
