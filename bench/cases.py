@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from scapy.layers.inet import IP, TCP, UDP
@@ -30,8 +30,10 @@ from bench.machine import (
     WAN_MAC,
     Machine,
     Rules,
+    ifindex,
 )
 from bench.rearm import Entry
+from ipsec_gw.model.screens import Screens
 from xdp_steer.flow_layout import FlowKeyLeaf
 from xdp_steer.prog_run import XdpAction
 from xdp_steer.reasons import Reason
@@ -44,6 +46,8 @@ NAT."""
 STALE_COUNT = 100_000
 TWO_RULES = Rules()
 SCREENED = Rules(screen=EVERY_SCREEN)
+COOKIES = Screens("cookies", syn_flood=1, syn_cookie=True, window=60)
+FILTERED = {"filter with 32 terms": Rules(terms=32), "filter, policer": Rules(terms=32, policed=True)}
 PORT_STEP = 40503
 _CLIENT4, _CLIENT6 = "10.127.0.1", "2001:db8:c::1"
 _PAYLOAD = Raw(bytes(64))
@@ -54,6 +58,7 @@ class Program(Enum):
 
     TRIVIAL = auto()
     BASE = auto()
+    BASE_MANY = auto()
     PIPELINE = auto()
     DOCK = auto()
 
@@ -72,6 +77,7 @@ class Case:
 
     ``target`` is how many times the baseline it may cost. ``opens``: every packet begins a session. ``session`` is one
     whose route must not be looked up; ``due``: all routes are looked up. ``source`` is what the sender must become.
+    ``cut``: the packet becomes a shorter one that goes back, and the first ones of a measurement do not.
     """
 
     name: str
@@ -89,6 +95,7 @@ class Case:
     due: bool = False
     session: FlowKeyLeaf | None = None
     source: str | None = None
+    cut: bool = False
 
 
 def _lan(ip: Packet) -> Packet:
@@ -112,9 +119,16 @@ PASSES = "XDP_PASS"
 REARM = {Entry.SAME: "re-arm, same packet", Entry.EACH: "re-arm, next source"}
 
 
+def base_packet() -> Packet:
+    """Of a flow that the baseline knows."""
+    return _lan(
+        _v4(destination=str(rearm.BASE_SERVER)) / UDP(sport=1024 + rearm.BASE_FLOWS // 2, dport=rearm.BASE_PORT)
+    )
+
+
 def around() -> Iterator[Case]:
     """The baseline, and what the benchmark itself costs."""
-    udp = _lan(_v4(destination=str(rearm.BASE_SERVER)) / UDP(sport=1024 + rearm.BASE_FLOWS // 2, dport=rearm.BASE_PORT))
+    udp = base_packet()
     yield Case(BASELINE, udp, XdpAction.REDIRECT, program=Program.BASE)
     yield Case(PASSES, udp, XdpAction.PASS, program=Program.TRIVIAL)
     for entry, name in REARM.items():
@@ -152,6 +166,12 @@ def screened() -> Iterator[Case]:
     odd = _lan(_v4() / TCP(sport=1024, dport=443, flags="SF"))
     yield Case("screen drop, LAND", land, XdpAction.DROP, Reason.SCREEN_LAND, 5, rules=SCREENED)
     yield Case("screen drop, SYN+FIN", odd, XdpAction.DROP, Reason.SCREEN_SYN_FIN, 5, rules=SCREENED)
+    for version, ip in ((4, _v4()), (6, _v6())):
+        syn = _lan(ip / TCP(sport=1024, dport=443, flags="S"))
+        yield Case(
+            f"SYN cookie answer, IPv{version}", syn, XdpAction.TX, Reason.SCREEN_SYN_COOKIE,
+            entry=Entry.SAME, rules=Rules(screen=COOKIES), cut=True,
+        )  # fmt: skip
 
 
 def new() -> Iterator[Case]:
@@ -178,6 +198,8 @@ def established(machine: Machine) -> Iterator[Case]:
         machine.keep_fresh(key)
         yield _established(f"established TCP, IPv{version}", tcp, key)
         yield _established(f"established TCP, IPv{version}, screens", tcp, key, rules=SCREENED)
+        for name, rules in FILTERED.items():
+            yield _established(f"established TCP, IPv{version}, {name}", tcp, key, rules=rules, target=None)
         udp = _lan(ip / UDP(sport=1024, dport=53))
         machine.exchange([("lan0", udp), ("wan0", _reply(udp))])
         key = machine.key(client, server, (1024, 53), 17, "lan")
@@ -186,7 +208,6 @@ def established(machine: Machine) -> Iterator[Case]:
         # Every packet of it is counted, so there is no target.
         yield _established(f"established UDP, IPv{version}, screens", udp, key, rules=SCREENED, target=None)
     yield from _translated(machine)
-    yield from _many(machine)
 
 
 def _handshake(machine: Machine, ip: Packet) -> None:
@@ -258,8 +279,15 @@ def _nat64(machine: Machine) -> Iterator[Case]:
     yield _established("established TCP, NAT64, to IPv6", back, reverse, port="wan0", source=there, target=None)
 
 
-def _many(machine: Machine) -> Iterator[Case]:
-    """One packet of every session in turn, so that the more there are the less of them is in a cache."""
+def crowded(machine: Machine) -> Iterator[Case]:
+    """One packet of every session in turn, so that the more there are the less of them is in a cache; the baseline
+    likewise; and new sessions in a table that is full of others.
+    """
+    machine.rearm.fill_many(address_number(CLIENTS), MANY, ifindex("wan0"))
+    yield Case(
+        f"R, {MANY:,} flows in turn", base_packet(), XdpAction.REDIRECT, program=Program.BASE_MANY,
+        entry=Entry.EACH, clients=(CLIENTS, MANY, 0),
+    )  # fmt: skip
     packet = _lan(_v4() / TCP(sport=1024, dport=443, flags="A", seq=1, ack=1))
     pair = machine.keep_fresh(machine.key(_CLIENT4, SERVER4, (1024, 443), 6, "lan"))
     machine.clone(pair, CLIENTS, MANY)
@@ -274,6 +302,8 @@ def _many(machine: Machine) -> Iterator[Case]:
         f"established TCP, {STALE_COUNT:,} in turn, routes due", packet, key,
         entry=Entry.EACH, clients=(STALE, STALE_COUNT, 0), target=None, due=True, session=None,
     )  # fmt: skip
+    for case in new():
+        yield replace(case, name=f"{case.name}, {MANY:,} others", target=None)
 
 
 def frame_of(case: Case) -> bytes:

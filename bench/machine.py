@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from scapy.packet import Packet
 
 from bench.rearm import Rearm
+from ipsec_gw.model.filters import Filter, FilterAction, FilterTerm, Policer
 from ipsec_gw.model.firewall import (
     Action,
     Nat64,
@@ -65,11 +66,13 @@ POOL_PORT, INTERFACE_PORT, DENIED_PORT = 5000, 5001, 99
 """UDP destination ports: translated to a pool, to the interface's address, denied."""
 NAT64 = Nat64("four", ip_network("2001:db8:64::/96"), pool="pool")
 NPTV6 = Nptv6("net", "wan", ip_network("2001:db8:77::/64"), ip_network("2001:db8:c::/64"))
+POLICER = Policer("unreached", 400_000_000_000, 1_000_000_000)
 BEYOND_REACH = 1_000_000_000
 """A threshold that no measurement comes to."""
 _OFF = {field.name: field.default for field in fields(Screens)}
 EVERY_SCREEN = Screens(
-    "every", **{name: True if _OFF[name] is False else BEYOND_REACH for name in (s.name.lower() for s in Screen)}
+    "every",
+    **{name: True if _OFF[name] is False else BEYOND_REACH for name in (s.name.lower() for s in Screen)},
 )
 SAS = 1000
 FIRST_SPI = 0x100
@@ -104,7 +107,8 @@ class BenchError(Exception):
 @dataclass(frozen=True, slots=True)
 class Rules:
     """``count`` policies, the last of which denies what the benchmark denies, and logs it if ``log``. ``screen``: the
-    screens of lan. ``nptv6``, ``nat64``: with a rule of it.
+    screens of lan. ``nptv6``, ``nat64``: with a rule of it. ``terms``: those of a filter of what comes in by lan0, of
+    which only the last one matches what is measured; ``policed``: and sends it to a policer that it never exceeds.
     """
 
     count: int = 2
@@ -112,6 +116,8 @@ class Rules:
     screen: Screens | None = None
     nptv6: bool = False
     nat64: bool = False
+    terms: int = 0
+    policed: bool = False
 
     def ruleset(self) -> Ruleset:
         """As a configuration. The fillers ask for source, destination and service, so nothing is cut short."""
@@ -147,8 +153,29 @@ class Rules:
             ),
             nptv6=(NPTV6,) if self.nptv6 else (),
             nat64=(NAT64,) if self.nat64 else (),
+            filters=(Filter("edge", input=("lan0",)),) if self.terms else (),
+            filter_terms=self._terms(),
+            policers=(POLICER,) if self.policed else (),
             sessions=Sessions(timeouts=Timeouts(tcp_established=HOUR, udp=HOUR)),
         )
+
+    def _terms(self) -> tuple[FilterTerm, ...]:
+        """Every kind of condition is asked for."""
+        fillers = [
+            FilterTerm(
+                f"edge/filler-{n}",
+                "edge",
+                FilterAction.DISCARD,
+                sources=(ip_network((int(IPv4Address("172.20.0.0")) + n, 32)),),
+                destinations=(ip_network((int(IPv4Address("198.51.0.0")) + n, 32)),),
+                services=(Service(6, (8000 + n, 8000 + n), (1000, 2000)),),
+                dscp=frozenset({n}),
+                flags_set=2,
+            )
+            for n in range(self.terms - 1)
+        ]
+        last = FilterTerm("edge/last", "edge", policer=POLICER.name if self.policed else None)
+        return (*fillers, last) if self.terms else ()
 
 
 class Machine:

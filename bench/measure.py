@@ -43,6 +43,8 @@ class Meter:
         self._machine.drain_events(2 * _RING_RECORDS)
         if case.ring is Ring.FULL:
             self._run(case, REPEAT)
+        if case.cut:
+            self._run(case, 2)
         with self._due(case), self._proven(case):
             if case.ring is Ring.READ:
                 return self._read_meanwhile(case)
@@ -64,7 +66,9 @@ class Meter:
         frame = frame_of(case)
         first, count, step = case.clients
         head = (ctypes.c_uint8 * rearm.HEAD).from_buffer_copy(frame)
-        arm = Arm(head, address_number(first), count, self._numbers.get(first + str(count), 0), step, len(frame))
+        arm = Arm(
+            head, address_number(first), count, self._numbers.get(first + str(count), 0), step, len(frame), case.cut
+        )
         program = self._machine.rearm.arm(case.entry, self._program(case), arm)
         result = prog_run(program, frame, repeat, ifindex(case.port))
         if case.entry is Entry.EACH:
@@ -75,6 +79,7 @@ class Meter:
         programs: dict[Program, Callable[[], int]] = {
             Program.TRIVIAL: lambda: self._machine.rearm.trivial,
             Program.BASE: lambda: self._machine.rearm.base,
+            Program.BASE_MANY: lambda: self._machine.rearm.base_many,
             Program.PIPELINE: lambda: self._machine.steering.pipeline_fd,
             Program.DOCK: lambda: self._entry_of_dock,
         }
@@ -114,7 +119,7 @@ class Meter:
         """The last packet: action, one hop, new sender."""
         if result.retval != case.action:
             raise BenchError(f"{case.name}: the packet met {XdpAction(result.retval).name}, not {case.action.name}")
-        if case.entry is Entry.DIRECT or case.program is not Program.PIPELINE:
+        if case.entry is Entry.DIRECT or case.cut or case.program is not Program.PIPELINE:
             return
         sent, left = (Ether(data) for data in (frame_of(case), result.packet))
         hops = [frame[IP].ttl if IP in frame else frame[IPv6].hlim for frame in (sent, left)]

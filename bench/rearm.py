@@ -13,6 +13,8 @@ from enum import StrEnum
 from ipaddress import IPv4Address
 from pathlib import Path
 
+import numpy as np
+
 from ipsec_gw.errors import EnvironmentMissing
 from xdp_steer import libbpf
 
@@ -42,12 +44,15 @@ class Arm(ctypes.Structure):
         ("number", ctypes.c_uint32),
         ("step", ctypes.c_uint32),
         ("length", ctypes.c_uint32),
-        ("reserved", ctypes.c_uint32),
+        ("cut", ctypes.c_uint32),
     )
 
 
 class _BaseKey(ctypes.Structure):
     _fields_ = (("daddr", ctypes.c_uint8 * 4), ("ports", ctypes.c_uint16 * 2))
+
+
+_MANY_KEY = np.dtype([("saddr", ">u4"), ("daddr", ">u4"), ("sport", ">u2"), ("dport", ">u2")])
 
 
 class Rearm:
@@ -59,10 +64,21 @@ class Rearm:
             self._object = libbpf.BpfObject(_compile(Path(directory)), {})
         self.trivial = self._object.program("trivial")
         self.base = self._object.program("base")
+        self.base_many = self._object.program("base_many")
         for number in range(BASE_FLOWS):
             ports = (ctypes.c_uint16 * 2)(socket.htons(1024 + number), socket.htons(BASE_PORT))
             key = _BaseKey((ctypes.c_uint8 * 4)(*BASE_SERVER.packed), ports)
             libbpf.map_update(self._object.map("base_flows"), key, ctypes.c_uint32(egress))
+
+    def fill_many(self, first: int, count: int, egress: int) -> None:
+        """Flows of ``base_many``: from ``count`` sources beginning with ``first`` (host order), all to one server."""
+        numbers = np.arange(count, dtype=np.uint32) + np.uint32(first)
+        keys, out = np.zeros(count, _MANY_KEY), np.full(count, egress, np.uint32)
+        keys["saddr"], keys["daddr"] = numbers, int(BASE_SERVER)
+        keys["sport"], keys["dport"] = 1024 + BASE_FLOWS // 2, BASE_PORT
+        packed = (ctypes.c_uint8 * _MANY_KEY.itemsize * count).from_buffer(keys.data)
+        values = (ctypes.c_uint32 * count).from_buffer(out.data)
+        libbpf.map_update_batch(self._object.map("many_flows"), packed, values, count)
 
     def arm(self, entry: Entry, program: int, arm: Arm) -> int:
         """The program to run: ``program`` itself, or one that restores what ``arm`` says and goes on to it."""

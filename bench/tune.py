@@ -1,10 +1,10 @@
 """What `ipsec-gw vpp tune` is worth here: `python -m bench.tune [--json] [--rounds N]` (root, VPP).
 
-ESP encryption on the whole path, three ways: VPP's own order of crypto engines, the rule by the CPU's flags that holds
-without tune, and tune's choice. There is a VPP for each, started by the code that starts the gateway's with the
-handlers of its plan, and asked whether they hold. The same packets go through all three in turn; who waits sleeps.
-Figures are throughput against VPP's own order in the same turn, medians over the rounds; they belong to this machine
-alone. Where two ways give an algorithm to the same engine, their ratio shows how far to trust the others.
+ESP on the whole path, to encrypt and to decrypt, three ways: VPP's own order of crypto engines, the rule by the CPU's
+flags that holds without tune, and tune's choice. There is a VPP for each, started by the code that starts the gateway's
+with the handlers of its plan, and asked whether they hold. The same packets go through all three in turn; who waits
+sleeps. Figures are throughput against VPP's own order in the same turn, medians over the rounds; they belong to this
+machine alone. Where two ways give an algorithm to the same engine, their ratio shows how far to trust the others.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ from rich.table import Table
 
 from bench.machine import BenchError
 from ipsec_gw.errors import IpsecGwError
-from ipsec_gw.model.algorithms import EspAlgorithm
 from vpp_conf.api import VppApi
-from vpp_conf.crypto import HANDLER_NAMES, crypto_handlers
+from vpp_conf.crypto import parse_simple_handlers
 from vpp_conf.locate import VppInstallation, locate_vpp
 from vpp_conf.paths import VppPaths
 from vpp_conf.reality import check_startup
+from vpp_conf.startup.syntax import handler_names
+from vpp_conf.tuning.ciphers import Cipher
 from vpp_conf.tuning.measure import Bench, Effort
 from vpp_conf.tuning.run import own_vpp, tune
-from vpp_conf.tuning.values import Choice, Tuning, engines_of
+from vpp_conf.tuning.values import SYNCHRONOUS, Choice, Tuning, Work, engines_of
 
 ROUNDS = 7
 PATIENCE_SECONDS = 10.0
@@ -44,8 +45,8 @@ OWN, RULE, TUNED = "own order", "rule", "tuned"
 WAYS = (OWN, RULE, TUNED)
 
 
-Case = tuple[EspAlgorithm, int]
-"""An algorithm and bytes."""
+Case = tuple[Cipher, int, Work]
+"""A cipher, bytes, and a direction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +62,9 @@ class Row:
     def as_json(self) -> dict[str, object]:
         """All there is."""
         return {
-            "algorithm": HANDLER_NAMES[self.case[0]],
+            "algorithm": self.case[0].name,
             "bytes": self.case[1],
+            "work": self.case[2].value,
             "way": self.way,
             "engine": self.engine,
             "clocks": self.clocks,
@@ -76,7 +78,7 @@ class Stand:
     """A VPP that is ready: its tunnels, and who does what in it."""
 
     bench: Bench
-    engines: Mapping[EspAlgorithm, str]
+    engines: Mapping[Cipher, str]
 
 
 def ways(tuning: Tuning) -> dict[str, Tuning | None]:
@@ -95,25 +97,42 @@ async def prepare(stack: AsyncExitStack, paths: VppPaths, installation: VppInsta
     stack.push_async_callback(api.close)
     bench = Bench(api, installation.release, effort)
     await bench.build()
-    return Stand(bench, await crypto_handlers(api))
+    return Stand(bench, await engines(api, installation, effort))
+
+
+async def engines(api: VppApi, installation: VppInstallation, effort: Effort) -> Mapping[Cipher, str]:
+    """Who encrypts each cipher. Raises BenchError if nobody does, or not all of its handlers are the same engine's."""
+    handlers = parse_simple_handlers(await api.cli("show crypto handlers"))
+    found = {}
+    for cipher in effort.ciphers:
+        who = {
+            handlers[name].encrypts for name in handler_names(installation.release, (cipher.name,)) if name in handlers
+        }
+        engine = who.pop() if len(who) == 1 else None
+        if engine is None:
+            raise BenchError(f"{cipher.name} is done by more than one engine, or by none")
+        found[cipher] = engine
+    return found
 
 
 async def compare(
     places: Mapping[str, VppPaths], installation: VppInstallation, effort: Effort, advance: Callable[[], None]
 ) -> tuple[Row, ...]:
     """Every case in all ways right after each other, in every round."""
-    cases: list[Case] = [(algorithm, size) for algorithm in effort.algorithms for size in effort.sizes]
+    runs = [(cipher, size) for cipher in effort.ciphers for size in effort.sizes]
+    cases: list[Case] = [(*one, work) for one in runs for work in SYNCHRONOUS]
     clocks: dict[tuple[Case, str], list[float]] = {(case, way): [] for case in cases for way in WAYS}
     async with AsyncExitStack() as stack:
         stands = {way: await prepare(stack, places[way], installation, effort) for way in WAYS}
         for number in range(effort.rounds):
-            for case in cases:
+            for one in runs:
                 for way in WAYS if number % 2 == 0 else reversed(WAYS):
-                    clocks[case, way].append(await stands[way].bench.run(*case))
+                    for work, figure in (await stands[way].bench.run(*one)).items():
+                        clocks[(*one, work), way].append(figure)
                 advance()
         for way in WAYS:
-            for algorithm in effort.algorithms:
-                await stands[way].bench.check(algorithm, stands[way].engines[algorithm])
+            for cipher in effort.ciphers:
+                await stands[way].bench.check(cipher, stands[way].engines[cipher])
     return tuple(
         Row(
             case,
@@ -141,15 +160,16 @@ def run(effort: Effort) -> tuple[Row, ...]:
             way: stack.enter_context(own_vpp(Path(folder) / way.replace(" ", "-"), plan))
             for way, plan in ways(found.tuning).items()
         }
-        second = progress.add_task("compare", total=effort.rounds * len(effort.algorithms) * len(effort.sizes))
+        second = progress.add_task("compare", total=effort.rounds * len(effort.ciphers) * len(effort.sizes))
         return asyncio.run(compare(places, installation, effort, lambda: progress.advance(second)))
 
 
 def print_rows(rows: Sequence[Row], rounds: int) -> None:
     """A table: a line for each case, three columns for each way but VPP's own."""
-    table = Table(title=f"ESP encryption, throughput against VPP's own order of engines, {rounds} rounds")
+    table = Table(title=f"ESP, throughput against VPP's own order of engines, {rounds} rounds")
     table.add_column("algorithm")
     table.add_column("bytes", justify="right")
+    table.add_column("work")
     table.add_column(OWN)
     for way in (RULE, TUNED):
         table.add_column(way)
@@ -157,7 +177,7 @@ def print_rows(rows: Sequence[Row], rounds: int) -> None:
         table.add_column("range", justify="right")
     cells = {(row.case, row.way): row for row in rows}
     for case in dict.fromkeys(row.case for row in rows):
-        line = [HANDLER_NAMES[case[0]], str(case[1]), cells[case, OWN].engine]
+        line = [case[0].name, str(case[1]), case[2].value, cells[case, OWN].engine]
         for way in (RULE, TUNED):
             row = cells[case, way]
             line += [

@@ -27,7 +27,9 @@ from ipsec_gw.model.ids import EngineName, SaKey
 from ipsec_gw.model.snapshot import XfrmSa
 from ipsec_gw.model.warmth import NOTHING
 from ipsec_gw.observe import control, lock
+from ipsec_gw.observe.carriers import Carriers
 from ipsec_gw.observe.sdnotify import notify
+from ipsec_gw.observe.sessions import CLEAR as CLEAR_QUESTION
 from ipsec_gw.observe.sessions import QUESTION as SESSIONS_QUESTION
 from ipsec_gw.observe.views import (
     Carried,
@@ -41,9 +43,13 @@ from ipsec_gw.observe.views import (
     sa_view,
 )
 from ipsec_gw.ownership import hand
+from ipsec_gw.ownership.attendant import Attendant, Service
+from ipsec_gw.ownership.demand import Demand
 from ipsec_gw.ownership.sentry import Sentry
 from ipsec_gw.ownership.touch import Toucher, goes_by_policies
 from ipsec_gw.reconcile.loop import reconcile_forever
+from vpp_conf.lifecycle import NO_CORE
+from vpp_conf.service import VppService
 from xdp_steer.gateway import Steering
 
 log = structlog.get_logger()
@@ -71,7 +77,8 @@ class Daemon:
 
     ``better`` tells that another engine has become available, so that the gateway should be built anew; ``read``
     reads the configuration file again. ``hang_seconds`` is how long the engine may show no sign of life, 0 for ever.
-    ``run_dir`` is where the operator's hand is written down.
+    ``run_dir`` is where the operator's hand is written down. ``demand`` is for an engine that runs only while it is
+    needed: when, and how it is started.
     """
 
     def __init__(
@@ -82,6 +89,7 @@ class Daemon:
         read: Callable[[], Config] = Config,
         hang_seconds: float = 0.0,
         run_dir: Path = Path("/run/ipsec-gw"),
+        demand: tuple[Demand, Service] | None = None,
     ) -> None:
         self._gateway = gateway
         self._run_dir = run_dir
@@ -95,6 +103,8 @@ class Daemon:
         self._toucher = Toucher()
         self._ending = Ending.STOP
         self._passes = 0
+        self._needed = False
+        self._attendant = self._attend(*demand) if demand is not None else None
 
     async def run(self) -> Ending:
         """Run until there is a reason to end."""
@@ -124,6 +134,8 @@ class Daemon:
                     running.append(tasks.create_task(self._sentry(self._gateway.plumbing.steering).run()))
                 if self._gateway.keeper is not None:
                     running.append(tasks.create_task(self._gateway.keeper.run()))
+                if self._attendant is not None:
+                    running.append(tasks.create_task(self._attendant.run()))
                 await self._stop.wait()
                 await _cancel(running)
         finally:
@@ -134,14 +146,16 @@ class Daemon:
         return self._ending
 
     async def answer(self, question: str) -> Any:
-        """Answer the control socket: ``sas``, ``status``, ``history``, ``sessions``, ``firewall``, ``reload``,
-        ``plan``, ``fallback``, ``return`` or ``off``.
+        """Answer the control socket: ``sas``, ``status``, ``history``, ``sessions``, ``clear-sessions``, ``firewall``,
+        ``reload``, ``plan``, ``fallback``, ``return`` or ``off``.
         """
         match question:
             case "firewall" | "plan" | "reload":
                 return await self._firewall(question)
-            case str() if question.startswith(SESSIONS_QUESTION):
-                return await asyncio.to_thread(self._keeper().sessions, question)
+            case str() if question.partition(" ")[0] in {SESSIONS_QUESTION, CLEAR_QUESTION}:
+                keeper = self._keeper()
+                work = keeper.sessions if question.startswith(SESSIONS_QUESTION) else keeper.clear_sessions
+                return await asyncio.to_thread(work, question, self._carriers(keeper))
             case "sas":
                 return {"sas": await self._sas()}
             case "status":
@@ -212,7 +226,19 @@ class Daemon:
             "changes": changes,
             "operations": [str(op) for op in outlook.due],
             "observed": [str(op) for op in outlook.observed],
+            "vpp": self._attendant.words() if self._attendant is not None else "",
         }
+
+    def _carriers(self, keeper: Keeper) -> Carriers:
+        """What carries sessions, as of the last pass."""
+        reconciler = self._gateway.reconciler
+        return Carriers(
+            reconciler.snapshot.policies,
+            reconciler.decision.verdicts,
+            reconciler.snapshot.names,
+            self._gateway.link.engine.name,
+            keeper.tunnel_zones(),
+        )
 
     async def _sas(self) -> list[dict[str, Any]]:
         """The last decisions with counters of this moment: a decision may be seconds old."""
@@ -241,7 +267,8 @@ class Daemon:
             engine=EngineView(
                 name=str(offer.name),
                 note=capabilities.note if capabilities else "",
-                absent=": ".join(part for part in (offer.absent, gateway.link.trouble) if part),
+                absent=": ".join(part for part in (offer.absent, gateway.link.trouble) if part) if offer.absent else "",
+                life=self._attendant.words() if self._attendant is not None else "",
             ),
             inSync=gateway.reconciler.in_sync,
             wan=tuple(link.name for link in gateway.plumbing.wan) if gateway.plumbing else (),
@@ -272,6 +299,8 @@ class Daemon:
             self._gateway.waiting.room.settle()
             self._gateway.waiting.room.forget({sa.key for sa in self._gateway.reconciler.snapshot.sas})
         self._passes += 1
+        if self._attendant is not None:
+            self._needed = self._gateway.reconciler.needs_engine
         self._pass_done.set()
         state = "in sync" if self._gateway.reconciler.in_sync else "converging"
         carried = sum(1 for v in self._gateway.reconciler.decision.verdicts if not v.reason)
@@ -287,6 +316,27 @@ class Daemon:
         while self._gateway.moves is not None:
             await self._gateway.moves.look()
             await asyncio.sleep(_MOVES_SECONDS)
+
+    def _attend(self, demand: Demand, service: Service) -> Attendant:
+        reconciler = self._gateway.reconciler
+        return Attendant(
+            self._gateway.link,
+            demand,
+            service,
+            needed=lambda: self._needed,
+            empty=lambda: reconciler.empty,
+            settle=self._whole_pass,
+            look=self._engine_lost,
+            tell=reconciler.history.trouble,
+        )
+
+    async def _whole_pass(self) -> None:
+        """Until a pass that has begun after this call has ended."""
+        target = self._passes + 2  # one may be under way
+        while self._passes < target:
+            self._pass_done.clear()
+            self._gateway.senses.dirty.set()
+            await self._pass_done.wait()
 
     def _sentry(self, steering: Steering) -> Sentry:
         return Sentry(
@@ -310,7 +360,7 @@ class Daemon:
                 losses = link.losses
                 await self._gateway.bury()
                 self._look_again()
-            elif not link.up:
+            elif not link.up and (self._attendant is None or self._attendant.opens):
                 try:
                     await link.open()
                     self._look_again()
@@ -399,7 +449,7 @@ async def run(config: Config, paths: Paths, read: Callable[[], Config] = Config)
     ``read`` reads the configuration again when a reload is asked for.
     """
     check_machine(paths)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # keys are going to be in our memory: no core dumps
+    resource.setrlimit(resource.RLIMIT_CORE, NO_CORE)  # keys are going to be in our memory
     with lock.hold(paths.run_dir):
         while (ending := await _run_once(config, paths, read)) is Ending.REBUILD:
             try:
@@ -417,6 +467,7 @@ async def _run_once(config: Config, paths: Paths, read: Callable[[], Config]) ->
         stack.push_async_callback(charon.close)
         gateway = await build(config, paths, charon, stack)
         waits_for_vpp = config.gateway.engine is EngineChoice.AUTO and gateway.plumbing is None
+        service = VppService(paths.run_dir) if config.gateway.starts_vpp and gateway.plumbing is not None else None
         daemon = Daemon(
             gateway,
             charon,
@@ -424,6 +475,7 @@ async def _run_once(config: Config, paths: Paths, read: Callable[[], Config]) ->
             read,
             hang_seconds=config.gateway.hang_seconds,
             run_dir=paths.run_dir,
+            demand=(Demand(config.gateway.vpp_idle_seconds), service) if service is not None else None,
         )
         server = await control.serve(paths.run_dir, daemon.answer)
         stack.callback(lambda: control.socket_path(paths.run_dir).unlink(missing_ok=True))
@@ -441,5 +493,7 @@ async def _run_once(config: Config, paths: Paths, read: Callable[[], Config]) ->
             await gateway.reconciler.withdraw()
         if ending is Ending.OFF:
             await remove_everything(paths)
+            if service is not None:
+                await asyncio.to_thread(service.stop)
             log.info("off: everything is the kernel's again")
         return ending

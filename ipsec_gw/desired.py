@@ -6,11 +6,11 @@ to the engine or all of it stays in the kernel, with a sentence that says why (D
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from ipsec_gw.lineages import Lineage, Precedence, lineages_of
+from ipsec_gw.lineages import Lineage, lineages_of
 from ipsec_gw.model.algorithms import SALT_BYTES, EspAlgorithm
 from ipsec_gw.model.choices import Choices
 from ipsec_gw.model.ids import Direction, EngineName, IpNetwork, SaKey, TunnelId
@@ -19,12 +19,15 @@ from ipsec_gw.model.objects import (
     MAX_NAT_T_PORTS,
     NAT_T_PORT,
     EngineSa,
+    Exempt,
+    ExemptKey,
     Guard,
     GuardKey,
     Lead,
     ManagedObject,
     NextHop,
     ObjectKey,
+    Selector,
     Steer,
     SteerKey,
     Tunnel,
@@ -33,6 +36,7 @@ from ipsec_gw.model.secret import Secret
 from ipsec_gw.model.sizes import IPV6_MINIMUM_MTU, inner_mtu
 from ipsec_gw.model.snapshot import Mode, ResolvedHop, Snapshot, XfrmSa
 from ipsec_gw.nat_t import further_ports, local_port, udp_peer
+from ipsec_gw.precedence import Precedence, Share, share_of, why_not_routed
 
 
 class Owner(StrEnum):
@@ -47,7 +51,8 @@ class Owner(StrEnum):
 class EngineOffer:
     """The part of an engine's capabilities that decides eligibility.
 
-    ``absent`` is empty while the engine can be used, else the reason why nothing is given to it.
+    ``absent`` is empty while the engine can be used, else the reason why nothing is given to it. ``asleep`` is the same
+    of an engine that is started when it is needed: it is told of SAs that nothing else keeps in the kernel.
     """
 
     name: EngineName
@@ -56,6 +61,7 @@ class EngineOffer:
     udp_encap: bool
     max_replay_window: int
     absent: str = ""
+    asleep: str = ""
 
 
 MOVED = "moved to the kernel by `ipsec-gw fallback`: `ipsec-gw return` gives it back"
@@ -111,29 +117,63 @@ def desired(
     refused = refused or {}
     lineages = lineages_of(snapshot)
     precedence = Precedence(snapshot.policies)
-    further = further_ports(snapshot)
+    kept = _kept(lineages, offer, settings, snapshot)
     objects: dict[ObjectKey, ManagedObject] = {}
     verdicts: list[SaVerdict] = []
     for lineage in lineages:
+        share = Share(reason=kept[lineage.key]) if kept[lineage.key] else share_of(lineage, precedence, kept)
+        held = (Owner.KERNEL, share.reason) if share.reason else _held(lineage, settings, snapshot, offer)
+        if held is not None:
+            verdicts += [_verdict(sa, lineage, *held) for sa in lineage.sas]
+            continue
+        built = _build(lineage, share, snapshot, refused)
+        objects |= built
+        verdicts += [_verdict(sa, lineage, *_owner(sa, lineage, built, refused)) for sa in lineage.sas]
+    return Desired(_exempted(_levelled(objects), snapshot), tuple(verdicts))
+
+
+def _kept(
+    lineages: Sequence[Lineage], offer: EngineOffer, settings: Settings, snapshot: Snapshot
+) -> dict[TunnelId, str]:
+    """Why tunnels stay in the kernel whatever other tunnels there are; empty where nothing speaks for it."""
+    further = further_ports(snapshot)
+    kept: dict[TunnelId, str] = {}
+    for lineage in lineages:
         names = _names(lineage, snapshot)
-        reason = (
+        kept[lineage.key] = (
             offer.absent
             or settings.choices.keeps(names)
             or _why_moved(lineage, names, settings.moved)
-            or _why_not_policies(lineage, precedence)
+            or _why_not_policies(lineage)
             or _why_not_path(lineage, settings, snapshot)
             or _why_not_led(lineage, snapshot)
             or _why_not_sas(lineage, offer)
             or _why_not_ports(lineage, further)
+            or _why_observed(lineage, names, settings, offer)
+            or offer.asleep
         )
-        held = (Owner.KERNEL, reason) if reason else _held(lineage, names, settings, snapshot, offer)
-        if held is not None:
-            verdicts += [_verdict(sa, lineage, *held) for sa in lineage.sas]
-            continue
-        built = _build(lineage, snapshot, refused)
-        objects |= built
-        verdicts += [_verdict(sa, lineage, *_owner(sa, lineage, built, refused)) for sa in lineage.sas]
-    return Desired(_levelled(objects), tuple(verdicts))
+    return kept
+
+
+def _exempted(objects: dict[ObjectKey, ManagedObject], snapshot: Snapshot) -> dict[ObjectKey, ManagedObject]:
+    """With an exemption for every exception that is not led itself."""
+    tunnels = [obj for obj in objects.values() if isinstance(obj, Tunnel)]
+    wanted: dict[Selector, bool] = {}
+    for tunnel in tunnels:
+        hints = [snapshot.sources.get(selector.destination) for selector in tunnel.selectors]
+        for selector in (one for one in tunnel.exceptions if one not in objects):
+            unbound = any(hint is not None and hint in selector.source for hint in hints)
+            wanted[selector] = wanted.get(selector, False) or unbound
+    # They share the rule for packets without a source with those that differ in nothing but their source.
+    shared = {replace(selector, source=selector.destination) for selector, unbound in wanted.items() if unbound}
+    exempted = [Exempt(ExemptKey(one), replace(one, source=one.destination) in shared) for one in wanted]
+    return objects | {one.key: one for one in exempted}
+
+
+def needs_engine(offer: EngineOffer, settings: Settings, snapshot: Snapshot) -> bool:
+    """Whether there is an SA for the engine, whether it is there or not."""
+    there = replace(offer, absent="", asleep="")
+    return any(isinstance(obj, EngineSa) for obj in desired(there, settings, snapshot).objects.values())
 
 
 def _levelled(objects: Mapping[ObjectKey, ManagedObject]) -> dict[ObjectKey, ManagedObject]:
@@ -159,34 +199,37 @@ def _why_moved(lineage: Lineage, names: frozenset[str], moved: Moved) -> str:
     return MOVED if away else ""
 
 
-def _held(
-    lineage: Lineage, names: frozenset[str], settings: Settings, snapshot: Snapshot, offer: EngineOffer
-) -> tuple[Owner, str] | None:
-    """Why a tunnel that the engine could carry is not given to it, or not yet.
+def _why_observed(lineage: Lineage, names: frozenset[str], settings: Settings, offer: EngineOffer) -> str:
+    if settings.by_name and not names:
+        return ""  # not known yet
+    observed = settings.choices.observes(names, lineage.key.remote)
+    return f"engine {offer.name} could carry it, but {observed}" if observed else ""
+
+
+def _held(lineage: Lineage, settings: Settings, snapshot: Snapshot, offer: EngineOffer) -> tuple[Owner, str] | None:
+    """Why a tunnel that the engine could carry is not given to it yet.
 
     What is still to be learned is no reason to give it to the kernel: used there, its key would be lost for the engine.
     """
-    if settings.by_name and not names:
+    if settings.by_name and not _names(lineage, snapshot):
         return Owner.PENDING, "charon has not told yet which connection it belongs to"
-    if observed := settings.choices.observes(names, lineage.key.remote):
-        return Owner.KERNEL, f"engine {offer.name} could carry it, but {observed}"
     if lineage.key.remote not in snapshot.next_hops:
         return Owner.PENDING, f"the kernel has no resolved next hop towards {lineage.key.remote} yet"
     return None
 
 
-def _why_not_policies(lineage: Lineage, precedence: Precedence) -> str:
+def _why_not_policies(lineage: Lineage) -> str:
     for policy in lineage.policies:
         if len(policy.templates) != 1:
             return "the policy has several templates (IPComp or AH bundle)"
-        if policy.narrowed:
-            return f"the selector {policy.source} === {policy.destination} is limited to a protocol or port"
+        if policy.bound:
+            return f"the policy for {policy.selector} is limited to an interface or a user"
+        if unrouted := why_not_routed(policy.selector):
+            return unrouted
         if policy.mark or policy.if_id:
             return "the policy has a mark or if_id (route-based IPsec)"
         if lineage.local in policy.source and lineage.key.remote in policy.destination:
             return "the selectors include the tunnel's own end points"
-        if other := precedence.overriding(policy, lineage.key):
-            return f"another policy ({other.source} === {other.destination}) covers part of its selector"
     return ""
 
 
@@ -255,7 +298,9 @@ def _why_not_ports(lineage: Lineage, further: frozenset[int]) -> str:
     return ""
 
 
-def _build(lineage: Lineage, snapshot: Snapshot, refused: Mapping[SaKey, str]) -> dict[ObjectKey, ManagedObject]:
+def _build(
+    lineage: Lineage, share: Share, snapshot: Snapshot, refused: Mapping[SaKey, str]
+) -> dict[ObjectKey, ManagedObject]:
     """The objects of an eligible tunnel: as many of them as can exist at this moment of its life.
 
     A successor of a refused outbound SA is claimed and installed before the kernel's policy switches to it. With no
@@ -274,7 +319,8 @@ def _build(lineage: Lineage, snapshot: Snapshot, refused: Mapping[SaKey, str]) -
     if current in {sa.key for sa in outbound} and current is not None and inbound:
         keys = tuple(sa.key for sa in inbound)
         selectors = lineage.selectors
-        objects.append(Tunnel(lineage.key, lineage.local, lineage.key.remote, keys, current, selectors))
+        remote = lineage.key.remote
+        objects.append(Tunnel(lineage.key, lineage.local, remote, keys, current, selectors, share.exceptions))
         objects += [Steer(SteerKey(sa.key), udp_peer(sa)) for sa in inbound]
         mtu = _mtu(lineage, hop)
         objects += [Lead(s, snapshot.sources.get(s.destination), mtu) for s in selectors]
@@ -300,6 +346,7 @@ def _engine_sa(sa: XfrmSa, direction: Direction) -> EngineSa:
         esn=sa.replay.esn,
         replay_window=sa.replay.window,
         encap=sa.encap,
+        copies=sa.copies,
     )
 
 

@@ -19,7 +19,7 @@ from pyroute2 import AsyncIPRoute
 from ipsec_gw.config.model import Config, EngineChoice
 from ipsec_gw.desired import Moved, Settings
 from ipsec_gw.engines.kernel import KernelEngine
-from ipsec_gw.engines.port import Engine, EngineContext, Link
+from ipsec_gw.engines.port import Capabilities, Engine, EngineContext, Link
 from ipsec_gw.errors import EngineUnavailable, EnvironmentMissing, IpsecGwError, XfrmError
 from ipsec_gw.firewall.keeper import Keeper, prepare
 from ipsec_gw.ike.aevent import StateSocket
@@ -29,6 +29,7 @@ from ipsec_gw.ike.xfrm import XfrmMonitor, XfrmSocket
 from ipsec_gw.mirror import proxy
 from ipsec_gw.mirror.changes import NetworkMonitor
 from ipsec_gw.mirror.kernel import Interface, KernelView
+from ipsec_gw.model.algorithms import ALGORITHMS
 from ipsec_gw.model.ids import EngineName, SaKey
 from ipsec_gw.model.objects import ManagedObject, ObjectKey
 from ipsec_gw.model.snapshot import Snapshot
@@ -58,6 +59,11 @@ log = structlog.get_logger()
 
 
 NOT_MOVED = Moved()
+
+VPP_ABILITIES = Capabilities(
+    algorithms=frozenset(ALGORITHMS), esn=True, udp_encap=True, max_replay_window=4096, steers=True, note=""
+)
+"""What a VPP that has not run yet is started for. Once it has run, what it told holds."""
 
 AT_A_TIME = 256
 """Packets that waited, between two other things that the daemon does."""
@@ -208,7 +214,7 @@ async def build(config: Config, paths: Paths, charon: CharonWatcher, stack: Asyn
         await proxy.remove(route)  # of a former life, and so is the veth pair
         await remove_tunnel_port(route)
     senses = _senses(config, route, charon, stack)
-    choice = _choose(config.gateway.engine, paths)
+    choice = _choose(config, paths)
     if choice is EngineName.KERNEL:
         nowhere = Link("none", "00:00:00:00:00:00", 0)
         context = EngineContext(paths.run_dir, (), nowhere, nowhere, lambda _name: -1)
@@ -228,9 +234,10 @@ async def build(config: Config, paths: Paths, charon: CharonWatcher, stack: Asyn
         engine = _engine(choice, context)
         undo.push_async_callback(engine.close)
         moved = hand.load(paths.run_dir)
-        gateway = _join(config, senses, EngineLink(engine), plumbing, moved)
+        expected = VPP_ABILITIES if config.gateway.starts_vpp else None
+        gateway = _join(config, senses, EngineLink(engine, expected), plumbing, moved)
         senses.observer.names_decide = gateway.reconciler.settings.by_name
-        await _open_engine(gateway.link, adopting=adopting)
+        await _open_engine(gateway.link, patient=adopting or config.gateway.starts_vpp)
         keeper = await _wall(config, plumbing.steering, wan, senses.kernel)
         undo.pop_all()
     stack.callback(plumbing.steering.close)
@@ -272,15 +279,17 @@ def _guardian(
     return Guardian(stack.enter_context(StateSocket()), expirer(kernel, history.trouble), waited)
 
 
-async def _open_engine(link: EngineLink, *, adopting: bool) -> None:
-    """Beside what an earlier life left, an engine may be away: what it had is given back, and it may come later."""
+async def _open_engine(link: EngineLink, *, patient: bool) -> None:
+    """Beside what an earlier life left, an engine may be away: what it had is given back, and it may come later. So may
+    one that is started when it is needed.
+    """
     try:
         await link.open()
     except EngineUnavailable as error:
-        if not adopting:
+        if not patient:
             raise
         link.trouble = str(error)
-        log.warning("the engine is away", reason=link.trouble)
+        log.info("the engine is away", reason=link.trouble)
 
 
 def _open_steering(config: Config | None, pins: Path) -> Steering:
@@ -345,10 +354,11 @@ def vpp_runs(paths: Paths) -> bool:
     return VppPaths(paths.run_dir).api_socket.exists()
 
 
-def _choose(choice: EngineChoice, paths: Paths) -> EngineName:
+def _choose(config: Config, paths: Paths) -> EngineName:
+    choice = config.gateway.engine
     if choice is not EngineChoice.AUTO:
         return EngineName(choice.value)
-    if vpp_runs(paths):
+    if vpp_runs(paths) or config.gateway.starts_vpp:
         return EngineName.VPP
     log.info("no VPP runs here: the kernel keeps all SAs", way_out="start one with `ipsec-gw vpp up`")
     return EngineName.KERNEL

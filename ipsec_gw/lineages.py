@@ -1,7 +1,6 @@
 """Tunnels as the kernel shows them: SAs grouped by reqid and peer, with the outbound policies bound to them.
 
-Everything here looks at all tunnels or all policies at once, and is indexed so that ten thousand of them take a
-second and not an hour.
+Everything here looks at all tunnels at once, and is indexed so that ten thousand of them take a second and not an hour.
 """
 
 from __future__ import annotations
@@ -10,9 +9,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ipsec_gw.model.ids import Direction, IpAddress, IpNetwork, SaKey, TunnelId
+from ipsec_gw.model.ids import Direction, IpAddress, SaKey, TunnelId
 from ipsec_gw.model.objects import Selector
-from ipsec_gw.model.prefixes import PrefixIndex
 from ipsec_gw.model.snapshot import PolicyDirection, Snapshot, Template, XfrmPolicy, XfrmSa
 
 _ESP = 50
@@ -36,7 +34,7 @@ class Lineage:
     @property
     def selectors(self) -> tuple[Selector, ...]:
         """What its policies send into it."""
-        return tuple(Selector(p.source, p.destination) for p in self.policies)
+        return tuple(policy.selector for policy in self.policies)
 
     @property
     def current(self) -> SaKey | None:
@@ -79,50 +77,11 @@ def _bound(policies: Iterable[XfrmPolicy]) -> dict[TunnelId, list[XfrmPolicy]]:
     found: dict[TunnelId, list[XfrmPolicy]] = defaultdict(list)
     for policy in policies:
         if policy.direction is PolicyDirection.OUT and policy.allow:
-            for key in dict.fromkeys(_tunnel(template) for template in policy.templates if template.spi != 0):
+            for key in dict.fromkeys(tunnel_of(template) for template in policy.templates if template.spi != 0):
                 found[key].append(policy)
     return found
 
 
-def _tunnel(template: Template) -> TunnelId:
+def tunnel_of(template: Template) -> TunnelId:
+    """The tunnel that a template asks for."""
     return TunnelId(template.reqid, template.destination)
-
-
-class Precedence:
-    """The outbound policies in the order of the kernel's dump, to find the one that XFRM would try before another."""
-
-    def __init__(self, policies: Iterable[XfrmPolicy]) -> None:
-        outbound = list(enumerate(p for p in policies if p.direction is PolicyDirection.OUT))
-        self._by_source = PrefixIndex((entry[1].source, entry) for entry in outbound)
-        self._by_destination = PrefixIndex((entry[1].destination, entry) for entry in outbound)
-
-    def overriding(self, policy: XfrmPolicy, key: TunnelId) -> XfrmPolicy | None:
-        """The first policy of others that XFRM would try before ``policy`` of tunnel ``key`` for some packets."""
-        best: tuple[int, XfrmPolicy] | None = None
-        for group in self._candidates(policy):
-            for order, other in group:
-                if best is not None and order > best[0]:
-                    break
-                if _overrides(other, policy, key):
-                    best = (order, other)
-                    break
-        return best[1] if best else None
-
-    def _candidates(self, policy: XfrmPolicy) -> Iterable[list[tuple[int, XfrmPolicy]]]:
-        """By the side of the selector that tells more of them apart."""
-        if self._by_source.breadth(policy.source) < self._by_destination.breadth(policy.destination):
-            return self._by_source.overlapping(policy.source)
-        return self._by_destination.overlapping(policy.destination)
-
-
-def _overrides(other: XfrmPolicy, policy: XfrmPolicy, key: TunnelId) -> bool:
-    return (
-        other.priority <= policy.priority
-        and all(_tunnel(template) != key for template in other.templates)
-        and _overlap(other.source, policy.source)
-        and _overlap(other.destination, policy.destination)
-    )
-
-
-def _overlap(one: IpNetwork, other: IpNetwork) -> bool:
-    return one.version == other.version and one.overlaps(other)

@@ -17,7 +17,7 @@ KERNEL_END = TUNNEL_INTERFACES[0]
 OUR_TABLE = "ip6 ipsec-gw"
 """Of nftables, which has own IPv6 packets routed once more (ownership.bypass)."""
 
-OUR_RULES = range(214, 220)
+OUR_RULES = range(170, 220)
 """Where the rules that lead plaintext to the engine are, and nobody else's should be (``ownership/lead.py``)."""
 
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from ipsec_gw.errors import EngineError, EngineUnavailable
+from vpp_conf.api_trace import KEY_MESSAGES, ApiTrace
 from vpp_conf.process import ProcessId, identify
 
 CLIENT_NAME = "ipsec-gw"
 REPLY_SECONDS = 10.0
 PID_BITS = 32
-KEY_MESSAGES = "ipsec_sad_entry_add"
 
 # vpp_papi writes every message it sends into its debug log, keys included: it gets a logger that is off.
 _SILENT = logging.Logger("ipsec-gw-papi", level=logging.CRITICAL + 1)
@@ -45,6 +45,7 @@ class VppApi:
         self._client: Any = None
         self._epoch = 0
         self._version = ""
+        self.trace = ApiTrace()
 
     @property
     def connected(self) -> bool:
@@ -95,14 +96,16 @@ class VppApi:
         """One request, one reply. Raises VppApiError if VPP refuses, EngineUnavailable if it is gone or hangs."""
         reply = await self._request(message, fields)
         retval = getattr(reply, "retval", 0)
+        self.trace.add(message, fields, str(retval))
         if retval < 0:
             raise VppApiError(f"VPP refused {message}: {self._retval_text(retval)} ({retval})", retval)
         return reply
 
     async def dump(self, message: str, **fields: Any) -> list[Any]:
         """All details that a ``*_dump`` returns."""
-        details = await self._request(message, fields)
-        return list(details)
+        details = list(await self._request(message, fields))
+        self.trace.add(message, fields, f"{len(details)} details")
+        return details
 
     async def cli(self, command: str) -> str:
         """What VPP's debug CLI prints. Only for what no API message tells."""
@@ -116,6 +119,7 @@ class VppApi:
                 return await asyncio.to_thread(self._send, self._client, message, fields)
             except OSError as error:
                 await self._drop(gone=True)
+                self.trace.add(message, fields, "no answer")
                 raise EngineUnavailable(f"VPP did not answer {message} ({error}) - it died or hangs") from None
             except (ValueError, struct.error, AttributeError) as error:
                 # The text may quote what could not be packed: not for a message with keys.

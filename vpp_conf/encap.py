@@ -1,9 +1,11 @@
 """Which tunnel plaintext goes into, as VPP's FIB decides it: by destination, and where tunnels share one by source too.
 
-The decision is exact because no packet may match two tunnels (:meth:`EncapMap.conflict`; strongSwan's policies decide
-between those that overlap, and `desired` leaves the loser to the kernel). A destination that one tunnel alone has is a
-plain route to it. One that several have, or that lies inside another tunnel's, leads to a table of its own, in which
-the *source* is looked up: of all destinations that contain it.
+The decision is exact because a packet matches one tunnel alone, or the selectors of one lie inside another's on both
+sides: then the narrower one has it (:meth:`EncapMap.conflict`; strongSwan's policies decide between others that
+overlap, and `desired` leaves the loser to the kernel). Protocols and ports are not looked at.
+
+A destination that one tunnel alone has is a plain route to it. One that several have, or that lies inside another
+tunnel's, leads to a table of its own, in which the *source* is looked up: of all destinations that contain it.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ class EncapMap:
         self._lengths: Counter[tuple[int, int]] = Counter()
         self._tables = dict(tables or {})
         for interface, selectors in (tunnels or {}).items():
-            self._replace(interface, _NONE, selectors)
+            self._replace(interface, _NONE, networks_of(selectors))
         self._assign_tables(self._ways.keys() | self._tables.keys())
 
     def selectors(self, interface: int) -> frozenset[Selector]:
@@ -57,19 +59,22 @@ class EncapMap:
         return {destination: self.routes(destination) for destination in self._ways}
 
     def conflict(self, interface: int | None, selectors: Iterable[Selector]) -> tuple[Selector, int] | None:
-        """The first of these selectors that has packets in common with another tunnel, and that tunnel."""
+        """The first of these selectors that has packets in common with another tunnel, which lies neither inside it nor
+        around it, and that tunnel.
+        """
         for selector in selectors:
             for destination in (*self._around(selector.destination), *self._inside(selector.destination)):
                 for source, other in self._ways[destination].items():
-                    if other != interface and source.overlaps(selector.source):
+                    if other != interface and _confused(selector.networks, Selector(source, destination)):
                         return selector, other
         return None
 
     def put(self, interface: int, selectors: frozenset[Selector]) -> Change:
-        """Give a tunnel these selectors, none to forget it.
+        """Give a tunnel these selectors, whose networks count; none to forget it.
 
         Raises EngineError, and changes nothing, if too many destinations are shared.
         """
+        selectors = networks_of(selectors)
         former, tables = self.selectors(interface), dict(self._tables)
         touched = frozenset(selector.destination for selector in former ^ selectors)
         self._replace(interface, former, selectors)
@@ -143,8 +148,9 @@ class EncapMap:
             self._tables[destination] = free
 
     def _all_ways(self, destination: IpNetwork) -> dict[IpNetwork, int]:
-        """The tunnels by source of all destinations that contain this one."""
-        return {source: way for one in self._around(destination) for source, way in self._ways[one].items()}
+        """The tunnels by source of all destinations that contain this one; of one source the narrowest has it."""
+        around = sorted(self._around(destination), key=lambda one: one.prefixlen)
+        return {source: way for one in around for source, way in self._ways[one].items()}
 
     def _around(self, network: IpNetwork) -> Iterator[IpNetwork]:
         """The destinations that contain a network, itself included."""
@@ -160,6 +166,19 @@ class EncapMap:
         start = bisect_left(self._ordered, (version, first, length + 1))
         end = bisect_left(self._ordered, (version, int(network.broadcast_address) + 1, 0), lo=start)
         return (self._networks[key] for key in self._ordered[start:end])
+
+
+def networks_of(selectors: Iterable[Selector]) -> frozenset[Selector]:
+    """The same without protocols and ports."""
+    return frozenset(selector.networks for selector in selectors)
+
+
+def _confused(one: Selector, other: Selector) -> bool:
+    """Whether a packet matches both, and neither lies inside the other on both sides."""
+    if not one.networks_meet(other):
+        return False
+    narrower = [one.source.prefixlen - other.source.prefixlen, one.destination.prefixlen - other.destination.prefixlen]
+    return narrower == [0, 0] or min(narrower) < 0 < max(narrower)
 
 
 _Key = tuple[int, int, int]

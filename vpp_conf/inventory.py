@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ipsec_gw.model.ids import Direction, IpAddress, SaKey, TunnelId
-from ipsec_gw.model.objects import EngineSa, NextHop, Tunnel
+from ipsec_gw.model.objects import EngineSa, HeaderCopies, NextHop, Tunnel
 from vpp_conf.api import VppApi, VppApiError
 from vpp_conf.descriptors.base import NO_INDEX, host
 from vpp_conf.descriptors.classify import VERSIONS, Chains, RedirectDescriptor
@@ -22,7 +22,7 @@ from vpp_conf.descriptors.sa import SadEntry, SaDescriptor, real_window
 from vpp_conf.journal import Journal
 from vpp_conf.links import Links
 from vpp_conf.records import SaRecord, TunnelRecord, read_hop, read_sa, read_tunnel
-from vpp_conf.tunnels import TunnelBuilder, TunnelParts
+from vpp_conf.tunnels import TunnelBuilder, TunnelParts, Wanted
 
 FIRST_SAD_ID = 0x4000_0000
 LAST_SAD_ID = 0x7FFF_FFFF
@@ -95,8 +95,8 @@ async def take_inventory(
     return inventory
 
 
-def engine_sa(entry: SadEntry, window: int) -> EngineSa:
-    """The SA that this entry was made from; ``window`` is what was asked for."""
+def engine_sa(entry: SadEntry, record: SaRecord) -> EngineSa:
+    """The SA that this entry was made from, with what was asked for."""
     return EngineSa(
         key=SaKey(entry.destination, entry.spi),
         direction=Direction.IN if entry.inbound else Direction.OUT,
@@ -105,8 +105,9 @@ def engine_sa(entry: SadEntry, window: int) -> EngineSa:
         secret=entry.secret,
         salt=entry.salt,
         esn=entry.esn,
-        replay_window=window,
+        replay_window=record.window,
         encap=entry.encap,
+        copies=HeaderCopies(entry.dscp, entry.ecn, record.df),
     )
 
 
@@ -124,6 +125,8 @@ def sad_entry(sa: EngineSa, sad_id: int) -> SadEntry:
         esn=sa.esn,
         window=real_window(sa.replay_window),
         encap=sa.encap,
+        dscp=sa.copies.dscp,
+        ecn=sa.copies.ecn,
     )
 
 
@@ -142,7 +145,7 @@ async def _take_sas(api: VppApi, journal: Journal, inventory: Inventory) -> list
         ):
             journal.remove("sa", str(record.key))
             continue
-        inventory.sas[record.key] = HeldSa(engine_sa(entry, record.window), entry)
+        inventory.sas[record.key] = HeldSa(engine_sa(entry, record), entry)
     return own
 
 
@@ -200,7 +203,7 @@ async def _take_tunnels(
             record.sw_if_index,
             inventory.sas[tunnel.outbound].entry.sad_id,
             frozenset(inventory.sas[key].entry.sad_id for key in tunnel.inbound),
-            frozenset(tunnel.selectors),
+            Wanted.of(tunnel),
             chains,
         )
         if protects.get(record.sw_if_index) != parts.protect:

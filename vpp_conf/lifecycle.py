@@ -17,11 +17,14 @@ from pathlib import Path
 from typing import NoReturn
 
 from ipsec_gw.errors import EngineError, EngineUnavailable, EnvironmentMissing
+from vpp_conf import evidence
 from vpp_conf.locate import VppInstallation, locate_vpp
 from vpp_conf.paths import VppPaths
-from vpp_conf.process import ProcessId, identify, recorded, service_of
+from vpp_conf.permissions import close_folder, open_sockets, refuse_taken
+from vpp_conf.process import ProcessId, identify, noted, recorded, service_of
+from vpp_conf.start_failure import missing_hugepages
 from vpp_conf.startup.drop_in import DropIn, Merged
-from vpp_conf.startup.expectation import expect, expectation_to_json
+from vpp_conf.startup.expectation import Expectation, expect, expectation_from_json, expectation_to_json
 from vpp_conf.startup.files import Files
 from vpp_conf.startup.plan import plan_startup
 from vpp_conf.startup.probe import ROOT, probe_machine
@@ -44,6 +47,10 @@ UNIT = "ipsec-gw-vpp.service"
 SOCKCLNT_CREATE = 15
 SOCKCLNT_CREATE_REPLY = 16
 """Fixed message numbers of VPP's socket API (``vlibmemory/memclnt.api``)."""
+
+NO_CORE = (1, 1)
+"""Of RLIMIT_CORE, in bytes: no file is made, and a program that ``core_pattern`` pipes dumps to gets none either. From
+that one 0 would not keep them (``fs/coredump.c`` takes 1 for its own mark against recursion)."""
 
 FRAME = struct.Struct(">QII")
 """Header of a message on the API socket: unused, length, unused (``msgbuf_t``)."""
@@ -105,6 +112,8 @@ def up(
         if running is not None:
             _await_api(paths, running, deadline)
             return VppStatus(True, True, running.pid, installation.version, run_dir)
+        refuse_taken(paths)
+        _keep_evidence(paths)
         _clean(paths)
         return _begin(_prepare(installation, paths, needs, drop_in, tuning), run_dir, deadline)
 
@@ -153,6 +162,8 @@ def run(
         running = _running(paths)
         if running is not None:
             raise EngineError(f"VPP runs already as process {running.pid} - stop it with `ipsec-gw vpp down`")
+        refuse_taken(paths)
+        _keep_evidence(paths)
         _clean(paths)
         start = _prepare(installation, paths, needs, drop_in, tuning)
         _write(start)
@@ -176,7 +187,10 @@ def wait(run_dir: Path, pid: int, deadline: float = START_SECONDS) -> VppStatus:
     process = identify(pid)
     if process is None:
         raise EngineUnavailable(f"process {pid} has ended{_log_tail(paths)}")
-    _await_api(paths, process, deadline)
+    _await_start(paths, process, deadline)
+    planned = _planned(paths)  # only now: it is written by the process that is waited for
+    if planned is not None:
+        open_sockets(paths, planned.sockets)
     return VppStatus(True, True, pid, locate_vpp().version, run_dir)
 
 
@@ -244,8 +258,9 @@ def _begin(start: _Start, run_dir: Path, deadline: float) -> VppStatus:
     began = time.monotonic()
     process = _spawn(start)
     try:
-        _await_api(start.paths, process, deadline)
-    except EngineUnavailable:
+        _await_start(start.paths, process, deadline)
+        open_sockets(start.paths, start.plan.sockets)
+    except EngineError:
         process.stop(TERM_SECONDS, KILL_SECONDS)
         _clean(start.paths)
         raise
@@ -254,18 +269,32 @@ def _begin(start: _Start, run_dir: Path, deadline: float) -> VppStatus:
 
 
 def _stop(paths: VppPaths, process: ProcessId | None) -> None:
+    if process is None:
+        _keep_evidence(paths)
+    else:
+        evidence.leave(paths, process)
     if process is not None and not process.stop(TERM_SECONDS, KILL_SECONDS):
         raise EngineError(f"VPP (pid {process.pid}) survives SIGKILL - look at `dmesg`")
     _clean(paths)
     paths.journal.unlink(missing_ok=True)
 
 
+def _keep_evidence(paths: VppPaths) -> None:
+    """Of a VPP that died while nobody watched it: the daemon was away, or there is none."""
+    found = noted(paths.pid_file)
+    if found is not None and not found.is_alive():
+        with suppress(OSError):  # a start does not fail for it
+            evidence.keep(paths, found, "it was found dead", {})
+
+
 def _write(start: _Start) -> None:
     """The files that VPP reads, and its plan for those who compare. The log of the one before makes room."""
     paths = start.paths
+    close_folder(paths)
     paths.startup.write_text(start.merged.text)
     paths.commands.write_text(render_commands(start.plan))
     paths.plan.write_text(expectation_to_json(expect(start.plan, start.merged.theirs)))
+    paths.leaving.unlink(missing_ok=True)
     if paths.log.exists():
         paths.log.replace(paths.old_log)
 
@@ -277,7 +306,7 @@ def _spawn(start: _Start) -> ProcessId:
         raise EngineUnavailable(f"VPP ended at once{_log_tail(start.paths)}")
     with suppress(ProcessLookupError):
         # Keys are going to be in VPP's memory: no core dumps.
-        resource.prlimit(process.pid, resource.RLIMIT_CORE, (0, 0))
+        resource.prlimit(process.pid, resource.RLIMIT_CORE, NO_CORE)
     _record(start.paths, process)
     return process
 
@@ -288,7 +317,7 @@ def _record(paths: VppPaths, process: ProcessId) -> None:
 
 def _become(command: list[str], log: Path) -> NoReturn:
     """Execute a command in place of this process, which keeps its PID and its start. Raises OSError."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # keys are going to be in VPP's memory: no core dumps
+    resource.setrlimit(resource.RLIMIT_CORE, NO_CORE)  # keys are going to be in VPP's memory: no core dumps
     os.chdir("/")
     for name, flags, targets in (
         (os.devnull, os.O_RDONLY, (0,)),
@@ -316,6 +345,21 @@ def _run_detached(command: list[str], log: Path) -> int:
     return int(shell.stdout)
 
 
+def _await_start(paths: VppPaths, process: ProcessId, seconds: float) -> None:
+    try:
+        _await_api(paths, process, seconds)
+    except EngineUnavailable as error:
+        planned = None if process.is_alive() else _planned(paths)
+        raise EngineUnavailable(f"{error}{missing_hugepages(planned) if planned else ''}") from None
+
+
+def _planned(paths: VppPaths) -> Expectation | None:
+    try:
+        return expectation_from_json(paths.plan.read_text())
+    except (OSError, ValueError):
+        return None
+
+
 def _await_api(paths: VppPaths, process: ProcessId, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not api_answers(paths.api_socket):
@@ -340,7 +384,7 @@ def _running(paths: VppPaths) -> ProcessId | None:
 
 def _clean(paths: VppPaths) -> None:
     """Remove what a VPP that is gone leaves behind. Its log and startup.conf stay for people to read."""
-    for path in (*paths.sockets, paths.pid_file, *paths.segments()):
+    for path in (*paths.sockets, paths.pid_file, paths.shown, paths.trace, *paths.segments()):
         path.unlink(missing_ok=True)
 
 

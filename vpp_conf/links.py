@@ -22,6 +22,7 @@ from vpp_conf.descriptors.interface import OWNER_TAG, bind, bring_up, tag
 from vpp_conf.descriptors.loopback import Loopback, LoopbackDescriptor
 from vpp_conf.descriptors.neighbour import Neighbour, NeighbourDescriptor
 from vpp_conf.descriptors.route import DECAP_TABLE, ENCAP_TABLE, OUTER_TABLE, LocalAddress, LocalAddressDescriptor
+from vpp_conf.startup.values import RxMode
 
 KERNEL_ENDS = (ip_address("169.254.254.1"), ip_address("100::1"))
 """Stand for the kernel's end of the veth pair in VPP's neighbour table; they are on no packet (the IPv6 ones are of the
@@ -65,7 +66,12 @@ class Links:
 
 
 async def take_links(
-    api: VppApi, wan: Sequence[HostLink], up: HostLink, kernel_mac: str, taking: Callable[[], None]
+    api: VppApi,
+    wan: Sequence[HostLink],
+    up: HostLink,
+    kernel_mac: str,
+    taking: Callable[[], None],
+    rx_mode: RxMode = RxMode.INTERRUPT,
 ) -> Links:
     """Make what is missing of the gateway's tables and interfaces, and adopt what an earlier daemon left.
 
@@ -82,7 +88,7 @@ async def take_links(
         interface = held.get(link.name)
         if interface is None:
             taking()
-            interface = await sockets.create(AfXdp(link.name))
+            interface = await sockets.create(AfXdp(link.name, rx_mode))
             await bring_up(api, interface.sw_if_index, table, link.mtu)
             if link is up:
                 await _give(api, interface.sw_if_index, ENGINE_ENDS)
@@ -94,6 +100,7 @@ async def take_links(
         await NeighbourDescriptor(api).create(Neighbour(up_index, address, kernel_mac))
     punts = await punt_next_indices(api)
     await _keep_ttl(api, up_index, punts)
+    await CheckDescriptor(api).drop_options()
     lender = await _lender(api)
     await _complete(api, lender, DECAP_TABLE, DECAP_ENDS)
     return Links(taken, up_index, lender, punts, await CheckDescriptor(api).shut_tables(lender))

@@ -35,6 +35,11 @@ class VppPaths:
         return self.folder / "plan.json"
 
     @property
+    def options(self) -> Path:
+        """With which options of the command line VPP was started last: see :mod:`vpp_conf.start_options`."""
+        return self.folder / "options.json"
+
+    @property
     def api_socket(self) -> Path:
         return self.folder / "api.sock"
 
@@ -59,6 +64,26 @@ class VppPaths:
     def old_log(self) -> Path:
         """The log of the VPP before this one."""
         return self.folder / "vpp.log.1"
+
+    @property
+    def evidence(self) -> Path:
+        """What was kept of VPPs that died: see :mod:`vpp_conf.evidence`."""
+        return self.folder / "evidence"
+
+    @property
+    def shown(self) -> Path:
+        """What the running VPP showed of itself at the last look."""
+        return self.folder / "show.txt"
+
+    @property
+    def trace(self) -> Path:
+        """What it was told before that."""
+        return self.folder / "api-trace.txt"
+
+    @property
+    def leaving(self) -> Path:
+        """``PID START`` of a VPP that is stopped on purpose."""
+        return self.folder / "leaving"
 
     @property
     def lock(self) -> Path:

@@ -60,14 +60,19 @@ def identify(pid: int) -> ProcessId | None:
     return None if fields[STATE_FIELD] in "ZX" else ProcessId(pid, int(fields[START_FIELD]))
 
 
-def recorded(pid_file: Path) -> ProcessId | None:
-    """The process that a PID file names (``PID START``), None if it has ended or the file is not there."""
+def noted(pid_file: Path) -> ProcessId | None:
+    """The process that a PID file names (``PID START``), alive or not; None if the file does not name one."""
     try:
         pid, start = pid_file.read_text().split()
-        found = ProcessId(int(pid), int(start))
+        return ProcessId(int(pid), int(start))
     except (FileNotFoundError, ValueError):
         return None
-    return found if found.is_alive() else None
+
+
+def recorded(pid_file: Path) -> ProcessId | None:
+    """The process that a PID file names, None if it has ended or the file is not there."""
+    found = noted(pid_file)
+    return found if found is not None and found.is_alive() else None
 
 
 def service_of(pid: int) -> str | None:

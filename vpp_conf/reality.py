@@ -6,13 +6,30 @@ import asyncio
 import os
 import re
 import time
+from collections.abc import Mapping
+from contextlib import suppress
+from stat import S_IMODE
 
 from ipsec_gw.errors import EngineError
 from vpp_conf.api import VppApi
 from vpp_conf.crypto import COLOURS, HANDLER_NAMES, parse_handlers
+from vpp_conf.descriptors.interface import RX_MODES, interfaces
 from vpp_conf.locate import VppInstallation
 from vpp_conf.paths import VppPaths
-from vpp_conf.startup.expectation import Check, Observation, compare, expectation_from_json
+from vpp_conf.permissions import group_name
+from vpp_conf.process import PROC
+from vpp_conf.show_text import parse_assigned, parse_buffer_page, parse_heap_page, parse_zero_copy
+from vpp_conf.startup.expectation import (
+    Check,
+    Expectation,
+    Observation,
+    Sockets,
+    compare,
+    expectation_from_json,
+)
+from vpp_conf.startup.files import Files
+from vpp_conf.startup.probe import ROOT
+from vpp_conf.startup.values import RxMode, SocketPlan
 
 PLUGIN_ROW = re.compile(r"^\s*\d+\.\s+(\S+)\s", re.MULTILINE)
 ENGINE_ROW = re.compile(r"^(?P<name>[a-z]\w*)\s+\d+\s", re.MULTILINE)
@@ -22,6 +39,12 @@ POOL_ROW = re.compile(
 POLL_SECONDS = 0.1
 MAIN_THREAD = "vpp_main"
 WORKER_PREFIX = "vpp_wk_"
+QAT_PLUGIN = "dpdk_plugin.so"
+ASSIGNMENT = "show dpdk cryptodev assignment"
+ALL_INTERFACES = 0xFFFFFFFF
+MODE_NAMES = {number: mode.value for mode, number in RX_MODES.items()}
+MACHINE = Files(ROOT)
+CORE_LIMIT = re.compile(r"^Max core file size\s+(?P<soft>\S+)", re.MULTILINE)
 
 
 async def check_startup(paths: VppPaths, installation: VppInstallation, patience: float = 0.0) -> tuple[Check, ...]:
@@ -30,18 +53,13 @@ async def check_startup(paths: VppPaths, installation: VppInstallation, patience
     VPP may answer before it has run its commands: for ``patience`` seconds what does not hold yet is looked at again.
     Raises EngineError if that plan is not there or not readable, EngineUnavailable if VPP does not answer.
     """
-    try:
-        planned = expectation_from_json(paths.plan.read_text())
-    except (OSError, ValueError) as error:
-        raise EngineError(
-            f"{paths.plan} cannot be read ({error}) - `ipsec-gw vpp down` and `up` write it anew"
-        ) from None
+    planned = read_expectation(paths)
     api = VppApi(paths.api_socket, installation.api_dir)
     await api.connect()
     try:
         deadline = time.monotonic() + patience
         while True:
-            checks = compare(planned, await observe(api))
+            checks = compare(planned, await observe(api, paths))
             if all(check.holds for check in checks) or time.monotonic() >= deadline:
                 return checks
             await asyncio.sleep(POLL_SECONDS)
@@ -49,22 +67,79 @@ async def check_startup(paths: VppPaths, installation: VppInstallation, patience
         await api.close()
 
 
-async def observe(api: VppApi) -> Observation:
-    """Ask for threads by the API and the kernel where they run; the rest by the CLI, no message tells it."""
+def read_expectation(paths: VppPaths) -> Expectation:
+    """What the VPP of a folder was started with. Raises EngineError if that is not there or not readable."""
+    try:
+        return expectation_from_json(paths.plan.read_text())
+    except (OSError, ValueError) as error:
+        raise EngineError(
+            f"{paths.plan} cannot be read ({error}) - `ipsec-gw vpp down` and `up` write it anew"
+        ) from None
+
+
+def planned_rx_mode(paths: VppPaths) -> RxMode:
+    """How AF_XDP interfaces are to learn of packets; by interrupts where no plan tells."""
+    try:
+        return read_expectation(paths).rx_mode
+    except EngineError:
+        return RxMode.INTERRUPT
+
+
+async def observe(api: VppApi, paths: VppPaths, files: Files = MACHINE) -> Observation:
+    """Ask for threads and interfaces by the API and the kernel where threads run; the rest by the CLI, no message tells
+    it. ``files`` are those of the machine.
+    """
     threads = (await api.call("show_threads")).thread_data
     pinned = {str(thread.name): _pinned(int(thread.pid)) for thread in threads}
     workers = sorted(cpu for name, cpu in pinned.items() if name.startswith(WORKER_PREFIX) and cpu is not None)
     handlers = parse_handlers(await api.cli("show crypto handlers"))
+    plugins = parse_plugins(await api.cli("show plugins"))
     buffers, data_bytes = parse_buffers(await api.cli("show buffers"))
     return Observation(
         main_core=pinned.get(MAIN_THREAD),
         workers=tuple(workers),
         engines=parse_engines(await api.cli("show crypto engines")),
         handlers={HANDLER_NAMES[algorithm]: engine for algorithm, engine in handlers.items()},
-        plugins=parse_plugins(await api.cli("show plugins")),
+        plugins=plugins,
         buffers=buffers,
         data_bytes=data_bytes,
+        buffer_page=parse_buffer_page(await api.cli("show physmem")),
+        heap_page=parse_heap_page(await api.cli("show memory map")),
+        queue_pairs=parse_assigned(await api.cli(ASSIGNMENT)) if QAT_PLUGIN in plugins else None,
+        online=files.cpu_list("sys/devices/system/cpu/online"),
+        interfaces=await _sockets_on(api),
+        sockets=_permissions(paths),
+        dumps=_dumps(api.process.pid),
     )
+
+
+async def _sockets_on(api: VppApi) -> Mapping[str, Sockets]:
+    """AF_XDP interfaces by the kernel's names."""
+    placements = await api.dump("sw_interface_rx_placement_dump", sw_if_index=ALL_INTERFACES)
+    zero_copy = parse_zero_copy(await api.cli("show hardware-interfaces"))
+    found = {}
+    for interface in (await interfaces(api)).values():
+        name = interface.name.removeprefix("xdp-")
+        if name != interface.name and name in zero_copy:
+            rows = [row for row in placements if row.sw_if_index == interface.sw_if_index]
+            modes = frozenset(MODE_NAMES.get(int(row.mode), "another mode") for row in rows)
+            found[name] = Sockets(len(rows), modes, zero_copy[name])
+    return found
+
+
+def _permissions(paths: VppPaths) -> Mapping[str, str]:
+    found = {}
+    for path in paths.sockets:
+        with suppress(OSError):
+            status = path.stat()
+            found[path.name] = SocketPlan(path.name, S_IMODE(status.st_mode), group_name(status.st_gid)).permissions
+    return found
+
+
+def _dumps(pid: int) -> bool:
+    """A limit of 1 byte is none (:data:`vpp_conf.lifecycle.NO_CORE`). prlimit(2) may refuse where the file is read."""
+    found = CORE_LIMIT.search(Files(PROC).text(f"{pid}/limits") or "")
+    return found is not None and found["soft"] not in ("0", "1")
 
 
 def _pinned(thread: int) -> int | None:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
+from typing import Any
 
 from ipsec_gw.model.ids import SaKey, TunnelId
-from ipsec_gw.model.objects import NextHop, Selector, Tunnel
+from ipsec_gw.model.objects import NextHop, PortMatch, Selector, Tunnel
 from vpp_conf.journal import Row
 
 
 @dataclass(frozen=True, slots=True)
 class SaRecord:
-    """Which ``sad_id`` an SA has, and the replay window that was asked for."""
+    """Which ``sad_id`` an SA has, and what was asked for: the replay window, and whether DF is copied (it is not)."""
 
     key: SaKey
     sad_id: int
     window: int
+    df: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +30,11 @@ class TunnelRecord:
 
 
 def sa_row(record: SaRecord) -> Row:
-    return {**_sa_key(record.key), "sad_id": record.sad_id, "window": record.window}
+    return {**_sa_key(record.key), "sad_id": record.sad_id, "window": record.window, "df": record.df}
 
 
 def read_sa(row: Row) -> SaRecord:
-    return SaRecord(_read_sa_key(row), row["sad_id"], row["window"])
+    return SaRecord(_read_sa_key(row), row["sad_id"], row["window"], row.get("df", True))
 
 
 def hop_row(hop: NextHop) -> Row:
@@ -60,7 +62,8 @@ def tunnel_row(record: TunnelRecord) -> Row:
         "remote": str(tunnel.remote),
         "inbound": [_sa_key(key) for key in tunnel.inbound],
         "outbound": _sa_key(tunnel.outbound),
-        "selectors": [[str(selector.source), str(selector.destination)] for selector in tunnel.selectors],
+        "selectors": [_selector_row(selector) for selector in tunnel.selectors],
+        "exceptions": [_selector_row(selector) for selector in tunnel.exceptions],
         "sw_if_index": record.sw_if_index,
     }
 
@@ -72,9 +75,27 @@ def read_tunnel(row: Row) -> TunnelRecord:
         remote=ip_address(row["remote"]),
         inbound=tuple(_read_sa_key(key) for key in row["inbound"]),
         outbound=_read_sa_key(row["outbound"]),
-        selectors=tuple(Selector(ip_network(source), ip_network(target)) for source, target in row["selectors"]),
+        selectors=tuple(map(_read_selector, row["selectors"])),
+        exceptions=tuple(map(_read_selector, row.get("exceptions", ()))),  # older versions wrote none
     )
     return TunnelRecord(tunnel, row["sw_if_index"])
+
+
+def _selector_row(selector: Selector) -> list[Any]:
+    """Both networks, the protocol, and both ports with their masks."""
+    ports = [selector.source_port.port, selector.source_port.mask]
+    ports += [selector.destination_port.port, selector.destination_port.mask]
+    return [str(selector.source), str(selector.destination), selector.protocol, *ports]
+
+
+def _read_selector(row: list[Any]) -> Selector:
+    networks = Selector(ip_network(row[0]), ip_network(row[1]))
+    if len(row) == 2:  # of an older version
+        return networks
+    protocol, *ports = row[2:]
+    return replace(
+        networks, protocol=protocol, source_port=PortMatch(*ports[:2]), destination_port=PortMatch(*ports[2:])
+    )
 
 
 def _sa_key(key: SaKey) -> Row:

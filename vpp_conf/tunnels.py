@@ -5,12 +5,13 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
-from ipsec_gw.model.objects import Selector
+from ipsec_gw.model.objects import Selector, Tunnel
 from vpp_conf.api import VppApi
 from vpp_conf.descriptors.classify import Chains, Check, CheckDescriptor, Redirect, RedirectDescriptor
 from vpp_conf.descriptors.ipsec_itf import IpsecInterface, IpsecInterfaceDescriptor
 from vpp_conf.descriptors.protect import Protect, ProtectDescriptor
 from vpp_conf.descriptors.route import DECAP_TABLE
+from vpp_conf.encap import networks_of
 from vpp_conf.encap_routes import EncapRoutes
 from vpp_conf.links import KERNEL_ENDS, Links
 
@@ -24,6 +25,19 @@ class TunnelParts:
     check: Check
     redirects: tuple[Redirect, ...]
     selectors: frozenset[Selector]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a tunnel is to encrypt, and what may not come out of it although it fits; outbound selectors both."""
+
+    selectors: frozenset[Selector]
+    exceptions: frozenset[Selector] = frozenset()
+
+    @classmethod
+    def of(cls, tunnel: Tunnel) -> Wanted:
+        """What a tunnel asks for."""
+        return cls(frozenset(tunnel.selectors), frozenset(tunnel.exceptions))
 
 
 class TunnelBuilder:
@@ -43,37 +57,38 @@ class TunnelBuilder:
         sw_if_index: int,
         outbound: int,
         inbound: frozenset[int],
-        wanted: frozenset[Selector],
+        wanted: Wanted,
         chains: Chains = Chains(),  # noqa: B008 - a value
     ) -> TunnelParts:
-        """What a tunnel on this interface consists of; ``wanted`` are outbound selectors."""
+        """What a tunnel on this interface consists of."""
         return TunnelParts(
             interface=IpsecInterface(DECAP_TABLE, self._mtu, self._links.lender, sw_if_index),
             protect=Protect(sw_if_index, outbound, inbound),
-            check=self._check(sw_if_index, frozenset(map(_reverse, wanted)), chains),
+            check=self._check(sw_if_index, wanted, chains),
             redirects=tuple(Redirect(sw_if_index, end.version, self._links.up, end) for end in KERNEL_ENDS),
-            selectors=wanted,
+            selectors=networks_of(wanted.selectors),
         )
 
-    def _check(self, sw_if_index: int, selectors: frozenset[Selector], chains: Chains) -> Check:
-        return Check(sw_if_index, selectors, self._links.punts, self._links.shut, chains)
+    def _check(self, sw_if_index: int, wanted: Wanted, chains: Chains) -> Check:
+        selectors, exceptions = _mirrored(wanted.selectors), _mirrored(wanted.exceptions)
+        return Check(sw_if_index, selectors, self._links.punts, self._links.shut, chains, exceptions)
 
-    async def build(self, outbound: int, inbound: frozenset[int], selectors: frozenset[Selector]) -> TunnelParts:
+    async def build(self, outbound: int, inbound: frozenset[int], wanted: Wanted) -> TunnelParts:
         """Inbound first, routes last: nothing is sent before the answers can be received."""
         async with AsyncExitStack() as undo:
             interface = await self.interfaces.create(IpsecInterface(DECAP_TABLE, self._mtu, self._links.lender))
             undo.push_async_callback(self.interfaces.delete, interface)
-            wanted = self.parts(interface.sw_if_index, outbound, inbound, selectors)
-            for redirect in wanted.redirects:
+            parts = self.parts(interface.sw_if_index, outbound, inbound, wanted)
+            for redirect in parts.redirects:
                 await self.redirects.create(redirect)
                 undo.push_async_callback(self.redirects.delete, redirect)
-            check = await self.checks.create(wanted.check)
+            check = await self.checks.create(parts.check)
             undo.push_async_callback(self.checks.delete, check)
-            await self.protects.create(wanted.protect)
-            undo.push_async_callback(self.protects.delete, wanted.protect)
-            await self.encap.change(interface.sw_if_index, selectors)
+            await self.protects.create(parts.protect)
+            undo.push_async_callback(self.protects.delete, parts.protect)
+            await self.encap.change(interface.sw_if_index, parts.selectors)
             undo.pop_all()
-            return replace(wanted, interface=interface, check=check)
+            return replace(parts, interface=interface, check=check)
 
     async def change(self, old: TunnelParts, new: TunnelParts) -> TunnelParts:
         """New SAs by one message, without a gap; selectors only where they differ."""
@@ -103,13 +118,12 @@ class TunnelBuilder:
             if protect.sw_if_index == sw_if_index:
                 await self.protects.delete(protect)
         chains = await self.checks.chains_of(sw_if_index)
-        await self.checks.delete(self._check(sw_if_index, frozenset(), chains))
+        await self.checks.delete(self._check(sw_if_index, Wanted(frozenset()), chains))
         for redirect in await self.redirects.retrieve():
             if redirect.rx_sw_if_index == sw_if_index:
                 await self.redirects.delete(redirect)
         await self.interfaces.delete(IpsecInterface(DECAP_TABLE, self._mtu, self._links.lender, sw_if_index))
 
 
-def _reverse(selector: Selector) -> Selector:
-    """What comes in is the mirror image of what goes out."""
-    return Selector(selector.destination, selector.source)
+def _mirrored(selectors: frozenset[Selector]) -> frozenset[Selector]:
+    return frozenset(selector.reversed for selector in selectors)

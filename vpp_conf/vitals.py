@@ -9,9 +9,11 @@ import signal
 from collections.abc import Callable
 
 from ipsec_gw.errors import EngineUnavailable
+from vpp_conf.evidence import threads
 from vpp_conf.paths import VppPaths
 from vpp_conf.process import ProcessId, recorded
 from vpp_conf.raw_api import RawApi
+from vpp_conf.recorder import Recorder
 from vpp_conf.traffic import TrafficReader
 
 
@@ -22,17 +24,22 @@ class VppVitals:
     got its number.
     """
 
-    def __init__(self, api: RawApi, traffic: TrafficReader, handle: int | None) -> None:
+    def __init__(
+        self, api: RawApi, traffic: TrafficReader, handle: int | None, process: ProcessId, recorder: Recorder
+    ) -> None:
         self._api = api
         self._traffic = traffic
         self._handle = handle
+        self._process = process
+        self._recorder = recorder
+        self._threads = ""
 
     @classmethod
-    async def open(cls, paths: VppPaths, process: ProcessId, traffic: TrafficReader) -> VppVitals:
+    async def open(cls, paths: VppPaths, process: ProcessId, traffic: TrafficReader, recorder: Recorder) -> VppVitals:
         """Raises EngineUnavailable if the process has ended or does not answer."""
         handle = _pidfd(process) if recorded(paths.pid_file) == process else None
         try:
-            return cls(await RawApi.connect(paths.api_socket), traffic, handle)
+            return cls(await RawApi.connect(paths.api_socket), traffic, handle, process, recorder)
         except BaseException:
             if handle is not None:
                 os.close(handle)
@@ -61,9 +68,18 @@ class VppVitals:
         """Kill it, which works on a stopped process too; False if it is not ours to kill."""
         if self._handle is None:
             return False
+        self._threads = threads(self._process.pid)
         with contextlib.suppress(ProcessLookupError):  # it was quicker
             signal.pidfd_send_signal(self._handle, signal.SIGKILL)
         return True
+
+    async def look(self) -> None:
+        """Write down what VPP shows of itself. Raises EngineUnavailable."""
+        await self._recorder.look()
+
+    def evidence(self, why: str) -> str:
+        """Keep what is left of it, now that it has ended. Only of a VPP that is ours."""
+        return self._recorder.keep(self._process, why, self._threads) if self._handle is not None else ""
 
     def close(self) -> None:
         """Stop watching."""

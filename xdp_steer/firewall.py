@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Mapping
 
+from xdp_steer import filter_layout as fil
 from xdp_steer import flow_layout as fl
 from xdp_steer import libbpf
 from xdp_steer import screen_layout as sl
@@ -93,12 +94,15 @@ class Firewall:
             libbpf.map_update_batch(self._control, keys, numbers, len(values))
 
     def _write_names(self, ids: Ids) -> None:
-        """Counters of new numbers begin at zero, and no number in use is without a name."""
+        """Counters of new numbers begin at zero, policers with full buckets, and no number in use is without a name."""
         known = self._names()
         new = [place for place, name in ids.names().items() if known.get(place) != name]
         numbers = [number for kind, number in new if kind is not NameKind.ZONE]
         zeros = bytes(ctypes.sizeof(_PER_CPU) * len(numbers))
-        self._write(Write(fl.RULE_COUNTS, bytes((ctypes.c_uint32 * len(numbers))(*numbers)), zeros, len(numbers)))
+        keys = bytes((ctypes.c_uint32 * len(numbers))(*numbers))
+        self._write(Write(fl.RULE_COUNTS, keys, zeros, len(numbers)))
+        full = bytes(ctypes.sizeof(fil.PolicerStateLeaf) * len(numbers))
+        self._write(Write(fil.POLICER_STATES, keys, full, len(numbers)))
         self._write(name_write(ids))
 
     def _names(self) -> dict[tuple[NameKind, int], str]:

@@ -9,7 +9,7 @@ from typing import Any
 from xdp_steer import libbpf
 from xdp_steer.layout import AddressLeaf, MapSpec, NothingLeaf, VerdictCountLeaf
 
-MAX_TABLES = 3
+MAX_TABLES = 4
 MAX_ROWS = 2048
 """Rule rows of a table: a rule takes one per application term."""
 MAX_WORDS = MAX_ROWS // 64
@@ -52,6 +52,8 @@ class Table(IntEnum):
     POLICY = 0
     SNAT = 1
     DNAT = 2
+    FILTER = 3
+    """Terms of filters; the number of the filter stands in place of a zone pair."""
 
 
 class Dimension(IntEnum):
@@ -144,6 +146,10 @@ class PortFlag(IntFlag):
     """Its zone has screens for what belongs to no session."""
     SESSION_LIMIT = 2048
     """Its zone limits sessions."""
+    FILTER = 4096
+    """A filter looks at what arrives."""
+    HOST_FILTER = 8192
+    """A filter looks at what is for this machine."""
 
 
 class TunnelSide(IntEnum):
@@ -208,6 +214,8 @@ class EventKind(IntEnum):
     """A screen dropped a packet."""
     ALARM = 5
     """A screen that only gives alarm was hit; what became of the packet is another matter."""
+    FILTER = 6
+    """A packet matched a term of a filter; the reason is 0 if it went on."""
 
 
 class Stage(IntEnum):
@@ -227,8 +235,19 @@ class Stage(IntEnum):
     NAT64_TO_IPV4 = 11
     NAT64_TO_IPV6 = 12
     NAT64_ERROR = 13
+    FILTER = 14
+    HOST_FILTER = 15
+    COOKIE = 16
 
 
+class EgressStage(IntEnum):
+    """Slots of the ``egress_stages`` program array."""
+
+    NEW = 0
+    FILTER = 1
+
+
+MAX_EGRESS_STAGES = 8
 MAX_STAGES = 32
 
 _ADDRESS = AddressLeaf
@@ -248,7 +267,8 @@ class PortLeaf(ctypes.Structure):
         ("zone", ctypes.c_uint16),
         ("flags", ctypes.c_uint16),
         ("mss", ctypes.c_uint16),
-        ("reserved", ctypes.c_uint16),
+        ("in_filter", ctypes.c_uint8),
+        ("out_filter", ctypes.c_uint8),
         ("addr4", _ADDRESS),
         ("addr6", _ADDRESS),
     )
@@ -284,7 +304,7 @@ class RulesetLeaf(ctypes.Structure):
         ("tables", RuleTableLeaf * MAX_TABLES),
         ("timeouts", ctypes.c_uint32 * MAX_TIMEOUTS),
         ("default_action", ctypes.c_uint32),
-        ("reserved", ctypes.c_uint32),
+        ("host_filter", ctypes.c_uint32),
     )
 
 
@@ -417,7 +437,8 @@ class SessionLeaf(ctypes.Structure):
         ("rule", ctypes.c_uint32),
         ("snat_rule", ctypes.c_uint32),
         ("dnat_rule", ctypes.c_uint32),
-        ("reserved2", ctypes.c_uint32),
+        ("address_change", ctypes.c_uint16),
+        ("l4_change", ctypes.c_uint16),
         ("id", ctypes.c_uint64),
         ("created_ns", ctypes.c_uint64),
         ("far_packets", ctypes.c_uint64),
@@ -491,6 +512,12 @@ class NameKind(IntEnum):
     STATIC_NAT = 6
     NPTV6 = 7
     NAT64 = 8
+    FILTER_TERM = 9
+    """Named ``filter/term``."""
+    POLICER = 10
+    """Its counter is of what is beyond all its rates."""
+    POLICER_YELLOW = 11
+    """The counter of a policer with three colours for the one between."""
 
 
 NAME_BYTES = 64
@@ -571,7 +598,7 @@ FLOW_MAPS = (
     EVENTS,
     EVENTS_LOST,
 )
-"""All of these, :data:`xdp_steer.screen_layout.FIREWALL_MAPS` has more."""
+"""All of these, :data:`xdp_steer.filter_layout.FIREWALL_MAPS` has more."""
 
 
 def service_index(bank: int, table: Table, kind: ServiceKind, chunk: int) -> int:
@@ -657,6 +684,7 @@ def c_defines() -> str:
         "TIMEOUT": Timeout,
         "EVENT": EventKind,
         "STAGE": Stage,
+        "EGRESS_STAGE": EgressStage,
     }
     lines = [f"#define {prefix}_{item.name} {item.value}" for prefix, kind in prefixes.items() for item in kind]
     lines += [f"#define TUNNEL_{action.name} {action.value}" for action in TunnelAction]

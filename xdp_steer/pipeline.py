@@ -19,8 +19,8 @@ from typing import Any, cast
 import structlog
 
 from ipsec_gw.errors import EnvironmentMissing, SteeringError
-from xdp_steer import flow_layout, layout, libbpf, reasons, screen_layout
-from xdp_steer.flow_layout import Stage
+from xdp_steer import filter_layout, flow_layout, layout, libbpf, reasons, screen_layout
+from xdp_steer.flow_layout import EgressStage, Stage
 from xdp_steer.headers import Headers, find_headers
 
 BPF_DIR = Path(__file__).parent / "bpf"
@@ -42,6 +42,9 @@ _STAGES = (
     Stage.NAT64_TO_IPV4,
     Stage.NAT64_TO_IPV6,
     Stage.NAT64_ERROR,
+    Stage.FILTER,
+    Stage.HOST_FILTER,
+    Stage.COOKIE,
 )
 _CLEAR = ("decrypted", "routed_in", "routed_out")
 """The fields of :class:`ClearPrograms`, and the names of their pins."""
@@ -90,7 +93,8 @@ class Programs:
 def source(*, firewall: bool = True) -> str:
     """The text that BCC compiles: shared numbers first, then pipeline.c with its own headers in place."""
     switch = f"#define FIREWALL {int(firewall)}"
-    numbers = [reasons.c_defines(), layout.c_defines(), flow_layout.c_defines(), screen_layout.c_defines()]
+    shared = (reasons, layout, flow_layout, screen_layout, filter_layout)
+    numbers = [module.c_defines() for module in shared]
     return "\n".join([switch, *numbers, *_expand(_SOURCE)])
 
 
@@ -169,7 +173,7 @@ def _compile(text: str, map_pins: Path, directory: Path, *, firewall: bool) -> P
         with _kernel_source(headers):
             bpf = BPF(text=text.encode(), cflags=cflags)
         try:
-            check_tables(bpf, layout.MAPS + (screen_layout.FIREWALL_MAPS if firewall else ()))
+            check_tables(bpf, layout.MAPS + (filter_layout.FIREWALL_MAPS if firewall else ()))
             if firewall:
                 _load_stages(bpf)
             pipeline = os.dup(bpf.load_func(b"xdp_pipeline", BPF.XDP).fd)
@@ -206,8 +210,9 @@ def _load_stages(bpf: Any) -> None:
     for stage in _STAGES:
         function = bpf.load_func(f"stage_{stage.name.lower()}".encode(), bpf.XDP)
         bpf[b"stages"][ctypes.c_int(stage)] = ctypes.c_int(function.fd)
-    egress_new = bpf.load_func(b"stage_egress_new", bpf.SCHED_CLS)
-    bpf[b"egress_stages"][ctypes.c_int(0)] = ctypes.c_int(egress_new.fd)
+    for egress in EgressStage:
+        function = bpf.load_func(f"stage_egress_{egress.name.lower()}".encode(), bpf.SCHED_CLS)
+        bpf[b"egress_stages"][ctypes.c_int(egress)] = ctypes.c_int(function.fd)
 
 
 def _load_clear(bpf: Any) -> ClearPrograms:

@@ -15,7 +15,7 @@ MAX_REASONS = 128
 @unique
 class Reason(IntEnum):
     """A verdict of XDP on ESP (1 to 31, none of them drops), of the guard on TC egress (32 to 39), or of the firewall
-    in XDP (40 to 79), on TC egress (80 to 89) or by screens in XDP (90 and above).
+    in XDP (40 to 79), on TC egress (80 to 89), by screens in XDP (90 to 121) or by filters there (122 and above).
     """
 
     STEERED = 1
@@ -164,6 +164,10 @@ class Reason(IntEnum):
     """From this machine and denied by a rule: dropped."""
     EGRESS_FULL = 85
     """From this machine with no room for its session: dropped."""
+    EGRESS_FILTER = 86
+    """A term of an output filter discards it."""
+    EGRESS_POLICED = 87
+    """Beyond the rate of a policer of an output filter: dropped."""
 
     SCREEN_LAND = 90
     """The same address as source and destination: dropped by a screen."""
@@ -201,6 +205,17 @@ class Reason(IntEnum):
     """Its source has too many sessions: dropped by a screen."""
     SCREEN_SESSIONS_DESTINATION = 107
     """Its destination has too many sessions: dropped by a screen."""
+    SCREEN_SYN_COOKIE = 108
+    """More TCP SYNs from its zone than allowed in a window: answered with a cookie."""
+    SCREEN_COOKIE_VALID = 109
+    """A TCP ACK with a cookie: its source is believed from then on, and the connection is reset."""
+
+    FILTER_DISCARD = 122
+    """A term of an input filter or of the host filter discards it."""
+    FILTER_REJECT = 123
+    """A term of an input filter or of the host filter rejects it: dropped and answered."""
+    FILTER_POLICED = 124
+    """Beyond the rate of a policer of an input filter or of the host filter: dropped."""
 
     @property
     def label(self) -> str:

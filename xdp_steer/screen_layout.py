@@ -6,7 +6,7 @@ import ctypes
 from enum import IntEnum, IntFlag
 
 from xdp_steer import libbpf
-from xdp_steer.flow_layout import FLOW_MAPS, MAX_BANKS, MAX_ZONES
+from xdp_steer.flow_layout import MAX_BANKS, MAX_ZONES
 from xdp_steer.layout import AddressLeaf, MapSpec, VerdictCountLeaf
 
 MAX_SCREENS = 32
@@ -44,6 +44,8 @@ class Screen(IntEnum):
     IP_SWEEP = 15
     SESSIONS_SOURCE = 16
     SESSIONS_DESTINATION = 17
+    SYN_COOKIE = 18
+    """No screen by itself: what a flood of SYNs is met with."""
 
     @property
     def label(self) -> str:
@@ -53,7 +55,7 @@ class Screen(IntEnum):
 
 AT_ARRIVAL = frozenset(screen for screen in Screen if screen <= Screen.SYN_DESTINATION)
 """For every packet that comes in."""
-WITHOUT_SESSION = frozenset({Screen.PORT_SCAN, Screen.IP_SWEEP})
+WITHOUT_SESSION = frozenset({Screen.PORT_SCAN, Screen.IP_SWEEP, Screen.SYN_COOKIE})
 """For packets that belong to no session."""
 OF_SESSIONS = frozenset({Screen.SESSIONS_SOURCE, Screen.SESSIONS_DESTINATION})
 """For flows that are about to become one."""
@@ -109,8 +111,6 @@ SCREEN_ITEMS = MapSpec("screen_items", libbpf.MAP_LRU_HASH, ScreenItemLeaf, ctyp
 SESSION_COUNTS = MapSpec("session_counts", libbpf.MAP_LRU_HASH, ScreenKeyLeaf, ctypes.c_uint64, MAX_SESSION_COUNTS)
 
 SCREEN_MAPS = (SCREENS, SCREEN_COUNTS, SCREEN_TOLD, SCREEN_FLOODS, SCREEN_WORDS, SCREEN_ITEMS, SESSION_COUNTS)
-FIREWALL_MAPS = FLOW_MAPS + SCREEN_MAPS
-"""Pinned beside :data:`xdp_steer.layout.MAPS`."""
 
 
 def count_index(zone: int, screen: Screen) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from ipsec_gw.errors import EnvironmentMissing, SteeringError
 from ipsec_gw.model.ids import IpAddress, SaKey
 from ipsec_gw.model.objects import UdpPeer
-from xdp_steer import flow_layout, layout, libbpf, screen_layout
+from xdp_steer import filter_layout, flow_layout, layout, libbpf
 from xdp_steer.layout import Control, Owner
 from xdp_steer.reasons import Reason
 
@@ -53,7 +53,7 @@ def open_maps(directory: Path, *, firewall: bool = True, sessions: int = flow_la
     fds: dict[str, int] = {}
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for spec in layout.MAPS + (screen_layout.FIREWALL_MAPS if firewall else ()):
+        for spec in layout.MAPS + (filter_layout.FIREWALL_MAPS if firewall else ()):
             sized = replace(spec, entries=sessions) if spec is flow_layout.SESSIONS else spec
             fds[spec.name] = _open_map(directory / spec.name, sized)
     except OSError as error:
@@ -69,7 +69,7 @@ def open_maps(directory: Path, *, firewall: bool = True, sessions: int = flow_la
 
 def forget_firewall(directory: Path) -> None:
     """Unpin the firewall's maps, sessions included: the programs that use them are gone, and so are they then."""
-    for spec in screen_layout.FIREWALL_MAPS:
+    for spec in filter_layout.FIREWALL_MAPS:
         (directory / spec.name).unlink(missing_ok=True)
 
 

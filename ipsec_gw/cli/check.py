@@ -20,7 +20,18 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-_WRAPPING = {"interfaces", "to this machine", "options", "matches", "what"}
+_WRAPPING = {
+    "interfaces",
+    "to this machine",
+    "options",
+    "matches",
+    "what",
+    "input",
+    "output",
+    "then",
+    "buckets",
+    "colours",
+}
 _WHOLE_WIDTH = 31
 """The other columns are not broken if no cell is longer, however narrow the terminal is."""
 
@@ -47,9 +58,13 @@ def check(ctx: click.Context, as_json: bool, file_only: bool) -> None:
     host = None if file_only or config.gateway.engine is EngineChoice.KERNEL else _look(config.gateway.wan)
     if as_json:
         machine = _machine_json(host) if host else None
-        _print_json({"file": file, "valid": True, "errors": [], "firewall": firewall, "machine": machine})
+        vpp = {"runs": config.gateway.vpp.value, "idleSeconds": config.gateway.vpp_idle_seconds}
+        _print_json({"file": file, "valid": True, "errors": [], "vpp": vpp, "firewall": firewall, "machine": machine})
         return
     click.echo(f"{file} is valid" if file else f"there is no {DEFAULT_PATH}: the defaults hold")
+    if config.gateway.starts_vpp:
+        idle = f"{config.gateway.vpp_idle_seconds:g} s"
+        click.echo(f"VPP runs while it is needed: started for the first SA for it, stopped {idle} after the last one")
     if firewall is None:
         click.echo("no zones: nothing is filtered or translated")
     else:
@@ -122,6 +137,12 @@ def _print_firewall(firewall: dict[str, Any]) -> None:
         for profile in firewall["screens"]
     ]
     _table(console, "Screens", ("screens", "action", "window", "what"), screens)
+    filters = [(one["name"], one["input"], one["output"], "yes" if one["host"] else "") for one in firewall["filters"]]
+    _table(console, "Filters", ("filter", "input", "output", "host"), filters)
+    terms = [(term["name"], term["match"] or ["any"], term["then"]) for term in firewall["filterTerms"]]
+    _table(console, "Terms of filters", ("filter/term", "matches", "then"), terms)
+    policers = [(policer["name"], policer["buckets"], policer["colours"]) for policer in firewall["policers"]]
+    _table(console, "Policers", ("policer", "buckets", "colours"), policers)
     pools = [(pool["name"], pool["addresses"], pool["ports"], pool["options"]) for pool in firewall["pools"]]
     _table(console, "Pools", ("pool", "addresses", "ports", "options"), pools)
 

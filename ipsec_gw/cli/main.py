@@ -46,6 +46,7 @@ class LazyGroup(click.Group):
 
 
 _LAZY = {
+    "clear": "ipsec_gw.cli.sessions:clear",
     "check": "ipsec_gw.cli.check:check",
     "run": "ipsec_gw.cli.run:run",
     "fallback": "ipsec_gw.cli.hand:fallback",

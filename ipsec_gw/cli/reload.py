@@ -28,6 +28,8 @@ def plan(ctx: click.Context, as_json: bool) -> None:
         click.echo(json.dumps(answer, indent=2))
     else:
         _print(due or ["in sync"])
+        if answer["vpp"]:
+            click.echo(f"VPP {answer['vpp']}")
         if answer["observed"]:
             click.echo('only observed, and done with mode = "accelerate" and canary = 100:')
             _print([f"  {operation}" for operation in answer["observed"]])

@@ -109,6 +109,8 @@ def status(options: Options, as_json: bool) -> None:
     facts.add_row("ipsec-gw", answer["version"])
     facts.add_row("strongSwan", answer["strongswan"])
     facts.add_row("engine", f"{engine['name']}  {engine['note']}  [yellow]{engine['absent']}[/]")
+    if engine["life"]:
+        facts.add_row("", engine["life"])
     facts.add_row("in sync", "yes" if answer["inSync"] else "[yellow]no[/]")
     facts.add_row("WAN", ", ".join(answer["wan"]) or "-")
     if guardian := answer["guardian"]:

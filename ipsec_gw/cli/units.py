@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import click
 from ipsec_gw import unit_files
 from ipsec_gw.cli.main import DEFAULT_PINS, DEFAULT_RUN_DIR, Options
 from ipsec_gw.cli.vpp_options import needs_words, with_drop_in, with_needs
+from ipsec_gw.config.load import DEFAULT_PATH, load
 from ipsec_gw.errors import EnvironmentMissing
 from ipsec_gw.unit_files import FOLDER, Owner
 from ipsec_gw.units import DAEMON_UNIT, UNITS, Installation, render_units
@@ -72,7 +74,8 @@ def install(options: Options, /, drop_in: Path | None, prepare: bool, root: Path
             click.echo(f"{folder / name}: {'written' if folder / name in written else 'is as it should be'}")
     if missing:
         click.echo(f"note: {missing}; {VPP_UNIT} is for when it is there", err=True)
-    _print_commands(_start_commands(root, [path.name for path in written], with_vpp=not missing))
+    wanted = UNITS if not missing and not _daemon_starts_vpp(options, root) else (DAEMON_UNIT,)
+    _print_commands(_start_commands(root, [path.name for path in written], wanted))
 
 
 @units.command()
@@ -139,17 +142,23 @@ def _look_for_vpp(root: Path) -> tuple[str | None, str]:
     return None if binary == without else str(binary), ""
 
 
-def _start_commands(root: Path, written: list[str], *, with_vpp: bool) -> list[str]:
-    """What makes the units hold, in order. Of another tree only what systemd does to its files."""
+def _daemon_starts_vpp(options: Options, root: Path) -> bool:
+    """Whether the configuration has ``vpp = "needed"``: then the unit of VPP waits for the daemon to start it."""
+    path = options.config or root / DEFAULT_PATH.relative_to("/")
+    return path.exists() and load(path).gateway.starts_vpp
+
+
+def _start_commands(root: Path, written: list[str], wanted: Sequence[str]) -> list[str]:
+    """What makes the wanted units hold, in order. Of another tree only what systemd does to its files."""
     folder = root / FOLDER
     here = root == ROOT
     systemctl = "systemctl" if here else f"systemctl --root={root.absolute()}"
     now = " --now" if here else ""
-    wanted = [name for name in UNITS if with_vpp or name == DAEMON_UNIT]
     idle = [name for name in wanted if not unit_files.enabled(folder, name)]
     commands = ["systemctl daemon-reload"] if here and written else []
-    if with_vpp and unit_files.enabled(folder, PACKAGED_VPP_UNIT):
-        commands.append(f"{systemctl} disable{now} {PACKAGED_VPP_UNIT}")
+    kept = (PACKAGED_VPP_UNIT,) if VPP_UNIT in wanted else (PACKAGED_VPP_UNIT, VPP_UNIT)
+    if unwanted := [name for name in kept if unit_files.enabled(folder, name)]:
+        commands.append(f"{systemctl} disable{now} {' '.join(unwanted)}")
     if idle:
         commands.append(f"{systemctl} enable{now} {' '.join(idle)}")
     if here:

@@ -11,15 +11,25 @@ import click
 from rich.console import Console
 
 from ipsec_gw.cli.main import Options, run_async
-from ipsec_gw.cli.vpp_options import machine_of, tuning_of, with_drop_in, with_machine, with_needs, with_tuning
+from ipsec_gw.cli.vpp_options import (
+    changed_options,
+    machine_of,
+    tuning_of,
+    with_drop_in,
+    with_machine,
+    with_needs,
+    with_tuning,
+)
 from ipsec_gw.cli.vpp_plan import print_checks, print_plan, print_refusal
 from ipsec_gw.cli.vpp_tune import tune
 from ipsec_gw.errors import ConfigError, EngineError, EnvironmentMissing
 from vpp_conf import lifecycle
+from vpp_conf.evidence import last
 from vpp_conf.lifecycle import VppStatus
 from vpp_conf.locate import locate_vpp
 from vpp_conf.paths import VppPaths
 from vpp_conf.reality import check_startup
+from vpp_conf.start_options import StartOptions, remembered, start, start_again
 from vpp_conf.startup.describe import describe_checks, describe_findings, describe_machine, describe_plan
 from vpp_conf.startup.drop_in import read_drop_in
 from vpp_conf.startup.plan import plan_startup
@@ -108,9 +118,7 @@ def prepare(root: Path, release: str | None, dry_run: bool, **needs: Any) -> Non
 def up(options: Options, /, drop_in: Path | None, tuning: Path | None, **needs: Any) -> None:
     """Start VPP in this network namespace from a rendered startup.conf."""
     with Console(stderr=True).status("starting VPP"):
-        state = lifecycle.up(
-            options.run_dir, needs=Needs(**needs), drop_in=read_drop_in(drop_in), tuning=tuning_of(tuning)
-        )
+        state = start(options.run_dir, StartOptions(Needs(**needs), drop_in, tuning))
     _print_started(options, state)
 
 
@@ -118,17 +126,16 @@ def up(options: Options, /, drop_in: Path | None, tuning: Path | None, **needs: 
 @with_needs
 @with_drop_in
 @with_tuning
-@click.pass_obj
-def restart(options: Options, /, drop_in: Path | None, tuning: Path | None, **needs: Any) -> None:
-    """Stop VPP and start it from a startup.conf made anew. Takes the options of `up`, of this call alone.
+@click.pass_context
+def restart(ctx: click.Context, /, **_given: Any) -> None:
+    """Stop VPP and start it from a startup.conf made anew, with the options of its last start but those given here.
 
     If there is no plan, the running VPP stays as it is. While there is none the kernel carries the tunnels.
     """
+    options: Options = ctx.obj
     try:
         with Console(stderr=True).status("restarting VPP"):
-            state = lifecycle.restart(
-                options.run_dir, needs=Needs(**needs), drop_in=read_drop_in(drop_in), tuning=tuning_of(tuning)
-            )
+            state = start_again(options.run_dir, changed_options(ctx, remembered(options.run_dir)))
     except (EnvironmentMissing, ConfigError):  # both come before anything is touched
         click.echo("VPP was not restarted: it is as it was", err=True)
         raise
@@ -167,11 +174,15 @@ def status(options: Options, as_json: bool) -> None:
     """Is it running, does it answer, and is it what it was planned to be?"""
     state = lifecycle.status(options.run_dir)
     checks = _checks(options) if state.answering else []
+    kept = last(VppPaths(options.run_dir.resolve()))
     if as_json:
         answer = {"running": state.running, "answering": state.answering, "version": state.version}
-        _print_json(answer | {"checks": checks})
+        found = {"path": str(kept.path), "at": kept.at, "why": kept.why} if kept else None
+        _print_json(answer | {"checks": checks, "evidence": found})
         return
     _print(state)
+    if kept:
+        click.echo(f"the last one that was lost, {kept.at}: {kept.why} - see {kept.path}")
     print_checks(checks)
 
 

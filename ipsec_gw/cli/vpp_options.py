@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from vpp_conf.locate import VppInstallation, locate_vpp
+from vpp_conf.start_options import StartOptions
 from vpp_conf.startup.drop_in import DEFAULT_DROP_IN
 from vpp_conf.startup.files import Files
 from vpp_conf.startup.machine import Machine
@@ -21,6 +24,7 @@ from vpp_conf.tuning.values import Tuning
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _DEFAULTS = Needs()
+_GIVEN = frozenset({ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT})
 
 _NEEDS = (
     click.option(
@@ -37,6 +41,7 @@ _NEEDS = (
     click.option("--mtu", type=click.IntRange(68), help="Default: the largest of the interfaces."),
     click.option("--workers", type=click.IntRange(0), help="Worker threads. Default: by cores and queues."),
     click.option("--qat/--no-qat", default=True, help="Use QAT if its virtual functions are there."),
+    click.option("--stats-group", help="A group whose members may read VPP's counters. Default: root alone."),
 )
 
 _MACHINE = (
@@ -63,12 +68,19 @@ def needs_words(needs: Needs) -> tuple[str, ...]:
     """The options that give these needs; what is as by default is left out."""
     words = [
         word
-        for name in ("sas", "tunnels", "sessions", "policies", "mtu", "workers")
+        for name in ("sas", "tunnels", "sessions", "policies", "mtu", "workers", "stats_group")
         if (value := getattr(needs, name)) != getattr(_DEFAULTS, name)
-        for word in (f"--{name}", str(value))
+        for word in (f"--{name.replace('_', '-')}", str(value))
     ]
     words += [word for interface in needs.interfaces for word in ("--interface", interface)]
     return (*words, *(() if needs.qat else ("--no-qat",)))
+
+
+def changed_options(ctx: click.Context, options: StartOptions) -> StartOptions:
+    """The same options, with those in place that this call of the command was given."""
+    given = {name: value for name, value in ctx.params.items() if ctx.get_parameter_source(name) in _GIVEN}
+    files = {name: given.pop(name) for name in ("drop_in", "tuning") if name in given}
+    return replace(options, needs=replace(options.needs, **given), **files)
 
 
 def with_machine(command: Command) -> Command:

@@ -18,17 +18,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ipsec_gw.cli.main import Options
-from ipsec_gw.model.algorithms import ALGORITHMS
 from vpp_conf import lifecycle
-from vpp_conf.crypto import HANDLER_NAMES
+from vpp_conf.tuning.ciphers import CIPHERS
 from vpp_conf.tuning.file import DEFAULT_TUNING, check_writable, describe_tuning, write_tuning
 from vpp_conf.tuning.measure import Effort
 from vpp_conf.tuning.measure import Progress as Report
 from vpp_conf.tuning.run import tune as run_tune
+from vpp_conf.tuning.values import Work
 
 BAR_COLUMNS = 40
 _DEFAULTS = Effort()
-_BY_NAME = {HANDLER_NAMES[algorithm]: algorithm for algorithm in ALGORITHMS}
+_BY_NAME = {cipher.name: cipher for cipher in CIPHERS}
 
 
 @click.command()
@@ -37,7 +37,7 @@ _BY_NAME = {HANDLER_NAMES[algorithm]: algorithm for algorithm in ALGORITHMS}
     "algorithms",
     multiple=True,
     type=click.Choice(list(_BY_NAME)),
-    help="Can be repeated. Default: all that are accelerated.",
+    help="Can be repeated. Default: all that are accelerated, and AES-CBC with SHA-256.",
 )
 @click.option("--rounds", type=click.IntRange(1), default=_DEFAULTS.rounds, show_default=True)
 @click.option(
@@ -57,7 +57,7 @@ def tune(options: Options, algorithms: tuple[str, ...], rounds: int, packets: in
 
     Starts a VPP of its own for it and leaves the gateway's alone. Both share a core: run it while little is forwarded.
     """
-    wanted = tuple(_BY_NAME[name] for name in dict.fromkeys(algorithms)) or _DEFAULTS.algorithms
+    wanted = tuple(_BY_NAME[name] for name in dict.fromkeys(algorithms)) or _DEFAULTS.ciphers
     effort = Effort(wanted, rounds=rounds, packets=packets)
     console = Console(stderr=True)
     lifecycle.require_root()
@@ -80,16 +80,18 @@ def print_tuning(console: Console, answer: dict[str, Any]) -> None:
     chosen = {(one["algorithm"], one["engine"]) for one in answer["choices"]}
     rows = [one | {"chosen": (one["algorithm"], one["engine"]) in chosen} for one in answer["measurements"]]
     rounds = len(rows[0]["clocks"])
-    title = (
-        f"ESP encryption, whole path, one core of {answer['cpu']}; medians of {rounds}, {answer['packets']:,} packets"
-    )
+    title = f"ESP, whole path, one core of {answer['cpu']}; medians of {rounds}, {answer['packets']:,} packets"
     console.print(escape(title), highlight=False, soft_wrap=True)
     console.print(_figures(rows))
-    console.print("\nGb/s for one core", highlight=False)
+    console.print("\nGb/s of the large packets for one core, to encrypt", highlight=False)
     console.print(_chart(rows))
     console.print()
     for one in answer["choices"]:
-        console.print(escape(one["reason"]), highlight=False, soft_wrap=True)
+        if one["asyncRatio"] is not None:
+            by = f"by the asynchronous way {one['asyncRatio']:.2f} of the clocks, both directions"
+            console.print(escape(f"{one['reason']}; {by}"), highlight=False, soft_wrap=True)
+        else:
+            console.print(escape(one["reason"]), highlight=False, soft_wrap=True)
     for one in answer["absent"]:
         console.print(f"{one['algorithm']}: not with {one['engine']}", style="dim", highlight=False)
     named = "" if answer["file"] == str(DEFAULT_TUNING) else f" --tuning {answer['file']}"
@@ -102,6 +104,7 @@ def _figures(rows: list[dict[str, Any]]) -> Table:
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
     for heading in ("algorithm", "engine"):
         table.add_column(heading, no_wrap=True)
+    table.add_column("work", no_wrap=True)
     for heading in ("bytes", "clocks/packet", "range", "ratio", "Gb/s"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("")
@@ -109,6 +112,7 @@ def _figures(rows: list[dict[str, Any]]) -> Table:
         table.add_row(
             one["algorithm"],
             one["engine"],
+            one["work"],
             str(one["bytes"]),
             f"{one['median']:.0f}",
             f"{min(one['clocks']):.0f}-{max(one['clocks']):.0f}",
@@ -126,7 +130,7 @@ def _chart(rows: list[dict[str, Any]]) -> Table:
     fastest = max(one["gigabits"] for one in rows)
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
     for one in rows:
-        if one["bytes"] == large:
+        if one["bytes"] == large and one["work"] == Work.ENCRYPT:
             bar = Bar(fastest, 0, one["gigabits"], width=BAR_COLUMNS, color="green" if one["chosen"] else "blue")
             name = f"{one['algorithm']} {one['engine']}"
             table.add_row(name, bar, f"{one['gigabits']:.1f}")

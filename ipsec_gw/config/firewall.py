@@ -20,7 +20,7 @@ _CLOCK = re.compile(r"(\d{1,2}):(\d{2})", re.ASCII)
 _INTERFACE = re.compile(r"[^\s/:\[\]\x00-\x1f\x7f]{1,15}")
 
 
-def _listed(value: Any) -> Any:
+def listed(value: Any) -> Any:
     """One value is a list of one."""
     return value if isinstance(value, list) else [value]
 
@@ -65,8 +65,9 @@ def _day(value: Any) -> int:
     raise Refused(f"{value!r} is no day of the week", f"write one of {', '.join(DAYS)}")
 
 
-Listed = Annotated[list[str], BeforeValidator(_listed), Field(min_length=1)]
-Ports = Annotated[list[Annotated[Range, PlainValidator(_port)]], BeforeValidator(_listed), Field(min_length=1)]
+Interface = Annotated[str, PlainValidator(_interface)]
+Listed = Annotated[list[str], BeforeValidator(listed), Field(min_length=1)]
+Ports = Annotated[list[Annotated[Range, PlainValidator(_port)]], BeforeValidator(listed), Field(min_length=1)]
 Protocol = Annotated[int | None, PlainValidator(_protocol)]
 Minutes = Annotated[int, PlainValidator(_minutes)]
 Seconds = Annotated[int, Field(ge=1, le=MAX_SECONDS)]
@@ -84,7 +85,7 @@ class FirewallShape(Section):
 class ZoneShape(Section):
     """``[zones.NAME]``."""
 
-    interfaces: list[Annotated[str, PlainValidator(_interface)]] = Field(default_factory=list)
+    interfaces: list[Interface] = Field(default_factory=list)
     host_inbound: list[str] = Field(default_factory=list)
     syn_check: bool = True
     tcp_reset: bool = False

@@ -8,6 +8,8 @@ MAX_INTERFACES = 1024
 """In all zones together."""
 MAX_POOLS = 64
 MAX_POOL_ADDRESSES = 65_536
+MAX_FILTERS = 63
+MAX_POLICERS = 256
 MAX_SESSIONS = 16_777_216
 MAX_SECONDS = 604_800
 """Of a timeout: a week."""

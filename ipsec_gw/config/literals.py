@@ -80,6 +80,22 @@ def collapsed(prefixes: Iterable[IpNetwork]) -> tuple[IpNetwork, ...]:
     return (*four, *six)
 
 
+def without(wanted: tuple[IpNetwork, ...], unwanted: tuple[IpNetwork, ...]) -> tuple[IpNetwork, ...]:
+    """The addresses of ``wanted`` (of none: all there are) that are not of ``unwanted``."""
+    left: list[IpNetwork] = list(wanted) or [IPv4Network("0.0.0.0/0"), IPv6Network("::/0")]
+    for network in unwanted:
+        left = [part for whole in left for part in _minus(whole, network)]
+    return collapsed(left)
+
+
+def _minus(whole: IpNetwork, part: IpNetwork) -> Iterable[IpNetwork]:
+    if isinstance(whole, IPv4Network) and isinstance(part, IPv4Network):
+        return () if whole.subnet_of(part) else whole.address_exclude(part) if part.subnet_of(whole) else (whole,)
+    if isinstance(whole, IPv6Network) and isinstance(part, IPv6Network):
+        return () if whole.subnet_of(part) else whole.address_exclude(part) if part.subnet_of(whole) else (whole,)
+    return (whole,)
+
+
 def _address(part: str, whole: str) -> IpAddress:
     try:
         address = ip_address(part.strip())

@@ -23,6 +23,15 @@ class EngineChoice(StrEnum):
     KERNEL = "kernel"
 
 
+class VppLife(StrEnum):
+    """``always``: VPP is started by hand or by its unit, and stays. ``needed``: the daemon starts it for the first SA
+    that it can carry, and stops it a while after the last one.
+    """
+
+    ALWAYS = "always"
+    NEEDED = "needed"
+
+
 class Mode(StrEnum):
     """``observe``: everything is read, decided and shown, and nothing is carried by the engine."""
 
@@ -40,6 +49,7 @@ class GatewayConfig(_Converted):
     """``[gateway]``. An empty ``wan`` means: the interfaces that hold the local tunnel addresses. ``canary`` is the
     percent of the peers that are accelerated.
 
+    ``vpp_idle_seconds`` is how long a VPP that runs while it is needed may have nothing to carry before it is stopped.
     ``hang_seconds`` is how long VPP may show no sign of life before it is ended and the kernel takes over; 0 for ever.
     ``hold_seconds`` is how long packets of a new SA may wait until it is decided who carries it.
     """
@@ -52,6 +62,19 @@ class GatewayConfig(_Converted):
     vici_timeout: float = Field(default=10.0, gt=0, le=600)
     hang_seconds: float = Field(default=0.5, ge=0, le=600)
     hold_seconds: float = Field(default=2.0, ge=0, le=60)
+    vpp: VppLife = VppLife.ALWAYS
+    vpp_idle_seconds: float = Field(default=300.0, ge=1, le=86400)
+
+    @model_validator(mode="after")
+    def _vpp_is_in_use(self) -> Self:
+        if self.vpp is VppLife.NEEDED and self.engine in (EngineChoice.SOFT, EngineChoice.KERNEL):
+            raise Refused(f'engine = "{self.engine}" and vpp = "needed" exclude each other', "leave one of them out")
+        return self
+
+    @property
+    def starts_vpp(self) -> bool:
+        """The daemon starts and stops VPP. An engine of the command line's choice may need none."""
+        return self.vpp is VppLife.NEEDED and self.engine in (EngineChoice.AUTO, EngineChoice.VPP)
 
 
 class ConnectionConfig(_Converted):

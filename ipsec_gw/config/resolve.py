@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from ipsec_gw.config.addresses import ADDRESSES, AddressBook
 from ipsec_gw.config.applications import APPLICATIONS, Applications
 from ipsec_gw.config.context import Context, tables
+from ipsec_gw.config.filters import FILTERS, resolve_filters
 from ipsec_gw.config.firewall import FirewallShape, ScheduleShape, SessionsShape
 from ipsec_gw.config.names import check_name
 from ipsec_gw.config.nat import Nat, resolve_nat
+from ipsec_gw.config.policers import POLICERS, Policers
 from ipsec_gw.config.policies import resolve_policies
 from ipsec_gw.config.positions import Path
 from ipsec_gw.config.problems import Refused, Report
@@ -18,7 +20,19 @@ from ipsec_gw.config.section import read
 from ipsec_gw.config.zones import resolve_zones
 from ipsec_gw.model.firewall import Action, Ruleset, Schedule, Sessions, Timeouts
 
-TABLES = ("zones", ADDRESSES, APPLICATIONS, "schedules", "policies", "firewall", "nat", "sessions", SCREENS)
+TABLES = (
+    "zones",
+    ADDRESSES,
+    APPLICATIONS,
+    "schedules",
+    "policies",
+    "firewall",
+    "nat",
+    "sessions",
+    SCREENS,
+    FILTERS,
+    POLICERS,
+)
 """The top level of the firewall's part of a file."""
 
 
@@ -56,6 +70,8 @@ def _ruleset(raw: Mapping[str, object], context: Context, profiles: Profiles) ->
     report = context.report
     policies = resolve_policies(raw["policies"], context) if "policies" in raw else ()
     nat = resolve_nat(raw["nat"], context) if "nat" in raw else Nat()
+    policers = Policers(raw.get(POLICERS, {}), report)
+    filters, terms = resolve_filters(raw.get(FILTERS, {}), context, policers)
     options = read(FirewallShape, raw.get("firewall", {}), ("firewall",), report) or FirewallShape()
     return Ruleset(
         zones=context.zones,
@@ -69,6 +85,9 @@ def _ruleset(raw: Mapping[str, object], context: Context, profiles: Profiles) ->
         nat64=nat.nat64,
         sessions=_sessions(raw.get("sessions", {}), report),
         screens=profiles.found,
+        filters=filters,
+        filter_terms=terms,
+        policers=policers.found,
     )
 
 

@@ -20,7 +20,7 @@ MAX_DIFFERENT = 65535
 """Of ports that are scanned, or destinations that are swept: there are no more ports."""
 MAX_WINDOW = 60
 """Seconds."""
-_SETTINGS = {"window", "alarm_only"}
+_SETTINGS = {"window", "alarm_only", "syn_cookie"}
 """Options that are no screens."""
 _COUNTED = ("syn_flood", "icmp_flood", "udp_flood", "syn_source", "syn_destination", "port_scan", "ip_sweep")
 """Screens with a window."""
@@ -50,6 +50,7 @@ class ScreensShape(Section):
     ip_sweep: Different | None = None
     sessions_source: Threshold | None = None
     sessions_destination: Threshold | None = None
+    syn_cookie: bool = False
     window: Annotated[int, Field(ge=1, le=MAX_WINDOW)] = 1
     alarm_only: bool = False
 
@@ -86,5 +87,10 @@ def _profile(name: str, value: object, report: Report) -> Screens | None:
         return None
     if "window" in shape.model_fields_set and not any(getattr(shape, option) for option in _COUNTED):
         report.add((*path, "window"), "nothing is counted in it", f"remove it, or set one of {one_of(_COUNTED)}")
+        return None
+    if shape.syn_cookie and (shape.syn_flood is None or shape.alarm_only):
+        why = "syn_flood says from when on" if shape.syn_flood is None else "alarm_only answers nothing"
+        way_out = "add syn_flood = ..." if shape.syn_flood is None else "remove one of them"
+        report.add((*path, "syn_cookie"), f"has no effect: {why}", way_out)
         return None
     return Screens(name, **shape.model_dump())

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+from ipsec_gw.config.dscp import codepoint_text
 from ipsec_gw.config.firewall import DAYS
 from ipsec_gw.config.ports import ICMP, ICMP6, PROTOCOLS
+from ipsec_gw.config.rates import rate_text
+from ipsec_gw.model.filters import Colour, Filter, FilterTerm, Policer
 from ipsec_gw.model.firewall import (
     ANY_PORT,
     DestinationNat,
@@ -32,7 +35,7 @@ _SCREENS = [field.name for field in fields(Screens) if field.name not in {"name"
 
 
 def describe(rules: Ruleset) -> dict[str, Any]:
-    """Zones, policies in the order in which they are tried, the default, NAT rules, pools and screens."""
+    """Zones, policies in the order in which they are tried, the default, NAT, pools, screens, filters and policers."""
     pairs = [rule for rule in rules.policies if rule.from_zone is not None]
     everywhere = [rule for rule in rules.policies if rule.from_zone is None]
     return {
@@ -48,6 +51,9 @@ def describe(rules: Ruleset) -> dict[str, Any]:
         ],
         "pools": [_pool(pool) for pool in rules.pools],
         "screens": [_screens(screens) for screens in rules.screens],
+        "filters": [_filter(one) for one in rules.filters],
+        "filterTerms": [_filter_term(term) for term in rules.filter_terms],
+        "policers": [_policer(policer) for policer in rules.policers],
         "sessions": {"maximum": rules.sessions.maximum},
     }
 
@@ -166,6 +172,45 @@ def _screens(screens: Screens) -> dict[str, Any]:
     on = [name if value is True else f"{name} {value}" for name, value in given.items() if value]
     action = "alarm" if screens.alarm_only else "drop"
     return {"name": screens.name, "action": action, "window": screens.window, "screens": on}
+
+
+def _filter(one: Filter) -> dict[str, Any]:
+    return {"name": one.name, "input": list(one.input), "output": list(one.output), "host": one.host}
+
+
+def _filter_term(term: FilterTerm) -> dict[str, Any]:
+    match = [*(f"source {_prefix(prefix)}" for prefix in term.sources)]
+    match += [f"destination {_prefix(prefix)}" for prefix in term.destinations]
+    match += _named(term.services)
+    match += [f"dscp {codepoint_text(number)}" for number in sorted(term.dscp)]
+    match += [f"tcp flags {_flags(term)}"] if term.flags_set or term.flags_clear else []
+    match += {None: [], True: ["fragments"], False: ["no fragments"]}[term.fragment]
+    then = [term.action.value]
+    then += [f"policer {term.policer}"] if term.policer else []
+    then += [f"mark {codepoint_text(term.mark)}"] if term.mark is not None else []
+    then += ["log"] if term.log else []
+    return {"name": term.name, "match": match, "then": then}
+
+
+def _flags(term: FilterTerm) -> str:
+    names = ("fin", "syn", "rst", "psh", "ack", "urg", "ece", "cwr")
+    wanted = [name for bit, name in enumerate(names) if term.flags_set >> bit & 1]
+    return " ".join(wanted + [f"!{name}" for bit, name in enumerate(names) if term.flags_clear >> bit & 1])
+
+
+def _policer(policer: Policer) -> dict[str, Any]:
+    buckets = [f"{rate_text(policer.rate)} burst {policer.burst}"]
+    if policer.excess_burst is not None:
+        buckets.append(f"excess burst {policer.excess_burst}")
+    if policer.peak_rate is not None:
+        buckets.append(f"peak {rate_text(policer.peak_rate)} burst {policer.peak_burst}")
+    colours = {"yellow": policer.yellow, "red": policer.red} if policer.three_colours else {"red": policer.red}
+    fates = [f"{name} {_fate(fate)}" for name, fate in colours.items()]
+    return {"name": policer.name, "buckets": buckets, "colours": fates + (["aware"] if policer.aware else [])}
+
+
+def _fate(fate: Colour | int) -> str:
+    return fate.value if isinstance(fate, Colour) else f"mark {codepoint_text(fate)}"
 
 
 def _pool(pool: Pool) -> dict[str, Any]:

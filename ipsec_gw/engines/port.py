@@ -99,6 +99,12 @@ class Vitals(Protocol):
     def fence(self) -> bool:
         """Kill it, so that it never sends again. False if that is not for this gateway to do."""
 
+    async def look(self) -> None:
+        """Write down what the engine shows of itself, for the case of its death. Raises EngineError."""
+
+    def evidence(self, why: str) -> str:
+        """Keep what is left of an engine that has ended, without keys; blocks. Where it is, empty without any need."""
+
     def close(self) -> None:
         """Stop watching."""
 

@@ -29,9 +29,11 @@ from vpp_conf.links import HostLink, Links, take_links
 from vpp_conf.locate import locate_vpp
 from vpp_conf.paths import VppPaths
 from vpp_conf.raw_api import RawApi
+from vpp_conf.reality import planned_rx_mode
+from vpp_conf.recorder import Recorder
 from vpp_conf.records import SaRecord, TunnelRecord, hop_row, sa_row, tunnel_row
 from vpp_conf.traffic import TrafficReader
-from vpp_conf.tunnels import TunnelBuilder
+from vpp_conf.tunnels import TunnelBuilder, Wanted
 from vpp_conf.used_keys import UsedKeys
 from vpp_conf.vitals import VppVitals
 
@@ -86,7 +88,9 @@ class VppEngine:
             context = self._context
             wan = [HostLink(link.name, link.mtu) for link in context.wan]
             up = HostLink(context.up_engine.name, context.up_engine.mtu)
-            self._links = await take_links(self._api, wan, up, context.up_kernel.mac.lower(), context.taking)
+            self._links = await take_links(
+                self._api, wan, up, context.up_kernel.mac.lower(), context.taking, planned_rx_mode(self._paths)
+            )
             self._tunnels = TunnelBuilder(self._api, self._links, context.up_engine.mtu)
             await self._take_stock(self._links, self._tunnels)
             self._sad_id = self._reserved = self._inventory.highest_sad_id
@@ -200,7 +204,8 @@ class VppEngine:
 
     async def vitals(self) -> Vitals:
         """Of the VPP process that is connected."""
-        return await VppVitals.open(self._paths, self._api.process, self._traffic)
+        recorder = Recorder(self._paths, self._api)
+        return await VppVitals.open(self._paths, self._api.process, self._traffic, recorder)
 
     def _entries(self) -> dict[SaKey, SadEntry]:
         return {key: held.entry for key, held in self._inventory.sas.items()}
@@ -235,7 +240,7 @@ class VppEngine:
         if sa.direction is Direction.OUT:
             self._used_keys.remember(sa)
         self._inventory.sas[sa.key] = HeldSa(sa, entry)
-        self._journal.put("sa", str(sa.key), sa_row(SaRecord(sa.key, entry.sad_id, sa.replay_window)))
+        self._journal.put("sa", str(sa.key), sa_row(SaRecord(sa.key, entry.sad_id, sa.replay_window, sa.copies.df)))
 
     async def _update_sa(self, sa: EngineSa) -> None:
         held = self._inventory.sas.get(sa.key)
@@ -247,7 +252,7 @@ class VppEngine:
             raise EngineError(f"SA {sa.key} cannot come from {sa.source} while tunnel {users[0]} uses it")
         entry = await SaDescriptor(self._api).update(held.entry, sad_entry(sa, held.entry.sad_id))
         self._inventory.sas[sa.key] = HeldSa(sa, entry)
-        self._journal.put("sa", str(sa.key), sa_row(SaRecord(sa.key, entry.sad_id, sa.replay_window)))
+        self._journal.put("sa", str(sa.key), sa_row(SaRecord(sa.key, entry.sad_id, sa.replay_window, sa.copies.df)))
 
     async def _delete_sa(self, key: SaKey) -> None:
         held = self._inventory.sas.get(key)
@@ -337,7 +342,7 @@ class VppEngine:
             raise EngineError(f"tunnel {tunnel.key} exists already")
         _, builder = self._opened()
         outbound, inbound = self._resolve(tunnel)
-        parts = await builder.build(outbound, inbound, frozenset(tunnel.selectors))
+        parts = await builder.build(outbound, inbound, Wanted.of(tunnel))
         self._hold_tunnel(HeldTunnel(tunnel, parts))
 
     async def _update_tunnel(self, tunnel: Tunnel) -> None:
@@ -346,7 +351,7 @@ class VppEngine:
             raise EngineError(f"tunnel {tunnel.key} is unknown to VPP")
         _, builder = self._opened()
         outbound, inbound = self._resolve(tunnel)
-        wanted = builder.parts(held.parts.interface.sw_if_index, outbound, inbound, frozenset(tunnel.selectors))
+        wanted = builder.parts(held.parts.interface.sw_if_index, outbound, inbound, Wanted.of(tunnel))
         self._hold_tunnel(HeldTunnel(tunnel, await builder.change(held.parts, wanted)))
 
     async def _delete_tunnel(self, key: TunnelId) -> None:

@@ -100,11 +100,16 @@ class Counts:
 class Filter:
     """Chooses sessions by what everything given says; nothing given chooses all.
 
-    ``zone`` is the one a session comes from or goes to, ``prefix`` and ``port`` are of either end, before or after
-    translation, ``rules`` are numbers of policies and NAT rules of which the session has one.
+    ``zone`` is the one a session comes from or goes to, one of ``zones`` likewise; ``prefix`` and ``port`` are of
+    either end, before or after translation, ``rules`` are numbers of policies and NAT rules of which the session has
+    one. It began between ``after_ns`` and ``before_ns``; its id is one of ``ids``.
     """
 
     zone: int | None = None
+    zones: frozenset[int] | None = None
+    after_ns: int | None = None
+    before_ns: int | None = None
+    ids: frozenset[int] | None = None
     prefix: IpNetwork | None = None
     port: int | None = None
     protocol: int | None = None
@@ -116,6 +121,15 @@ class Filter:
         chosen = np.ones(len(keys), np.bool_)
         if self.zone is not None:
             chosen &= (keys["zone"] == self.zone) | (rows["out_zone"] == self.zone)
+        if self.zones is not None:
+            wanted = np.array(sorted(self.zones), np.uint16)
+            chosen &= np.isin(keys["zone"], wanted) | np.isin(rows["out_zone"], wanted)
+        if self.after_ns is not None:
+            chosen &= rows["created_ns"] >= np.uint64(max(self.after_ns, 0))
+        if self.before_ns is not None:
+            chosen &= rows["created_ns"] <= np.uint64(max(self.before_ns, 0))
+        if self.ids is not None:
+            chosen &= np.isin(rows["id"], np.array(sorted(self.ids), np.uint64))
         if self.protocol is not None:
             chosen &= keys["protocol"] == self.protocol
         if self.port is not None:
@@ -125,8 +139,10 @@ class Filter:
             inside = [_inside(part[side], self.prefix) for part in (keys, rows) for side in ("saddr", "daddr")]
             chosen &= np.logical_or.reduce(inside)
         if self.rules is not None:
-            wanted = list(self.rules - {0})
-            chosen &= np.logical_or.reduce([np.isin(rows[name], wanted) for name in ("rule", "snat_rule", "dnat_rule")])
+            numbers = list(self.rules - {0})
+            chosen &= np.logical_or.reduce(
+                [np.isin(rows[name], numbers) for name in ("rule", "snat_rule", "dnat_rule")]
+            )
         return chosen
 
 

@@ -99,6 +99,9 @@ def _places(raw: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
             rules = rules.get(key, {})
         for index, rule in enumerate(rules):
             yield label(kind, rule["name"]), (*path, index)
+    for name, one in raw.get("filters", {}).items():
+        for index, term in enumerate(one["terms"]):
+            yield label(NameKind.FILTER_TERM, f"{name}/{term['name']}"), ("filters", name, "terms", index)
     for zone in raw.get("zones", {}):
         yield label(NameKind.ZONE, zone), ("zones", zone)
         yield label(NameKind.HOST_INBOUND, zone), ("zones", zone, "host_inbound")

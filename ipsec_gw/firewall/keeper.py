@@ -23,8 +23,9 @@ from ipsec_gw.ike.xfrm import XfrmMonitor, XfrmSocket
 from ipsec_gw.mirror import proxy
 from ipsec_gw.mirror.ports import INTERFACES, ROUTES, Changes, local_addresses, port_infos
 from ipsec_gw.model.firewall import TUNNEL_INTERFACES, Ruleset
+from ipsec_gw.observe.carriers import Carriers
 from ipsec_gw.observe.flowlog import Decoder, to_json
-from ipsec_gw.observe.sessions import Query, sessions_view
+from ipsec_gw.observe.sessions import Query, by_engine, chosen_by, sessions_view
 from ipsec_gw.ownership.uplink import KERNEL_END, TUNNEL_PORT, raise_tunnel_port
 from xdp_steer.compile.changes import Change, plan
 from xdp_steer.compile.ids import Ids, assign
@@ -134,7 +135,12 @@ class Keeper:
                 tasks.create_task(self._follow_interfaces())
                 tasks.create_task(self._follow_policies())
 
-    def sessions(self, question: str) -> dict[str, Any]:
+    def tunnel_zones(self) -> frozenset[int]:
+        """Numbers of the zones that packets of tunnels come from and go to."""
+        numbers = self._firewall.ids().zones
+        return frozenset(numbers[zone.name] for zone in self.ruleset.zones if zone.tunnels and zone.name in numbers)
+
+    def sessions(self, question: str, carriers: Carriers) -> dict[str, Any]:
         """The answer to `show sessions`. Raises ConfigError for a question that is none."""
         ids = self._firewall.ids()
         view = sessions_view(
@@ -143,9 +149,17 @@ class Keeper:
             Query.parse(question),
             self._decoder(ids),
             {**ids.zones, "self": 0},
+            carriers,
             time.monotonic_ns(),
         )
         return view.to_json()
+
+    def clear_sessions(self, question: str, carriers: Carriers) -> dict[str, Any]:
+        """End the sessions that `clear sessions` asks about; the answer says how many. Raises ConfigError."""
+        query, now = Query.parse(question), time.monotonic_ns()
+        chosen = chosen_by(query, {**self._firewall.ids().zones, "self": 0}, carriers, now)
+        chosen = by_engine(self._table, chosen, query, carriers)
+        return {"cleared": self._collector.close(chosen, CloseReason.CLEARED, now)}
 
     def counters(self) -> list[dict[str, Any]]:
         """Packets and octets of every rule, and of the screens that were hit, for `show firewall`."""

@@ -9,16 +9,23 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import Any
 
-from ipsec_gw.ike.messages import XFRM_STATE_ESN, XfrmMessage
+from ipsec_gw.ike.messages import (
+    XFRM_SA_XFLAG_DONT_ENCAP_DSCP,
+    XFRM_STATE_DECAP_DSCP,
+    XFRM_STATE_ESN,
+    XFRM_STATE_ICMP,
+    XFRM_STATE_NOECN,
+    XFRM_STATE_NOPMTUDISC,
+    XfrmMessage,
+)
 from ipsec_gw.model.ids import IpAddress, IpNetwork, SaKey
-from ipsec_gw.model.objects import UdpEncap
+from ipsec_gw.model.objects import HeaderCopies, PortMatch, UdpEncap
 from ipsec_gw.model.secret import Secret
 from ipsec_gw.model.snapshot import (
     AeadKey,
     Lifetime,
     Mode,
     PolicyDirection,
-    PortMatch,
     Replay,
     Template,
     XfrmPolicy,
@@ -37,12 +44,25 @@ UNREADABLE = "attributes that cannot be read"
 """Among the extras of an SA whose attributes are not what they should be."""
 
 _HONOURED = frozenset(
-    {"ALG_AEAD", "ALG_AUTH", "ALG_AUTH_TRUNC", "ALG_CRYPT", "ENCAP", "REPLAY_VAL", "REPLAY_ESN_VAL", "MARK", "IF_ID"}
+    {
+        "ALG_AEAD",
+        "ALG_AUTH",
+        "ALG_AUTH_TRUNC",
+        "ALG_CRYPT",
+        "ENCAP",
+        "REPLAY_VAL",
+        "REPLAY_ESN_VAL",
+        "MARK",
+        "IF_ID",
+        "SA_EXTRA_FLAGS",
+    }
 )
 _NEUTRAL = frozenset(
     {"UNSPEC", "SRCADDR", "COADDR", "LASTUSED", "PAD", "ETIMER_THRESH", "REPLAY_THRESH", "SA_DIR", "MTIMER_THRESH"}
 )
 """Attributes that say nothing an engine would have to do. Whatever is in neither set is listed in ``extras``."""
+
+_FLAGS = {"DECAP_DSCP": XFRM_STATE_DECAP_DSCP, "ICMP": XFRM_STATE_ICMP}
 
 _NAMES = {
     13: "SRCADDR",
@@ -66,6 +86,7 @@ def parse_sa(message: XfrmMessage) -> XfrmSa:
     try:
         attributes = dict(_attributes(message))
         aead = _aead(attributes.get("ALG_AEAD"))
+        extra_flags = int(attributes.get("SA_EXTRA_FLAGS", 0))
         return replace(
             sa,
             aead=aead,
@@ -74,7 +95,8 @@ def parse_sa(message: XfrmMessage) -> XfrmSa:
             encap=_encap(attributes.get("ENCAP")),
             mark=_mark(attributes.get("MARK")),
             if_id=int(attributes.get("IF_ID", 0)),
-            extras=frozenset(attributes) - _HONOURED - _NEUTRAL,
+            extras=(frozenset(attributes) - _HONOURED - _NEUTRAL) | _flags(int(message["flags"]), extra_flags),
+            copies=_copies(int(message["flags"]), extra_flags),
         )
     except (struct.error, ValueError, TypeError, KeyError, IndexError):
         return replace(sa, algorithm="that cannot be read", extras=frozenset({UNREADABLE}))
@@ -115,9 +137,7 @@ def parse_policy(message: XfrmMessage) -> XfrmPolicy | None:
         priority=int(message["priority"]),
         allow=int(message["action"]) == 0,
         templates=tuple(_templates(attributes.get("TMPL", b""))),
-        narrowed=any(
-            message[name] for name in ("sel_proto", "sel_sport_mask", "sel_dport_mask", "sel_ifindex", "sel_user")
-        ),
+        bound=bool(message["sel_ifindex"] or message["sel_user"]),
         upper=int(message["sel_proto"]),
         source_port=PortMatch(int(message["sel_sport"]), int(message["sel_sport_mask"])),
         destination_port=PortMatch(int(message["sel_dport"]), int(message["sel_dport_mask"])),
@@ -206,6 +226,20 @@ def _encap(raw: bytes | None) -> UdpEncap | None:
     if kind != _UDP_ENCAP_ESPINUDP:
         return UdpEncap(0, 0)
     return UdpEncap(source, destination)
+
+
+def _copies(flags: int, extra_flags: int) -> HeaderCopies:
+    return HeaderCopies(
+        dscp=not extra_flags & XFRM_SA_XFLAG_DONT_ENCAP_DSCP,
+        ecn=not flags & XFRM_STATE_NOECN,
+        df=not flags & XFRM_STATE_NOPMTUDISC,
+    )
+
+
+def _flags(flags: int, extra_flags: int) -> frozenset[str]:
+    """Those that ask for something else."""
+    found = {name for name, bit in _FLAGS.items() if flags & bit}
+    return frozenset(found | ({"SA_EXTRA_FLAGS"} if extra_flags & ~XFRM_SA_XFLAG_DONT_ENCAP_DSCP else set()))
 
 
 def _mark(raw: bytes | None) -> tuple[int, int] | None:

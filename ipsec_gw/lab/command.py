@@ -60,11 +60,18 @@ def list_scenarios() -> None:
     help="Where to run.",
 )
 @click.option("--baseline", is_flag=True, help="Leave ipsec-gw out: what strongSwan and the kernel do alone.")
-@click.option("--seed", type=int, default=1, show_default=True, help="Of what `chaos` does.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Of what is left to chance.")
 @click.option(
     "--minutes", type=click.FloatRange(0, 600), default=1.0, show_default=True, help="How long `chaos` goes on."
 )
-@click.option("--rounds", type=click.IntRange(1), help="How often `failover`, `hang`, `daemon-kill` kill or stop.")
+@click.option(
+    "--cases", default="all", show_default=True, help="Of `matrix`: all, how many to draw, or names with commas."
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(1),
+    help="How often `failover`, `hang`, `daemon-kill` kill or stop, `rekey-storm` rekeys.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of a table.")
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write the JSON report to a file.")
 @click.option(
@@ -79,6 +86,7 @@ def run_scenario(
     baseline: bool,
     seed: int,
     minutes: float,
+    cases: str,
     rounds: int | None,
     as_json: bool,
     report: Path | None,
@@ -89,8 +97,8 @@ def run_scenario(
     if artifacts is not None:
         artifacts.mkdir(parents=True, exist_ok=True)
         artifacts = artifacts.resolve()
-    chosen = "kernel" if baseline else resolve_engine(engine)
-    options = Options(chosen, proposal, artifacts, baseline, seed, minutes, rounds or 0)
+    carrier = "kernel" if baseline else resolve_engine(engine)
+    options = Options(carrier, proposal, artifacts, baseline, seed, minutes, cases, rounds or 0)
     outcome = asyncio.run(_run(found, options, environment))
     if outcome is None:
         click.echo("interrupted", err=True)

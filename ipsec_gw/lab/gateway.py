@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from ipsec_gw.errors import IpsecGwError
 from ipsec_gw.lab.process import CommandFailed, Daemon, run
 from ipsec_gw.lab.session import Session
+from ipsec_gw.observe import control
 from vpp_conf.paths import VppPaths
 from vpp_conf.process import ProcessId, recorded
 
@@ -80,7 +81,7 @@ class GuardCount:
 @dataclass(frozen=True, slots=True)
 class Status:
     """`show status --json`; counters by SA ("destination/spi"), of packets by verdict. ``overruns`` counts how often
-    notifications of the kernel were lost.
+    notifications of the kernel were lost; ``life`` is about a VPP that runs while it is needed.
     """
 
     engine: str
@@ -89,6 +90,7 @@ class Status:
     steer: dict[str, SteerCount]
     guard: dict[str, GuardCount]
     verdicts: dict[str, int] = field(default_factory=dict)
+    life: str = ""
     overruns: int = 0
 
 
@@ -126,6 +128,7 @@ def parse_status(text: str) -> Status:
                 row["sa"]: GuardCount(row["passed"], row["dropped"], row["waited"]) for row in data.get("guard") or ()
             },
             verdicts={reason: int(packets) for reason, packets in (data.get("verdicts") or {}).items()},
+            life=data["engine"].get("life", ""),
             overruns=int(data.get("netlinkOverruns") or 0),
         )
     except (ValueError, KeyError, TypeError) as error:
@@ -151,11 +154,22 @@ def command() -> list[str]:
 class GatewayUnderTest:
     """`ipsec-gw run` in gateway A's namespace. Use :meth:`start`, and :meth:`off` whatever happened.
 
-    ``config`` is the text of its configuration file: without one, the gateway has no firewall.
+    ``config`` is the text of its configuration file: without one, the gateway has no firewall. ``on_demand``: it starts
+    VPP itself, by its configuration.
     """
 
-    def __init__(self, session: Session, namespace: str, vici: str, engine: str, config: str = "") -> None:
+    def __init__(
+        self,
+        session: Session,
+        namespace: str,
+        vici: str,
+        engine: str,
+        config: str = "",
+        *,
+        on_demand: bool = False,
+    ) -> None:
         self.engine = engine
+        self._on_demand = on_demand
         self._session, self._namespace, self._vici, self._config = session, namespace, vici, config
         self._daemon: Daemon | None = None
         self._vpp, self._off = False, False
@@ -182,7 +196,8 @@ class GatewayUnderTest:
         (self._session.run_dir / CONFIG).write_text(self._config or PLAIN)
         if self.engine == "vpp":
             self._vpp = True
-            await self._pinned("vpp", "up")
+            if not self._on_demand:
+                await self._pinned("vpp", "up")
         await self._run_daemon()
         await self.status_when(lambda _: True, FIREWALL_SECONDS if self._config else COMMAND_SECONDS, "an answer")
 
@@ -233,6 +248,20 @@ class GatewayUnderTest:
     async def sas(self) -> tuple[ShownSa, ...]:
         """`show sas`."""
         return parse_sas(await self._call("show", "sas", "--json"))
+
+    async def sas_now(self) -> tuple[ShownSa, ...]:
+        """What `show sas` would print, by the daemon's own socket: the command takes seconds under emulation.
+
+        Raises IpsecGwError.
+        """
+        answer = await asyncio.to_thread(control.ask, self._session.gateway_dir, "sas")
+        return parse_sas(json.dumps(answer))
+
+    async def in_sync(self) -> bool:
+        """Whether all that is wanted is in place, asked as in :meth:`sas_now`."""
+        return parse_status(
+            json.dumps(await asyncio.to_thread(control.ask, self._session.gateway_dir, "status"))
+        ).in_sync
 
     async def status(self) -> Status:
         """`show status`."""

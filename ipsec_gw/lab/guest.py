@@ -25,15 +25,13 @@ def _reserve_hugepages() -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Scenario, part, report file, engine, proposal, artifacts directory or "", seed, minutes, rounds, perhaps
-    "baseline".
-
-    Returns the exit code.
+    """Scenario, part, report file, engine, proposal, artifacts directory or "", seed, minutes, cases, rounds, and
+    perhaps "baseline". Returns the exit code.
     """
-    name, which, report, engine, proposal, artifacts, seed, minutes, rounds, *baseline = arguments
+    name, which, report, engine, proposal, artifacts, seed, minutes, cases, rounds, *baseline = arguments
     told = Lines(sys.stdout)
     kept = Path(artifacts) if artifacts else None
-    options = Options(engine, proposal, kept, bool(baseline), int(seed), float(minutes), int(rounds))
+    options = Options(engine, proposal, kept, bool(baseline), int(seed), float(minutes), cases, int(rounds))
     try:
         if engine == "vpp":
             _reserve_hugepages()

@@ -25,6 +25,8 @@ NLMSG_ERROR, NLMSG_DONE = 2, 3
 XFRM_MSG_NEWSA, XFRM_MSG_DELSA, XFRM_MSG_GETSA, XFRM_MSG_UPDSA = 0x10, 0x11, 0x12, 0x1A
 NLM_F_REQUEST, NLM_F_DUMP = 0x1, 0x300
 XFRMA_ALG_AEAD = 18
+ALGORITHMS = frozenset((1, 2, 3, XFRMA_ALG_AEAD, 20))
+"""XFRMA_ALG_AUTH, CRYPT, COMP, AEAD and AUTH_TRUNC."""
 
 HEADER = struct.Struct("=IHHII")
 USERSA_BYTES, DESTINATION, SPI, PROTOCOL, SOURCE, CURRENT, REQID, FAMILY = 224, 56, 72, 76, 80, 160, 208, 212
@@ -107,11 +109,42 @@ def _open(namespace: str) -> socket.socket:
 
 
 def dump(namespace: str) -> tuple[KernelSa, ...]:
-    """The ESP SAs that the kernel holds now. Raises XfrmError."""
+    """The ESP SAs with an AEAD that the kernel holds now. Raises XfrmError."""
+    return tuple(sa for body in _dump(namespace) if (sa := parse_sa(body)) is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What is known of any SA, of whatever protocol and cipher."""
+
+    destination: IpAddress
+    spi: int
+    reqid: int
+    esp: bool
+    transforms: bool
+
+
+def claims(namespace: str) -> tuple[Claim, ...]:
+    """All SAs that the kernel holds now; without transforms are those whose SPI is only allocated. Raises XfrmError."""
+    return tuple(_claim(body) for body in _dump(namespace) if len(body) >= USERSA_BYTES)
+
+
+def _claim(body: bytes) -> Claim:
+    (family,) = struct.unpack_from("=H", body, FAMILY)
+    return Claim(
+        destination=ip_address(body[DESTINATION : DESTINATION + (4 if family == socket.AF_INET else 16)]),
+        spi=struct.unpack_from(">I", body, SPI)[0],
+        reqid=struct.unpack_from("=I", body, REQID)[0],
+        esp=body[PROTOCOL] == socket.IPPROTO_ESP,
+        transforms=bool(ALGORITHMS & attributes(body[USERSA_BYTES:]).keys()),
+    )
+
+
+def _dump(namespace: str) -> tuple[bytes, ...]:
     with _open(namespace) as link:
         link.settimeout(10.0)
         link.send(HEADER.pack(HEADER.size, XFRM_MSG_GETSA, NLM_F_REQUEST | NLM_F_DUMP, 1, 0))
-        found: list[KernelSa] = []
+        found: list[bytes] = []
         while True:
             for kind, body in messages(link.recv(1 << 18)):
                 if kind == NLMSG_DONE:
@@ -119,9 +152,7 @@ def dump(namespace: str) -> tuple[KernelSa, ...]:
                 if kind == NLMSG_ERROR:
                     code = -struct.unpack_from("=i", body)[0]
                     raise XfrmError(f"{namespace}: SA dump refused: {os.strerror(code)}", code)
-                sa = parse_sa(body)
-                if sa is not None:
-                    found.append(sa)
+                found.append(body)
 
 
 class SaDiary:

@@ -122,7 +122,7 @@ async def run_vm(name: str, part: Part, options: Options, listener: Listener) ->
         report, artifacts = exchange / "report.json", exchange / "artifacts"
         argv = [sys.executable, "-m", "ipsec_gw.lab.guest", name, part.name, str(report)]
         argv += [options.engine, options.proposal, str(artifacts) if options.artifacts else ""]
-        argv += [str(options.seed), str(options.minutes), str(options.rounds)]
+        argv += [str(options.seed), str(options.minutes), options.cases, str(options.rounds)]
         argv += ["baseline"] if options.baseline else []
         artifacts.mkdir()
         listener.tell(Note("this kernel has no ESP: the scenario runs in a virtual machine"))

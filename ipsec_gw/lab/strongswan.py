@@ -37,6 +37,9 @@ charon-systemd {{
     }}
   }}
 }}
+swanctl {{
+  load = openssl pem pkcs1 x509 pubkey
+}}
 """
 
 SWANCTL_CONF = """\

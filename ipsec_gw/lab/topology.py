@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_interface
 
 from ipsec_gw.model.ids import IpAddress, IpNetwork
 
@@ -39,7 +39,8 @@ class Port:
     """One end of a wire: an interface of ``role``, with an address or (on the bridge) without.
 
     ``wire_checksums`` switches transmit checksum and segmentation offload off, so that complete packets of wire size
-    leave this end: an AF_XDP socket or an engine at the other end sees what a real NIC would give it.
+    leave this end: an AF_XDP socket or an engine at the other end sees what a real NIC would give it. ``further`` are
+    addresses besides those two.
     """
 
     role: Role
@@ -47,6 +48,7 @@ class Port:
     address: IPv4Interface | None = None
     address6: IPv6Interface | None = None
     wire_checksums: bool = True
+    further: tuple[IPv4Interface | IPv6Interface, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +233,41 @@ def two_families(tag: str) -> Topology:
     )
 
 
+_CROSSROADS = {
+    (Role.CLIENT, HOST): ("10.11.0.10/24", "10.67.0.10/24", "fd11::10/64", "fd67::10/64"),
+    (Role.GATEWAY_A, LAN): ("10.11.0.1/24", "10.67.0.1/24", "fd11::1/64", "fd67::1/64"),
+    (Role.GATEWAY_B, LAN): ("10.12.0.1/24", "10.66.0.1/24", "fd12::1/64", "fd66::1/64"),
+    (Role.SERVER, HOST): ("10.12.0.10/24", "10.66.0.10/24", "fd12::10/64", "fd66::10/64"),
+}
+
+
+def crossroads(tag: str) -> Topology:
+    """:func:`two_families` with several networks at each site, and a provider whose router forwards all of them: what
+    leaves in clear arrives, and is seen to have been in clear.
+    """
+    plain = two_families(tag)
+    further = {place: tuple(ip_interface(text) for text in texts) for place, texts in _CROSSROADS.items()}
+
+    def more(port: Port) -> Port:
+        return replace(port, further=further.get((port.role, port.name), ()))
+
+    behind = [
+        (role, network)
+        for role in (Role.GATEWAY_A, Role.GATEWAY_B)
+        for network in (*plain.networks(role, LAN), *(one.network for one in further[role, LAN]))
+    ]
+    routes = [
+        Route(Role.WAN, network, next(via for via in plain.addresses(role, WAN) if via.version == network.version))
+        for role, network in behind
+    ]
+    return replace(
+        plain,
+        wires=tuple(Wire(more(wire.left), more(wire.right)) for wire in plain.wires),
+        routes=(*plain.routes, *routes),
+        forwarding=(*plain.forwarding, Role.WAN),
+    )
+
+
 def behind_nat(tag: str) -> Topology:
     """The same two sites, but gateway B has a private address, behind a router with NAT on the WAN."""
     open_ = site_to_site(tag)
@@ -310,6 +347,8 @@ def _configure(topology: Topology, role: Role) -> tuple[str, ...]:
             lines.append(f"addr add {port.address} dev {port.name}")
         if port.address6 is not None:
             lines.append(f"addr add {port.address6} dev {port.name} nodad")
+        for further in port.further:
+            lines.append(f"addr add {further} dev {port.name}" + (" nodad" if further.version == 6 else ""))
         if bridge and port.address is None:
             lines.append(f"link set dev {port.name} master {bridge.name}")
         lines.append(f"link set dev {port.name} up")

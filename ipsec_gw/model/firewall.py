@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum, unique
+from typing import TYPE_CHECKING
 
 from ipsec_gw.model.ids import IpAddress, IpNetwork
 from ipsec_gw.model.screens import Screens
+
+if TYPE_CHECKING:
+    from ipsec_gw.model.filters import Filter, FilterTerm, Policer
 
 TUNNEL_INTERFACES = ("ipsecgw-up", "ipsecgw-kd")
 """Where packets of tunnels come out in clear: decrypted by an engine, and by the kernel."""
@@ -279,3 +283,6 @@ class Ruleset:
     screens: tuple[Screens, ...] = ()
     nptv6: tuple[Nptv6, ...] = ()
     nat64: tuple[Nat64, ...] = ()
+    filters: tuple[Filter, ...] = ()
+    filter_terms: tuple[FilterTerm, ...] = ()
+    policers: tuple[Policer, ...] = ()

@@ -1,7 +1,8 @@
 """The objects that ipsec-gw keeps in place: what `desired` asks for and `plan` compares.
 
 Each is a frozen value with a ``key``. Engines hold :class:`EngineSa`, :class:`NextHop` and
-:class:`Tunnel`; the gateway itself holds :class:`Guard`, :class:`Steer` and :class:`Lead`.
+:class:`Tunnel`; the gateway itself holds :class:`Guard`, :class:`Steer`, :class:`Lead` and
+:class:`Exempt`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,21 @@ class UdpEncap:
 
 
 @dataclass(frozen=True, slots=True)
+class HeaderCopies:
+    """What passes between inner and outer header: DSCP and DF outwards, ECN both ways (charon's copy_dscp, copy_df and
+    copy_ecn). An engine may leave DF clear outside, so that the network can fragment.
+    """
+
+    dscp: bool = True
+    ecn: bool = True
+    df: bool = True
+
+
+USUAL_COPIES = HeaderCopies()
+"""What charon asks for unless told otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
 class EngineSa:
     """An SA as an engine needs it.
 
@@ -38,6 +54,7 @@ class EngineSa:
     esn: bool
     replay_window: int
     encap: UdpEncap | None = None
+    copies: HeaderCopies = USUAL_COPIES
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +71,91 @@ class NextHop:
     mac: str
 
 
+_PORT_BITS = 16
+
+PROTOCOLS_WITH_PORTS = frozenset({6, 17, 33, 132, 136})
+"""TCP, UDP, DCCP, SCTP and UDP-Lite: those whose ports XFRM looks at (``decode_session4``)."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class PortMatch:
+    """A port and the bits of it that count; of ICMP the type is the source port and the code the destination port."""
+
+    port: int = 0
+    mask: int = 0
+
+    @property
+    def range(self) -> tuple[int, int] | None:
+        """First and last port, None if they are not all that lie between."""
+        free = ~self.mask & 0xFFFF
+        return (self.port & self.mask, self.port | free) if free & (free + 1) == 0 else None
+
+    def meets(self, other: PortMatch) -> bool:
+        """Whether one port fits both."""
+        return (self.port ^ other.port) & self.mask & other.mask == 0
+
+    def __str__(self) -> str:
+        if not self.mask:
+            return "any"
+        return str(self.port) if self.mask == 0xFFFF else f"{self.port}/{self.mask:#06x}"
+
+
+ANY_PORT = PortMatch()
+
+
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """A traffic selector pair of whole subnets, as the outbound policy has it: source and destination."""
+    """A traffic selector pair, as the outbound policy has it: source and destination, one protocol or any (0), and the
+    ports of it that fit. Fragments have no ports.
+    """
 
     source: IpNetwork
     destination: IpNetwork
+    protocol: int = 0
+    source_port: PortMatch = ANY_PORT
+    destination_port: PortMatch = ANY_PORT
+
+    @property
+    def narrowed(self) -> bool:
+        """More than the networks counts."""
+        return bool(self.protocol or self.ported)
+
+    @property
+    def ported(self) -> bool:
+        """Ports count."""
+        return bool(self.source_port.mask or self.destination_port.mask)
+
+    @property
+    def networks(self) -> Selector:
+        """The same for all protocols."""
+        return Selector(self.source, self.destination)
+
+    @property
+    def reversed(self) -> Selector:
+        """What comes in is the mirror image of what goes out."""
+        return Selector(self.destination, self.source, self.protocol, self.destination_port, self.source_port)
+
+    def meets(self, other: Selector) -> bool:
+        """Whether a packet fits both."""
+        return (
+            self.networks_meet(other)
+            and (not self.protocol or not other.protocol or self.protocol == other.protocol)
+            and self.source_port.meets(other.source_port)
+            and self.destination_port.meets(other.destination_port)
+        )
+
+    def networks_meet(self, other: Selector) -> bool:
+        """Whether the networks of both overlap."""
+        return _overlap(self.source, other.source) and _overlap(self.destination, other.destination)
 
     def __str__(self) -> str:
-        return f"{self.source} === {self.destination}"
+        ends = f"{self.source} === {self.destination}"
+        ports = f" ports {self.source_port} > {self.destination_port}" if self.ported else ""
+        return f"{ends} protocol {self.protocol}{ports}" if self.narrowed else ends
+
+
+def _overlap(one: IpNetwork, other: IpNetwork) -> bool:
+    return one.version == other.version and one.overlaps(other)
 
 
 MAX_INBOUND = 4
@@ -73,7 +166,8 @@ MAX_INBOUND = 4
 class Tunnel:
     """A tunnel of an engine: decrypts what its ``inbound`` SAs bring, encrypts ``selectors`` with ``outbound``.
 
-    ``inbound`` holds one to four keys (four: VPP's limit, kept by `desired`).
+    ``inbound`` holds one to four keys (four: VPP's limit, kept by `desired`). ``exceptions`` are what others have of
+    its selectors, as outbound policies have them: what comes out of the tunnel and fits one, mirrored, is dropped.
     """
 
     key: TunnelId
@@ -82,6 +176,7 @@ class Tunnel:
     inbound: tuple[SaKey, ...]
     outbound: SaKey
     selectors: tuple[Selector, ...]
+    exceptions: tuple[Selector, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +249,29 @@ class Lead:
     mtu: int
 
 
+@dataclass(frozen=True, slots=True)
+class ExemptKey:
+    """Key of an :class:`Exempt`."""
+
+    selector: Selector
+
+    def __str__(self) -> str:
+        return f"exemption of {self.selector}"
+
+
+@dataclass(frozen=True, slots=True)
+class Exempt:
+    """What fits this selector goes XFRM's way although a lead covers it: a policy that XFRM tries first has it.
+
+    ``unbound``: so do packets of this machine that have no source yet, as their route would give them one that fits.
+    """
+
+    key: ExemptKey
+    unbound: bool
+
+
 EngineObject = EngineSa | NextHop | Tunnel
-GatewayObject = Guard | Steer | Lead
+GatewayObject = Guard | Steer | Lead | Exempt
 ManagedObject = EngineObject | GatewayObject
 EngineKey = SaKey | IpAddress | TunnelId
-ObjectKey = EngineKey | GuardKey | SteerKey | Selector
+ObjectKey = EngineKey | GuardKey | SteerKey | Selector | ExemptKey

@@ -19,6 +19,7 @@ class Screens:
     ``icmp_flood`` and ``udp_flood``: packets from the zone (TCP SYNs without ACK; UDP without IPsec to this machine).
     ``syn_source`` and ``syn_destination``: such SYNs of one source or to one destination. ``port_scan`` and
     ``ip_sweep``: different ports (of TCP SYNs) or destinations of one source, of packets that belong to no session.
+    ``syn_cookie``: SYNs beyond ``syn_flood`` are not dropped but answered, and who acknowledges the answer may go on.
     ``sessions_source`` and ``sessions_destination``: sessions of one source or destination at a time, without a window.
     """
 
@@ -41,5 +42,6 @@ class Screens:
     ip_sweep: int | None = None
     sessions_source: int | None = None
     sessions_destination: int | None = None
+    syn_cookie: bool = False
     window: int = 1
     alarm_only: bool = False

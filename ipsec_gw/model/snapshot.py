@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from ipsec_gw.model.algorithms import SALT_BYTES, EspAlgorithm, find_aead
 from ipsec_gw.model.ids import IpAddress, IpNetwork, SaKey
-from ipsec_gw.model.objects import UdpEncap
+from ipsec_gw.model.objects import ANY_PORT, USUAL_COPIES, HeaderCopies, PortMatch, Selector, UdpEncap
 from ipsec_gw.model.secret import Secret
 
 
@@ -70,7 +70,8 @@ class Lifetime:
 class XfrmSa:
     """An SA of the kernel. ``aead`` is None for other algorithms, which ``algorithm`` names for people.
 
-    ``extras`` are attributes that an engine could not honour (names as in ``linux/xfrm.h`` without XFRMA_).
+    ``extras`` are attributes and flags that an engine could not honour (names as in ``linux/xfrm.h`` without XFRMA_ or
+    XFRM_STATE_).
     """
 
     key: SaKey
@@ -86,6 +87,7 @@ class XfrmSa:
     mark: tuple[int, int] | None = None
     if_id: int = 0
     extras: frozenset[str] = frozenset()
+    copies: HeaderCopies = USUAL_COPIES
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,19 +102,9 @@ class Template:
     mode: Mode
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class PortMatch:
-    """A port and the bits of it that count; of ICMP the type is the source port and the code the destination port."""
-
-    port: int = 0
-    mask: int = 0
-
-
 @dataclass(frozen=True, slots=True)
 class XfrmPolicy:
-    """A policy of the kernel. ``upper`` is a protocol, 0 for any; ``narrowed`` says that something but the networks
-    counts.
-    """
+    """A policy of the kernel. ``upper`` is a protocol, 0 for any. ``bound`` ones ask for an interface or a user too."""
 
     direction: PolicyDirection
     source: IpNetwork
@@ -120,12 +112,17 @@ class XfrmPolicy:
     priority: int
     allow: bool
     templates: tuple[Template, ...]
-    narrowed: bool = False
+    bound: bool = False
     upper: int = 0
-    source_port: PortMatch = PortMatch()
-    destination_port: PortMatch = PortMatch()
+    source_port: PortMatch = ANY_PORT
+    destination_port: PortMatch = ANY_PORT
     mark: tuple[int, int] | None = None
     if_id: int = 0
+
+    @property
+    def selector(self) -> Selector:
+        """What it is for."""
+        return Selector(self.source, self.destination, self.upper, self.source_port, self.destination_port)
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ class Kind(StrEnum):
     DENY = "deny"
     SCREEN = "screen"
     ALARM = "alarm"
+    FILTER = "filter"
 
 
 _KINDS = {
@@ -48,6 +49,7 @@ _KINDS = {
     EventKind.CLOSE: Kind.CLOSE,
     EventKind.SCREEN: Kind.SCREEN,
     EventKind.ALARM: Kind.ALARM,
+    EventKind.FILTER: Kind.FILTER,
 }
 
 
@@ -56,7 +58,8 @@ class FlowRecord:
     """One line of the log, names in place of numbers.
 
     ``translated`` is None when nothing was translated (and for what was denied). ``policy`` is ``default`` if no rule
-    decided. ``reason`` is empty for CREATE. Counters and ``seconds`` are of a CLOSE.
+    decided, of a FILTER the term. ``reason`` is empty for CREATE, and of a FILTER if the packet went on. Counters and
+    ``seconds`` are of a CLOSE.
     """
 
     kind: Kind
@@ -159,6 +162,8 @@ _ENDS = {State.TIME_WAIT: CloseReason.TCP_FIN, State.CLOSED: CloseReason.TCP_RST
 def _reason(event: Event) -> str:
     if event.kind is EventKind.CLOSE and event.reason in _ENDS:
         return _ENDS[event.reason]
+    if event.kind is EventKind.FILTER and not event.reason:
+        return ""
     try:
         return Reason(event.reason).label
     except ValueError:
@@ -232,13 +237,20 @@ def _screen_fields(record: FlowRecord) -> dict[str, Any]:
     return {"screen": record.reason.removeprefix("screen-"), **_ends(record.flow), **zone}
 
 
-_TAGS = {Kind.SCREEN: "SCREEN_DROP", Kind.ALARM: "SCREEN_ALARM"}
+def _filter_fields(record: FlowRecord) -> dict[str, Any]:
+    zone = {"protocol-id": record.flow.protocol, "source-zone-name": record.from_zone}
+    action = record.reason.replace("-", " ") or "accept"
+    return {"filter": record.policy, "action": action, **_ends(record.flow), **zone}
+
+
+_TAGS = {Kind.SCREEN: "SCREEN_DROP", Kind.ALARM: "SCREEN_ALARM", Kind.FILTER: "FILTER_LOG"}
 _FIELDS = {
     Kind.CREATE: _create_fields,
     Kind.CLOSE: _close_fields,
     Kind.DENY: _deny_fields,
     Kind.SCREEN: _screen_fields,
     Kind.ALARM: _screen_fields,
+    Kind.FILTER: _filter_fields,
 }
 
 

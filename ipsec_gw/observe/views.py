@@ -60,11 +60,14 @@ class SaView:
 
 @dataclass(frozen=True, slots=True)
 class EngineView:
-    """The engine in use: ``note`` tells version and crypto engine, ``absent`` why it cannot be used, if so."""
+    """The engine in use: ``note`` tells version and crypto engine, ``absent`` why it cannot be used, if so. ``life`` is
+    about an engine that runs only while it is needed, empty for others.
+    """
 
     name: str
     note: str
     absent: str
+    life: str = ""
 
 
 @dataclass(frozen=True, slots=True)

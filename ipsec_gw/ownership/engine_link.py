@@ -19,13 +19,17 @@ class EngineLink:
     """Opens an engine, notices its loss or restart, and keeps the last counters of every SA it had.
 
     ``losses`` counts how often the engine went away with its objects, ``trouble`` tells why it is away now. As a
-    driver it passes objects on. While the engine is away, what is deleted is gone already. ``on_counters`` is called
+    driver it passes objects on. While the engine is away, what is deleted is gone already. ``expected`` is what an
+    engine that was never there is taken to be able to do. ``asleep`` is told of an engine that is away because nothing
+    has needed it, empty of one that should be there. ``on_counters`` is called
     with the counters that an engine just told which is alive, ``on_open`` whenever one has its sockets, ``tell`` with
     troubles that no caller hears of.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, expected: Capabilities | None = None) -> None:
         self.engine = engine
+        self._expected = expected
+        self.asleep = ""
         self.capabilities: Capabilities | None = None
         self._absent = "not opened yet"
         self._epoch = 0
@@ -44,8 +48,9 @@ class EngineLink:
     @property
     def offer(self) -> EngineOffer:
         """What may be given to the engine now."""
-        able = self.capabilities
-        absent = self._absent
+        able = self.capabilities or self._expected
+        asleep = "" if self.up else self.asleep
+        absent = "" if asleep else self._absent
         if able is not None and not able.steers:
             absent = f"the {self.engine.name} engine is in use: nothing is accelerated"
         return EngineOffer(
@@ -55,6 +60,7 @@ class EngineLink:
             udp_encap=able.udp_encap if able else False,
             max_replay_window=able.max_replay_window if able else 0,
             absent=absent,
+            asleep=asleep,
         )
 
     async def open(self) -> None:
@@ -153,6 +159,12 @@ class EngineLink:
         if isinstance(obj, EngineSa):
             self._counters |= await self.engine.counters()
         await self.engine.delete(_engine_object(obj).key)
+
+    def rest(self) -> None:
+        """Give the engine nothing any more: it is about to be stopped. What it counted last is kept."""
+        if self.up:
+            self._counters |= self.engine.last_counters()
+            self._absent = f"engine {self.engine.name} is not in use"
 
     def lose(self, why: str) -> None:
         """The engine is gone, with its objects. What it counted last is kept, if that can still be read."""

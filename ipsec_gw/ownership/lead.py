@@ -2,14 +2,16 @@
 
 ::
 
-    214  iif ipsecgw-vp goto 219               what the engine did not take goes XFRM's way, not in a circle
-    215  from SOURCE to DESTINATION lookup T   forwarded packets, and local ones with a chosen source
-    215  from 0.0.0.0 to DESTINATION iif lo lookup T      local ones that have none yet: T gives charon's
+    170  from SOURCE to DESTINATION goto 219   what another policy has of a selector that is led
+    198  iif ipsecgw-vp goto 219               what the engine did not take goes XFRM's way, not in a circle
+    199  from SOURCE to DESTINATION lookup T   forwarded packets, and local ones with a chosen source
+    199  from 0.0.0.0 to DESTINATION iif lo lookup T      local ones that have none yet: T gives charon's
     219  nop
 
-215 is for prefixes on both sides; 216, 217 and 218 for any source, any destination, and both. All of it precedes
-strongSwan's own rule (220). The routes of table T lead to a next hop that exists only as a permanent neighbour (the
-IPv4 dummy address of RFC 7600, or a link-local one), on a device that XFRM leaves alone.
+170 and 199 are for prefixes on both sides of any protocol; the numbers that follow are for any source, any destination,
+both, and then the same with protocol and ports. All of it precedes strongSwan's own rule (220). The routes of table T
+lead to a next hop that exists only as a permanent neighbour (the IPv4 dummy address of RFC 7600, or a link-local one),
+on a device that XFRM leaves alone.
 
 IPv6 has the same but the rule for packets without a source: charon's own route gives them one, and they are routed once
 more before XFRM takes them (:mod:`ipsec_gw.ownership.bypass`).
@@ -18,7 +20,7 @@ more before XFRM takes them (:mod:`ipsec_gw.ownership.bypass`).
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 from typing import Any
@@ -28,10 +30,13 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from ipsec_gw.errors import IpsecGwError
 from ipsec_gw.model.ids import IpAddress, IpNetwork
-from ipsec_gw.model.objects import Lead, ManagedObject, Selector
+from ipsec_gw.model.objects import Exempt, ExemptKey, Lead, ManagedObject, PortMatch, Selector
 
 TABLE = 21700
-_RETURN_RULE, _LEAD_RULE, _ANY_SOURCE, _ANY_DESTINATION, _AFTER_RULE = 214, 215, 1, 2, 219
+_EXEMPT_RULE, _RETURN_RULE, _LEAD_RULE, _AFTER_RULE = 170, 198, 199, 219
+_ANY_SOURCE, _ANY_DESTINATION, _NARROWED, _KINDS = 1, 2, 4, 20
+"""What tells the priorities of one kind of rule apart, and how many there are."""
+
 _RTNH_F_ONLINK = 4
 
 
@@ -57,7 +62,10 @@ class _Route:
 
 
 class LeadDriver:
-    """Keeps the rules and routes of leads. ``kernel_index`` is ``ipsecgw-up``, ``engine_mac`` its peer's address."""
+    """Keeps the rules and routes of leads and of what is exempted from them.
+
+    ``kernel_index`` is ``ipsecgw-up``, ``engine_mac`` its peer's address.
+    """
 
     def __init__(self, route: AsyncIPRoute, *, kernel_index: int, engine_name: str, engine_mac: str) -> None:
         self._route = route
@@ -93,84 +101,100 @@ class LeadDriver:
                 goto=_AFTER_RULE,
             )
 
-    async def retrieve(self) -> Mapping[Selector, Lead]:
-        """The leads in place. One that lacks a part differs from any that could be wanted; leftovers are removed."""
+    async def retrieve(self) -> Mapping[Selector | ExemptKey, Lead | Exempt]:
+        """What is in place. A lead that lacks a part differs from any that could be wanted; leftovers are removed."""
         routes, rules = await self._routes(), await self._rules()
-        led = {destination for source, destination in rules if source is not None}
-        leads: dict[Selector, Lead] = {}
-        for source, destination in rules:
-            if source is not None:
-                lead = _lead_of(Selector(source, destination), routes.get(destination))
-                complete = not _binds(lead) or (None, destination) in rules
-                leads[lead.key] = lead if complete else replace(lead, mtu=0)
-        await self._sweep({dst for source, dst in rules if source is None} | routes.keys(), led)
-        return leads
+        led = {rule.selector.destination for rule in rules if rule.leads and not rule.unbound}
+        found: dict[Selector | ExemptKey, Lead | Exempt] = {}
+        for rule in rules:
+            if rule.unbound:
+                continue
+            has_unbound = replace(rule, selector=_unbound(rule.selector), unbound=True) in rules
+            if rule.leads:
+                lead = _lead_of(rule.selector, routes.get(rule.selector.destination))
+                found[lead.key] = lead if has_unbound or not _binds(lead) else replace(lead, mtu=0)
+            else:
+                found[ExemptKey(rule.selector)] = Exempt(ExemptKey(rule.selector), has_unbound)
+        await self._sweep(rules, routes.keys() - led)
+        return found
 
     async def create(self, obj: ManagedObject) -> None:
         """Route first, rules last: a packet never meets a rule without its route."""
+        if isinstance(obj, Exempt):
+            for rule in _exempting(obj):
+                await self._put_rule(rule, obj)
+            return
         lead = _lead(obj)
         await self._ask(self._put_route(lead), lead)
-        await self._put_rule(_rule(lead.key.destination, lead.key.source), lead)
-        if _binds(lead):
-            await self._put_rule(_unbound_rule(lead.key.destination), lead)
+        for rule in _leading(lead):
+            await self._put_rule(rule, lead)
 
     async def update(self, obj: ManagedObject) -> None:
         """Another MTU or source hint: the route is replaced in one step, then the rule for unbound packets follows."""
-        lead = _lead(obj)
-        await self._ask(self._put_route(lead), lead)
-        if _binds(lead):
-            await self._put_rule(_unbound_rule(lead.key.destination), lead)
-        else:
-            await self._settle_unbound(lead, [lead, *await self._others(lead)])
+        await self.create(obj)
+        await self._settle_unbound(obj, [obj, *await self._others(obj)])
 
     async def delete(self, obj: ManagedObject) -> None:
         """Rules first; what leads to one destination share goes with the last of them that needs it."""
-        lead = _lead(obj)
-        await self._forgiving(self._route.rule("del", **_rule(lead.key.destination, lead.key.source)))
-        others = await self._others(lead)
-        await self._settle_unbound(lead, others)
-        if not others:
-            await self._drop_route(lead.key.destination)
+        rule = (_exempting(obj) if isinstance(obj, Exempt) else _leading(_lead(obj)))[0]
+        await self._forgiving(self._route.rule("del", **_request(rule)))
+        others = await self._others(obj)
+        await self._settle_unbound(obj, others)
+        if isinstance(obj, Lead) and not any(one.leads for one in await self._to(obj.key.destination)):
+            await self._drop_route(obj.key.destination)
 
     async def remove(self) -> None:
         """Take all rules and routes away, also those of an earlier life."""
-        for source, destination in await self._rules():
-            rule = _unbound_rule(destination) if source is None else _rule(destination, source)
-            await self._forgiving(self._route.rule("del", **rule))
+        for rule in await self._rules():
+            await self._forgiving(self._route.rule("del", **_request(rule)))
         for family in _FAMILIES.values():
             for priority in (_RETURN_RULE, _AFTER_RULE):
                 await self._forgiving(self._route.rule("del", family=family.number, priority=priority))
         for destination in await self._routes():
             await self._drop_route(destination)
 
-    async def _sweep(self, present: set[IpNetwork], led: set[IpNetwork]) -> None:
-        """What an interrupted change left for destinations that nothing leads to any more."""
-        for destination in present - led:
-            await self._drop_unbound(destination)
+    async def _sweep(self, rules: Sequence[_Rule], destinations: Set[IpNetwork]) -> None:
+        """What an interrupted change left: rules for unbound packets beside no other, routes that nothing leads to."""
+        whole = {replace(rule, selector=_unbound(rule.selector), unbound=True) for rule in rules if not rule.unbound}
+        for rule in rules:
+            if rule.unbound and rule not in whole:
+                await self._forgiving(self._route.rule("del", **_request(rule)))
+        for destination in destinations:
             await self._drop_route(destination)
 
-    async def _others(self, lead: Lead) -> list[Lead]:
-        """The leads in place to the same destination: they share its route and the rule for unbound packets."""
-        return [
-            replace(lead, key=Selector(source, destination))
-            for source, destination in await self._rules()
-            if source is not None and destination == lead.key.destination and source != lead.key.source
-        ]
+    async def _to(self, destination: IpNetwork) -> list[_Rule]:
+        return [rule for rule in await self._rules() if not rule.unbound and rule.selector.destination == destination]
 
-    async def _settle_unbound(self, lead: Lead, leads: Sequence[Lead]) -> None:
-        if not any(_binds(one) for one in leads):
-            await self._drop_unbound(lead.key.destination)
+    async def _others(self, obj: ManagedObject) -> list[Lead | Exempt]:
+        """What is in place beside it and has the same rule for unbound packets, as it were with what it knows."""
+        one = obj.key.selector if isinstance(obj, Exempt) else _lead(obj).key
+        found: list[Lead | Exempt] = []
+        for rule in await self._to(one.destination):
+            same = _unbound(rule.selector) == _unbound(one) and rule.selector != one
+            if same and rule.leads and isinstance(obj, Lead):
+                found.append(replace(obj, key=rule.selector))
+            elif same and not rule.leads and isinstance(obj, Exempt):
+                # Whether it needs the rule is not known any more: a rule too many exempts, which XFRM protects.
+                found.append(Exempt(ExemptKey(rule.selector), unbound=True))
+        return found
 
-    async def _drop_unbound(self, destination: IpNetwork) -> None:
-        if destination.version == 4:
-            await self._forgiving(self._route.rule("del", **_unbound_rule(destination)))
+    async def _settle_unbound(self, obj: ManagedObject, those: Sequence[ManagedObject]) -> None:
+        """Its rule for unbound packets goes unless one of those has it."""
+        leads = isinstance(obj, Lead)
+        selector = obj.key if isinstance(obj, Lead) else obj.key.selector if isinstance(obj, Exempt) else None
+        if selector is None or selector.destination.version != _BINDING:
+            return
+        rule = _Rule(leads, _unbound(selector), unbound=True)
+        needed = [one for other in those for one in (_leading(other) if isinstance(other, Lead) else _exempting(other))]
+        if rule not in needed:
+            await self._forgiving(self._route.rule("del", **_request(rule)))
 
-    async def _put_rule(self, rule: dict[str, Any], lead: Lead) -> None:
+    async def _put_rule(self, rule: _Rule, obj: Lead | Exempt) -> None:
         try:
-            await self._route.rule("add", **rule)
+            await self._route.rule("add", **_request(rule))
         except NetlinkError as error:
             if error.code != _EXISTS:
-                raise _refused(lead, error) from None
+                raise _refused(obj, error) from None
 
     @staticmethod
     async def _ask(request: Any, lead: Lead) -> None:
@@ -209,13 +233,13 @@ class LeadDriver:
                 )
         return found
 
-    async def _rules(self) -> list[tuple[IpNetwork | None, IpNetwork]]:
-        """Our lead rules as (source, destination); source None for those of local packets without one."""
+    async def _rules(self) -> list[_Rule]:
+        """All but the fixed ones."""
         return [
-            (None if rule.get("iifname") else _network(rule, "src", family), _network(rule, "dst", family))
+            rule
             for family in _FAMILIES.values()
-            for rule in await _read(self._route.get_rules(family=family.number))
-            if _LEAD_RULE <= int(rule.get("priority") or 0) < _AFTER_RULE and rule.get("table") == TABLE
+            for message in await _read(self._route.get_rules(family=family.number))
+            if (rule := _rule_of(message, family)) is not None
         ]
 
     @staticmethod
@@ -242,8 +266,8 @@ async def _read(answers: Any) -> list[Any]:
         raise IpsecGwError(f"policy routing cannot be read: {error} - see `ip rule`") from None
 
 
-def _refused(lead: Lead, error: NetlinkError) -> IpsecGwError:
-    return IpsecGwError(f"policy route for {lead.key} refused: {error} - see `ip rule` and `dmesg`")
+def _refused(obj: Lead | Exempt, error: NetlinkError) -> IpsecGwError:
+    return IpsecGwError(f"policy route for {obj.key} refused: {error} - see `ip rule` and `dmesg`")
 
 
 def _lead(obj: ManagedObject) -> Lead:
@@ -257,29 +281,95 @@ def _lead_of(selector: Selector, route: _Route | None) -> Lead:
     return Lead(selector, route.source_hint, route.mtu) if route else Lead(selector, None, 0)
 
 
+_BINDING = 4
+"""The IP version in which packets of this machine's own may need a rule while they have no source."""
+
+
 def _binds(lead: Lead) -> bool:
-    """Its destination needs the rule for local packets that have no source yet."""
-    return lead.key.destination.version == 4 and lead.source_hint is not None and lead.source_hint in lead.key.source
+    """It needs the rule for local packets that have no source yet."""
+    hint = lead.source_hint
+    return hint is not None and lead.key.destination.version == _BINDING and hint in lead.key.source
 
 
-def _rule(destination: IpNetwork, source: IpNetwork) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """A rule that leads, or that exempts; ``unbound`` is for packets of this machine's own without a source."""
+
+    leads: bool
+    selector: Selector
+    unbound: bool = False
+
+
+def _leading(lead: Lead) -> list[_Rule]:
+    unbound = [_Rule(True, _unbound(lead.key), unbound=True)] if _binds(lead) else []
+    return [_Rule(True, lead.key), *unbound]
+
+
+def _exempting(obj: ManagedObject) -> list[_Rule]:
+    if not isinstance(obj, Exempt):
+        raise TypeError(f"{obj!r} is no exemption")
+    selector = obj.key.selector
+    binds = obj.unbound and selector.destination.version == _BINDING
+    return [_Rule(False, selector), *([_Rule(False, _unbound(selector), unbound=True)] if binds else [])]
+
+
+def _unbound(selector: Selector) -> Selector:
+    """The same for packets without a source."""
+    nowhere = _FAMILIES[selector.destination.version].unspecified
+    return replace(selector, source=ip_network(f"{nowhere}/{selector.destination.max_prefixlen}"))
+
+
+def _request(rule: _Rule) -> dict[str, Any]:
+    """Its netlink attributes, to add or delete it."""
+    selector = rule.selector
     # "Any" is no address at all: with 0.0.0.0/0 the kernel refuses the rule (fib_rules.c).
-    sides = {"src": source, "dst": destination}
-    named = {side: str(network) for side, network in sides.items() if network.prefixlen}
-    family = _FAMILIES[destination.version].number
-    return {"family": family, "priority": _priority(source, destination), "table": TABLE, **named}
+    sides = {"src": selector.source, "dst": selector.destination}
+    named: dict[str, Any] = {side: str(network) for side, network in sides.items() if network.prefixlen}
+    named |= {"ip_proto": selector.protocol} if selector.protocol else {}
+    for name, match in (("sport_range", selector.source_port), ("dport_range", selector.destination_port)):
+        if match.mask and match.range is not None:
+            named[name] = f"{match.range[0]}:{match.range[1]}"
+    named |= {"iifname": "lo"} if rule.unbound else {}
+    way: dict[str, Any] = {"table": TABLE} if rule.leads else {"action": "goto", "goto": _AFTER_RULE}
+    family = _FAMILIES[selector.destination.version].number
+    return {"family": family, "priority": _priority(rule), **way, **named}
 
 
-def _priority(source: IpNetwork, destination: IpNetwork) -> int:
-    """Looking for the rule to delete, or for one that exists, the kernel takes "any" for "whichever" (fib_rules.c), so
-    a rule with it must not meet one without. Among leads the order means nothing.
+def _priority(rule: _Rule) -> int:
+    """Looking for the rule to delete, or for one that exists, the kernel takes what is not given for "whichever"
+    (fib_rules.c), so rules that give different things must not meet. Among those of a kind the order means nothing.
     """
-    any_source, any_destination = source.prefixlen == 0, destination.prefixlen == 0
-    return _LEAD_RULE + _ANY_SOURCE * any_source + _ANY_DESTINATION * any_destination
+    selector = rule.selector
+    any_source, any_destination = selector.source.prefixlen == 0, selector.destination.prefixlen == 0
+    ports = bool(selector.source_port.mask) + 2 * bool(selector.destination_port.mask)
+    level = 1 + ports if selector.protocol else 0
+    first = _LEAD_RULE if rule.leads else _EXEMPT_RULE
+    return first + _ANY_SOURCE * any_source + _ANY_DESTINATION * any_destination + _NARROWED * level
 
 
-def _unbound_rule(destination: IpNetwork) -> dict[str, Any]:
-    return {**_rule(destination, ip_network(f"{_FAMILIES[4].unspecified}/32")), "iifname": "lo"}
+def _rule_of(message: Any, family: _Family) -> _Rule | None:
+    """A rule of ours, None for the fixed ones and those of others."""
+    priority = int(message.get("priority") or 0)
+    leads = message.get("table") == TABLE and _LEAD_RULE <= priority < _LEAD_RULE + _KINDS
+    exempts = message.get("goto") == _AFTER_RULE and _EXEMPT_RULE <= priority < _EXEMPT_RULE + _KINDS
+    if not leads and not exempts:
+        return None
+    selector = Selector(
+        _network(message, "src", family),
+        _network(message, "dst", family),
+        int(message.get("ip_proto") or 0),
+        _ports(message.get("sport_range")),
+        _ports(message.get("dport_range")),
+    )
+    return _Rule(leads, selector, unbound=bool(message.get("iifname")))
+
+
+def _ports(told: Any) -> PortMatch:
+    """The ports of a rule, which are some whose first bits are alike."""
+    if not told:
+        return PortMatch()
+    first, last = map(int, str(told).split(":"))
+    return PortMatch(first, 0xFFFF & ~(first ^ last))
 
 
 def _network(message: Any, side: str, family: _Family) -> IpNetwork:

@@ -11,13 +11,17 @@ from typing import Any, Protocol
 import structlog
 
 from ipsec_gw.engines.port import Vitals
-from ipsec_gw.errors import EngineUnavailable, IpsecGwError
+from ipsec_gw.errors import EngineError, EngineUnavailable, IpsecGwError
 from ipsec_gw.ownership.engine_link import EngineLink
 from ipsec_gw.ownership.watchdog import Watchdog
 
 LOOKS_PER_BOUND = 10
 """A hang is noticed a tenth of the bound late at most."""
 
+LOOK_SECONDS = 60.0
+"""Between two looks at what the engine shows of itself: the last one is evidence if it dies."""
+
+AWAY = "it is away"
 DYING_SECONDS = 0.5
 END_SECONDS = 10.0
 _REST_SECONDS = 0.1
@@ -53,6 +57,7 @@ class Sentry:
         lost: Callable[[], None],
         tell: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
+        look_seconds: float = LOOK_SECONDS,
     ) -> None:
         self._link = link
         self._switch = switch
@@ -60,6 +65,7 @@ class Sentry:
         self._lost = lost
         self._tell = tell
         self._clock = clock
+        self._look_seconds = look_seconds
 
     async def run(self) -> None:
         """Watch for ever; returns only if the engine has no process of its own."""
@@ -71,13 +77,20 @@ class Sentry:
                 vitals = await self._link.engine.vitals()
                 if vitals is None:
                     return
-                with contextlib.closing(vitals):
-                    why = await self._watch(vitals)
             except EngineUnavailable as error:
-                why = str(error)
-            if self._link.up:
-                self._link.lose(why)
-                self._lost()
+                self._lose(str(error))
+                continue
+            with contextlib.closing(vitals):
+                why = await self._watch(vitals)
+                self._lose(why)
+                if why != AWAY and (where := await asyncio.to_thread(vitals.evidence, why)):
+                    self._tell(f"what is left of the engine that was lost is kept in {where}")
+
+    def _lose(self, why: str) -> None:
+        """First of all: whatever else is done, the kernel does not wait for it."""
+        if self._link.up:
+            self._link.lose(why)
+            self._lost()
 
     async def _watch(self, vitals: Vitals) -> str:
         """Until the engine is gone, and why it went."""
@@ -85,7 +98,7 @@ class Sentry:
         vitals.on_end(ended.set)
         interval = (self._bound or END_SECONDS) / LOOKS_PER_BOUND
         dog = Watchdog(self._bound, interval, self._clock())
-        async with _beside(self._ping(vitals, dog, interval)) as pinging:
+        async with _beside(self._look_closely(vitals)), _beside(self._ping(vitals, dog, interval)) as pinging:
             while self._link.up:
                 if await _within(ended, interval):
                     return "its process has ended"
@@ -96,7 +109,14 @@ class Sentry:
                 why = self._look(vitals, dog) if self._bound else ""
                 if why and await self._end(vitals, ended, why):
                     return f"it hung and was ended: {why}"
-        return "it is away"
+        return AWAY
+
+    async def _look_closely(self, vitals: Vitals) -> None:
+        """Without an answer there is nothing to write down: whether that is bad, others tell."""
+        while True:
+            await asyncio.sleep(self._look_seconds)
+            with contextlib.suppress(EngineError):
+                await vitals.look()
 
     async def _ping(self, vitals: Vitals, dog: Watchdog, interval: float) -> None:
         while True:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from ipsec_gw.errors import IpsecGwError
-from ipsec_gw.model.objects import EngineSa, Guard, Lead, ManagedObject, NextHop, ObjectKey, Steer, Tunnel
+from ipsec_gw.model.objects import EngineSa, Exempt, Guard, Lead, ManagedObject, NextHop, ObjectKey, Steer, Tunnel
 from ipsec_gw.reconcile.delta import DeltaTracker
 from ipsec_gw.reconcile.plan import Action, Op
 from ipsec_gw.reconcile.record import Outcome, Record, Step
@@ -40,6 +40,7 @@ class Drivers:
             Guard: guard,
             Steer: steer,
             Lead: lead,
+            Exempt: lead,
         }
 
     def of(self, obj: ManagedObject) -> Driver:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import structlog
 
-from ipsec_gw.desired import MOVED, Desired, Owner, Settings, desired
+from ipsec_gw.desired import MOVED, Desired, Owner, Settings, desired, needs_engine
 from ipsec_gw.errors import IpsecGwError
 from ipsec_gw.model.choices import Choices
 from ipsec_gw.model.ids import Direction, SaKey
@@ -122,6 +122,17 @@ class Reconciler:
     def moved(self) -> frozenset[SaKey]:
         """SAs that the operator moved to the kernel: nobody asks for their rekeys."""
         return frozenset(v.sa.key for v in self.decision.verdicts if v.reason == MOVED)
+
+    @property
+    def needs_engine(self) -> bool:
+        """True if there is an SA for the engine, as the last pass saw it, whether the engine is there or not."""
+        held = any(isinstance(obj, EngineSa) for obj in self.decision.objects.values())
+        return held or needs_engine(self._link.offer, self.decided, self.snapshot)
+
+    @property
+    def empty(self) -> bool:
+        """True if nothing is known to be in place."""
+        return not self._stale and not self._tracker.in_place
 
     def rest(self, shortest: float, longest: float) -> float:
         """Seconds until the next pass, if nothing gets dirty before: ``shortest`` while something can be done, else

@@ -3,6 +3,7 @@
 The order is DESIGN.md's invariant 2, and holds for first birth, rekey and removal alike, because nothing is
 taken away before its users are gone and nothing is used before it is there::
 
+    0  exempt from leading                         (what comes)
     1  stop leading plaintext, stop steering       (what goes away)
     2  drain                                       (packets already in the rings)
     3  tunnels                                     (what goes away, and may be in the way of what comes)
@@ -10,7 +11,7 @@ taken away before its users are gone and nothing is used before it is there::
     5  next hops, SAs                              (what comes)
     6  tunnels: create, or swap their SAs          (the one moment of a rekey)
     7  steer, lead                                 (what comes)
-    8  SAs, next hops, guards                      (what goes away)
+    8  exemptions, SAs, next hops, guards          (what goes away)
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from enum import StrEnum
 from ipsec_gw.model.ids import Direction
 from ipsec_gw.model.objects import (
     EngineSa,
+    Exempt,
+    ExemptKey,
     Guard,
     GuardKey,
     Lead,
@@ -75,12 +78,10 @@ def describe(obj: ManagedObject) -> str:
         case Tunnel():
             inbound = ", ".join(f"{key.spi:08x}" for key in obj.inbound)
             return f"tunnel {obj.key} in [{inbound}] out {obj.outbound.spi:08x}"
-        case Guard():
-            return f"guard of {obj.key.sa}"
-        case Steer():
-            return f"steering of {obj.key.sa}"
         case Lead():
             return f"lead of {obj.key}"
+        case Guard() | Steer() | Exempt():
+            return str(obj.key)
 
 
 def plan(desired: Mapping[ObjectKey, ManagedObject], in_place: Mapping[ObjectKey, ManagedObject]) -> tuple[Op, ...]:
@@ -139,12 +140,17 @@ class _Users:
         """The tunnels."""
         return frozenset(tunnel.key for tunnel in self._users.get(key, ()))
 
+    def exemptions(self, key: ObjectKey) -> frozenset[ObjectKey]:
+        """What may have to be exempted from the tunnels."""
+        return frozenset(ExemptKey(one) for tunnel in self._users.get(key, ()) for one in tunnel.exceptions)
+
     def guards(self, key: ObjectKey) -> frozenset[ObjectKey]:
         """The guards of the SAs that the tunnels send with."""
         return frozenset(GuardKey(tunnel.outbound) for tunnel in self._users.get(key, ()))
 
 
 def _ordered(coming: list[Op], going: list[Op]) -> Iterator[Op]:
+    yield from _of(coming, Exempt)
     yield from _of(going, Lead)
     unsteered = list(_of(going, Steer))
     yield from unsteered
@@ -153,6 +159,7 @@ def _ordered(coming: list[Op], going: list[Op]) -> Iterator[Op]:
     yield from _of(going, Tunnel)
     for kind in (Guard, NextHop, EngineSa, Tunnel, Steer, Lead):
         yield from _of(coming, kind)
+    yield from _of(going, Exempt)
     for kind in (EngineSa, NextHop, Guard):
         yield from _of(going, kind)
 
@@ -170,7 +177,7 @@ def _needs(value: ManagedObject, users: _Users) -> frozenset[ObjectKey]:
         case Steer():
             return users.of(value.key.sa)
         case Lead():
-            return users.of(value.key) | users.guards(value.key)
+            return users.of(value.key) | users.guards(value.key) | users.exemptions(value.key)
         case _:
             return frozenset()
 

@@ -59,11 +59,13 @@ from scapy.layers.ipsec import AH, ESP
 from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
+from ipsec_gw.model.filters import Filter, FilterAction, FilterTerm, Policer
 from ipsec_gw.model.firewall import Action, Nat64, Nptv6, Policy, Ruleset, Service, SourceNat, Translation
 from ipsec_gw.model.screens import Screens
 from xdp_steer.flow_layout import NameKind, SessionFlag, SessionLeaf, Stage, State
 from xdp_steer.prog_run import TcAction, XdpAction
 from xdp_steer.reasons import Reason
+from xdp_steer.screen_layout import Screen
 from xdp_steer.sessions import Flow
 from xdp_steer.tables import Count
 
@@ -394,6 +396,8 @@ def unmappable() -> Iterator[Case]:
     yield Case("source", name, LAN, packet, TX, answer(packet, LAN, LAN.own(6), "source"), rules=NPTV6)
 
 
+OF_OTHER_TESTS = {Stage.FILTER, Stage.HOST_FILTER, Stage.COOKIE}
+"""test_filters.py, test_syn_cookies.py."""
 OF_NAT64 = {Stage.NAT64_TO_IPV4, Stage.NAT64_TO_IPV6, Stage.NAT64_ERROR}
 """Their cases are in :func:`not_for_nat64`."""
 
@@ -447,9 +451,9 @@ def no_stage() -> Iterator[Case]:
         packets = {
             Stage.FLOW: tcp(here, there),
             Stage.NEW: tcp(here, there),
-            Stage.POLICY: tcp(here, there),
+            Stage.POLICY: udp(here, {4: "224.0.0.251", 6: "ff02::fb"}[v], 5353),
             Stage.CREATE: tcp(here, there),
-            Stage.FORWARD: tcp(here, there),
+            Stage.FORWARD: tcp(here, LAN.own(v), 22),
             Stage.ICMP_ERROR: about(tcp(there, here), there, here),
             Stage.ANSWER: tcp(here, there, 113),
             Stage.FRAGMENT: later(here, there),
@@ -457,10 +461,10 @@ def no_stage() -> Iterator[Case]:
             Stage.SCREEN_NEW: tcp(here, there),
             Stage.SESSION_LIMIT: tcp(here, there),
         }
-        assert packets.keys() == set(Stage) - OF_NAT64
+        assert packets.keys() == set(Stage) - OF_NAT64 - OF_OTHER_TESTS
         for stage, packet in packets.items():
             name, without = f"{stage.name.lower()} v{v}", ("stages", stage)
-            opens, counts = ("wan", ("permit",)) if stage is Stage.FORWARD else (None, ())
+            opens, counts = ("self", ("lan",)) if stage is Stage.FORWARD else (None, ())
             if stage is Stage.ANSWER:
                 counts = ("no ident",)
             needed = rules if stage in {Stage.SCREEN, Stage.SCREEN_NEW, Stage.SESSION_LIMIT} else BASE
@@ -527,6 +531,35 @@ def egress() -> Iterator[Case]:
     yield Case("ndp", Reason.EGRESS_EXEMPT, WAN, packet, OK, egress=True)
 
 
+def filtering(action: FilterAction, where: Filter, **term: str) -> Ruleset:
+    """A packet has more than the burst of the policer."""
+    made = FilterTerm("edge/udp", "edge", action, services=(Service(17),), **term)
+    return replace(BASE, filters=(where,), filter_terms=(made,), policers=(Policer("few", 64, 40),))
+
+
+def filtered() -> Iterator[Case]:
+    """test_filters.py has the host filter, test_policers.py has colours."""
+    arriving, leaving = Filter("edge", input=("lan0", "lan0.100")), Filter("edge", output=("wan0", "lan0.100"))
+    discard, reject = (filtering(action, arriving) for action in (FilterAction.DISCARD, FilterAction.REJECT))
+    police = filtering(FilterAction.ACCEPT, arriving, policer="few")
+    for port in (LAN, VLAN):
+        for v in (4, 6):
+            packet, name, term = udp(port.host(v), WAN.host(v)), f"udp v{v} {port.name}", "edge/udp"
+            yield Case(name, Reason.FILTER_DISCARD, port, packet, DROP, rules=discard, counts=(term,))
+            back = answer(packet, port, port.own(v), "prohibited")
+            yield Case(name, Reason.FILTER_REJECT, port, packet, TX, back, rules=reject, counts=(term,))
+            yield Case(name, Reason.FILTER_POLICED, port, packet, DROP, rules=police, counts=(term, "few"))
+    discard = filtering(FilterAction.DISCARD, leaving)
+    police = filtering(FilterAction.ACCEPT, leaving, policer="few")
+    for port, zone in ((WAN, "wan"), (VLAN, "vlan")):
+        for v in (4, 6):
+            packet, name = udp(port.own(v), port.host(v)), f"udp v{v} {port.name}"
+            fields = {"egress": True, "opens": zone}
+            yield Case(name, Reason.EGRESS_FILTER, port, packet, SHOT, rules=discard, counts=("edge/udp",), **fields)
+            counts = ("edge/udp", "few")
+            yield Case(name, Reason.EGRESS_POLICED, port, packet, SHOT, rules=police, counts=counts, **fields)
+
+
 CASES = (
     *forwarded(),
     *to_kernel(),
@@ -540,6 +573,7 @@ CASES = (
     *not_for_nat64(),
     *no_stage(),
     *egress(),
+    *filtered(),
 )
 
 
@@ -563,8 +597,8 @@ OF_TUNNELS = {
 }
 
 
-OF_SCREENS = {reason for reason in Reason if reason >= Reason.SCREEN_LAND}
-"""test_screens.py, test_screen_thresholds.py."""
+OF_SCREENS = {Reason(Reason.SCREEN_LAND + screen) for screen in Screen} | {Reason.SCREEN_COOKIE_VALID}
+"""test_screens.py, test_screen_thresholds.py, test_syn_cookies.py."""
 
 
 def test_every_reason_of_the_firewall_has_a_case() -> None:
@@ -673,6 +707,8 @@ def check_session(world: World, case: Case, made: dict[Flow, SessionLeaf], octet
     assert Flow.translated(ahead, forward.leaf()) == replace(forward, zone=world.zone(there))
     assert Flow.translated(back, reverse.leaf()) == replace(flipped, zone=world.zone(here))
     assert ahead.id == back.id != 0
-    rules = {number for (_, name), number in world.ids.rules.items() if name in case.counts} or {0}
+    deciding = {NameKind.POLICY, NameKind.HOST_INBOUND}
+    known = world.ids.rules.items()
+    rules = {number for (kind, name), number in known if name in case.counts and kind in deciding} or {0}
     assert {ahead.rule} == {back.rule} == rules
     assert world.session().flow == forward

@@ -19,7 +19,8 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
 from ipsec_gw.model.firewall import Action, Policy, Ruleset, Service, Zone
-from ipsec_gw.model.snapshot import Mode, PolicyDirection, PortMatch, Template, XfrmPolicy
+from ipsec_gw.model.objects import PortMatch
+from ipsec_gw.model.snapshot import Mode, PolicyDirection, Template, XfrmPolicy
 from tests.support.netns import ip
 from xdp_steer import libbpf
 from xdp_steer.compile.rows import PortInfo

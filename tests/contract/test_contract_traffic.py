@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from scapy.layers.inet import IP, UDP
 from scapy.layers.ipsec import ESP
@@ -9,14 +11,20 @@ from scapy.packet import Raw
 
 from ipsec_gw.engines.port import Capabilities, Engine
 from ipsec_gw.model.algorithms import ALGORITHMS, EspAlgorithm
+from ipsec_gw.model.ids import Direction, EngineName
+from ipsec_gw.model.objects import HeaderCopies, Tunnel
 from tests.contract.values import (
     GATEWAY_MAC,
     HERE,
+    HOP,
     LOCAL,
     PEER,
+    SELECTORS,
     THERE,
+    TUNNEL_ID,
     inbound_packet,
     inner,
+    make_sa,
     make_site,
     oracle,
     outbound_packet,
@@ -193,3 +201,27 @@ async def test_the_traffic_class_is_copied_out(engine: Engine, world: World) -> 
     frame = world.ciphertext(site.outbound.key.spi)
     assert frame[IP].tos == 0xB9
     assert oracle(site.outbound).decrypt(IP(inner(frame)))[IP].tos == 0xB9
+
+
+COPIES = [HeaderCopies(dscp, ecn, df) for dscp in (True, False) for ecn in (True, False) for df in (True, False)]
+
+
+@pytest.mark.parametrize("copies", COPIES, ids=str)
+async def test_what_is_not_to_be_copied_is_not(engine: Engine, world: World, copies: HeaderCopies) -> None:
+    incoming, outgoing = (replace(make_sa(way), copies=copies) for way in (Direction.IN, Direction.OUT))
+    for obj in (HOP, incoming, outgoing, Tunnel(TUNNEL_ID, LOCAL, PEER, (incoming.key,), outgoing.key, SELECTORS)):
+        await engine.create(obj)
+    held = await engine.retrieve()
+    assert (held[incoming.key], held[outgoing.key]) == (incoming, outgoing)
+    world.to_engine_up(outbound_packet(1, tos=0xB9, flags="DF"))
+    outer = world.ciphertext(outgoing.key.spi)[IP]
+    assert outer.tos == (0xB8 if copies.dscp else 0) | (0x01 if copies.ecn else 0)
+    if not copies.df:
+        assert "DF" not in str(outer.flags)
+    marked = oracle(incoming).encrypt(inbound_packet(2, tos=0x02))  # ECT(0), and congestion on the way
+    marked[IP].tos = 0x03
+    del marked[IP].chksum
+    world.to_engine_wan(marked)
+    # VPP has a flag for this, which its ESP does not look at: congestion is not told inwards.
+    told = copies.ecn and engine.name is not EngineName.VPP
+    assert world.plaintext(lambda ip: ip.id == 2)[IP].tos == (0x03 if told else 0x02)

@@ -10,12 +10,13 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 
+from ipsec_gw.model.filters import Policer
 from tests.reference.network import LINKS, SEED
 from tests.reference.packets import Key
 from tests.reference.rules import Ids
 from tests.reference.rulesets import Configuration
 from xdp_steer import compile as compiler
-from xdp_steer import flow_layout, libbpf, screen_layout, tables
+from xdp_steer import filter_layout, flow_layout, libbpf, screen_layout, tables
 from xdp_steer.firewall import Firewall
 from xdp_steer.flow_layout import FragmentLeaf, SessionLeaf
 from xdp_steer.gateway import Steering
@@ -78,10 +79,12 @@ class Datapath:
         result = prog_run(self._steering.pipeline_fd, frame, ifindex=ingress)
         return XdpAction(result.retval).name, result.packet
 
-    def run_egress(self, port: tuple[int, int], ingress: int, frame: bytes) -> str:
-        """What TC does with a frame that the kernel forwards out by a port. The frame has the port's tag."""
+    def run_egress(self, port: tuple[int, int], ingress: int, frame: bytes) -> tuple[str, bytes]:
+        """What TC does with a frame that the kernel forwards out by a port, and the frame afterwards. It has the port's
+        tag.
+        """
         result = prog_run_egress(self._steering._programs.guard, frame, port[0], ingress)
-        return TcAction(result.retval).name
+        return TcAction(result.retval).name, result.packet
 
     def counted(self, expected: Reason) -> list[Reason]:
         """The reasons counted since the last call: one, if all is well. Only ``expected`` is looked at if it is one."""
@@ -133,6 +136,23 @@ class Datapath:
             fragment = libbpf.map_lookup(fragments, fragment_key, FragmentLeaf())
             fragment.seen_ns -= step
             libbpf.map_update(fragments, fragment_key, fragment)
+
+    def age_policers(self, policers: Iterable[Policer], seconds: float) -> None:
+        """As if time had passed for buckets."""
+        ticks = int(seconds * 1e9) * filter_layout.POLICER_TICKS
+        for policer in policers:
+            number = ctypes.c_uint32(self._names.rules[flow_layout.NameKind.POLICER, policer.name])
+            states = self._maps[filter_layout.POLICER_STATES.name]
+            state = libbpf.map_lookup(states, number, filter_layout.PolicerStateLeaf())
+            state.full = (state.full - ticks) % (1 << 64)
+            state.peak = (state.peak - ticks * (policer.peak_rate is not None)) % (1 << 64)
+            libbpf.map_update(states, number, state)
+
+    def fill_policers(self, policers: Iterable[Policer]) -> None:
+        """Full buckets."""
+        for policer in policers:
+            number = ctypes.c_uint32(self._names.rules[flow_layout.NameKind.POLICER, policer.name])
+            libbpf.map_update(self._maps[filter_layout.POLICER_STATES.name], number, filter_layout.PolicerStateLeaf())
 
     def next_window(self) -> None:
         """As if what screens have counted in this window had been another one."""

@@ -12,7 +12,7 @@ import pytest
 
 from ipsec_gw.errors import EnvironmentMissing
 from vpp_conf.locate import locate_vpp
-from vpp_conf.startup.syntax import AEADS, ENGINES
+from vpp_conf.startup.syntax import AEADS, CBCS, ENGINES
 
 pytestmark = [
     pytest.mark.root,
@@ -50,9 +50,9 @@ def test_tune_compares_three_ways_with_themselves() -> None:
     except EnvironmentMissing as missing:
         pytest.skip(str(missing))
     rows = json.loads(bench("bench.tune", "--rounds", "2", "--packets", "2560").stdout)
-    cases = {(name, size) for name in AEADS for size in (64, 1400)}
+    cases = {(name, size, work) for name in (*AEADS, *CBCS) for size in (64, 1400) for work in ("encrypt", "decrypt")}
     assert len(rows) == 3 * len(cases)
-    assert {(one["algorithm"], one["bytes"]) for one in rows} == cases
+    assert {(one["algorithm"], one["bytes"], one["work"]) for one in rows} == cases
     for one in rows:
         assert len(one["clocks"]) == len(one["ratios"]) == 2
         assert min(*one["clocks"], one["ratio"]) > 0

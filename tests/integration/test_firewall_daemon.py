@@ -175,6 +175,12 @@ def test_plan_reload_and_show(box: FirewallBox) -> None:
     ]
     assert listed[0]["forward"] == listed[0]["reverse"] == {"packets": 1, "bytes": 33}
     assert json.loads(box.gw("show", "sessions", "--prefix", "203.0.113.0/24", "--json").stdout)["sessions"] == []
+    assert listed[0]["engine"] == "xdp"
+    assert json.loads(box.gw("show", "sessions", "--engine", "kernel", "--json").stdout)["sessions"] == []
+    assert json.loads(box.gw("show", "sessions", "--older", "3600", "--json").stdout)["sessions"] == []
+    talkers = json.loads(box.gw("show", "sessions", "--port", str(FREE), "--top", "3", "--json").stdout)
+    assert talkers["talkers"] == [{"address": "10.1.0.9", "sessions": 1, "packets": 2, "bytes": 66}]
+    assert talkers["sessions"] == []
     refused = box.gw("show", "sessions", "--zone", "moon")
     assert refused.returncode == 1
     assert "no zone 'moon' - there are" in refused.stderr
@@ -183,6 +189,21 @@ def test_plan_reload_and_show(box: FirewallBox) -> None:
     opened = [(flow["event"], flow["policy"], flow["destinationPort"]) for flow in flows]
     assert ("create", "out", FREE) in opened
     assert ("deny", "stop", CAUGHT) in opened
+
+
+def test_sessions_are_cleared(box: FirewallBox) -> None:
+    box.write(BASE)
+    child = box.run()
+    passes(box)
+    session = box.sessions(port=FREE)[0]
+    assert box.gw("clear", "sessions").returncode == 2
+    assert box.gw("clear", "sessions", "--port", "9").stdout == "0 sessions ended\n"
+    assert box.gw("clear", "sessions", "--port", str(FREE)).stdout == "1 sessions ended\n"
+    assert box.sessions(port=FREE) == []
+    passes(box)
+    assert box.sessions(port=FREE)[0]["id"] != session["id"]
+    closed = [json.loads(line)["record"] for line in box.log(child).splitlines() if '"close"' in line]
+    assert [(flow["reason"], flow["session"]) for flow in closed] == [("cleared", session["id"])]
 
 
 def test_a_broken_configuration_is_refused_with_its_line_and_changes_nothing(box: FirewallBox) -> None:

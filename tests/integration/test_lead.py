@@ -8,6 +8,7 @@ import os
 import secrets
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 from pyroute2 import AsyncIPRoute
 
 from ipsec_gw.mirror.kernel import KernelView
-from ipsec_gw.model.objects import Lead, Selector
+from ipsec_gw.model.objects import Exempt, ExemptKey, Lead, PortMatch, Selector
 from ipsec_gw.ownership.lead import LeadDriver
 from ipsec_gw.ownership.uplink import ENGINE_END, KERNEL_END, raise_uplink, remove_uplink
 from tests.support.netns import ip, namespace
@@ -115,7 +116,7 @@ async def test_retrieve_update_delete() -> None:
 
 HALF = {
     "route": "route del 192.168.2.0/24 table 21700",
-    "rule of unbound packets": "rule del pref 215 from 0.0.0.0/32 to 192.168.2.0/24 iif lo table 21700",
+    "rule of unbound packets": "rule del pref 199 from 0.0.0.0/32 to 192.168.2.0/24 iif lo table 21700",
 }
 
 
@@ -135,8 +136,8 @@ async def test_a_half_made_lead_is_seen_and_made_whole(missing: str) -> None:
 async def test_leftovers_are_swept_and_what_is_not_ours_stays() -> None:
     foreign = {
         "rule": [
-            "pref 215 from 192.168.1.0/24 to 192.168.2.0/24 table 100",
-            "pref 213 from 192.168.1.0/24 to 192.168.2.0/24 table 21700",
+            "pref 199 from 192.168.1.0/24 to 192.168.2.0/24 table 100",
+            "pref 169 from 192.168.1.0/24 to 192.168.2.0/24 table 21700",
             "pref 220 from all table 220",
         ],
         "route": ["192.168.2.0/24 via 10.0.0.2 dev wan0 table 100", "192.168.2.0/24 via 10.0.0.2 dev wan0 table 220"],
@@ -148,7 +149,7 @@ async def test_leftovers_are_swept_and_what_is_not_ours_stays() -> None:
                 ip(f"{kind} add {fact}")
         before = [shown("rule", "show"), shown("route", "show", "table", "100"), shown("route", "show", "table", "220")]
         await made.create(LEAD)
-        ip("rule del pref 215 from 192.168.1.0/24 to 192.168.2.0/24 table 21700")  # what a crash left: the rest of it
+        ip("rule del pref 199 from 192.168.1.0/24 to 192.168.2.0/24 table 21700")  # what a crash left: the rest of it
         assert await made.retrieve() == {}
         assert shown("route", "show", "table", "21700") == ""
         await made.create(LEAD)
@@ -175,6 +176,80 @@ async def test_leads_with_any_address_do_not_meet_others() -> None:
             await made.delete(lead)
         assert shown("rule", "show") == bare
         assert shown("route", "show", "table", "21700") == ""
+
+
+PORTS = PortMatch(), PortMatch(5000, 0xFFFF), PortMatch(0x1400, 0xFF00)
+ELSEWHERE = replace(SELECTOR, source=ip_network("192.168.99.0/24"))
+KINDS = [
+    *(
+        replace(one, protocol=17, source_port=s, destination_port=d)
+        for one in (SELECTOR, ELSEWHERE)
+        for s in PORTS
+        for d in PORTS
+    ),
+    replace(SELECTOR, protocol=6),
+    replace(SELECTOR, protocol=6, destination_port=PORTS[1]),
+    SELECTOR,
+    ELSEWHERE,
+    Selector(ip_network("0.0.0.0/0"), SELECTOR.destination),
+    Selector(ip_network("0.0.0.0/0"), SELECTOR.destination, 17),
+    Selector(ip_network("0.0.0.0/0"), ip_network("0.0.0.0/0"), 17, PORTS[1]),
+]
+
+
+async def test_leads_and_exemptions_of_all_kinds_do_not_meet_each_other() -> None:
+    """Of every kind one is deleted while all the others are in place, and nothing else goes with it."""
+    objects: dict[Selector | ExemptKey, Lead | Exempt] = {key: Lead(key, LEAD.source_hint, 1446) for key in KINDS}
+    exempted = [Exempt(ExemptKey(key), unbound=True) for key in KINDS]
+    objects |= {one.key: one for one in exempted}
+    async with AsyncIPRoute() as route:
+        made = await driver(route)
+        bare = shown("rule", "show")
+        for one in objects.values():
+            await made.create(one)
+        assert await made.retrieve() == objects
+        for victim in objects.values():
+            await made.delete(victim)
+            assert await made.retrieve() == {key: one for key, one in objects.items() if one != victim}
+            await made.create(victim)
+        assert await made.retrieve() == objects
+        for one in objects.values():
+            await made.delete(one)
+        assert shown("rule", "show") == bare
+
+
+async def test_a_lead_for_a_port_leads_no_other() -> None:
+    selector = replace(SELECTOR, protocol=17, destination_port=PORTS[1])
+    forwarded = ("192.168.2.9", "from", "192.168.1.7", "iif", "lan0", "ipproto")
+    async with AsyncIPRoute() as route:
+        made = await driver(route)
+        await made.create(Lead(selector, LEAD.source_hint, 1446))
+        assert way(*forwarded, "udp", "sport", "7", "dport", "5000")["dev"] == KERNEL_END
+        assert way(*forwarded, "udp", "sport", "7", "dport", "5001")["dev"] == "wan0"
+        assert way(*forwarded, "tcp", "sport", "7", "dport", "5000")["dev"] == "wan0"
+        own = way("192.168.2.9", "ipproto", "udp", "dport", "5000")
+        assert (own["dev"], own["prefsrc"]) == (KERNEL_END, "192.168.1.1"), "what has no source gets charon's"
+        assert way("192.168.2.9", "ipproto", "udp", "dport", "5001")["dev"] == "wan0"
+
+
+async def test_what_is_exempted_goes_the_way_of_xfrm() -> None:
+    part = Selector(ip_network("192.168.1.0/28"), SELECTOR.destination, 6)
+    forwarded = ("192.168.2.9", "from", "192.168.1.7", "iif", "lan0", "ipproto")
+    async with AsyncIPRoute() as route:
+        made = await driver(route)
+        await made.create(Exempt(ExemptKey(part), unbound=True))
+        await made.create(LEAD)
+        assert way(*forwarded, "tcp", "sport", "7", "dport", "80")["dev"] == "wan0"
+        assert way(*forwarded, "udp", "sport", "7", "dport", "80")["dev"] == KERNEL_END
+        assert way("192.168.2.9", "from", "192.168.1.99", "iif", "lan0", "ipproto", "tcp")["dev"] == KERNEL_END
+        assert way("192.168.2.9", "ipproto", "tcp", "dport", "80")["dev"] == "wan0"
+        assert way("192.168.2.9", "ipproto", "udp", "dport", "80")["dev"] == KERNEL_END
+        await made.update(Exempt(ExemptKey(part), unbound=False))
+        assert await made.retrieve() == {
+            SELECTOR: LEAD,
+            ExemptKey(part): Exempt(ExemptKey(part), unbound=False),
+        }
+        assert way("192.168.2.9", "ipproto", "tcp", "dport", "80")["dev"] == KERNEL_END
 
 
 async def test_a_second_life_adopts_and_removal_leaves_nothing() -> None:

@@ -70,7 +70,7 @@ def test_up_status_down_and_again(vpp: None, run_dir: Path) -> None:
     assert lifecycle.status(run_dir).answering
     assert VppPaths(run_dir).folder.stat().st_mode & 0o077 == 0
     limits = Path(f"/proc/{first.pid}/limits").read_text()
-    assert next(line for line in limits.splitlines() if line.startswith("Max core")).split()[4] == "0"
+    assert next(line for line in limits.splitlines() if line.startswith("Max core")).split()[4] == "1"
     for _ in range(2):
         assert not lifecycle.down(run_dir).running
         assert left_behind(run_dir) == []
@@ -116,7 +116,7 @@ def test_the_operators_own_settings_hold(vpp: None, run_dir: Path) -> None:
         api = VppApi(VppPaths(run_dir).api_socket, locate_vpp().api_dir)
         await api.connect()
         try:
-            return await observe(api)
+            return await observe(api, VppPaths(run_dir))
         finally:
             await api.close()
 
@@ -238,7 +238,7 @@ def test_run_becomes_vpp_in_the_foreground(vpp: None, run_dir: Path) -> None:
         proc = Path(f"/proc/{child.pid}")
         assert (proc / "exe").resolve() == locate_vpp().binary
         core = next(line for line in (proc / "limits").read_text().splitlines() if line.startswith("Max core"))
-        assert core.split()[4:6] == ["0", "0"]
+        assert core.split()[4:6] == ["1", "1"]
         assert {(proc / "fd" / number).resolve() for number in "12"} == {VppPaths(run_dir).log}
         assert differing(run_dir) == {}
         assert lifecycle.up(run_dir).pid == child.pid
@@ -261,7 +261,7 @@ def test_what_run_hands_on(tmp_path: Path, run_dir: Path, monkeypatch: pytest.Mo
     assert lines[:2] == [f"pid {child.pid}", "/"]
     assert int(lines[2].split()[1], 16) & (1 << (signal.SIGPIPE - 1)) == 0
     assert lines[3] == "0", "nothing on stdin"
-    assert next(line for line in lines if line.startswith("Max core")).split()[4:6] == ["0", "0"]
+    assert next(line for line in lines if line.startswith("Max core")).split()[4:6] == ["1", "1"]
     assert VppPaths(run_dir).pid_file.read_text().split()[0] == str(child.pid)
     assert not lifecycle.status(run_dir).running
 

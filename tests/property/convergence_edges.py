@@ -435,7 +435,7 @@ FOREIGN_RULES: list[dict[str, Any]] = [
         (socket.AF_INET, "192.168.1.0/24", "172.16.1.0/24"),
         (socket.AF_INET6, "fd01:1::/64", "fd02:1::/64"),
     )
-    for priority, table in ((215, 100), (213, TABLE), (220, 220))
+    for priority, table in ((199, 100), (169, TABLE), (220, 220))
 ]
 FOREIGN_ROUTES: list[dict[str, Any]] = [
     {"table": table, "dst": dst, "metrics": {"mtu": 1400}}
@@ -456,7 +456,9 @@ class FakeRoutes:
     def leads(self, selector: Selector) -> bool:
         source, destination = _text(selector.source), _text(selector.destination)
         return (TABLE, destination) in self.table and any(
-            (rule["src"], rule["dst"], rule["table"]) == (source, destination, TABLE) and "iifname" not in rule
+            (rule["src"], rule["dst"], rule.get("table")) == (source, destination, TABLE)
+            and rule.get("ip_proto", 0) == selector.protocol
+            and "iifname" not in rule
             for rule in self.rules
             if rule not in FOREIGN_RULES
         )
@@ -518,7 +520,8 @@ class FakeRoutes:
 
     @staticmethod
     def _rule(rule: dict[str, Any]) -> Message:
-        shown = Message(priority=rule["priority"], table=rule["table"], iifname=rule.get("iifname"))
+        told = {name: rule.get(name) for name in ("table", "goto", "ip_proto", "sport_range", "dport_range", "iifname")}
+        shown = Message(priority=rule["priority"], **told)
         for side in ("src", "dst"):
             network = ip_network(rule[side])
             shown |= {side: str(network.network_address), f"{side}_len": network.prefixlen}

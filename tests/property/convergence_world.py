@@ -14,6 +14,7 @@ from ipsec_gw.errors import IpsecGwError, XfrmError
 from ipsec_gw.model.ids import IpAddress, SaKey
 from ipsec_gw.model.objects import (
     EngineSa,
+    Exempt,
     Guard,
     Lead,
     ManagedObject,
@@ -77,11 +78,14 @@ THERE = {
 }
 HINTS = {4: ip_address("192.168.1.1"), 6: ip_address("fd01:1::1")}
 LIMITS = (LeadLimits(all6="no policy"), LeadLimits(local6="no netfilter"), *[LeadLimits()] * 4)
+SHUNT = 0
+"""The reqid of policies that no tunnel has."""
+
 TALLIED = (
     *("call failed", "call failed for good", "daemon killed", "engine died", "engine out of reach"),
     *("charon restarted", "peer moved", "burst through the engine", "tunnel in the engine at the end"),
     *("NAT mapped anew", "the same with a gap", "encapsulated tunnel in the engine at the end"),
-    *("kernel took over by itself",),
+    *("kernel took over by itself", "exception made", "exemption in place at the end"),
 )
 """What must not be missing in a run of many sequences."""
 
@@ -252,7 +256,8 @@ class World:
         for version in self.random.choice([(4,), (4,), (6,), (4, 6)]):
             here = self.random.sample(HERE[version], self.random.choice([1, 1, 1, 2]))
             there = self.random.choice(THERE[version])
-            selectors += [Selector(one, there) for one in here]
+            protocol = self.random.choice([0, 0, 0, 17]) if version == 4 else 0
+            selectors += [Selector(one, there, protocol) for one in here]
         port = self.random.choice([0, 0, 4500, self.random.randint(1024, 65000)])
         ours = self.random.choice([4500, 4500, 4501, 4502])
         child = Child(peer, self.reqid, tuple(selectors), port=port, ours=ours)
@@ -281,6 +286,21 @@ class World:
                 lambda: self._install(child, pair[1], inbound=False),
             ]
             child.steps.append(lambda: self._remove(child, pair))
+
+    def except_something(self) -> None:
+        """A pass policy for a part of what some tunnel has, before the tunnel's own."""
+        self.tally["exception made"] += 1
+        version = self.random.choice([4, 4, 6])
+        here, there = (self.random.choice(networks[version]) for networks in (HERE, THERE))
+        part = next(there.subnets(new_prefix=there.prefixlen + self.random.choice([1, 2])))
+        protocol = self.random.choice([0, 0, 6, 17]) if version == 4 else 0
+        selector = Selector(self.random.choice([here, *here.subnets()]), part, protocol)
+        self.policies[SHUNT, selector] = XfrmPolicy(
+            PolicyDirection.OUT, selector.source, selector.destination, 1000, True, (), upper=protocol
+        )
+
+    def drop_exceptions(self) -> None:
+        self.policies = {key: value for key, value in self.policies.items() if key[0] != SHUNT}
 
     def terminate(self, child: Child) -> None:
         for pair in list(child.pairs):
@@ -390,16 +410,23 @@ class World:
         template = Template(child.local, child.peer, spi, 50, child.reqid, Mode.TUNNEL)
         priority = 400000 - 100 * selector.source.prefixlen
         self.policies[child.reqid, selector] = XfrmPolicy(
-            PolicyDirection.OUT, selector.source, selector.destination, priority, True, (template,)
+            PolicyDirection.OUT,
+            selector.source,
+            selector.destination,
+            priority,
+            True,
+            (template,),
+            upper=selector.protocol,
         )
 
     # Packets
 
     def plaintext(self) -> None:
         """Packets of a selector: to the engine if they are led to one that takes them, else XFRM's way."""
-        if not self.policies:
+        leading = [(key[1], policy) for key, policy in self.policies.items() if policy.templates]
+        if not leading:
             return
-        (_, selector), policy = self.random.choice(list(self.policies.items()))
+        selector, policy = self.random.choice(leading)
         if self.random.random() < 0.8 and self.routes.leads(selector) and self.engine.works:
             count = self._burst()
             for tunnel in self.engine.tunnels():
@@ -485,7 +512,9 @@ class World:
         chance = self.random.random()
         busy = [child for child in self.children if child.steps]
         idle = [child for child in self.children if not child.steps]
-        if busy and chance < 0.6:
+        if self.random.random() < 0.06:
+            self.random.choice([self.except_something, self.except_something, self.drop_exceptions])()
+        elif busy and chance < 0.6:
             self.charon_works(self.random.choice(busy))
         elif idle and chance < 0.75:
             self.rekey(self.random.choice(idle))
@@ -596,6 +625,8 @@ class World:
             if not self.differences() and self.run_pass() and not self.differences():
                 self.tally["call failed"] = self.edge.failures
                 self.tally["tunnel in the engine at the end"] = len(self.engine.tunnels())
+                exempt = [one for one in self.routes.rules if one.get("goto") == 219 and "iifname" not in one]
+                self.tally["exemption in place at the end"] = len(exempt)
                 encapsulated = [t for t in self.engine.tunnels() if self.engine.sa(t.outbound).encap]
                 self.tally["encapsulated tunnel in the engine at the end"] = len(encapsulated)
                 return passes
@@ -613,7 +644,7 @@ class World:
         ideal = FakeRoutes(Edge(self.random, lambda _note: None))
         writer = LeadDriver(ideal, kernel_index=7, engine_name="vp", engine_mac="")
         for obj in wanted.values():
-            if isinstance(obj, Lead):
+            if isinstance(obj, Lead | Exempt):
                 finish(writer.create(obj))
         checks = {
             "engine": (self.engine.objects, engine),

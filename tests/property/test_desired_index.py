@@ -49,15 +49,16 @@ class PlainPrecedence:
     def __init__(self, policies: tuple[XfrmPolicy, ...]) -> None:
         self.policies = policies
 
-    def overriding(self, mine: XfrmPolicy, key: TunnelId) -> XfrmPolicy | None:
-        for other in self.policies:
-            if other.direction is not PolicyDirection.OUT or other.priority > mine.priority:
-                continue
-            if any(TunnelId(t.reqid, t.destination) == key for t in other.templates):
-                continue
-            if overlap(other.source, mine.source) and overlap(other.destination, mine.destination):
-                return other
-        return None
+    def rivals(self, mine: XfrmPolicy, key: TunnelId) -> list[XfrmPolicy]:
+        return [
+            other
+            for other in self.policies
+            if other.direction is PolicyDirection.OUT
+            and other.priority <= mine.priority
+            and all(TunnelId(t.reqid, t.destination) != key for t in other.templates)
+            and overlap(other.source, mine.source)
+            and overlap(other.destination, mine.destination)
+        ]
 
 
 @st.composite

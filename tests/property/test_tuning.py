@@ -15,25 +15,27 @@ from tests.support.machines import NAMES, probe
 from vpp_conf.startup.expectation import expect
 from vpp_conf.startup.machine import Machine
 from vpp_conf.startup.plan import plan_startup
-from vpp_conf.startup.syntax import AEADS, ENGINES
+from vpp_conf.startup.syntax import AEADS, CBCS, ENGINES
 from vpp_conf.startup.values import PlanRefused, StartupPlan
 from vpp_conf.tuning.choice import MARGIN, choose, misfit, reason, score
 from vpp_conf.tuning.file import describe_tuning, parse_tuning
-from vpp_conf.tuning.values import Measurement, Tuning, engines_of, subject_of
+from vpp_conf.tuning.values import SYNCHRONOUS, Measurement, Tuning, Work, engines_of, subject_of
 
 CLOCKS = st.floats(1, 1e7)
 
 
 @st.composite
 def measurements(draw: st.DrawFn) -> tuple[Measurement, ...]:
-    algorithms = draw(st.lists(st.sampled_from(AEADS), min_size=1, unique=True))
+    algorithms = draw(st.lists(st.sampled_from((*AEADS, *CBCS)), min_size=1, unique=True))
     sizes = draw(st.lists(st.integers(28, 9000), min_size=1, max_size=3, unique=True))
     rounds = draw(st.integers(1, 4))
+    works = draw(st.sampled_from((SYNCHRONOUS[:1], SYNCHRONOUS, tuple(Work))))
     return tuple(
-        Measurement(algorithm, engine, size, tuple(draw(CLOCKS) for _ in range(rounds)))
+        Measurement(algorithm, engine, size, tuple(draw(CLOCKS) for _ in range(rounds)), work)
         for algorithm in algorithms
         for engine in draw(st.lists(st.sampled_from(ENGINES), min_size=1, unique=True))
         for size in sizes
+        for work in works
     )
 
 

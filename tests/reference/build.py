@@ -37,6 +37,7 @@ class Ip:
     options: bytes = b""
     extensions: bytes = b""
     first_extension: int = 0
+    dscp: int = 0
 
 
 def tcp(ip: Ip, segment: Tcp) -> bytes:
@@ -78,11 +79,15 @@ def packet(ip: Ip, protocol: int, l4: bytes, *, more: bool = False, offset: int 
     if ip.family == 6:
         first = ip.first_extension if ip.extensions else protocol
         payload = ip.extensions + l4
-        return struct.pack("!IHBB16s16s", 6 << 28, len(payload), first, ip.ttl, ip.src, ip.dst) + payload
+        return (
+            struct.pack("!IHBB16s16s", 6 << 28 | ip.dscp << 22, len(payload), first, ip.ttl, ip.src, ip.dst) + payload
+        )
     options = ip.options + bytes(-len(ip.options) % 4)
     length = 20 + len(options) + len(l4)
     place = ip.dont_fragment << 14 | more << 13 | offset // 8
-    head = struct.pack("!BBHHHBBH", 0x45 + len(options) // 4, 0, length, ip.identification, place, ip.ttl, protocol, 0)
+    head = struct.pack(
+        "!BBHHHBBH", 0x45 + len(options) // 4, ip.dscp << 2, length, ip.identification, place, ip.ttl, protocol, 0
+    )
     rest = ip.src[12:] + ip.dst[12:] + options
     return head[:10] + struct.pack("!H", checksum(head + rest)) + rest + l4
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.reference import filters
 from tests.reference.model import Pipeline
 from tests.reference.packets import Key, Malformed, parse_ethernet, parse_inner, parse_ip, parse_l4
 from tests.reference.rules import Port
@@ -19,13 +20,30 @@ class Egress:
         self._pipeline = pipeline
         self.let_out: dict[FragmentKey, int] = {}
 
-    def forwarded(self, port: Port, frame: bytes, now_ns: int) -> Reason:
-        """Whether a frame may leave by a port."""
+    def forwarded(self, port: Port, frame: bytes, now_ns: int) -> tuple[Reason, bytes]:
+        """Whether a frame may leave by a port, and as what."""
         try:
             known = self._is_known(self._pipeline.number(port.zone), frame, now_ns)
         except Malformed:
             known = False
-        return Reason.EGRESS_SESSION if known else Reason.EGRESS_UNPOLICED
+        if not known:
+            return Reason.EGRESS_UNPOLICED, frame
+        return self._filtered(port, frame, now_ns) if port.out_filter else (Reason.EGRESS_SESSION, frame)
+
+    def _filtered(self, port: Port, frame: bytes, now: int) -> tuple[Reason, bytes]:
+        ethernet = parse_ethernet(frame)
+        assert ethernet is not None
+        packet = parse_ip(frame, ethernet)
+        if not packet.later_fragment:
+            parse_l4(packet)
+        octets = len(frame) - ethernet.l3
+        args = (packet, packet.dst, packet.dport, octets, now)
+        reason, mark = filters.decide(self._pipeline, port.out_filter, *args)
+        if reason is Reason.FILTER_POLICED:
+            return Reason.EGRESS_POLICED, frame
+        if reason is not None:
+            return Reason.EGRESS_FILTER, frame
+        return Reason.EGRESS_SESSION, frame if mark is None else filters.with_dscp(packet, mark)
 
     def _is_known(self, zone: int, frame: bytes, now: int) -> bool:
         ethernet = parse_ethernet(frame)

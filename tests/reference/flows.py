@@ -31,6 +31,9 @@ from tests.reference.packets import (
 Place = tuple[int, int]
 """A port: physical interface and VLAN id."""
 
+CODEPOINTS = (10, 12, 14, 46, 63)
+"""Of differentiated services: three colours of assured forwarding, and others."""
+
 OPTIONS = (
     b"\x02\x04\x05\xb4",
     b"\x02\x04\x05\xb4\x01\x03\x03\x07\x04\x02\x08\x0a" + bytes(8),
@@ -117,6 +120,7 @@ class Shape:
     partial: bool = False
     priority: bool = False
     identification: int = 0
+    dscp: int = 0
 
 
 def _size_about_mtu(random: Random) -> int:
@@ -138,6 +142,7 @@ def dress(random: Random) -> Shape:
         becomes_zero=random.random() < 0.1,
         partial=random.random() < 0.15,
         priority=random.random() < 0.1,
+        dscp=random.choice(CODEPOINTS) if random.random() < 0.3 else 0,
     )
 
 
@@ -212,6 +217,7 @@ def ip_of(flow: Flow, end: End, shape: Shape) -> Ip:
         shape.options if flow.kind == UDP and len(shape.options) < 8 else b"",
         shape.extensions,
         shape.first_extension,
+        shape.dscp,
     )
 
 

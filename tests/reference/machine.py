@@ -20,6 +20,7 @@ from tests.reference.packets import (
     is_multicast,
     is_unspecified,
 )
+from tests.reference.policers import Marker
 from tests.reference.rules import Ids, Port
 from tests.reference.sessions import Entry, Fragments, Sessions
 from xdp_steer.reasons import Reason
@@ -56,7 +57,7 @@ class Window:
 class Machine:
     """A firewall and what it remembers: ``counters`` are packets and octets by rule number, ``screened`` those that hit
     a screen, by the number of the zone and screen. ``windows`` are what screens count in, for a zone or an address of
-    it. ``own`` are addresses that are known as this machine's.
+    it. ``own`` are addresses that are known as this machine's. ``markers`` are policers by name, and the time of each.
     """
 
     def __init__(self, ruleset: Ruleset, ids: Ids, ports: Iterable[Port], fib: Fib, seed: int) -> None:
@@ -71,6 +72,7 @@ class Machine:
         self.screened: dict[tuple[int, Screen], tuple[int, int]] = {}
         self.windows: dict[tuple[int, Screen, bytes], Window] = {}
         self.own: frozenset[bytes] = frozenset()
+        self.markers: dict[str, tuple[Marker, int]] = {}
         self.zones = {zone.name: zone for zone in ruleset.zones}
 
     def number(self, zone: str) -> int:
@@ -79,9 +81,13 @@ class Machine:
 
     def count(self, rule: int, packet: Packet) -> None:
         """A packet decided by a rule; 0 is none."""
+        self.count_octets(rule, packet.length)
+
+    def count_octets(self, rule: int, length: int) -> None:
+        """The same of so many bytes."""
         if rule:
             packets, octets = self.counters.get(rule, (0, 0))
-            self.counters[rule] = (packets + 1, octets + packet.length)
+            self.counters[rule] = (packets + 1, octets + length)
 
     def is_local(self, way: Way, destination: bytes) -> bool:
         found = self.fib.lookup(way.packet.src, destination, way.port.l3_ifindex)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ipsec_gw.model.firewall import SELF
-from tests.reference import nat64, rewrite
+from tests.reference import filters, nat64, rewrite
 from tests.reference.fib import Found, Kind
 from tests.reference.machine import Machine, Way, is_ipsec, leave, leave_crossed, send_crossed
 from tests.reference.opening import NOBODY, open_session, permit
@@ -67,7 +67,8 @@ class Pipeline(Machine):
             verdict = raised
         egress = way.egress if way else None
         where = (egress.ifindex, egress.vid) if egress else None
-        return Outcome(verdict.action, verdict.reason, verdict.frame or frame, where, verdict.any_identification)
+        left = way.packet.frame if way else frame
+        return Outcome(verdict.action, verdict.reason, verdict.frame or left, where, verdict.any_identification)
 
     def _enter(self, ingress: int, frame: bytes, now: int) -> Way:
         ethernet = parse_ethernet(frame)
@@ -84,6 +85,7 @@ class Pipeline(Machine):
             parse_l4(packet)
             if packet.family == 6 and packet.is_icmp and packet.icmp_type in NDP and packet.ttl == 255:
                 return Verdict("PASS", Reason.NDP)
+        filters.at_arrival(self, way)
         screen(self, way)
         if packet.later_fragment:
             return self._later_fragment(way, zone)
@@ -92,6 +94,7 @@ class Pipeline(Machine):
         if is_multicast(packet.dst):
             decision = permit(self, way, SELF, packet.dst, packet.dport)
             self.count(decision.rule, packet)
+            filters.to_self(self, way, packet.dst, packet.dport)
             return Verdict("PASS", Reason.HOST)
         return self._flow(way, packet.key(zone))
 
@@ -100,6 +103,8 @@ class Pipeline(Machine):
         if flow is not None:
             return self._flow(way, flow)
         if self.is_local(way, way.packet.dst):
+            if not filters.is_ipsec_to_us(self, way.packet):
+                filters.to_self(self, way, way.packet.dst, 0)
             return Verdict("PASS", Reason.LOCAL_FRAGMENT)
         return drop(Reason.FRAGMENT_UNKNOWN)
 
@@ -136,6 +141,7 @@ class Pipeline(Machine):
     def _go_on(self, way: Way, entry: Entry) -> Verdict:
         new = Becomes(entry.src, entry.dst, entry.sport, entry.dport)
         if entry.flags & SessionFlag.TO_SELF:
+            filters.to_self(self, way, entry.dst, entry.dport)
             return Verdict("PASS", Reason.HOST, rewrite.translate(way.packet, new, 0, partial=way.partial))
         found = self._kept_route(way, entry)
         if found is None:
@@ -185,6 +191,8 @@ class Pipeline(Machine):
             return self._crossing_error(way, inner, entry)
         new_src = entry.src if packet.src == inner.dst else packet.src
         quoted = Becomes(entry.dst, entry.src, entry.dport, entry.sport)
+        if entry.flags & SessionFlag.TO_SELF:
+            filters.to_self(self, way, entry.dst, packet.dport)
         frame = rewrite.translate_error(packet, inner, new_src, entry.dst, quoted)
         if entry.flags & SessionFlag.TO_SELF:
             return Verdict("PASS", Reason.HOST, frame)

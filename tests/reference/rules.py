@@ -18,7 +18,8 @@ class Port:
     """A place where packets come in or go out: an interface (``vid`` 0) or one VLAN of it.
 
     ``l3_ifindex`` is the input interface of route lookups. Addresses have sixteen bytes, zeros for none.
-    ``redirect``: it takes redirected frames. ``partial``: packets may come in with an unfinished L4 checksum.
+    ``redirect``: it takes redirected frames. ``partial``: packets may come in with an unfinished L4 checksum. The
+    filters of what comes in and goes out are names, empty for none.
     """
 
     ifindex: int
@@ -29,6 +30,8 @@ class Port:
     addr6: bytes = bytes(16)
     redirect: bool = True
     partial: bool = False
+    in_filter: str = ""
+    out_filter: str = ""
 
 
 @dataclass

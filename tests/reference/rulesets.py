@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 from random import Random
 
+from ipsec_gw.model.filters import Colour, Filter, FilterAction, FilterTerm, Policer
 from ipsec_gw.model.firewall import (
     ANY_SERVICE,
     SELF,
@@ -27,6 +28,7 @@ from ipsec_gw.model.firewall import (
 )
 from ipsec_gw.model.ids import IpNetwork
 from ipsec_gw.model.screens import Screens
+from tests.reference.flows import CODEPOINTS
 from tests.reference.network import LINKS
 from xdp_steer.screen_layout import Screen
 
@@ -123,6 +125,7 @@ def configuration(random: Random) -> Configuration:
         sessions=Sessions(timeouts=Timeouts(*(random.choice((2, 5, 20, 120)) for _ in range(8)))),
         screens=(_screens(random, "all", 1.0), _screens(random, "some", 0.5)),
     )
+    ruleset = _with_filters(random, ruleset)
     traits = {
         link.name: Traits(random.random() < 0.85, random.random() < 0.3, random.random() < 0.9, random.random() < 0.9)
         for link in LINKS
@@ -153,7 +156,7 @@ def _zones(random: Random) -> tuple[Zone, ...]:
 def _screens(random: Random, name: str, chance: float) -> Screens:
     """Each switch is on by that chance, and a few thresholds: with all of them the first would hide the others."""
     switches = {screen.name.lower(): random.random() < chance for screen in Screen if screen <= Screen.PING_OF_DEATH}
-    counting = [screen for screen in Screen if screen > Screen.PING_OF_DEATH]
+    counting = [screen for screen in Screen if Screen.PING_OF_DEATH < screen < Screen.SYN_COOKIE]
     thresholds = {screen.name.lower(): random.choice((1, 1, 2, 4)) for screen in random.sample(counting, 4)}
     return Screens(name, **switches, **thresholds, window=WINDOW, alarm_only=random.random() < 0.3)
 
@@ -306,3 +309,48 @@ def _nat64(random: Random, zones: list[str], pools: tuple[Pool, ...]) -> tuple[N
     if random.random() < 0.6:
         made.append(Nat64("everybody", ip_network("2001:db8:6f::/96"), None, random.choice((None, *fours))))
     return tuple(made)
+
+
+POLICERS = (
+    Policer("two", 16, 300, red=Colour.DISCARD),
+    Policer("marks", 16, 200, red=12),
+    Policer("one-rate", 16, 150, excess_burst=250, yellow=14, red=Colour.DISCARD),
+    Policer("two-rates", 16, 200, peak_rate=32, peak_burst=400, yellow=Colour.ACCEPT, red=46, aware=True),
+)
+"""So slow that the time that a sequence takes means nothing to them."""
+
+
+def _with_filters(random: Random, ruleset: Ruleset) -> Ruleset:
+    """A filter for what comes in, one for what goes out and one for this machine, each of them now and then."""
+    zoned = [name for zone in ruleset.zones for name in zone.interfaces]
+    filters = []
+    if zoned and random.random() < 0.4:
+        filters.append(Filter("in", input=tuple(random.sample(zoned, random.randint(1, len(zoned))))))
+    if zoned and random.random() < 0.4:
+        filters.append(Filter("out", output=tuple(random.sample(zoned, random.randint(1, min(2, len(zoned)))))))
+    if random.random() < 0.3:
+        filters.append(Filter("host", host=True))
+    terms = tuple(
+        _filter_term(random, one.name, number) for one in filters for number in range(random.choice((1, 2, 3, 5)))
+    )
+    return replace(ruleset, filters=tuple(filters), filter_terms=terms, policers=POLICERS if filters else ())
+
+
+def _filter_term(random: Random, name: str, number: int) -> FilterTerm:
+    """Most of them let pass what they match."""
+    action = random.choice((*(5 * (FilterAction.ACCEPT,)), FilterAction.DISCARD, FilterAction.REJECT))
+    accepts = action is FilterAction.ACCEPT
+    return FilterTerm(
+        f"{name}/t{number}",
+        name,
+        action,
+        _some(random, 0.2),
+        _some(random, 0.2),
+        _services(random),
+        dscp=frozenset(random.sample((0, *CODEPOINTS), 3)) if random.random() < 0.15 else frozenset(),
+        flags_set=random.choice((0, 0, 0, 0, 2, 16)),
+        flags_clear=random.choice((0, 0, 0, 0, 1, 4)),
+        fragment=random.choice((None, None, None, None, True, False)),
+        policer=random.choice(POLICERS).name if accepts and random.random() < 0.6 else None,
+        mark=random.choice(CODEPOINTS) if accepts and random.random() < 0.5 else None,
+    )

@@ -75,6 +75,25 @@ def test_vpp_hangs(request):
 
 
 @pytest.mark.vpp
+def test_vpp_runs_only_while_it_is_needed(request):
+    skip_unless_all(request)
+    need("vpp")
+    report = play("idle", "--engine", "vpp")
+    names = check_names(report)
+    wanted = [name for name in ALWAYS if name != "charon counts what the wire carried"]
+    wanted += ["no VPP runs before the first SA", "no packet in clear is lost when VPP comes and goes"]
+    assert missing(wanted, report) == []
+    for name in (
+        "VPP runs while the tunnel is up",
+        "VPP is stopped an idle time after the last SA",
+        "a stop is no loss",
+    ):
+        assert names.count(name) == 2
+    for when in ("when VPP comes", "when VPP comes again"):
+        assert len([name for name in names if name.startswith("no packet 10.") and name.endswith(when)]) == 2
+
+
+@pytest.mark.vpp
 def test_the_daemon_is_killed(request):
     skip_slow_machine(request)
     need("vpp")

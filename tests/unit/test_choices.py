@@ -165,7 +165,7 @@ async def test_plan_says_and_reload_does() -> None:
     assert world.reconciler.settings.choices == file.choices
     await world.show(established())
     assert world.empty()
-    assert await daemon.answer("plan") == {"changes": [], "operations": [], "observed": []}
+    assert await daemon.answer("plan") == {"changes": [], "operations": [], "observed": [], "vpp": ""}
 
 
 async def test_a_firewall_that_comes_or_goes_takes_a_restart_and_nothing_is_half_applied() -> None:
@@ -176,13 +176,18 @@ async def test_a_firewall_that_comes_or_goes_takes_a_restart_and_nothing_is_half
     assert world.reconciler.settings.choices == Choices()
 
 
-ANSWERS: dict[str, tuple[dict[str, list[str]], int, list[str]]] = {
-    "in sync": ({"changes": [], "operations": [], "observed": []}, 0, ["in sync"]),
-    "due": ({"changes": ["a"], "operations": ["b"], "observed": []}, 2, ["a", "b"]),
+ANSWERS: dict[str, tuple[dict[str, list[str] | str], int, list[str]]] = {
+    "in sync": ({"changes": [], "operations": [], "observed": [], "vpp": ""}, 0, ["in sync"]),
+    "due": ({"changes": ["a"], "operations": ["b"], "observed": [], "vpp": ""}, 2, ["a", "b"]),
     "observed": (
-        {"changes": [], "operations": [], "observed": ["c"]},
+        {"changes": [], "operations": [], "observed": ["c"], "vpp": ""},
         0,
         ["in sync", 'only observed, and done with mode = "accelerate" and canary = 100:', "  c"],
+    ),
+    "VPP": (
+        {"changes": [], "operations": [], "observed": [], "vpp": "runs while it is needed"},
+        0,
+        ["in sync", "VPP runs while it is needed"],
     ),
 }
 

@@ -13,7 +13,8 @@ from click.testing import CliRunner
 
 from ipsec_gw.cli.main import cli
 from ipsec_gw.config.load import load
-from ipsec_gw.config.model import EngineChoice
+from ipsec_gw.config.model import EngineChoice, GatewayConfig
+from ipsec_gw.config.problems import InvalidConfig
 from ipsec_gw.errors import ConfigError
 from ipsec_gw.model.sizes import inner_mtu
 from ipsec_gw.observe import control
@@ -138,3 +139,20 @@ def test_show_sas_fits_80_columns_and_json_is_the_same_model(monkeypatch: pytest
     assert max(map(len, table.output.splitlines())) <= 80
     as_json = CliRunner().invoke(cli, ["show", "sas", "--json"])
     assert json.loads(as_json.output) == {"sas": [SA_ROW]}
+
+
+def test_vpp_runs_while_it_is_needed_only_where_vpp_is_the_engine(tmp_path: Path) -> None:
+    file = tmp_path / "gw.toml"
+    file.write_text('[gateway]\nvpp = "needed"\nvpp_idle_seconds = 5.0\n')
+    gateway = load(file).gateway
+    assert gateway.starts_vpp
+    assert gateway.vpp_idle_seconds == 5.0
+    assert not GatewayConfig().starts_vpp
+    assert not gateway.model_copy(update={"engine": EngineChoice.SOFT}).starts_vpp
+    for engine in ("soft", "kernel"):
+        file.write_text(f'[gateway]\nvpp = "needed"\nengine = "{engine}"\n')
+        with pytest.raises(InvalidConfig, match=f'engine = "{engine}" and vpp = "needed" exclude each other'):
+            load(file)
+    file.write_text("[gateway]\nvpp_idle_seconds = 0.5\n")
+    with pytest.raises(InvalidConfig, match="vpp_idle_seconds"):
+        load(file)

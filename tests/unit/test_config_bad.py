@@ -44,4 +44,4 @@ def test_every_error_is_a_line_with_its_place_and_a_way_out(name: str, monkeypat
 
 
 def test_there_are_enough_bad_files() -> None:
-    assert len(NAMES) >= 40
+    assert len(NAMES) >= 60

@@ -42,10 +42,21 @@ def written(tmp_path: Path, text: str) -> Path:
 
 
 TOO_MANY_RULES = "".join(policy(number) for number in range(MAX_ROWS + 1))
+TOO_MANY_TERMS = "[filters.edge]\nhost = true\n" + "".join(
+    f'[[filters.edge.terms]]\nname = "t{number}"\n' for number in range(MAX_ROWS + 1)
+)
 TOO_MANY_PREFIXES = (
     f"[addresses]\nall = {json.dumps([host(2 * number) for number in range(MAX_PREFIXES // 2 + 1)])}\n"
     + policy(1, "all").replace("action", 'destination = "all"\naction')
 )
+
+
+def test_too_many_terms_of_filters_are_told_with_their_line(tmp_path: Path) -> None:
+    path = written(tmp_path, TOO_MANY_TERMS)
+    done = CliRunner().invoke(cli, ["--config", str(path), "check"])
+    assert done.exit_code == 2
+    place = f"{path}:{len(path.read_text().splitlines()) - 1}: filters.edge.terms.{MAX_ROWS + 1}: "
+    assert done.output.startswith(f"{place}filter term edge/t{MAX_ROWS}: the filter table has {MAX_ROWS + 1} rows")
 
 
 def test_a_table_that_is_too_small_is_told_with_its_line(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from ipsec_gw.config.problems import InvalidConfig, Refused
 from ipsec_gw.config.services import PREDEFINED
 from ipsec_gw.config.sets import resolution_order
 from ipsec_gw.config.summary import describe, service_text
+from ipsec_gw.model.filters import Colour, Filter, FilterAction, FilterTerm, Policer
 from ipsec_gw.model.firewall import (
     ANY_SERVICE,
     Action,
@@ -48,7 +49,7 @@ from ipsec_gw.model.firewall import (
     Translation,
 )
 from ipsec_gw.model.screens import Screens
-from xdp_steer import flow_layout
+from xdp_steer import filter_layout, flow_layout
 
 TESTS = Path(__file__).parent.parent
 EXAMPLES = TESTS.parent / "examples"
@@ -240,7 +241,8 @@ def test_the_edges() -> None:
 def test_screens() -> None:
     rules = ruleset(GOOD / "screens.toml")
     assert [zone.screen for zone in rules.zones] == ["outside", None]
-    outside, watched, counted, limited = rules.screens
+    outside, met, watched, counted, limited = rules.screens
+    assert met == Screens("met", syn_flood=500, syn_cookie=True)
     assert outside == Screens("outside", land=True, no_flag=True)
     assert watched == Screens("watched", ping_of_death=True, alarm_only=True)
     assert counted == Screens(
@@ -260,6 +262,7 @@ def test_screens() -> None:
     shown = describe(rules)["screens"]
     assert shown == [
         {"name": "outside", "action": "drop", "window": 1, "screens": ["land", "no flag"]},
+        {"name": "met", "action": "drop", "window": 1, "screens": ["syn flood 500", "syn cookie"]},
         {"name": "watched", "action": "alarm", "window": 1, "screens": ["ping of death"]},
         {
             "name": "counted",
@@ -293,8 +296,82 @@ def test_every_way_to_write_it() -> None:
     assert policy.sources == nets("10.0.0.0/24")
 
 
+def test_filters() -> None:
+    rules = ruleset(GOOD / "filters.toml")
+    assert rules.filters == (
+        Filter("edge", input=("eth0",), output=("eth1", "eth1.20")),
+        Filter("this-machine", host=True),
+    )
+    voice, begins, rest, ping, not_us, no = rules.filter_terms
+    assert voice == FilterTerm(
+        "edge/voice",
+        "edge",
+        sources=nets("192.0.2.0/25", "2001:db8:9::/64"),
+        services=(Service(17, (53, 53)), Service(6, (53, 53))),
+        dscp=frozenset({46, 5}),
+        policer="ten",
+        mark=34,
+        log=True,
+    )
+    discard = FilterAction.DISCARD
+    assert begins == FilterTerm("edge/begins", "edge", discard, flags_set=2, flags_clear=16, fragment=False)
+    assert rest == FilterTerm("edge/rest", "edge")
+    assert (ping.filter, ping.policer, no.action) == ("this-machine", "one-rate", FilterAction.REJECT)
+    there = [net for net in not_us.destinations if net.version == 4]
+    assert sum(net.num_addresses for net in there) == 2**32 - 1
+    assert not any(net.overlaps(nets("192.0.2.1")[0]) for net in there)
+    assert nets("::/0")[0] in not_us.destinations
+    ten, one_rate, two_rates = rules.policers
+    assert ten == Policer("ten", 10_000_000, 125_000)
+    fates = {"yellow": Colour.DISCARD, "red": 0, "aware": True}
+    assert one_rate == Policer("one-rate", 64_000, 1500, 3000, **fates)  # type: ignore[arg-type]
+    assert two_rates == Policer("two-rates", 10**9, 10**9, peak_rate=400 * 10**9, peak_burst=2000)
+
+
+def test_filters_in_words() -> None:
+    shown = describe(ruleset(GOOD / "filters.toml"))
+    assert shown["filters"] == [
+        {"name": "edge", "input": ["eth0"], "output": ["eth1", "eth1.20"], "host": False},
+        {"name": "this-machine", "input": [], "output": [], "host": True},
+    ]
+    voice, begins, rest, *_ = shown["filterTerms"]
+    match = ["source 192.0.2.0/25", "source 2001:db8:9::/64", "udp/53", "tcp/53", "dscp 5", "dscp ef"]
+    assert voice == {"name": "edge/voice", "match": match, "then": ["accept", "policer ten", "mark af41", "log"]}
+    assert begins == {"name": "edge/begins", "match": ["tcp flags syn !ack", "no fragments"], "then": ["discard"]}
+    assert rest == {"name": "edge/rest", "match": [], "then": ["accept"]}
+    assert shown["policers"] == [
+        {"name": "ten", "buckets": ["10M burst 125000"], "colours": ["red discard"]},
+        {
+            "name": "one-rate",
+            "buckets": ["64k burst 1500", "excess burst 3000"],
+            "colours": ["yellow discard", "red mark be", "aware"],
+        },
+        {
+            "name": "two-rates",
+            "buckets": ["1G burst 1000000000", "peak 400G burst 2000"],
+            "colours": ["yellow accept", "red discard"],
+        },
+    ]
+
+
+def test_filters_are_printed() -> None:
+    done = CliRunner().invoke(
+        cli, ["--config", str(GOOD / "filters.toml"), "check", "--file-only"], env={"COLUMNS": "120"}
+    )
+    assert done.exit_code == 0, done.output
+    for text in ("edge/voice", "policer ten", "tcp flags syn !ack", "400G burst 2000", "this-machine"):
+        assert text in done.output
+
+
 def test_every_good_file_is_tested() -> None:
-    assert {path.stem for path in GOOD.iterdir()} == {"edges", "minimal", "no-firewall", "quoting", "screens"}
+    assert {path.stem for path in GOOD.iterdir()} == {
+        "edges",
+        "filters",
+        "minimal",
+        "no-firewall",
+        "quoting",
+        "screens",
+    }
 
 
 ZONES = '[zones.wan]\ninterfaces = ["eth0"]\n[zones.lan]\ninterfaces = ["eth1"]\n'
@@ -402,6 +479,8 @@ def test_limits_are_those_of_the_datapath() -> None:
     assert limits.MAX_ZONES == flow_layout.MAX_ZONES - 1
     assert limits.MAX_INTERFACES == flow_layout.MAX_PORTS
     assert limits.MAX_POOLS == flow_layout.MAX_POOLS
+    assert limits.MAX_FILTERS == filter_layout.MAX_FILTERS - 1
+    assert limits.MAX_POLICERS == filter_layout.MAX_POLICERS
     assert limits.MAX_TERM_SERVICES == flow_layout.MAX_ROWS
 
 

@@ -11,7 +11,20 @@ import pytest
 from ipsec_gw.desired import Owner, desired
 from ipsec_gw.model.choices import Choices
 from ipsec_gw.model.ids import Direction, SaKey, TunnelId
-from ipsec_gw.model.objects import EngineSa, Guard, GuardKey, Lead, Selector, Steer, SteerKey, Tunnel, UdpEncap
+from ipsec_gw.model.objects import (
+    EngineSa,
+    Exempt,
+    ExemptKey,
+    Guard,
+    GuardKey,
+    Lead,
+    PortMatch,
+    Selector,
+    Steer,
+    SteerKey,
+    Tunnel,
+    UdpEncap,
+)
 from ipsec_gw.model.secret import Secret
 from ipsec_gw.model.snapshot import (
     AeadKey,
@@ -23,6 +36,7 @@ from ipsec_gw.model.snapshot import (
     Snapshot,
     Template,
 )
+from ipsec_gw.precedence import MAX_EXCEPTIONS
 from tests.support.world import (
     CANARY,
     HERE,
@@ -164,7 +178,9 @@ def test_engine_operator_and_path_have_their_say() -> None:
 
 
 POLICIES = {
-    "protocol or port": {"narrowed": True},
+    "limited to an interface": {"bound": True},
+    "do not tell apart": {"upper": 1, "source_port": PortMatch(8, 0xFFFF)},
+    "ports that are no range": {"upper": 17, "destination_port": PortMatch(1, 0x0001)},
     "mark or if_id": {"if_id": 7},
     "own end points": {"source": ip_network("10.0.0.0/24"), "destination": ip_network("10.0.0.0/24")},
 }
@@ -178,12 +194,74 @@ def test_policies_that_cannot_be_led_stay(expected: str) -> None:
     assert all(expected in v.reason for v in result.verdicts)
 
 
-def test_a_pass_policy_that_xfrm_tries_first_keeps_the_tunnel_in_the_kernel() -> None:
-    bypass = policy(0, destination=ip_network("192.168.2.64/26"), priority=100, templates=())
-    result = desired(OFFER, SETTINGS, established(policies=(policy(0x22), bypass)))
-    assert "another policy" in result.verdicts[0].reason
-    behind = replace(bypass, priority=999999)
-    assert TUNNEL in desired(OFFER, SETTINGS, established(policies=(policy(0x22), behind))).objects
+BYPASS = policy(0, destination=ip_network("192.168.2.64/26"), priority=100, templates=())
+
+
+def test_what_a_pass_policy_has_is_exempted_and_may_not_come_out_of_the_tunnel() -> None:
+    result = desired(OFFER, SETTINGS, established(policies=(policy(0x22), BYPASS)))
+    tunnel = result.objects[TUNNEL]
+    assert isinstance(tunnel, Tunnel)
+    assert tunnel.exceptions == (BYPASS.selector,)
+    assert result.objects[ExemptKey(BYPASS.selector)] == Exempt(ExemptKey(BYPASS.selector), unbound=True)
+    behind = replace(BYPASS, priority=999999)
+    without = desired(OFFER, SETTINGS, established(policies=(policy(0x22), behind)))
+    assert without.objects[TUNNEL].exceptions == ()
+    assert ExemptKey(BYPASS.selector) not in without.objects
+
+
+EXCEPTIONS = {
+    "a protocol and a port": ({"upper": 17, "destination_port": PortMatch(53, 0xFFFF)}, True),
+    "drop": ({"allow": False}, True),
+    "all of it": ({"destination": THERE}, True),
+    "elsewhere": ({"destination": ip_network("192.168.3.0/24")}, None),
+    "in a route-based tunnel": ({"if_id": 7}, None),
+    "a kind of ICMP": ({"upper": 1, "source_port": PortMatch(8, 0xFFFF)}, False),
+    "for marked packets": ({"mark": (1, 1)}, False),
+    "for an interface": ({"bound": True}, False),
+}
+
+
+@pytest.mark.parametrize("case", EXCEPTIONS)
+def test_exceptions_are_what_a_routing_rule_can_find(case: str) -> None:
+    changes, excepted = EXCEPTIONS[case]
+    other = replace(BYPASS, **changes)
+    result = desired(OFFER, SETTINGS, established(policies=(policy(0x22), other)))
+    if excepted is False:
+        assert result.objects == {}
+        assert all("another policy" in v.reason for v in result.verdicts)
+    else:
+        assert result.objects[TUNNEL].exceptions == ((other.selector,) if excepted else ())
+
+
+def test_a_tunnel_with_very_many_exceptions_stays_in_the_kernel() -> None:
+    many = [replace(BYPASS, destination=ip_network(f"192.168.2.{n}/32")) for n in range(MAX_EXCEPTIONS + 1)]
+    fine = desired(OFFER, SETTINGS, established(policies=(policy(0x22), *many[1:])))
+    assert len(fine.objects[TUNNEL].exceptions) == MAX_EXCEPTIONS
+    result = desired(OFFER, SETTINGS, established(policies=(policy(0x22), *many)))
+    assert all("65 parts" in v.reason for v in result.verdicts)
+
+
+def test_an_exception_that_a_second_policy_of_the_tunnel_goes_before_keeps_it_in_the_kernel() -> None:
+    first = policy(0x22, priority=50, destination=ip_network("192.168.2.64/28"))
+    result = desired(OFFER, SETTINGS, established(policies=(policy(0x22), first, BYPASS)))
+    assert all("another policy" in v.reason for v in result.verdicts)
+
+
+def test_a_selector_of_a_port_is_led_by_it() -> None:
+    narrow = policy(0x22, upper=17, destination_port=PortMatch(5000, 0xFFFF))
+    result = desired(OFFER, SETTINGS, established(policies=(narrow,)))
+    assert result.objects[TUNNEL].selectors == (narrow.selector,)
+    assert isinstance(result.objects[narrow.selector], Lead)
+
+
+def test_ipv6_is_not_told_apart_by_protocol() -> None:
+    """Extension headers and fragments stand before it."""
+    narrow = policy(0x22, source=HERE6, destination=THERE6, upper=17)
+    result = desired(OFFER, SETTINGS, established(policies=(narrow,)))
+    assert all("not looked for in IPv6" in v.reason for v in result.verdicts)
+    exception = policy(0, source=HERE6, destination=THERE6, priority=1, upper=6, templates=())
+    state = established(policies=(policy(0x22, source=HERE6, destination=THERE6), exception))
+    assert all("another policy" in v.reason for v in desired(OFFER, SETTINGS, state).verdicts)
 
 
 PEER2 = ip_address("10.0.0.3")
@@ -213,6 +291,69 @@ def test_of_two_tunnels_for_the_same_packets_the_one_that_xfrm_takes_is_accelera
     result = desired(OFFER, SETTINGS, beside())
     assert TUNNEL in result.objects
     assert SECOND not in result.objects
+    assert all("another policy" in v.reason for v in result.verdicts if v.sa.reqid == 2)
+
+
+INSIDE = {"priority": 1, "destination": ip_network("192.168.2.64/26")}
+
+
+def test_a_tunnel_inside_another_is_told_apart_and_both_are_accelerated() -> None:
+    result = desired(OFFER, SETTINGS, beside(**INSIDE))
+    assert result.objects[TUNNEL].exceptions == result.objects[SECOND].selectors
+    assert result.objects[SECOND].exceptions == ()
+    assert ExemptKey(result.objects[SECOND].selectors[0]) not in result.objects, "it is led itself"
+    assert {v.owner for v in result.verdicts} == {Owner.ENGINE}
+
+
+@pytest.mark.parametrize("algorithm", ["cbc(aes)", None], ids=["in the kernel", "not up yet"])
+def test_a_tunnel_inside_another_that_is_not_led_itself_is_exempted(algorithm: str | None) -> None:
+    state = beside(**INSIDE)
+    if algorithm:
+        sas = tuple(replace(one, aead=None, algorithm=algorithm) if one.reqid == 2 else one for one in state.sas)
+    else:
+        sas = tuple(one for one in state.sas if one.reqid != 2)
+    policies = [
+        p if algorithm or p.priority != 1 else replace(p, templates=(replace(p.templates[0], spi=0),))
+        for p in state.policies
+    ]
+    result = desired(OFFER, SETTINGS, replace(state, sas=sas, policies=tuple(policies)))
+    assert [ExemptKey(one) in result.objects for one in result.objects[TUNNEL].exceptions] == [True]
+
+
+CONFUSING = {
+    "by port": {**INSIDE, "upper": 17},
+    "crossing": {**INSIDE, "source": ip_network("192.168.0.0/16")},
+    "the same": {"priority": 1},
+    "around it": {"priority": 1, "destination": ip_network("192.168.0.0/16")},
+}
+
+
+@pytest.mark.parametrize("trap", [False, True], ids=["up", "a trap"])
+@pytest.mark.parametrize("case", CONFUSING)
+def test_of_tunnels_that_no_engine_tells_apart_the_one_that_xfrm_tries_later_stays(case: str, trap: bool) -> None:
+    """Also while the first is not up: its coming and going must not move the other one."""
+    state = beside(**CONFUSING[case])
+    if trap:
+        state = replace(
+            state,
+            sas=tuple(one for one in state.sas if one.reqid != 2),
+            policies=tuple(
+                replace(p, templates=tuple(replace(t, spi=0) for t in p.templates)) if p.priority == 1 else p
+                for p in state.policies
+            ),
+        )
+    result = desired(OFFER, SETTINGS, state)
+    assert TUNNEL not in result.objects
+    assert (SECOND in result.objects) is not trap
+    assert all("another policy" in v.reason for v in result.verdicts if v.sa.reqid == 1)
+
+
+def test_selectors_for_other_ports_do_not_meet_but_no_engine_tells_them_apart() -> None:
+    """XFRM has no order between them; the one that comes first is accelerated."""
+    state = beside()
+    udp, tcp = replace(state.policies[0], upper=17), replace(state.policies[1], upper=6)
+    result = desired(OFFER, SETTINGS, replace(state, policies=(udp, tcp)))
+    assert TUNNEL in result.objects
     assert all("another policy" in v.reason for v in result.verdicts if v.sa.reqid == 2)
 
 

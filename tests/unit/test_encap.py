@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address, ip_network
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from ipsec_gw.errors import EngineError
 from ipsec_gw.model.ids import IpNetwork
-from ipsec_gw.model.objects import Selector
+from ipsec_gw.model.objects import PortMatch, Selector
 from vpp_conf.descriptors.route import ENCAP_TABLE, SHARED_TABLES, Route
 from vpp_conf.encap import EncapMap
 
@@ -23,7 +24,7 @@ def selector(source: str, destination: str) -> Selector:
 
 def lookup(routes: dict[tuple[int, IpNetwork], Route], table: int, address: IPv4Address) -> Route | None:
     """Longest prefix first, as VPP does."""
-    for length in (32, 24, 23, 22, 21, 0):
+    for length in (32, 24, 23, 22, 21, 16, 8, 0):
         found = routes.get((table, ip_network((int(address) >> 32 - length << 32 - length, length))))
         if found is not None:
             return found
@@ -41,6 +42,16 @@ def decide(routes: dict[tuple[int, IpNetwork], Route], source: IPv4Address, dest
     return found.sw_if_index if found else None
 
 
+def inside(one: Selector, other: Selector) -> bool:
+    return one.source.subnet_of(other.source) and one.destination.subnet_of(other.destination)
+
+
+def confused(one: Selector, other: Selector) -> bool:
+    """They have packets in common, and neither is a part of the other."""
+    meet = one.source.overlaps(other.source) and one.destination.overlaps(other.destination)
+    return meet and (one == other or not (inside(one, other) or inside(other, one)))
+
+
 @st.composite
 def networks(draw: st.DrawFn) -> IpNetwork:
     """Few addresses and many lengths, so that most of them contain each other."""
@@ -50,18 +61,14 @@ def networks(draw: st.DrawFn) -> IpNetwork:
 
 @st.composite
 def steps(draw: st.DrawFn) -> list[tuple[int, frozenset[Selector]]]:
-    """Tunnels that come, change and go; a selector that has packets of another tunnel is left out, as in life."""
+    """Tunnels that come, change and go; a selector that is confused with another tunnel's is left out, as in life."""
     standing: Tunnels = {}
     made = []
     for _ in range(draw(st.integers(1, 12))):
         interface = draw(st.integers(1, 5))
         others = [one for key, held in standing.items() if key != interface for one in held]
         wanted = [Selector(draw(networks()), draw(networks())) for _ in range(draw(st.integers(0, 3)))]
-        fit = frozenset(
-            one
-            for one in wanted
-            if not any(one.source.overlaps(o.source) and one.destination.overlaps(o.destination) for o in others)
-        )
+        fit = frozenset(one for one in wanted if not any(confused(one, other) for other in others))
         standing[interface] = fit
         made.append((interface, fit))
     return made
@@ -82,15 +89,18 @@ def test_the_fib_decides_as_the_selectors_do(life: list[tuple[int, frozenset[Sel
         note(f"{interface}: {[str(one) for one in wanted]}")
         for source in ADDRESSES:
             for destination in ADDRESSES:
-                owners = {
-                    key
+                owners = [
+                    (one, key)
                     for key, held in standing.items()
-                    if any(source in one.source and destination in one.destination for one in held)
+                    for one in held
+                    if source in one.source and destination in one.destination
+                ]
+                innermost = {
+                    key for one, key in owners if not any(other != one and inside(other, one) for other, _ in owners)
                 }
-                assert len(owners) < 2
-                led = decide(routes, source, destination)
+                assert len(innermost) < 2
                 if owners:
-                    assert led in owners
+                    assert decide(routes, source, destination) in innermost
         for key in (1, 2, 3, 4, 5):
             assert encap.selectors(key) == standing.get(key, frozenset())
 
@@ -119,11 +129,7 @@ def test_changes_leave_what_a_fresh_start_would_make_and_can_be_undone(
         assert len(set(tables.values())) == len(tables), "no two destinations share a table"
         assert EncapMap({key: held for key, held in standing.items() if held}, tables).all_routes() == after
         rival = Selector(ip_network("10.0.0.0/22"), ip_network("10.0.0.0/22"))
-        owners = {
-            key
-            for key, held in standing.items()
-            if any(one.source.overlaps(rival.source) and one.destination.overlaps(rival.destination) for one in held)
-        }
+        owners = {key for key, held in standing.items() if any(confused(one, rival) for one in held)}
         for key in (1, 2, None):
             found = encap.conflict(key, [rival])
             assert (found is None) is not bool(owners - {key})
@@ -144,8 +150,37 @@ def test_both_families_have_their_own_wide_selector() -> None:
     encap.put(3, frozenset({selector("fd01::/64", "2001:db8::/32")}))
     tables = {route.by_source for group in encap.all_routes().values() for route in group} - {None}
     assert len(tables) == 2
-    assert encap.conflict(None, [selector("fd00::/65", "2001:db8::/32")]) is not None
+    assert encap.conflict(None, [selector("::/0", "2001:db8::/32")]) is not None
     assert encap.conflict(None, [selector("fd02::/65", "2001:db8::/32")]) is None
+    assert encap.conflict(None, [selector("fd00::/65", "2001:db8::/32")]) is None, "inside the first"
+
+
+def test_what_lies_inside_a_tunnels_selector_goes_its_own_way() -> None:
+    encap = EncapMap({1: frozenset({selector("10.0.0.0/8", "10.0.0.0/8")})})
+    encap.put(2, frozenset({selector("10.1.0.0/16", "10.2.0.0/16")}))
+    encap.put(3, frozenset({selector("10.0.0.0/8", "10.3.0.0/16")}))
+    routes = routes_of(encap)
+    ways = {("10.1.0.1", "10.2.0.1"): 2, ("10.9.0.1", "10.2.0.1"): 1, ("10.1.0.1", "10.3.0.1"): 3}
+    ways[("10.1.0.1", "10.4.0.1")] = 1
+    for (source, destination), interface in ways.items():
+        assert decide(routes, IPv4Address(source), IPv4Address(destination)) == interface
+
+
+def test_narrower_on_one_side_and_wider_on_the_other_is_a_conflict() -> None:
+    encap = EncapMap({1: frozenset({selector("10.1.0.0/16", "10.2.0.0/16")})})
+    for crossing in (selector("10.1.2.0/24", "0.0.0.0/0"), selector("0.0.0.0/0", "10.2.3.0/24")):
+        assert encap.conflict(None, [crossing]) == (crossing, 1)
+    assert encap.conflict(None, [selector("10.1.0.0/16", "10.2.0.0/16")]) is not None
+
+
+def test_ports_are_not_looked_at() -> None:
+    one = Selector(ip_network("10.1.0.0/16"), ip_network("10.2.0.0/16"), 17, PortMatch(7, 0xFFFF))
+    encap = EncapMap()
+    encap.put(1, frozenset({one, replace(one, protocol=6)}))
+    assert encap.selectors(1) == {one.networks}
+    assert encap.conflict(None, [replace(one, protocol=1)]) is not None
+    encap.put(1, frozenset({one}))
+    assert encap.all_routes().keys() == {one.destination}
 
 
 def test_more_shared_destinations_than_tables_are_refused_and_nothing_changes() -> None:

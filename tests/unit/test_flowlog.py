@@ -1,4 +1,4 @@
-"""The flow log and `show sessions`: what is said, and that nothing said breaks a line or a table."""
+"""The flow log: what is said, and that nothing said breaks a line."""
 
 from __future__ import annotations
 
@@ -6,46 +6,19 @@ import ctypes
 import json
 import re
 from dataclasses import replace
-from ipaddress import ip_address
-from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipsec_gw.cli import sessions as cli
-from ipsec_gw.cli.main import Options
-from ipsec_gw.errors import ConfigError
-from ipsec_gw.firewall.ageing import SECOND, Close, CloseReason, Counts
-from ipsec_gw.observe import control
+from ipsec_gw.firewall.ageing import SECOND, Close, CloseReason
 from ipsec_gw.observe.flowlog import Decoder, Kind, name_of, structured, to_json
-from ipsec_gw.observe.sessions import EndView, Query, sessions_view
+from tests.unit.flow_kit import BECAME, BOOT, DECODER, FLOW, SESSION
 from xdp_steer.events import Event
 from xdp_steer.flow_layout import EventKind, EventLeaf, SessionFlag, State
 from xdp_steer.reasons import Reason
-from xdp_steer.sessions import Flow, Session, Traffic
+from xdp_steer.sessions import Traffic
 
-BOOT = 1_700_000_000 * SECOND
-"""Of the wall clock when the monotonic one was 0: 2023-11-14T22:13:20Z."""
-FLOW = Flow(ip_address("10.0.0.1"), ip_address("192.0.2.80"), 40000, 443, 6, 1)
-BECAME = Flow(ip_address("198.51.100.1"), ip_address("192.0.2.80"), 2000, 443, 6, 2)
-DECODER = Decoder(zones={1: "trust", 2: "untrust"}, rules={7: "web", 8: "out"}.get, offset_ns=BOOT)
-SESSION = Session(
-    id=12,
-    flow=FLOW,
-    translated=BECAME,
-    state=State.TIME_WAIT,
-    timeout=120,
-    created_ns=10 * SECOND,
-    last_seen_ns=30 * SECOND,
-    forward=Traffic(5, 500),
-    reverse=Traffic(4, 4000),
-    rule=7,
-    snat_rule=8,
-    dnat_rule=0,
-    flags=SessionFlag.LOG_CLOSE | SessionFlag.NAT,
-)
 CLOSE = Close(SESSION, CloseReason.TCP_FIN, 152 * SECOND + SECOND // 2)
 OPEN = Event(EventKind.OPEN, 5 * SECOND, 12, FLOW, BECAME, 7, 0)
 
@@ -211,124 +184,3 @@ def test_duration_and_flag_of_a_close() -> None:
     assert CLOSE.logged
     assert not replace(CLOSE, session=replace(SESSION, flags=SessionFlag.NAT)).logged
     assert replace(CLOSE, ended_ns=0).duration_ns == 0
-
-
-class Table:
-    """What the view needs of a session table."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.asked: object = None
-
-    def sessions(self, chosen: object):
-        self.asked = chosen
-        return iter([replace(SESSION, id=number) for number in range(self.count)])
-
-
-COUNTS = Counts(3, 10, {State.TIME_WAIT: 3}, {1: 2, 0: 1})
-ZONES = {"self": 0, "trust": 1, "untrust": 2}
-
-
-def view(query: Query, count: int = 3, table: Table | None = None) -> dict:
-    return sessions_view(table or Table(count), COUNTS, query, DECODER, ZONES, 40 * SECOND).to_json()
-
-
-def test_the_view() -> None:
-    answer = view(Query())
-    assert (answer["total"], answer["maximum"], answer["utilisation"], answer["more"]) == (3, 10, 30.0, False)
-    assert (answer["byState"], answer["byZone"]) == ({"time-wait": 3}, {"trust": 2, "self": 1})
-    first = answer["sessions"][0]
-    assert first["natSource"] == {"address": "198.51.100.1", "port": 2000}
-    assert first["natDestination"] is None
-    assert (first["idle"], first["timeout"], first["age"], first["policy"]) == (10.0, 120, 30.0, "web")
-
-
-def test_the_view_stops_at_its_limit() -> None:
-    assert view(Query(limit=2))["more"]
-    assert len(view(Query(limit=2))["sessions"]) == 2
-    assert not view(Query(limit=3))["more"]
-
-
-def test_limit_zero_reads_no_sessions() -> None:
-    table = Table(3)
-    answer = view(Query(limit=0), table=table)
-    assert (answer["sessions"], answer["total"], table.asked) == ((), 3, None)
-
-
-def test_the_filter_of_a_question() -> None:
-    table = Table(0)
-    view(Query(zone="untrust", prefix="192.0.2.7/24", port=443, protocol=6), table=table)
-    assert (table.asked.zone, str(table.asked.prefix), table.asked.port, table.asked.protocol) == (
-        2,
-        "192.0.2.0/24",
-        443,
-        6,
-    )
-
-
-@pytest.mark.parametrize(
-    ("query", "said"),
-    [
-        (Query(zone="dmz"), "no zone 'dmz' - there are self, trust"),
-        (Query(prefix="10.0.0.0/40"), "10.0.0.0/40"),
-    ],
-)
-def test_a_question_about_nothing(query: Query, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
-        view(query)
-
-
-def test_questions_come_back_from_their_line() -> None:
-    query = Query("trust", "10.0.0.0/8", 53, 17, 5)
-    assert Query.parse(query.question()) == query
-    assert Query.parse("sessions") == Query()
-    for bad in ("sessions {", 'sessions {"zome": 1}', "sessions [1]"):
-        with pytest.raises(ConfigError, match="ask with this version"):
-            Query.parse(bad)
-
-
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[Query]:
-    """The daemon's part, without its socket."""
-    questions: list[Query] = []
-
-    def ask(_run_dir: Path, question: str):
-        questions.append(Query.parse(question))
-        return json.loads(json.dumps(view(questions[-1])))
-
-    monkeypatch.setattr(control, "ask", ask)
-    return questions
-
-
-def run(*arguments: str):
-    options = Options(None, Path("/nowhere"), Path("/nowhere"))
-    return CliRunner().invoke(cli.sessions, list(arguments), obj=options, env={"COLUMNS": "120"})
-
-
-def test_the_table(asked: list[Query]) -> None:
-    result = run("--zone", "trust", "--protocol", "TCP")
-    assert result.exit_code == 0, result.output
-    assert asked == [Query(zone="trust", protocol=6)]
-    assert "3 of 10 sessions (30.0 %)" in result.output
-    joined = re.sub(r"\s+", " ", result.output)
-    assert "trust > untrust" in joined
-    assert "110 s 5/4 500 bytes/4.0 kB" in joined
-
-
-def test_json_is_the_answer(asked: list[Query]) -> None:
-    result = run("--json", "--limit", "1")
-    assert json.loads(result.output)["more"] is True
-    assert len(json.loads(result.output)["sessions"]) == 1
-
-
-@pytest.mark.parametrize("protocol", ["256", "-1", "ipx", "6.0"])
-def test_a_protocol_that_is_none(protocol: str, asked: list[Query]) -> None:
-    result = run("--protocol", protocol)
-    assert result.exit_code == 2
-    assert "is no protocol" in result.output
-    assert asked == []
-
-
-def test_ends_are_written_as_in_urls() -> None:
-    ends = [EndView("2001:db8::1", 443), EndView("10.0.0.1", 53), EndView("2001:db8::1", 0)]
-    assert [str(end) for end in ends] == ["[2001:db8::1]:443", "10.0.0.1:53", "2001:db8::1"]

@@ -168,6 +168,6 @@ async def test_a_firewall_has_no_baseline(places):
 def test_scenarios_are_found_by_name():
     assert [part.needs_esp for part in find("firewall").parts] == [False, True]
     assert [part.needs_esp for part in find("junk").parts] == [False]
-    known = "site-to-site, ipv6, nat-t, roadwarriors, firewall, failover, hang, daemon-kill, chaos, hitless, junk"
+    known = "site-to-site, ipv6, nat-t, roadwarriors, matrix, rekey-storm, firewall, failover, hang, idle, daemon-kill"
     with pytest.raises(IpsecGwError, match=f"known: {known}"):
         find("no-such")

@@ -7,7 +7,8 @@ from ipaddress import IPv4Address, IPv6Address, ip_network
 
 import pytest
 
-from ipsec_gw.model.snapshot import Mode, PolicyDirection, PortMatch, Template, XfrmPolicy
+from ipsec_gw.model.objects import PortMatch
+from ipsec_gw.model.snapshot import Mode, PolicyDirection, Template, XfrmPolicy
 from xdp_steer.compile.tunnels import tunnel_lists
 from xdp_steer.flow_layout import MAX_TUNNELS_OF_NET, TunnelAction, TunnelSide
 

@@ -81,7 +81,7 @@ def test_what_must_hold_of_the_units(installation: Installation) -> None:
     lines = {unit: set(text.splitlines()) for unit, text in texts.items()}
     for unit in UNITS:
         assert texts[unit].startswith(MARKER)
-        assert {"LimitCORE=0", "LimitMEMLOCK=infinity", "KillMode=mixed"} <= lines[unit]
+        assert {"LimitCORE=1", "LimitMEMLOCK=infinity", "KillMode=mixed"} <= lines[unit]
         named = {line.partition("=")[0] for line in lines[unit]}
         assert not named & {"RuntimeDirectory", "PrivateNetwork", "PrivateTmp", "PrivateMounts", "MemoryMax"}
         assert not any(name.startswith(("Protect", "ReadOnly", "SystemCall", "MemoryDeny")) for name in named)
@@ -120,7 +120,7 @@ def test_the_commands_that_the_units_start_exist() -> None:
 
 def test_every_need_is_an_option_of_the_unit() -> None:
     """All needs differ from their defaults, and `vpp run` reads the words back as the same needs."""
-    odd = Needs(1, 2, 3, ("a",), 1400, 0, 4, False)
+    odd = Needs(1, 2, 3, ("a",), 1400, 0, 4, False, "monitor")
     default = Needs()
     assert all(getattr(odd, name) != getattr(default, name) for name in Needs.__dataclass_fields__)
     for command in ("run", "prepare"):
@@ -206,6 +206,22 @@ def test_the_packaged_unit_of_vpp_is_disabled_first(tmp_path: Path) -> None:
     lines = call(tmp_path, "install").stdout.splitlines()[-2:]
     systemctl = f"systemctl --root={tmp_path}"
     assert lines == [f"now: {systemctl} disable vpp.service", f"     {systemctl} enable {VPP_UNIT}"]
+
+
+def test_a_vpp_that_the_daemon_starts_is_not_enabled(tmp_path: Path) -> None:
+    config = tmp_path / "etc/ipsec-gw/ipsec-gw.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text('[gateway]\nvpp = "needed"\n')
+    enable(tmp_path, VPP_UNIT)
+    said = call(tmp_path, "install").stdout.splitlines()
+    systemctl = f"systemctl --root={tmp_path}"
+    assert [line.removeprefix("now:").strip() for line in said[2:]] == [
+        f"{systemctl} disable {VPP_UNIT}",
+        f"{systemctl} enable {DAEMON_UNIT}",
+    ]
+    config.write_text("[gateway]\n")
+    said = call(tmp_path, "install").stdout.splitlines()
+    assert [line.removeprefix("now:").strip() for line in said[2:]] == [f"{systemctl} enable {DAEMON_UNIT}"]
 
 
 def test_on_this_machine_systemd_is_told_and_what_runs_is_restarted(

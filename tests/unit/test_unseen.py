@@ -22,7 +22,7 @@ WAN = frozenset({"eth0"})
 
 def test_the_names_and_numbers_are_those_of_the_data_path() -> None:
     assert uplink.KERNEL_END == KERNEL_END
-    assert range(lead._RETURN_RULE, lead._AFTER_RULE + 1) == OUR_RULES
+    assert range(lead._EXEMPT_RULE, lead._AFTER_RULE + 1) == OUR_RULES
     assert f"ip6 {bypass.TABLE.name}" == OUR_TABLE
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ipsec_gw.cli.main import cli
-from ipsec_gw.errors import ConfigError, EngineUnavailable, EnvironmentMissing, IpsecGwError
+from ipsec_gw.errors import ConfigError, EngineError, EngineUnavailable, EnvironmentMissing, IpsecGwError
 from tests.support.machines import unpack_machine
 from vpp_conf import lifecycle
 from vpp_conf.lifecycle import VppStatus
@@ -147,6 +148,44 @@ def test_starts_take_needs_and_the_operators_own_settings(
     assert "not compared with its plan" in result.stderr
 
 
+def test_a_restart_takes_the_options_of_the_last_start_but_those_it_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Needs, DropIn | None]] = []
+
+    def started(run_dir: Path, *, needs: Needs, drop_in: DropIn | None, tuning: Tuning | None) -> VppStatus:
+        seen.append((needs, drop_in))
+        return VppStatus(True, True, 7, "vpp v26.06", run_dir, 1.0)
+
+    def call(*words: str) -> Result:
+        return CliRunner().invoke(cli, ["--run-dir", str(tmp_path / "run"), "vpp", *words])
+
+    monkeypatch.setattr(lifecycle, "up", started)
+    monkeypatch.setattr(lifecycle, "restart", started)
+    own = tmp_path / "own.conf"
+    own.write_text("x")
+    monkeypatch.chdir(tmp_path)
+    options = ("--sas", "9", "--interface", "a", "--interface", "b", "--no-qat", "--drop-in", "own.conf")
+    assert call("restart").exit_code == 0
+    assert seen.pop() == (Needs(), None), "nothing was started before"
+    assert call("up", *options).exit_code == 0
+    first = (Needs(sas=9, interfaces=("a", "b"), qat=False), DropIn(str(own), "x"))
+    assert seen.pop()[0] == first[0]
+    monkeypatch.chdir("/")
+    assert call("restart").exit_code == 0
+    assert seen.pop() == first
+    assert call("restart", "--sas", "4096", "--workers", "1").exit_code == 0
+    changed = (replace(first[0], sas=4096, workers=1), first[1])
+    assert seen.pop() == changed, "a default that is given counts as well"
+    assert call("restart").exit_code == 0
+    assert seen.pop() == changed
+    VppPaths(tmp_path / "run").options.write_text("[]")
+    result = call("restart")
+    assert isinstance(result.exception, EngineError)
+    assert "options.json does not tell" in str(result.exception)
+    assert not seen
+
+
 @pytest.mark.parametrize(
     ("error", "untouched"),
     [
@@ -196,7 +235,8 @@ def test_the_status_of_a_vpp_without_its_plan_is_still_told(
         VppPaths(tmp_path).plan.write_text(content)
     result = CliRunner().invoke(cli, ["--run-dir", str(tmp_path), "vpp", "status", "--json"])
     assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout) == {"running": True, "answering": True, "version": "vpp v26.06", "checks": []}
+    state = {"running": True, "answering": True, "version": "vpp v26.06", "checks": [], "evidence": None}
+    assert json.loads(result.stdout) == state
     assert "plan.json cannot be read" in result.stderr
 
 

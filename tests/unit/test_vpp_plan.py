@@ -11,7 +11,7 @@ from vpp_conf.startup.machine import Kernel, Limits, Machine, VppOffer
 from vpp_conf.startup.plan import plan_startup
 from vpp_conf.startup.plan_buffers import allocation, largest_mtu, pages_for
 from vpp_conf.startup.syntax import TESTED, complete_offer
-from vpp_conf.startup.values import Finding, Needs, PlanRefused, Severity, StartupPlan
+from vpp_conf.startup.values import Finding, Needs, PlanRefused, RxMode, Severity, StartupPlan
 
 MEGABYTE = 1 << 20
 
@@ -352,6 +352,34 @@ def test_settings_of_the_kernel() -> None:
     assert (mappings.now, mappings.wanted) == (1024, 65530)
     huge = settings["sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages"]
     assert huge.command == f"echo {huge.wanted} > /{huge.path}"
+
+
+def test_only_isolated_cores_poll(small: Machine, xeon: Machine, two_sockets: Machine) -> None:
+    assert plan_startup(xeon).rx_mode is RxMode.POLLING
+    shared = replace(xeon, isolated=frozenset())
+    assert plan_startup(shared).workers
+    assert plan_startup(shared).rx_mode is RxMode.INTERRUPT
+    partly = replace(xeon, isolated=frozenset({2, 3, 34, 35}))
+    assert plan_startup(partly, Needs(workers=4)).rx_mode is RxMode.INTERRUPT, "one of four shares its core"
+    assert plan_startup(small).rx_mode is RxMode.INTERRUPT
+    for machine in (small, xeon, shared):
+        plan = plan_startup(machine)
+        assert not (plan.rx_mode is RxMode.POLLING and plan.poll_sleep_usec)
+
+
+def test_sockets_are_for_root_and_the_counters_for_a_group_that_is_there(small: Machine) -> None:
+    assert {one.permissions for one in plan_startup(small).sockets} == {"0600 root"}
+    with pytest.raises(PlanRefused, match=r"there is no group monitor .*groupadd --system monitor"):
+        plan_startup(small, Needs(stats_group="monitor"))
+    known = replace(small, groups=frozenset({"root", "monitor"}))
+    plan = plan_startup(known, Needs(stats_group="monitor"))
+    assert {one.name: one.permissions for one in plan.sockets} == {
+        "api.sock": "0600 root",
+        "cli.sock": "0600 root",
+        "stats.sock": "0660 monitor",
+    }
+    values = {number.name: number.value for number in plan.numbers}
+    assert (values["socket api.sock"], values["socket stats.sock"]) == ("0600 root", "0660 monitor")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -8,9 +8,11 @@ import pytest
 
 from tests.support.machines import probe
 from vpp_conf.reality import parse_buffers, parse_engines, parse_plugins
+from vpp_conf.show_text import parse_assigned, parse_buffer_page, parse_heap_page, parse_zero_copy
 from vpp_conf.startup.expectation import (
     Expectation,
     Observation,
+    Sockets,
     compare,
     expect,
     expectation_from_json,
@@ -37,6 +39,44 @@ default-numa-1         1     1   2304     2048    8000    8000      0       0
 """
 
 
+MEMORY = """
+StartAddr          size   FD PageSz  Pages Numa0 NotPop Name
+00007f9f229ee000   512m          2M 131072 44416  86656 main heap
+00007f9f207ea000    32m    5     4K   8192   157   8035 stat segment
+"""
+
+PHYSMEM = """ used-pages 23 reserved-pages 8192 default-page-size 2M lookup-page-size 4K
+   arena 'buffers-numa-0' pages 23 subpage-size 2M numa-node 0 shared fd 6
+   arena 'buffers-numa-1' pages 23 subpage-size 4K numa-node 1 shared fd 7
+"""
+
+HARDWARE = """              Name                Idx   Link  Hardware
+local0                             0    down  local0
+  Link speed: unknown
+  local
+xdp-eno1                           1     up   xdp-eno1
+  Link speed: unknown
+  RX Queues:
+    queue thread         mode
+    0     vpp_wk_0 (1)   polling
+  Ethernet address 3c:fd:fe:a0:00:01
+  netdev eno1
+    flags: initialized admin-up link-up zero-copy
+xdp-ipsecgw-vp                     2     up   xdp-ipsecgw-vp
+  Link speed: unknown
+  netdev ipsecgw-vp
+    flags: initialized admin-up link-up
+"""
+
+ASSIGNMENT = """No.  Name                     Queue-id  Assigned-to
+0    0000:6b:00.1_qat_sym     0         1 (vpp_wk_0)
+1    0000:6b:00.1_qat_sym     1         2 (vpp_wk_1)
+2    0000:6b:00.2_qat_sym     0         free
+Cryptodev Data Path API used: RAW Data Path API
+"""
+"""As ``plugins/dpdk/cryptodev/cli.c`` prints it: no QAT was at hand."""
+
+
 @pytest.fixture
 def planned() -> Expectation:
     return expect(plan_startup(probe("xeon-one-socket-qat")), frozenset())
@@ -51,6 +91,15 @@ def as_planned(planned: Expectation) -> Observation:
         plugins=frozenset(planned.plugins) | {"other_plugin.so"},
         buffers=planned.buffers + 17,
         data_bytes=planned.data_bytes,
+        buffer_page=planned.buffer_page,
+        heap_page=planned.heap_page,
+        queue_pairs=planned.queue_pairs,
+        online=frozenset(range(64)),
+        interfaces={
+            name: Sockets(one.queues, frozenset({"polling"}), one.zero_copy) for name, one in planned.interfaces.items()
+        },
+        sockets={one.name: one.permissions for one in planned.sockets},
+        dumps=False,
     )
 
 
@@ -88,8 +137,26 @@ def test_everything_that_differs_is_found(planned: Expectation) -> None:
         plugins=frozenset({"af_xdp_plugin.so"}),
         buffers=planned.buffers - 1,
         data_bytes=1024,
+        buffer_page="4K",
+        heap_page="4K",
+        queue_pairs=planned.queue_pairs - 1,
+        interfaces={
+            "eno1": Sockets(8, frozenset({"interrupt"}), zero_copy=False),
+            "ipsecgw-vp": Sockets(3, frozenset({"polling"}), zero_copy=False),
+            "wan9": Sockets(1, frozenset({"polling", "interrupt"}), zero_copy=True),
+        },
+        sockets={"api.sock": "0775 root", "stats.sock": "0600 root"},
+        dumps=True,
     )
     assert differing(planned, actual) == {
+        "buffers page-size": "4K",
+        "memory main-heap-page-size": "4K",
+        "dpdk queue pairs": "7 in use",
+        "af_xdp eno1": "8 queues, interrupt, copies",
+        "af_xdp wan9": "1 queue, interrupt and polling, zero-copy",
+        "socket api.sock": "0775 root",
+        "socket cli.sock": "missing",
+        "core dumps": "on",
         "cpu main-core": "0",
         "cpu corelist-workers": "3-9",
         "plugins": "without dpdk_plugin.so",
@@ -101,10 +168,26 @@ def test_everything_that_differs_is_found(planned: Expectation) -> None:
     }
 
 
+def test_a_core_that_went_offline_is_named(planned: Expectation) -> None:
+    gone = planned.workers[1]
+    actual = replace(as_planned(planned), workers=planned.workers[:1], online=frozenset(range(64)) - {gone})
+    check = next(one for one in compare(planned, actual) if one.name == "cpu corelist-workers")
+    assert not check.holds
+    assert f"echo 1 > /sys/devices/system/cpu/cpu{gone}/online" in check.way_out
+    unknown = replace(actual, online=frozenset())
+    assert "taskset" in next(one for one in compare(planned, unknown) if one.name == check.name).way_out
+
+
+def test_without_qat_its_queue_pairs_are_not_asked_for(planned: Expectation) -> None:
+    without = replace(planned, queue_pairs=0)
+    assert "dpdk queue pairs" not in {one.name for one in compare(without, as_planned(planned))}
+
+
 def test_what_cannot_be_read_is_not_compared(planned: Expectation) -> None:
-    actual = replace(as_planned(planned), buffers=None, data_bytes=None, handlers={})
+    actual = replace(as_planned(planned), buffers=None, data_bytes=None, handlers={}, heap_page=None)
+    actual = replace(actual, buffer_page=None, queue_pairs=None)
     names = {check.name for check in compare(planned, actual)}
-    assert not [name for name in names if name.startswith(("buffers", "crypto handler"))]
+    assert not [name for name in names if name.startswith(("buffers", "crypto handler", "memory", "dpdk"))]
 
 
 @pytest.mark.parametrize(
@@ -130,3 +213,7 @@ def test_the_texts_of_vpp() -> None:
     assert parse_engines("No crypto engines registered\n") == frozenset()
     assert parse_buffers(BUFFERS) == (16244, 2048)
     assert parse_buffers("") == (None, None)
+    assert (parse_heap_page(MEMORY), parse_heap_page("")) == ("2M", None)
+    assert (parse_buffer_page(PHYSMEM), parse_buffer_page("")) == ("4K", None)
+    assert parse_zero_copy(HARDWARE) == {"eno1": True, "ipsecgw-vp": False}
+    assert (parse_assigned(ASSIGNMENT), parse_assigned("No.  Name\n(nil)\n")) == (2, 0)

@@ -16,22 +16,27 @@ from rich.console import Console
 from ipsec_gw.cli.main import cli
 from ipsec_gw.cli.vpp_tune import print_tuning
 from ipsec_gw.errors import ConfigError, EngineError, EnvironmentMissing
-from ipsec_gw.model.algorithms import AES_GCM_128, CHACHA20_POLY1305
 from tests.support.machines import probe, unpack_machine
 from vpp_conf.api import VppApi
 from vpp_conf.crypto import SimpleHandler, parse_simple_handlers
 from vpp_conf.startup.plan import plan_startup
 from vpp_conf.startup.render import render_commands
+from vpp_conf.startup.syntax import handler_names
 from vpp_conf.startup.values import Handler, Severity
 from vpp_conf.tuning import file as tuning_file
 from vpp_conf.tuning import measure as measure_module
-from vpp_conf.tuning.choice import choose, ratio, reason
+from vpp_conf.tuning.choice import async_ratio, choose, ratio, reason
+from vpp_conf.tuning.ciphers import CIPHERS
 from vpp_conf.tuning.file import check_writable, describe_tuning, parse_tuning, read_tuning, write_tuning
-from vpp_conf.tuning.measure import PATH, Bench, Effort, measure
+from vpp_conf.tuning.measure import DEQUEUE, DETOUR, PATHS, VISITS, Bench, Effort, measure
 from vpp_conf.tuning.runtime import parse_clock, parse_runtime, streams_running
-from vpp_conf.tuning.values import Choice, Measurement, Subject, Tuning, subject_of
+from vpp_conf.tuning.values import Choice, Measurement, Subject, Tuning, Work, subject_of
 
 RELEASE = (26, 6)
+AES, CHACHA20, CBC = (
+    next(one for one in CIPHERS if one.name == name)
+    for name in ("aes-128-gcm", "chacha20-poly1305", "aes-256-cbc-sha2-256")
+)
 MACHINE = probe("xeon-one-socket-qat")
 WHEN = datetime(2026, 11, 28, 12, 30, tzinfo=UTC)
 
@@ -67,6 +72,36 @@ CHACHA = grid("chacha20-poly1305", ipsecmb={64: 480, 1400: 1500}, openssl={64: 2
 )
 def test_all_sizes_weigh_as_factors(ipsecmb: dict[int, float], chosen: str) -> None:
     assert choose(grid(native={64: 200, 1400: 900}, ipsecmb=ipsecmb)) == (Choice("aes-128-gcm", chosen),)
+
+
+def test_both_directions_weigh_the_same() -> None:
+    """Twice as fast to encrypt is not worth four times as slow to decrypt."""
+    native = tuple(Measurement("aes-128-gcm", "native", 64, (400.0,), work) for work in (Work.ENCRYPT, Work.DECRYPT))
+    rival = [Measurement("aes-128-gcm", "ipsecmb", 64, (200.0,))]
+    assert choose((native[0], *rival)) == (Choice("aes-128-gcm", "ipsecmb"),)
+    rival.append(Measurement("aes-128-gcm", "ipsecmb", 64, (1600.0,), Work.DECRYPT))
+    assert choose((*native, *rival)) == (Choice("aes-128-gcm", "native"),)
+    figures = tuning(*native, *rival)
+    assert reason(figures, figures.choices[0]).endswith("takes 0.50 of its clocks at 64 bytes, 4.00 to decrypt 64")
+
+
+def test_the_asynchronous_way_is_told_and_chooses_nothing() -> None:
+    works = zip(Work, (300.0, 100.0, 600.0), strict=True)
+    found = tuple(Measurement("aes-128-gcm", "native", 64, (clocks,), work) for work, clocks in works)
+    assert async_ratio(found, "aes-128-gcm", "native") == 1.5
+    assert async_ratio(found[:2], "aes-128-gcm", "native") is None
+    plan = plan_startup(MACHINE, tuning=tuning(*found))
+    (number,) = [one for one in plan.numbers if one.name == "ipsec async mode"]
+    assert (number.value, "measured: async takes 1.50 of the clocks for aes-128-gcm" in number.reason) == ("off", True)
+    with pytest.raises(ValueError, match="nothing but async"):
+        choose(found[2:])
+
+
+def test_cbc_has_one_handler_and_its_choice_goes_to_vpp() -> None:
+    assert handler_names(RELEASE, (CBC.name,)) == ("aes-256-cbc-sha2-256-icv16",)
+    found = grid(CBC.name, ipsecmb={64: 2000}, openssl={64: 1000})
+    commands = render_commands(plan_startup(MACHINE, tuning=tuning(*found)))
+    assert "set crypto handler simple aes-256-cbc-sha2-256-icv16 openssl\n" in commands
 
 
 def test_rounds_are_compared_with_themselves() -> None:
@@ -160,12 +195,13 @@ def broken(**fields: Any) -> str:
     ("text", "says"),
     [
         ("", ":1: this is no JSON"),
-        ('{\n "format": 1,\n', ":3: this is no JSON"),
+        ('{\n "format": 2,\n', ":3: this is no JSON"),
         ("[]", "not what a run of tune writes"),
         ("[" * 100_000, "not what a run of tune writes"),
         ("null", "not what a run of tune writes"),
         (json.dumps({name: value for name, value in GOOD.items() if name != "cpu"}), "'cpu' is missing"),
-        (broken(format=2), "its format is 2, not 1"),
+        (broken(format=1), "its format is 1, not 2"),
+        (broken(measurements=[GOOD["measurements"][0] | {"work": "rest"}]), "'rest' is not a valid Work"),
         (broken(measuredAt="yesterday"), "yesterday"),
         (broken(clockHz=0), "positive"),
         (broken(clockHz=float("nan")), "positive"),
@@ -292,28 +328,40 @@ class Switches:
         self.decrypts: str | None = None
         self.astray: dict[str, int] = {}
         self.packets = Effort().packets
+        self.asynchronous = False
 
     async def cli(self, command: str) -> str:
         words = command.split()
         if words[:4] == ["set", "crypto", "handler", "simple"]:
             return self._switch(words[4], words[5])
-        if command == "show crypto handlers":
-            return "".join(
-                f"{name:<30} enc {_row(engines, engines[0])}  openssl*  -\n"
-                f"{'':<30} dec {_row(engines, self.decrypts or engines[0])}  openssl*  -\n"
-                for name, engines in self.engines.items()
-            )
-        if command == "show packet-generator":
-            return STREAMS
-        if command == "show runtime":
-            clocks = NODE_CLOCKS[self.engines["aes-128-gcm-icv16-aad8"][0]]
-            return "".join(
-                f"{name}  active  391  {self.astray.get(name, self.packets)}  0  {clocks:.2e}  255.75\n"
-                for name in PATH
-            )
-        if command == "show clock verbose":
-            return "clocks/sec 2500000000.0"
-        return ""
+        if words[:4] == ["set", "ipsec", "async", "mode"]:
+            self.asynchronous = words[4] == "on"
+            return ""
+        answers = {
+            "show crypto handlers": self._handlers,
+            "show packet-generator": lambda: STREAMS,
+            "show runtime": self._runtime,
+            "show clock verbose": lambda: "clocks/sec 2500000000.0",
+        }
+        return answers.get(command, str)()
+
+    def _handlers(self) -> str:
+        return "".join(
+            f"{name:<30} enc {_row(engines, engines[0])}  openssl*  -\n"
+            f"{'':<30} dec {_row(engines, self.decrypts or engines[0])}  openssl*  -\n"
+            for name, engines in self.engines.items()
+        )
+
+    def _runtime(self) -> str:
+        """Every node costs the same; the scheduler's looks at each operation twice."""
+        clocks = NODE_CLOCKS[self.engines["aes-128-gcm-icv16-aad8"][0]]
+        times = {name: VISITS.get(name, 1) for path in PATHS.values() for name in path}
+        if self.asynchronous:
+            times |= {name: DETOUR.count(name) for name in DETOUR} | {DEQUEUE: 4}
+        return "".join(
+            f"{name}  active  391  {self.astray.get(name, visits * self.packets)}  0  {clocks:.2e}  255.75\n"
+            for name, visits in times.items()
+        )
 
     def _switch(self, name: str, engine: str) -> str:
         engines = self.engines[name]
@@ -325,7 +373,7 @@ class Switches:
         return ""
 
     def bench(self, *algorithms: Any) -> Bench:
-        return Bench(cast(VppApi, self), RELEASE, Effort(algorithms or (AES_GCM_128,)))
+        return Bench(cast(VppApi, self), RELEASE, Effort(algorithms or (AES,)))
 
 
 def _row(engines: list[str], active: str) -> str:
@@ -338,31 +386,31 @@ def vpp() -> Switches:
 
 
 async def test_a_switch_switches_all_handlers(vpp: Switches) -> None:
-    await vpp.bench().switch(AES_GCM_128, "openssl")
+    await vpp.bench().switch(AES, "openssl")
     assert {engines[0] for engines in vpp.engines.values()} == {"openssl"}
 
 
 async def test_a_switch_that_does_nothing_is_an_error(vpp: Switches) -> None:
     vpp.deaf = {"openssl"}
     with pytest.raises(EngineError, match="told that openssl does aes-128-gcm-icv16-aad8, and native and native do"):
-        await vpp.bench().switch(AES_GCM_128, "openssl")
+        await vpp.bench().switch(AES, "openssl")
 
 
 async def test_a_switch_of_one_direction_is_an_error(vpp: Switches) -> None:
     vpp.decrypts = "native"
     with pytest.raises(EngineError, match="told that openssl does aes-128-gcm-icv16-aad8, and openssl and native do"):
-        await vpp.bench().switch(AES_GCM_128, "openssl")
+        await vpp.bench().switch(AES, "openssl")
 
 
 async def test_a_switch_that_vpp_refuses_is_an_error(vpp: Switches) -> None:
     with pytest.raises(EngineError, match="failed to set engine ipsecmb for aes-128-gcm-icv16-aad12"):
-        await vpp.bench().switch(AES_GCM_128, "ipsecmb")
+        await vpp.bench().switch(AES, "ipsecmb")
 
 
 async def test_only_engines_with_all_handlers_take_part(vpp: Switches) -> None:
-    assert await vpp.bench().offers() == {AES_GCM_128: {"native", "openssl"}}
+    assert await vpp.bench().offers() == {AES: {"native", "openssl"}}
     with pytest.raises(EngineError, match=r"chacha20-poly1305-icv16-aad8 and .*--algorithm"):
-        await vpp.bench(CHACHA20_POLY1305).offers()
+        await vpp.bench(CHACHA20).offers()
     vpp.engines["aes-128-gcm-icv16-aad12"] = ["ipsecmb"]
     vpp.engines["aes-128-gcm-icv16-aad8"] = ["native"]
     with pytest.raises(EngineError, match="no crypto engine"):
@@ -370,22 +418,41 @@ async def test_only_engines_with_all_handlers_take_part(vpp: Switches) -> None:
 
 
 async def test_packets_on_another_path_are_no_figure(vpp: Switches) -> None:
-    assert await vpp.bench().run(AES_GCM_128, 64) == 20 * len(PATH)
+    assert await vpp.bench().run(AES, 64) == {Work.ENCRYPT: 20 * 5, Work.DECRYPT: 20 * 5}
     vpp.astray = {"adj-midchain-tx": 5}
     with pytest.raises(EngineError, match=r"aes-128-gcm: 5 of 200000 packets came to VPP's node adj-midchain-tx"):
-        await vpp.bench().run(AES_GCM_128, 64)
+        await vpp.bench().run(AES, 64)
+    vpp.astray = {"ip4-lookup": 400_000}
+    with pytest.raises(EngineError, match=r"400000 of 600000 packets came to VPP's node ip4-lookup"):
+        await vpp.bench().run(AES, 64)
+
+
+async def test_the_asynchronous_way_is_measured_where_it_is_installed(
+    vpp: Switches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = vpp.bench()
+    assert set(await bench.run_all(AES, 64)) == {Work.ENCRYPT, Work.DECRYPT}
+    bench._scheduled = True
+    both = await bench.run_all(AES, 64)
+    assert both[Work.ASYNC] == 20 * (5 + 5 + len(DETOUR) + 4)
+    assert not vpp.asynchronous, "it is switched back"
+    vpp.astray = {"esp4-decrypt-tun-post": 7}
+    monkeypatch.setattr(measure_module, "ASYNC_SECONDS", 0.0)
+    with pytest.raises(EngineError, match="7 of 200000 packets came to VPP's node esp4-decrypt-tun-post"):
+        await bench.run_all(AES, 64)
+    assert not vpp.asynchronous
 
 
 async def test_a_stream_that_does_not_end_is_an_error(vpp: Switches, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure_module, "RUN_SECONDS", 0.0)
     with pytest.raises(EngineError, match="more than 0 s - use fewer by --packets"):
-        await vpp.bench().run(AES_GCM_128, 1400)
+        await vpp.bench().run(AES, 1400)
 
 
 async def test_a_vpp_without_a_clock_is_an_error(vpp: Switches, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure_module, "parse_clock", lambda _: None)
     with pytest.raises(EngineError, match="clock"):
-        await measure(cast(VppApi, vpp), RELEASE, ("native",), Effort((AES_GCM_128,)), lambda *_: None)
+        await measure(cast(VppApi, vpp), RELEASE, ("native",), Effort((AES,)), lambda *_: None)
 
 
 async def test_each_figure_is_of_its_engine_in_every_round(vpp: Switches, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -396,13 +463,14 @@ async def test_each_figure_is_of_its_engine_in_every_round(vpp: Switches, monkey
 
     monkeypatch.setattr(Bench, "build", nothing)
     seen: list[tuple[int, int, str]] = []
-    effort = Effort((AES_GCM_128,), sizes=(64,), rounds=3)
+    effort = Effort((AES,), sizes=(64,), rounds=3)
     found = await measure(
         cast(VppApi, vpp), RELEASE, ("native", "ipsecmb", "openssl"), effort, lambda *one: seen.append(one)
     )
     assert found.measurements == tuple(
-        Measurement("aes-128-gcm", engine, 64, (NODE_CLOCKS[engine] * len(PATH),) * 3)
+        Measurement("aes-128-gcm", engine, 64, (NODE_CLOCKS[engine] * 5,) * 3, work)
         for engine in ("native", "openssl")
+        for work in (Work.ENCRYPT, Work.DECRYPT)
     )
     assert found.absent == (("aes-128-gcm", "ipsecmb"),)
     assert found.clock_hz == 2.5e9
@@ -419,8 +487,9 @@ def test_the_table_has_every_figure_and_the_choice() -> None:
     print_tuning(Console(file=out, width=150), answer)
     lines = [line.split() for line in out.getvalue().splitlines()]
     for one in answer["measurements"]:
-        row = next(line for line in lines if line[:3] == [one["algorithm"], one["engine"], str(one["bytes"])])
-        assert row[3:4] + row[5:7] == [f"{one['median']:.0f}", f"{one['ratio']:.2f}", f"{one['gigabits']:.1f}"]
+        wanted = [one["algorithm"], one["engine"], one["work"], str(one["bytes"])]
+        row = next(line for line in lines if line[:4] == wanted)
+        assert row[4:5] + row[6:8] == [f"{one['median']:.0f}", f"{one['ratio']:.2f}", f"{one['gigabits']:.1f}"]
         assert (row[-1] == "chosen") == (one["engine"] == "ipsecmb")
     bars = {(line[0], line[1]): len(line[2]) for line in lines if len(line) == 4 and line[2][0] == "█"}
     assert len(bars) == 5

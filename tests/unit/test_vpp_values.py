@@ -73,7 +73,7 @@ def test_no_window_stays_none() -> None:
 
 
 def test_an_sa_comes_back_from_its_entry() -> None:
-    assert engine_sa(sad_entry(SA, 5), SA.replay_window) == SA
+    assert engine_sa(sad_entry(SA, 5), SaRecord(SA.key, 5, SA.replay_window)) == SA
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda algorithm: algorithm.name)

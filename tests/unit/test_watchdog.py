@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from ipsec_gw.errors import EngineUnavailable, SteeringError
+from ipsec_gw.errors import EngineError, EngineUnavailable, SteeringError
 from ipsec_gw.ownership.engine_link import EngineLink
 from ipsec_gw.ownership.sentry import Sentry
 from ipsec_gw.ownership.watchdog import STUCK_PACKETS, Watchdog
@@ -86,7 +86,8 @@ class Process:
         self.answers = True
         self.breaks = self.dies_then = False
         self.ours = True
-        self.fenced = self.closed = 0
+        self.fenced = self.closed = self.looks = 0
+        self.kept: list[str] = []
 
     def on_end(self, ended: Callable[[], None]) -> None:
         self.ended = ended
@@ -108,6 +109,15 @@ class Process:
         if self.ours:
             self.ended()
         return self.ours
+
+    async def look(self) -> None:
+        self.looks += 1
+        raise EngineError("it does not show that")
+
+    def evidence(self, why: str) -> str:
+        assert not self.closed
+        self.kept.append(why)
+        return "/evidence"
 
     def close(self) -> None:
         self.closed += 1
@@ -160,11 +170,13 @@ class Post:
 
 async def test_the_end_of_the_process_is_a_loss_at_once() -> None:
     post = Post(bound=0.0)
-    begun = asyncio.create_task(post.until(post.lost.is_set))
+    begun = asyncio.create_task(post.until(lambda: post.process.closed == 1))
     await post.watching()
     post.process.ended()
     await begun
     assert post.link.trouble == "its process has ended"
+    assert post.process.kept == ["its process has ended"]
+    assert post.told == ["what is left of the engine that was lost is kept in /evidence"]
     assert (post.link.losses, post.process.fenced, post.process.closed, post.switch.log) == (1, 0, 1, [])
 
 
@@ -184,6 +196,23 @@ async def test_a_hung_engine_of_somebody_else_is_told_and_left() -> None:
     assert "was not started by this gateway" in post.told[0]
     assert post.switch.log[:2] == [(False, 0), (True, 0)]
     assert not post.lost.is_set()
+
+
+async def test_the_engine_is_looked_at_now_and_then_whatever_it_answers() -> None:
+    post = Post()
+    post.sentry._look_seconds = 0.01
+    await post.until(lambda: post.process.looks >= 3)
+    assert post.link.up
+    assert post.told == []
+
+
+async def test_of_an_engine_that_is_put_away_nothing_is_kept() -> None:
+    post = Post(0.05)
+    begun = asyncio.create_task(post.until(lambda: post.process.closed == 1))
+    await post.watching()
+    post.link.rest()
+    await begun
+    assert (post.process.kept, post.told, post.lost.is_set()) == ([], [], False)
 
 
 async def test_a_broken_connection_is_a_loss() -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import struct
 from ipaddress import ip_address, ip_network
 
+import pytest
+
 from ipsec_gw.ike.codec import parse_policy, parse_sa, replay_esn_with_oseq
 from ipsec_gw.ike.messages import UserPolicyInfo, UserSaInfo
 from ipsec_gw.model.ids import SaKey
-from ipsec_gw.model.objects import UdpEncap
+from ipsec_gw.model.objects import HeaderCopies, UdpEncap
 from ipsec_gw.model.secret import Secret
 from ipsec_gw.model.snapshot import AeadKey, Lifetime, Mode, PolicyDirection, Replay, Template
 
@@ -120,10 +122,29 @@ def template(spi: int = 0xABCD) -> bytes:
     )
 
 
+COPIES = {
+    "as usual": (0, 0, HeaderCopies(), set()),
+    "copy_ecn = no": (1, 0, HeaderCopies(ecn=False), set()),
+    "copy_df = no": (4, 0, HeaderCopies(df=False), set()),
+    "copy_dscp = no": (0, 1, HeaderCopies(dscp=False), set()),
+    "copy_dscp = yes": (2, 0, HeaderCopies(), {"DECAP_DSCP"}),
+    "icmp": (16, 0, HeaderCopies(), {"ICMP"}),
+    "numbers may wrap": (0, 2, HeaderCopies(), {"SA_EXTRA_FLAGS"}),
+}
+
+
+@pytest.mark.parametrize("case", COPIES)
+def test_what_is_copied_between_headers(case: str) -> None:
+    flags, extra, copies, extras = COPIES[case]
+    parts = [aead()] + ([attribute(24, struct.pack("=I", extra))] if extra else [])
+    parsed = parse_sa(usersa(b"".join(parts), flags=flags))
+    assert (parsed.copies, parsed.extras) == (copies, extras)
+
+
 def test_a_policy_with_its_template() -> None:
     parsed = parse_policy(policy(1, selector("192.168.1.0/24", "192.168.2.0/24"), attribute(5, template())))
     assert parsed is not None
-    assert (parsed.direction, parsed.priority, parsed.allow, parsed.narrowed) == (
+    assert (parsed.direction, parsed.priority, parsed.allow, parsed.selector.narrowed) == (
         PolicyDirection.OUT,
         375423,
         True,
@@ -137,7 +158,7 @@ def test_ports_and_protocols_narrow_a_policy() -> None:
     for sel in (selector(proto=6), selector(dport_mask=0xFFFF)):
         parsed = parse_policy(policy(1, sel))
         assert parsed is not None
-        assert parsed.narrowed
+        assert parsed.selector.narrowed
 
 
 def test_per_socket_policies_are_left_out_and_blocks_are_seen() -> None:

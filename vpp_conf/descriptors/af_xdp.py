@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ipsec_gw.errors import EngineError
 from vpp_conf.api import VppApiError
 from vpp_conf.descriptors.base import Descriptor
-from vpp_conf.descriptors.interface import INTERRUPT_MODE, OWNER_TAG, interfaces
+from vpp_conf.descriptors.interface import OWNER_TAG, RX_MODES, interfaces
+from vpp_conf.startup.values import RxMode
 
 KIND = "af_xdp"
 MAC_REUSE = 2
@@ -27,6 +28,7 @@ class AfXdp:
     """An AF_XDP socket set on a kernel interface that carries a dock: VPP attaches no program of its own."""
 
     host_interface: str
+    rx_mode: RxMode = field(default=RxMode.INTERRUPT, compare=False)
     sw_if_index: int = field(default=0, compare=False)
 
     @property
@@ -60,9 +62,12 @@ class AfXdpDescriptor(Descriptor[AfXdp]):
                 "other sockets? After a delete VPP has to be restarted"
             ) from None
         await self._api.call(
-            "sw_interface_set_rx_mode", sw_if_index=reply.sw_if_index, queue_id_valid=False, mode=INTERRUPT_MODE
+            "sw_interface_set_rx_mode",
+            sw_if_index=reply.sw_if_index,
+            queue_id_valid=False,
+            mode=RX_MODES[value.rx_mode],
         )
-        return AfXdp(value.host_interface, reply.sw_if_index)
+        return replace(value, sw_if_index=reply.sw_if_index)
 
     async def delete(self, value: AfXdp) -> None:
         """Closes the sockets; the kernel interface's packets go to the kernel again."""
@@ -71,7 +76,7 @@ class AfXdpDescriptor(Descriptor[AfXdp]):
     async def retrieve(self) -> tuple[AfXdp, ...]:
         """Those that the gateway made."""
         return tuple(
-            AfXdp(interface.name.removeprefix("xdp-"), interface.sw_if_index)
+            AfXdp(interface.name.removeprefix("xdp-"), sw_if_index=interface.sw_if_index)
             for interface in (await interfaces(self._api)).values()
             if interface.name.startswith("xdp-") and interface.tag == OWNER_TAG
         )

@@ -30,17 +30,60 @@ TABLE_BYTES = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a classifier sees of an IP header: where the addresses are, and how many vectors hold both."""
+    """What a classifier sees of an IP header: where its parts are, and how many vectors hold them and the ports."""
 
     source_offset: int
+    protocol_offset: int
+    ports_offset: int
     vectors: int
 
-    def bytes_of(self, source: bytes, destination: bytes) -> bytes:
-        """The vectors with these bytes at the addresses and zeros elsewhere."""
-        return (bytes(self.source_offset) + source + destination).ljust(self.vectors * VECTOR_BYTES, b"\0")
+    def bytes_of(self, source: bytes, destination: bytes, protocol: int = 0, ports: bytes = b"") -> bytearray:
+        """The vectors with these bytes at their places and zeros elsewhere."""
+        found = bytearray(self.vectors * VECTOR_BYTES)
+        found[self.source_offset : self.source_offset + len(source + destination)] = source + destination
+        found[self.protocol_offset] = protocol
+        found[self.ports_offset : self.ports_offset + len(ports)] = ports
+        return found
 
 
-HEADERS = {4: Header(source_offset=12, vectors=2), 6: Header(source_offset=8, vectors=3)}
+HEADERS = {
+    4: Header(source_offset=12, protocol_offset=9, ports_offset=20, vectors=2),
+    6: Header(source_offset=8, protocol_offset=6, ports_offset=40, vectors=3),
+}
+
+_LENGTH_MASK, _LENGTH = 0x0F, 5
+"""Of an IPv4 header without options, in units of 4 bytes."""
+
+_FRAGMENT_MASK = b"\x3f\xff"
+"""More fragments and the offset (IPv4, bytes 6 and 7): a fragment has no ports."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Mask and match of a classifier session, and whether what fits passes."""
+
+    mask: bytes
+    match: bytes
+    passes: bool
+
+
+def rule_of(selector: Selector, *, passes: bool) -> Rule:
+    """The session for an inbound selector. All IPv4 headers are of one length: :meth:`CheckDescriptor.drop_options`."""
+    header = HEADERS[selector.source.version]
+    ports = (selector.source_port, selector.destination_port)
+    mask = header.bytes_of(
+        selector.source.netmask.packed,
+        selector.destination.netmask.packed,
+        0xFF if selector.protocol else 0,
+        b"".join(port.mask.to_bytes(2, "big") for port in ports),
+    )
+    addresses = selector.source.network_address.packed, selector.destination.network_address.packed
+    match = header.bytes_of(
+        *addresses, selector.protocol, b"".join((port.port & port.mask).to_bytes(2, "big") for port in ports)
+    )
+    if selector.ported and selector.source.version == VERSIONS[0]:
+        mask[6:8] = _FRAGMENT_MASK
+    return Rule(bytes(mask), bytes(match), passes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +126,8 @@ class Chains:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Which packets pass an interface's input: those that fit ``selectors`` (source, destination).
+    """Which packets pass an interface's input: those that fit one of ``selectors`` and none of ``exceptions``, as they
+    come in.
 
     ``shut`` are tables that let nothing pass, shared by all interfaces: they stand for an IP version without selectors.
     None: whatever no selector is there for passes.
@@ -94,6 +138,7 @@ class Check:
     punts: Pair
     shut: Pair | None
     chains: Chains = field(default=Chains(), compare=False)
+    exceptions: frozenset[Selector] = frozenset()
 
 
 class CheckDescriptor(Descriptor[Check]):
@@ -137,10 +182,27 @@ class CheckDescriptor(Descriptor[Check]):
         """Tables that let nothing pass, made if this interface does not have them yet."""
         held = await self.chains_of(sw_if_index)
         if not held.whole:
-            tables = [await self._add_table(v, HEADERS[v].bytes_of(b"", b""), NO_INDEX, DENY) for v in VERSIONS]
+            tables = [await self._add_table(v, bytes(HEADERS[v].bytes_of(b"", b"")), NO_INDEX, DENY) for v in VERSIONS]
             held = Chains((tables[0],), (tables[1],))
             await self._attach(Check(sw_if_index, frozenset(), Pair(0, 0), None, held), is_add=True)
         return Pair(held.ip4[0], held.ip6[0])
+
+    async def drop_options(self) -> None:
+        """Drop IPv4 packets with options that are to be punted: VPP takes them to ``ip4-punt`` before the input
+        features of their interface, so that no selector is asked (``ip4_input.c``, ``ip4_options.c``).
+        """
+        if (await self._api.call("punt_acl_get")).ip4_table_index != NO_INDEX:
+            return  # of an earlier life
+        header = HEADERS[VERSIONS[0]]
+        mask, match = header.bytes_of(b"", b""), header.bytes_of(b"", b"")
+        mask[0], match[0] = _LENGTH_MASK, _LENGTH
+        table = await self._add_table(VERSIONS[0], bytes(mask), NO_INDEX, DENY)
+        try:
+            await self._add_session(table, bytes(match), NO_INDEX)
+            await self._api.call("punt_acl_add_del", ip4_table_index=table, ip6_table_index=NO_INDEX, is_add=True)
+        except BaseException:
+            await self._drop([table])
+            raise
 
     def depends_on(self, value: Check) -> tuple[Reference, ...]:
         return (Reference("interface", value.sw_if_index), Reference("redirect", value.sw_if_index))
@@ -164,24 +226,25 @@ class CheckDescriptor(Descriptor[Check]):
         return replace(value, chains=Chains(ip4, ip6))
 
     async def _make_chain(self, value: Check, version: int) -> tuple[int, ...]:
-        """One table per pair of prefix lengths, chained; without selectors the shut one, or one that lets all pass."""
+        """One table per mask, chained, those of exceptions first; without selectors the shut one, or one that lets all
+        pass.
+        """
         selectors = [s for s in value.selectors if s.source.version == version]
         header, hit = HEADERS[version], value.punts.of(version)
         if not selectors:
             if value.shut is not None:
                 return (value.shut.of(version),)
-            return (await self._add_table(version, header.bytes_of(b"", b""), NO_INDEX, hit),)
-        shapes = sorted({(s.source.prefixlen, s.destination.prefixlen) for s in selectors}, reverse=True)
+            return (await self._add_table(version, bytes(header.bytes_of(b"", b"")), NO_INDEX, hit),)
+        exceptions = [s for s in value.exceptions if s.source.version == version]
+        rules = [rule_of(s, passes=True) for s in selectors] + [rule_of(s, passes=False) for s in exceptions]
         made: list[int] = []
         try:
-            for shape in reversed(shapes):
-                following = made[0] if made else NO_INDEX
-                members = [s for s in selectors if (s.source.prefixlen, s.destination.prefixlen) == shape]
-                mask = header.bytes_of(members[0].source.netmask.packed, members[0].destination.netmask.packed)
-                made.insert(0, await self._add_table(version, mask, following, DENY))
-                for member in members:
-                    source, destination = member.source.network_address, member.destination.network_address
-                    await self._add_session(made[0], header.bytes_of(source.packed, destination.packed), hit)
+            # From the end of the chain to its beginning.
+            for passes, mask in sorted({(rule.passes, rule.mask) for rule in rules}, reverse=True):
+                made.insert(0, await self._add_table(version, mask, made[0] if made else NO_INDEX, DENY))
+                for rule in rules:
+                    if (rule.passes, rule.mask) == (passes, mask):
+                        await self._add_session(made[0], rule.match, hit if passes else DENY)
         except BaseException:
             await self._drop(made)
             raise

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vpp_conf.api import VppApi
+from vpp_conf.startup.values import RxMode
 
 OWNER_TAG = "ipsec-gw"
 """Interface tag of everything that the gateway made; interfaces without it are somebody else's."""
 
-INTERRUPT_MODE = 2
-"""``RX_MODE_API_INTERRUPT``."""
+RX_MODES = {RxMode.POLLING: 1, RxMode.INTERRUPT: 2}
+"""``RX_MODE_API_POLLING``, ``RX_MODE_API_INTERRUPT``."""
 
 UP_FLAG = 1
 """``IF_STATUS_API_FLAG_ADMIN_UP``."""

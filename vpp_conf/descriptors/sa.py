@@ -21,7 +21,7 @@ IS_INBOUND = 0x40
 COPY_DSCP = 0x04
 COPY_ECN = 0x08
 DECAP_COPY_ECN = 0x10
-"""``vl_api_tunnel_encap_decap_flags_t``: what charon's SAs do unless told otherwise (copy_dscp = out, copy_ecn).
+"""``vl_api_tunnel_encap_decap_flags_t``.
 DF is left clear outside: until path MTU messages about ESP are followed, the network may fragment."""
 
 PROTOCOL_ESP = 50
@@ -53,6 +53,8 @@ class SadEntry:
     esn: bool
     window: int
     encap: UdpEncap | None = None
+    dscp: bool = True
+    ecn: bool = True
     stat_index: int = field(default=0, compare=False)
 
 
@@ -115,6 +117,8 @@ class SaDescriptor(Descriptor[SadEntry]):
                     if detail.entry.flags & UDP_ENCAP
                     else None
                 ),
+                dscp=bool(detail.entry.tunnel.encap_decap_flags & COPY_DSCP),
+                ecn=bool(detail.entry.tunnel.encap_decap_flags & COPY_ECN),
                 stat_index=detail.stat_index,
             )
             for detail in details
@@ -164,14 +168,21 @@ def _to_entry(value: SadEntry) -> dict[str, object]:
 
 
 def _tunnel(value: SadEntry) -> dict[str, object]:
-    """``vl_api_tunnel_t`` in the outer table."""
+    copied = (COPY_DSCP if value.dscp else 0) | (COPY_ECN | DECAP_COPY_ECN if value.ecn else 0)
+    return outer_tunnel(value.source, value.destination, copied)
+
+
+def outer_tunnel(
+    source: IpAddress, destination: IpAddress, copied: int = COPY_DSCP | COPY_ECN | DECAP_COPY_ECN
+) -> dict[str, object]:
+    """``vl_api_tunnel_t`` in the outer table; ``copied`` are flags of what goes from header to header."""
     return {
         "instance": 0xFFFFFFFF,
-        "src": to_address(value.source),
-        "dst": to_address(value.destination),
+        "src": to_address(source),
+        "dst": to_address(destination),
         "sw_if_index": 0xFFFFFFFF,
         "table_id": 0,
-        "encap_decap_flags": COPY_DSCP | COPY_ECN | DECAP_COPY_ECN,
+        "encap_decap_flags": copied,
         "mode": 0,
         "flags": 0,
         "dscp": 0,

@@ -28,6 +28,7 @@ OWNED = frozenset(
         ("unix", "exec"),
         ("unix", "startup-config"),
         ("unix", "pidfile"),
+        ("unix", "gid"),
         ("api-segment", "prefix"),
         ("socksvr", "socket-name"),
         ("statseg", "socket-name"),
@@ -36,6 +37,11 @@ OWNED = frozenset(
     }
 )
 """Without these as they are the gateway does not find its VPP, or cannot use it."""
+
+FORBIDDEN = {
+    ("api-trace", word): "VPP would write the keys of all SAs into a file when it dies" for word in ("on", "enable")
+}
+"""What no gateway may have, and why."""
 
 DPDK = "dpdk_plugin.so"
 
@@ -96,6 +102,8 @@ def _problems(section: Entry, release: Release, plugins: frozenset[str]) -> list
     for entry in section.body or ():
         if (section.name, _key(entry)) in OWNED:
             problems.append(f"{entry.origin}: {section.name} {_key(entry)} belongs to ipsec-gw - remove it")
+        if why := FORBIDDEN.get((section.name, entry.words[0])):
+            problems.append(f"{entry.origin}: {section.name} {entry.words[0]}: {why} - remove it")
     return problems
 
 

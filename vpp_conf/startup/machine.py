@@ -170,6 +170,7 @@ class Machine:
 
     ``allowed`` are the CPUs that this process may use (affinity and cpuset). ``memory_available`` is what the kernel
     thinks can be had without swapping; hugepages are not in it. ``container`` names the kind, None on a host.
+    ``groups`` are the names in ``/etc/group``.
     """
 
     model: str
@@ -191,6 +192,7 @@ class Machine:
     limits: Limits = Limits()
     sysctls: Sysctls = Sysctls()
     container: str | None = None
+    groups: frozenset[str] = frozenset()
     nodes: tuple[int, ...] = field(default=(0,))
 
     @property

@@ -9,10 +9,21 @@ from vpp_conf.startup.plan_buffers import DPDK_HEADER_BYTES, SMALL_BYTES, DataPl
 from vpp_conf.startup.plan_cpu import CpuPlan, plan_cpus, used_nodes
 from vpp_conf.startup.plan_crypto import CryptoPlan, plan_crypto
 from vpp_conf.startup.plan_memory import Demand, MemoryPlan, plan_memory
-from vpp_conf.startup.plan_nics import plan_nics
+from vpp_conf.startup.plan_nics import plan_nics, plan_rx
 from vpp_conf.startup.plan_settings import plan_settings
+from vpp_conf.startup.plan_sockets import plan_sockets
 from vpp_conf.startup.syntax import TESTED, show
-from vpp_conf.startup.values import Finding, Needs, Number, PlanRefused, Severity, StartupPlan, power_of_two, size
+from vpp_conf.startup.values import (
+    Finding,
+    InterfacePlan,
+    Needs,
+    Number,
+    PlanRefused,
+    Severity,
+    StartupPlan,
+    power_of_two,
+    size,
+)
 from vpp_conf.tuning.values import Tuning
 
 NEEDED_PLUGINS = ("af_xdp_plugin.so",)
@@ -59,6 +70,11 @@ def plan_startup(machine: Machine, needs: Needs | None = None, tuning: Tuning | 
         raise PlanRefused(findings)
     plugins = (*NEEDED_PLUGINS, *crypto.plugins)
     poll_sleep = POLL_SLEEP_USEC if crypto.qat and not cpus.workers else 0
+    rx_mode, rx_number = plan_rx(known, cpus.workers)
+    sockets, socket_numbers, socket_findings = plan_sockets(known, needs)
+    findings += socket_findings
+    if _refuses(socket_findings):
+        raise PlanRefused(findings)
     buckets = power_of_two(max(FEWEST_POLICY_BUCKETS, needs.policies)) if needs.policies else 0
     return StartupPlan(
         release=known.vpp.release,
@@ -73,6 +89,10 @@ def plan_startup(machine: Machine, needs: Needs | None = None, tuning: Tuning | 
         heap_page=size(memory.heap_page),
         statseg_bytes=memory.statseg_bytes,
         poll_sleep_usec=poll_sleep,
+        rx_mode=rx_mode,
+        interfaces=tuple(InterfacePlan(nic.name, nic.rx_queues, nic.zero_copy(known.kernel)) for nic in nics),
+        sockets=sockets,
+        stats_group=needs.stats_group,
         plugins=plugins,
         engines=crypto.engines,
         section=crypto.section,
@@ -91,6 +111,8 @@ def plan_startup(machine: Machine, needs: Needs | None = None, tuning: Tuning | 
             *crypto.numbers,
             _policies_number(needs, buckets),
             *nic_numbers,
+            rx_number,
+            *socket_numbers,
         ),
         findings=findings,
         settings=plan_settings(machine, local.nodes, missing_pages),
@@ -193,7 +215,7 @@ def _poll_sleep_number(poll_sleep: int) -> Number:
     if poll_sleep:
         reason = "the only thread polls QAT on a core that others need: it sleeps in between"
         return Number("unix poll-sleep-usec", str(poll_sleep), reason)
-    reason = "left out: receive queues are in interrupt mode, an idle VPP sleeps in epoll"
+    reason = "left out: no shared core polls, a thread without work sleeps in epoll"
     return Number("unix poll-sleep-usec", "-", reason)
 
 

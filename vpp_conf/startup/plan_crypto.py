@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from vpp_conf.startup.machine import CryptoDevice, Machine
 from vpp_conf.startup.syntax import ENGINES, GCM, EngineStyle, engine_plugin, engine_style
 from vpp_conf.startup.values import Finding, Handler, Needs, Number, QatPlan, Severity
-from vpp_conf.tuning.choice import misfit, reason
+from vpp_conf.tuning.choice import async_ratio, misfit, reason
 from vpp_conf.tuning.values import Choice, Tuning, subject_of
 
 WIDE_VECTORS = frozenset({"avx512f", "vaes"})
@@ -53,6 +53,7 @@ def plan_crypto(machine: Machine, needs: Needs, threads: int, tuning: Tuning | N
     numbers = (
         Number("crypto-engines", " ".join(engines) or "-", _style_reason(style)),
         Number("crypto handlers", "; ".join(_show(one) for one in handlers) or "-", handler_reason),
+        Number("ipsec async mode", "off", _async_reason(tuning)),
         Number("dpdk dev", " ".join(qat.devices) if qat else "-", qat_reason),
     )
     plugins += (DPDK_PLUGIN,) if qat else ()
@@ -70,6 +71,18 @@ def _style_reason(style: EngineStyle) -> str:
         EngineStyle.SECTION: "by their section",
     }
     return f"all that are installed, {how[style]}; synchronous: no handover between threads"
+
+
+def _async_reason(tuning: Tuning | None) -> str:
+    """It hands packets of one SA to other workers. The order of packets is kept, and each costs more."""
+    why = "packets stay with the worker that received them: SAs are spread over workers by their receive queues"
+    ratios = [
+        (choice.algorithm, found)
+        for choice in (tuning.choices if tuning else ())
+        if (found := async_ratio(tuning.measurements if tuning else (), choice.algorithm, choice.engine)) is not None
+    ]
+    figures = ", ".join(f"{found:.2f} of the clocks for {algorithm}" for algorithm, found in ratios)
+    return f"{why}; measured: async takes {figures}" if ratios else why
 
 
 def _outdated(tuning: Tuning, changed: str) -> Finding:

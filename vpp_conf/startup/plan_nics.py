@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vpp_conf.startup.machine import Kernel, Machine, Nic
-from vpp_conf.startup.values import Finding, Needs, Number, Severity, count
+from vpp_conf.startup.values import Finding, Needs, Number, RxMode, Severity, count
 
 
 def plan_nics(machine: Machine, needs: Needs) -> tuple[tuple[Nic, ...], tuple[Number, ...], tuple[Finding, ...]]:
@@ -19,6 +19,17 @@ def plan_nics(machine: Machine, needs: Needs) -> tuple[tuple[Nic, ...], tuple[Nu
     candidates = tuple(nic for nic in machine.nics if nic.driver is not None) or machine.nics
     nics = tuple(nic for nic in candidates if nic.link_up) or candidates
     return nics, _numbers(nics, machine.kernel), _findings(nics)
+
+
+def plan_rx(machine: Machine, workers: tuple[int, ...]) -> tuple[RxMode, Number]:
+    """Isolated cores poll: nobody else wants them, and no packet waits for a wake-up. On others that would take the
+    time of everybody else (measured: a thread that polls costs its whole core, with or without packets).
+    """
+    if workers and machine.isolated.issuperset(workers):
+        reason = "all workers are on isolated cores: they take packets without a wake-up, and always seem busy"
+        return RxMode.POLLING, Number("af_xdp rx-mode", RxMode.POLLING, reason)
+    whose = "not all workers are on isolated cores" if workers else "the only thread shares its core"
+    return RxMode.INTERRUPT, Number("af_xdp rx-mode", RxMode.INTERRUPT, f"{whose}: the kernel wakes it for packets")
 
 
 def _missing(name: str, machine: Machine) -> Finding:

@@ -62,6 +62,7 @@ def read_machine(files: Files, offer: VppOffer) -> Machine:
             numa_balancing=files.number("proc/sys/kernel/numa_balancing"),
         ),
         container=_container(files),
+        groups=frozenset(line.partition(":")[0] for line in (files.text("etc/group") or "").splitlines()),
     )
 
 

@@ -23,9 +23,11 @@ def render_startup(plan: StartupPlan, paths: VppPaths, installation: VppInstalla
 
     Raises EnvironmentMissing if the template is not installed, or a path has characters that VPP cannot read.
     """
-    for path in (paths.run_dir, installation.plugin_dir):
+    for path in (paths.run_dir, installation.plugin_dir, plan.stats_group):
         if path is not None and NOT_A_WORD.search(str(path)):
-            raise EnvironmentMissing(f"VPP cannot read the path {str(path)!r} - use one without blanks, #, {{ and }}")
+            raise EnvironmentMissing(
+                f"VPP cannot read {str(path)!r} in its startup.conf - use one without blanks, #, {{ and }}"
+            )
     environment = template_environment(TEMPLATE)
     environment.filters |= {"size": size, "cpus": show_cpus}
     template = environment.get_template(TEMPLATE)

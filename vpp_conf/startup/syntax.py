@@ -28,6 +28,9 @@ GCM = ("aes-128-gcm", "aes-192-gcm", "aes-256-gcm")
 AEADS = (*GCM, "chacha20-poly1305")
 """What the gateway accelerates, by VPP's plain names."""
 
+CBCS = ("aes-128-cbc-sha2-256", "aes-256-cbc-sha2-256")
+"""Names that VPP 26.06 has for AES-CBC with SHA-256, as far as they are measured."""
+
 SECTIONS_SINCE: dict[str, Release] = {
     "crypto_sw_scheduler": (25, 2),
     "crypto-engines": (25, 6),
@@ -102,7 +105,14 @@ def handler_names(release: Release, algorithms: tuple[str, ...]) -> tuple[str, .
     """The names by which ESP looks up its handlers: setting the plain ones does nothing since 26.06."""
     if release < COMBINED_HANDLERS:
         return algorithms
-    return tuple(f"{algorithm}-icv16-aad{aad}" for algorithm in algorithms for aad in (8, 12))
+    return tuple(name for algorithm in algorithms for name in _combined(algorithm))
+
+
+def _combined(algorithm: str) -> tuple[str, ...]:
+    """An AEAD has additional data of 8 bytes, and of 12 with ESN; others have none."""
+    if algorithm in CBCS:
+        return (f"{algorithm}-icv16",)
+    return tuple(f"{algorithm}-icv16-aad{aad}" for aad in (8, 12))
 
 
 def section_problem(release: Release, section: str, plugins: frozenset[str]) -> str | None:

@@ -68,7 +68,8 @@ class Needs:
 
     ``sas`` counts both directions, ``tunnels`` their pairs, ``sessions`` those of the firewall (they live in BPF maps
     and need memory as well). ``interfaces`` are the docked kernel interfaces; ``workers`` is the number of worker
-    threads; ``policies`` are SPD entries, which this gateway's tunnels do not need; ``mtu`` is in bytes.
+    threads; ``policies`` are SPD entries, which this gateway's tunnels do not need; ``mtu`` is in bytes. Members of the
+    ``stats_group`` may read VPP's counters.
     """
 
     sas: int = 4096
@@ -79,6 +80,37 @@ class Needs:
     workers: int | None = None
     policies: int = 0
     qat: bool = True
+    stats_group: str | None = None
+
+
+class RxMode(StrEnum):
+    """How VPP learns of packets on an AF_XDP interface."""
+
+    POLLING = "polling"
+    INTERRUPT = "interrupt"
+
+
+@dataclass(frozen=True, slots=True)
+class SocketPlan:
+    """A socket of VPP in its folder, with its permissions and the name of its group."""
+
+    name: str
+    mode: int
+    group: str
+
+    @property
+    def permissions(self) -> str:
+        """``0660 monitor``."""
+        return f"{self.mode:04o} {self.group}"
+
+
+@dataclass(frozen=True, slots=True)
+class InterfacePlan:
+    """A kernel interface for VPP: its receive queues, and whether its AF_XDP sockets should copy nothing."""
+
+    name: str
+    queues: int
+    zero_copy: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +151,10 @@ class StartupPlan:
     heap_page: str
     statseg_bytes: int
     poll_sleep_usec: int
+    rx_mode: RxMode
+    interfaces: tuple[InterfacePlan, ...]
+    sockets: tuple[SocketPlan, ...]
+    stats_group: str | None
     plugins: tuple[str, ...]
     engines: tuple[str, ...]
     section: bool

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from ipsec_gw.errors import ConfigError, EnvironmentMissing
-from vpp_conf.tuning.choice import ratio, reason
-from vpp_conf.tuning.values import Choice, Measurement, Subject, Tuning
+from vpp_conf.tuning.choice import async_ratio, ratio, reason
+from vpp_conf.tuning.values import Choice, Measurement, Subject, Tuning, Work
 
 DEFAULT_TUNING = Path("/var/lib/ipsec-gw/crypto-engines.json")
 """It outlives the boot, other than the runtime directory."""
 
-FORMAT = 1
+FORMAT = 2
 WAY_OUT = "run `ipsec-gw vpp tune` again, or remove the file"
 
 
@@ -39,15 +39,22 @@ def describe_tuning(tuning: Tuning) -> dict[str, Any]:
                 "algorithm": one.algorithm,
                 "engine": one.engine,
                 "bytes": one.size,
+                "work": one.work.value,
                 "clocks": list(one.clocks),
                 "median": one.median,
-                "ratio": ratio(tuning.measurements, one.algorithm, one.engine, one.size),
+                "ratio": ratio(tuning.measurements, one.algorithm, one.engine, one.size, one.work),
                 "gigabits": tuning.gigabits(one),
             }
             for one in tuning.measurements
         ],
         "choices": [
-            {"algorithm": one.algorithm, "engine": one.engine, "reason": reason(tuning, one)} for one in tuning.choices
+            {
+                "algorithm": one.algorithm,
+                "engine": one.engine,
+                "reason": reason(tuning, one),
+                "asyncRatio": async_ratio(tuning.measurements, one.algorithm, one.engine),
+            }
+            for one in tuning.choices
         ],
     }
 
@@ -69,6 +76,7 @@ def parse_tuning(text: str, source: str) -> Tuning:
                     str(one["engine"]),
                     int(one["bytes"]),
                     tuple(float(clocks) for clocks in one["clocks"]),
+                    Work(one["work"]),
                 )
                 for one in fields["measurements"]
             ),

@@ -10,9 +10,10 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 
 from vpp_conf.startup.machine import Machine
-from vpp_conf.startup.syntax import AEADS, ENGINES
+from vpp_conf.startup.syntax import AEADS, CBCS, ENGINES
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +25,23 @@ class Subject:
     engines: tuple[str, ...]
 
 
+class Work(StrEnum):
+    """What took the clocks. ``ASYNC`` is encrypting and decrypting together, by VPP's scheduler for software."""
+
+    ENCRYPT = "encrypt"
+    DECRYPT = "decrypt"
+    ASYNC = "async"
+
+
+SYNCHRONOUS = (Work.ENCRYPT, Work.DECRYPT)
+
 MOST_CLOCKS = 1e9
 """For one packet: a third of a second. What is beyond is no figure, and would overflow in ratios."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """CPU clocks for one packet on the whole ESP encrypt path, one figure for each round.
+    """CPU clocks for one packet on the whole ESP path, in or out or both, one figure for each round.
 
     ``algorithm`` is VPP's plain name, ``size`` the inner IP packet in bytes. Raises ValueError for a name that is not
     known, no rounds, or a figure that is not from 1 to :data:`MOST_CLOCKS`.
@@ -40,9 +51,10 @@ class Measurement:
     engine: str
     size: int
     clocks: tuple[float, ...]
+    work: Work = Work.ENCRYPT
 
     def __post_init__(self) -> None:
-        if self.algorithm not in AEADS:
+        if self.algorithm not in (*AEADS, *CBCS):
             raise ValueError(f"no algorithm is named {self.algorithm!r}")
         if self.engine not in ENGINES:
             raise ValueError(f"no crypto engine is named {self.engine!r}")
@@ -99,20 +111,22 @@ class Tuning:
         return len(self.measurements[0].clocks)
 
     def gigabits(self, measurement: Measurement) -> float:
-        """Gb/s of inner packets that one core encrypts at the median."""
+        """Gb/s of inner packets that one core does at the median."""
         return measurement.size * 8 * self.clock_hz / measurement.median / 1e9
 
 
 def check_grid(measurements: Iterable[Measurement]) -> None:
-    """Raises ValueError if there is nothing, or an engine misses a size or a round that another one has."""
+    """Raises ValueError if there is nothing, or an engine misses a size, a work or a round that another one has."""
     rows = tuple(measurements)
-    cells = [(one.algorithm, one.engine, one.size) for one in rows]
-    sizes = {one.size for one in rows}
+    cells = [(one.algorithm, one.engine, one.size, one.work) for one in rows]
+    each = {(one.size, one.work) for one in rows}
     by_engine = {(one.algorithm, one.engine) for one in rows}
     if not rows:
         raise ValueError("nothing was measured")
-    if len(set(cells)) != len(cells) or len(cells) != len(by_engine) * len(sizes):
-        raise ValueError("each engine needs one measurement for each size")
+    if len(set(cells)) != len(cells) or len(cells) != len(by_engine) * len(each):
+        raise ValueError("each engine needs one measurement for each size and work")
+    if {work for _, work in each} == {Work.ASYNC}:
+        raise ValueError("nothing but async was measured")
     if len({len(one.clocks) for one in rows}) != 1:
         raise ValueError("all measurements need the same number of rounds")
 

@@ -82,27 +82,13 @@ static __always_inline u64 pseudo_sum(const struct address *a, const struct addr
 	return address_sum(a) + address_sum(b) + htons(protocol) + htons(length);
 }
 
-/* RFC 9293 3.5.2. The packet is cut to the headers that the answer takes. */
-static __always_inline int answer_reset(struct xdp_md *ctx, struct meta *m)
+/* A TCP packet without data, options and window to who sent this one, which is cut to the headers that it takes. */
+static __always_inline int answer_tcp(struct xdp_md *ctx, struct meta *m, u8 flags, u32 seq, u32 ack)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
-	u32 l3 = m->l3 & OFFSET_MASK, l4 = m->l4 & OFFSET_MASK, header, frame = end - data;
-	struct tcp_header *tcp = data + l4;
-	u32 ack, seq = 0, payload;
-	u8 flags = TCP_RST;
+	u32 l3 = m->l3 & OFFSET_MASK, header, frame = end - data;
+	struct tcp_header *tcp;
 
-	if ((void *)(tcp + 1) > end)
-		return drop(ctx, REASON_MALFORMED);
-	payload = m->length - (l4 - l3);
-	header = (tcp->offset >> 4) * 4;
-	payload = payload > header ? payload - header : 0;
-	ack = m->seq + payload + !!(m->tcp_flags & TCP_SYN) + !!(m->tcp_flags & TCP_FIN);
-	if (m->tcp_flags & TCP_ACK) {
-		seq = m->ack;
-		ack = 0;
-	} else {
-		flags |= TCP_ACK;
-	}
 	header = m->v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr);
 	if (bpf_xdp_adjust_tail(ctx, (int)(l3 + header + sizeof(*tcp)) - (int)frame))
 		return drop(ctx, m->reason);
@@ -133,6 +119,24 @@ static __always_inline int answer_reset(struct xdp_md *ctx, struct meta *m)
 	}
 	count_verdict(m->reason, frame, 1);
 	return XDP_TX;
+}
+
+/* RFC 9293 3.5.2. */
+static __always_inline int answer_reset(struct xdp_md *ctx, struct meta *m)
+{
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	u32 l3 = m->l3 & OFFSET_MASK, l4 = m->l4 & OFFSET_MASK, header, payload;
+	struct tcp_header *tcp = data + l4;
+
+	if ((void *)(tcp + 1) > end)
+		return drop(ctx, REASON_MALFORMED);
+	if (m->tcp_flags & TCP_ACK)
+		return answer_tcp(ctx, m, TCP_RST, m->ack, 0);
+	payload = m->length - (l4 - l3);
+	header = (tcp->offset >> 4) * 4;
+	payload = payload > header ? payload - header : 0;
+	return answer_tcp(ctx, m, TCP_RST | TCP_ACK, 0,
+			  m->seq + payload + !!(m->tcp_flags & TCP_SYN) + !!(m->tcp_flags & TCP_FIN));
 }
 
 /* Sum of `octets` bytes (`most` at most) of the frame from `offset` on, padded with zeros. Through the stack: the verifier would follow

@@ -34,6 +34,14 @@ static __always_inline u16 changed(u16 checksum, u64 difference)
 	return ~fold((u64)(u16)~checksum + difference);
 }
 
+/* The same by a difference that is folded already. */
+static __always_inline u16 changed16(u16 checksum, u16 difference)
+{
+	u32 sum = (u32)(u16)~checksum + difference;
+
+	return ~((sum & 0xffff) + (sum >> 16));
+}
+
 static __always_inline u64 address_sum(const struct address *a)
 {
 	return (u64)a->addr[0] + a->addr[1] + a->addr[2] + a->addr[3];

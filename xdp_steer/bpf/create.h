@@ -118,6 +118,11 @@ static __always_inline int reserve(struct meta *m)
 {
 	struct flow_key key;
 
+	if (m->flags & META_NAT) {
+		sum_changes(m);
+		m->fresh.address_change = ~m->address_change;
+		m->fresh.l4_change = ~m->l4_change;
+	}
 	m->fresh.flags = SESSION_REVERSE;
 	m->fresh.saddr = m->key.daddr;
 	m->fresh.daddr = m->key.saddr;
@@ -277,6 +282,10 @@ static __always_inline int put_forward(struct meta *m)
 	s->daddr = m->daddr;
 	s->sport = m->sport;
 	s->dport = m->dport;
+	if (m->flags & META_NAT) {
+		s->address_change = m->address_change;
+		s->l4_change = m->l4_change;
+	}
 	s->out_zone = m->out_zone;
 	s->owner = bpf_get_smp_processor_id() + 1;
 	s->own_packets = 1;
@@ -285,6 +294,7 @@ static __always_inline int put_forward(struct meta *m)
 		s->ack = m->ack;
 		s->flags |= SESSION_ACKED;
 	}
+	keep_route(m, s);
 	return sessions.insert(&m->key, s);
 }
 
@@ -329,5 +339,7 @@ int stage_create(struct xdp_md *ctx)
 	m->mss = m->fresh.mss;
 	if (m->shape & SHAPE_FRAGMENT)
 		remember_fragment(m);
-	return go(ctx, STAGE_FORWARD);
+	if (m->flags & META_TO_SELF)
+		return go(ctx, STAGE_FORWARD);
+	return leave_by(ctx, m, wants_clamp(m));
 }

@@ -22,6 +22,16 @@ static __always_inline int tc_pass(struct __sk_buff *skb, u32 reason)
 	return TC_ACT_UNSPEC;
 }
 
+/* Out, unless the filter of its port is against it. */
+static __always_inline int let_go(struct __sk_buff *skb, struct meta *m, u32 reason)
+{
+	if (!m->out_filter)
+		return tc_pass(skb, reason);
+	m->reason = reason;
+	egress_stages.call(skb, EGRESS_STAGE_FILTER);
+	return tc_drop(skb, REASON_NO_STAGE);
+}
+
 static __always_inline void fragment_let_out(struct fragment_key *key, struct meta *m)
 {
 	key->saddr = m->key.saddr;
@@ -107,6 +117,16 @@ static __always_inline bool is_exempt(struct meta *m)
 	return is_icmp(m) && !is_icmp_request(m->v6, type);
 }
 
+/* IPsec and neighbour discovery of this machine: no filter may stop them. */
+static __always_inline bool is_always_let_out(struct meta *m)
+{
+	u8 type = m->code >> 8;
+
+	if (m->flags & META_LATER)
+		return is_ipsec(m->key.protocol, htons(PORT_IKE));
+	return is_ipsec(m->key.protocol, m->key.sport) || (m->v6 && is_icmp(m) && type >= NDP_FIRST && type <= NDP_LAST);
+}
+
 static __always_inline int egress_local(struct __sk_buff *skb, struct meta *m)
 {
 	struct session *s;
@@ -126,14 +146,16 @@ static __always_inline int egress_local(struct __sk_buff *skb, struct meta *m)
 			/* The answer of a service that destination NAT led here. */
 			if (m->flags & META_NAT && rewrite((void *)(long)skb->data, (void *)(long)skb->data_end, m) != NEXT)
 				return tc_drop(skb, REASON_EGRESS_UNPOLICED);
-			return tc_pass(skb, REASON_EGRESS_SESSION);
+			return let_go(skb, m, REASON_EGRESS_SESSION);
 		}
 		end_session(m, s, now);
 	}
-	if (is_exempt(m))
+	if (is_always_let_out(m))
 		return tc_pass(skb, REASON_EGRESS_EXEMPT);
+	if (is_exempt(m))
+		return let_go(skb, m, REASON_EGRESS_EXEMPT);
 	remain(m);
-	egress_stages.call(skb, 0);
+	egress_stages.call(skb, EGRESS_STAGE_NEW);
 	return tc_drop(skb, REASON_NO_STAGE);
 }
 
@@ -178,6 +200,7 @@ static __always_inline int egress(struct __sk_buff *skb, struct packet *pkt, boo
 	m->fragment_id = pkt->fragment_id;
 	m->out_zone = port->zone;
 	m->out_mss = port->mss;
+	m->out_filter = port->out_filter;
 	m->dnat_rule = 0;
 	if (pkt->shape & SHAPE_LATER)
 		m->flags = META_LATER;
@@ -192,7 +215,7 @@ static __always_inline int egress(struct __sk_buff *skb, struct packet *pkt, boo
 	else
 		judged = is_judged(m);
 	if (judged)
-		return tc_pass(skb, REASON_EGRESS_SESSION);
+		return let_go(skb, m, REASON_EGRESS_SESSION);
 	if (local_addresses.lookup(&m->key.saddr))
 		return egress_local(skb, m);
 	return tc_drop(skb, REASON_EGRESS_UNPOLICED);
@@ -214,5 +237,5 @@ int stage_egress_new(struct __sk_buff *skb)
 	}
 	if (create(m) != NEXT)
 		return tc_drop(skb, REASON_EGRESS_FULL);
-	return tc_pass(skb, REASON_EGRESS_NEW);
+	return let_go(skb, m, REASON_EGRESS_NEW);
 }

@@ -119,6 +119,19 @@ static __always_inline int admit(struct xdp_md *ctx, struct meta *m)
 	return go(ctx, STAGE_FLOW);
 }
 
+/* The port that a packet came in by. The tunnels' port has a row for every zone; without one for tunnels there is none
+ * at 0. */
+static __always_inline struct port *arrival_port(struct xdp_md *ctx, struct meta *m)
+{
+	struct port *port = port_of(ctx->ingress_ifindex, m->vid, m->bank);
+	void *data = (void *)(long)ctx->data;
+
+	if ((!port || port->flags & PORT_DECRYPTED) && ctx->ingress_ifindex == control_value(CONTROL_TUNNEL_PORT) &&
+	    data + sizeof(struct ethhdr) <= (void *)(long)ctx->data_end)
+		port = port_of(ctx->ingress_ifindex, ntohs(*(__be16 *)(data + TUNNEL_PORT_ZONE_AT)), m->bank);
+	return port;
+}
+
 /* From addresses to the next stage. `sound` is false if parse_ip() found the headers cut short. */
 static __always_inline int enter(struct xdp_md *ctx, struct packet *pkt, bool sound)
 {
@@ -131,11 +144,7 @@ static __always_inline int enter(struct xdp_md *ctx, struct packet *pkt, bool so
 		return drop(ctx, REASON_NO_STAGE);
 	m->bank = control_value(CONTROL_BANK) & 1;
 	m->vid = ntohs(pkt->tci) & VID_MASK;
-	port = port_of(ctx->ingress_ifindex, m->vid, m->bank);
-	/* The tunnels' port has a row for every zone; without one for tunnels there is none at 0. */
-	if ((!port || port->flags & PORT_DECRYPTED) && ctx->ingress_ifindex == control_value(CONTROL_TUNNEL_PORT) &&
-	    data + sizeof(struct ethhdr) <= pkt->end)
-		port = port_of(ctx->ingress_ifindex, ntohs(*(__be16 *)(data + TUNNEL_PORT_ZONE_AT)), m->bank);
+	port = arrival_port(ctx, m);
 	if (!port)
 		return drop(ctx, REASON_NO_ZONE);
 	if (!sound || pkt->length < l4 - l3 || l3 + pkt->length > frame)
@@ -174,7 +183,11 @@ static __always_inline int enter(struct xdp_md *ctx, struct packet *pkt, bool so
 		return drop(ctx, REASON_MALFORMED);
 	if (m->v6 && is_icmp(m) && m->code >> 8 >= NDP_FIRST && m->code >> 8 <= NDP_LAST && m->ttl == NDP_HOP_LIMIT)
 		return pass(ctx, REASON_NDP);
-	if (m->in_flags & PORT_SCREEN && is_suspect(m))
-		return go(ctx, STAGE_SCREEN);
+	if (m->in_flags & (PORT_SCREEN | PORT_FILTER)) {	/* one test for those that have neither */
+		if (m->in_flags & PORT_FILTER)
+			return go(ctx, STAGE_FILTER);
+		if (is_suspect(m))
+			return go(ctx, STAGE_SCREEN);
+	}
 	return admit(ctx, m);
 }

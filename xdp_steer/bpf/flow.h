@@ -65,6 +65,16 @@ static __always_inline int go(struct xdp_md *ctx, u32 stage)
 	return drop(ctx, REASON_NO_STAGE);
 }
 
+/* To this machine. `m->daddr` and `m->dport` are what the packet becomes; its header is changed by the caller, or by the
+ * filter that looks at it before. */
+static __always_inline int deliver(struct xdp_md *ctx, struct meta *m, u32 reason)
+{
+	m->reason = reason;
+	if (m->in_flags & PORT_HOST_FILTER)
+		return go(ctx, STAGE_HOST_FILTER);
+	return pass(ctx, reason);
+}
+
 /* Multicast, broadcast and unspecified addresses are nobody to answer. */
 static __always_inline bool is_v4_mapped(const struct address *a)
 {

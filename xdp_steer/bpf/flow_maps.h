@@ -21,7 +21,8 @@ struct port {
 	u16 zone;
 	u16 flags;	/* PORT_ */
 	u16 mss;	/* of flows from and to the zone, 0: as it is */
-	u16 reserved;
+	u8 in_filter;	/* of what arrives and what leaves by it, 0: none */
+	u8 out_filter;
 	struct address addr4;	/* own addresses, 0: none */
 	struct address addr6;
 };
@@ -51,7 +52,7 @@ struct ruleset {
 	struct rule_table tables[MAX_TABLES];
 	u32 timeouts[MAX_TIMEOUTS];	/* seconds, indexed by TIMEOUT_ */
 	u32 default_action;		/* ACTION_ */
-	u32 reserved;
+	u32 host_filter;		/* of what is for this machine, 0: none */
 };
 
 struct prefix_key {
@@ -161,7 +162,8 @@ struct session {
 	u32 rule;		/* that permitted it, as in rule_row */
 	u32 snat_rule;
 	u32 dnat_rule;
-	u32 reserved2;
+	__be16 address_change;	/* what the translation does to checksums, folded: of addresses alone */
+	__be16 l4_change;	/* and of addresses and ports */
 	u64 id;			/* the same in both directions */
 	u64 created_ns;
 	u64 far_packets;	/* on all other CPUs */
@@ -211,6 +213,8 @@ struct meta {
 	struct address daddr;
 	__be16 sport;
 	__be16 dport;
+	__be16 address_change;	/* META_NAT: as in the session */
+	__be16 l4_change;
 	u16 code;		/* what a service is matched by: destination port, ICMP type << 8 | code */
 	u16 length;		/* IP length */
 	u16 l3;			/* offsets into the frame */
@@ -252,6 +256,9 @@ struct meta {
 	u8 embedded;		/* META_NAT64: as in the session */
 	u8 reply_protocol;	/* of the reverse entry that is being made */
 	u16 option_at;		/* of IP or TCP, the one in hand */
+	u32 term;		/* row of a filter's term */
+	u8 mark;		/* DSCP that a filter gives the packet, or KEEP_DSCP */
+	u8 out_filter;		/* on TC egress */
 	u64 session_id;
 	u64 next_id;
 	u64 answer_ns;		/* token bucket of answers */
@@ -291,5 +298,5 @@ BPF_TABLE_PINNED("percpu_array", u32, u64, events_lost, 1, PIN_ROOT "/events_los
 
 /* These belong to one version of the programs and are pinned with them. */
 BPF_PROG_ARRAY(stages, MAX_STAGES);
-BPF_PROG_ARRAY(egress_stages, 1);
+BPF_PROG_ARRAY(egress_stages, MAX_EGRESS_STAGES);
 BPF_PERCPU_ARRAY(metas, struct meta, 2);

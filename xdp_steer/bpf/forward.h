@@ -2,12 +2,8 @@
  *
  * The forward stage: the route of a packet that may go on, kept with its session, and out.
  */
-static __always_inline void keep_route(struct meta *m)
+static __always_inline void keep_route(struct meta *m, struct session *s)
 {
-	struct session *s = sessions.lookup(&m->key);
-
-	if (!s)
-		return;
 	if (!(m->flags & META_ROUTED) || !(m->out_flags & PORT_REDIRECT)) {
 		s->out_ifindex = 0;
 		return;
@@ -21,18 +17,25 @@ static __always_inline void keep_route(struct meta *m)
 	s->out_ifindex = m->out_ifindex;
 }
 
+static __always_inline bool wants_clamp(struct meta *m)
+{
+	return m->mss && m->key.protocol == IPPROTO_TCP && m->tcp_flags & TCP_SYN;
+}
+
 int stage_forward(struct xdp_md *ctx)
 {
 	struct meta *m = meta_of(META_XDP);
+	struct session *s;
 	u32 reason;
 	u16 zone;
 
 	if (!m)
 		return drop(ctx, REASON_NO_STAGE);
 	if (m->flags & META_TO_SELF) {
-		if (rewrite((void *)(long)ctx->data, (void *)(long)ctx->data_end, m) != NEXT)
+		if (!(m->in_flags & PORT_HOST_FILTER) &&
+		    rewrite((void *)(long)ctx->data, (void *)(long)ctx->data_end, m) != NEXT)
 			return drop(ctx, REASON_MALFORMED);
-		return pass(ctx, REASON_HOST);
+		return deliver(ctx, m, REASON_HOST);
 	}
 	if (!(m->flags & META_LOOKED)) {
 		zone = m->out_zone;
@@ -44,7 +47,8 @@ int stage_forward(struct xdp_md *ctx)
 		if (reason != NEXT)
 			return no_route(ctx, m, reason);
 	}
-	if (m->flags & META_SESSION)
-		keep_route(m);
-	return leave_by(ctx, m, m->mss && m->key.protocol == IPPROTO_TCP && m->tcp_flags & TCP_SYN);
+	s = m->flags & META_SESSION ? sessions.lookup(&m->key) : NULL;
+	if (s)
+		keep_route(m, s);
+	return leave_by(ctx, m, wants_clamp(m));
 }

@@ -208,14 +208,14 @@ int stage_icmp_error(struct xdp_md *ctx)
 			s = NULL;
 	}
 	m->flags = META_ERROR;
-	m->daddr = m->key.daddr;
+	remain(m);
 	if (!s) {
 		if (is_about_ipsec(&inner) && route(ctx, m) == ROUTE_LOCAL)
 			return pass(ctx, REASON_HOST_IKE);
 		/* About what this machine sent into a tunnel: the kernel holds it against its sockets. */
 		if (m->in_flags & PORT_TUNNEL && local_addresses.lookup(&inner.saddr) &&
 		    same_address(&inner.saddr, &m->key.daddr))
-			return pass(ctx, REASON_HOST_SOCKET);
+			return deliver(ctx, m, REASON_HOST_SOCKET);
 		return drop(ctx, REASON_ICMP_NO_SESSION);
 	}
 	if (s->flags & SESSION_NAT64) {	/* both become what they are in the other family when the route is known */
@@ -229,8 +229,10 @@ int stage_icmp_error(struct xdp_md *ctx)
 	m->sport = m->key.sport;
 	m->dport = m->key.dport;
 	m->out_zone = s->out_zone;
-	if (s->flags & SESSION_NAT)
+	if (s->flags & SESSION_NAT) {
 		m->flags |= META_NAT;
+		sum_changes(m);
+	}
 	if (s->flags & SESSION_TO_SELF)
 		m->flags |= META_TO_SELF;
 	return go(ctx, STAGE_FORWARD);

@@ -15,6 +15,13 @@ static __always_inline bool is_ipsec(u8 protocol, __be16 dport)
 	       (protocol == IPPROTO_UDP && (dport == htons(PORT_IKE) || dport == htons(PORT_NAT_T)));
 }
 
+/* IPsec to this machine, or a fragment of what may be. */
+static __always_inline bool is_ipsec_to_us(struct meta *m)
+{
+	return is_ipsec(m->key.protocol, m->flags & META_LATER ? htons(PORT_IKE) : m->key.dport) &&
+	       local_addresses.lookup(&m->key.daddr);
+}
+
 static __always_inline bool has_ports(u8 protocol)
 {
 	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP;

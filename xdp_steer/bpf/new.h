@@ -144,7 +144,7 @@ int stage_new(struct xdp_md *ctx)
 	if (is_martian(&m->key.saddr))
 		return drop(ctx, REASON_MARTIAN_SOURCE);
 	if (is_own_answer(ctx, m))
-		return pass(ctx, REASON_HOST_SOCKET);
+		return deliver(ctx, m, REASON_HOST_SOCKET);
 	if (is_clear_of_protected(m))
 		return drop(ctx, REASON_CLEAR_OF_PROTECTED);
 	reason = may_open(m);
@@ -170,7 +170,7 @@ int stage_new(struct xdp_md *ctx)
 	if (reason != NEXT && reason != ROUTE_LOCAL)
 		return no_route(ctx, m, reason);
 	m->flags |= META_LOOKED;
-	return go(ctx, STAGE_POLICY);
+	return police(ctx, m, false);
 }
 
 /* A later fragment goes the way of its first one, or to this machine, whose kernel sorts it out. */
@@ -192,8 +192,11 @@ int stage_fragment(struct xdp_md *ctx)
 		m->key = first->key;
 		return go(ctx, STAGE_FLOW);
 	}
-	m->daddr = m->key.daddr;
-	if (route(ctx, m) == ROUTE_LOCAL)
-		return pass(ctx, REASON_LOCAL_FRAGMENT);
+	remain(m);
+	if (route(ctx, m) == ROUTE_LOCAL) {
+		if (is_ipsec_to_us(m))
+			return pass(ctx, REASON_LOCAL_FRAGMENT);
+		return deliver(ctx, m, REASON_LOCAL_FRAGMENT);
+	}
 	return drop(ctx, REASON_FRAGMENT_UNKNOWN);
 }

@@ -12,6 +12,7 @@
 #include <uapi/linux/ip.h>
 #include <uapi/linux/ipv6.h>
 #include <uapi/linux/pkt_cls.h>
+#include <uapi/linux/tcp.h>
 #include <uapi/linux/udp.h>
 
 #include "maps.h"
@@ -22,6 +23,7 @@
 #if FIREWALL
 #include "flow_maps.h"
 #include "screen_maps.h"
+#include "filter_maps.h"
 #include "events.h"
 #include "flow.h"
 #include "checksum.h"
@@ -34,8 +36,8 @@
 #include "kinds.h"
 #include "tunnel.h"
 #include "forward.h"
-#include "new.h"
 #include "policy.h"
+#include "new.h"
 #include "screen_note.h"
 #include "create.h"
 #include "icmp_error.h"
@@ -44,8 +46,11 @@
 #include "nat64_error.h"
 #include "egress.h"
 #include "decrypted.h"
+#include "cookie.h"
 #include "screen.h"
 #include "screen_new.h"
+#include "policer.h"
+#include "filter.h"
 #endif
 
 static __always_inline int take(struct xdp_md *ctx)

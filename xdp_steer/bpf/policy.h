@@ -54,19 +54,11 @@ static __always_inline u32 judge(struct meta *m)
 	return row->action;
 }
 
-int stage_policy(struct xdp_md *ctx)
+/* The end of a packet of no session, or the way to the one that it begins. `group`: multicast, for this machine. */
+static __always_inline int police(struct xdp_md *ctx, struct meta *m, bool group)
 {
-	struct meta *m = meta_of(META_XDP);
 	u32 action, matched;
-	bool group;
 
-	if (!m)
-		return drop(ctx, REASON_NO_STAGE);
-	group = is_group(&m->key.daddr);
-	if (group) {
-		remain(m);
-		m->out_zone = ZONE_SELF;
-	}
 	m->session_id = 0;
 	action = judge(m);
 	matched = m->row_flags & ROW_MATCHED;
@@ -76,9 +68,21 @@ int stage_policy(struct xdp_md *ctx)
 		if (!group)
 			return go(ctx, STAGE_CREATE);
 		count_rule(m->rule, m->length);
-		return pass(ctx, REASON_HOST);
+		return deliver(ctx, m, REASON_HOST);
 	}
 	if (!matched)
 		return refuse(ctx, m, action, REASON_DEFAULT_DENY);
 	return refuse(ctx, m, action, action == ACTION_REJECT ? REASON_POLICY_REJECT : REASON_POLICY_DENY);
+}
+
+/* Multicast and broadcast: policies of the machine itself decide, and no session begins. */
+int stage_policy(struct xdp_md *ctx)
+{
+	struct meta *m = meta_of(META_XDP);
+
+	if (!m)
+		return drop(ctx, REASON_NO_STAGE);
+	remain(m);
+	m->out_zone = ZONE_SELF;
+	return police(ctx, m, true);
 }

@@ -30,11 +30,18 @@ static __always_inline void fix(struct meta *m, __be16 *checksum, u64 addresses,
 		*checksum = changed(*checksum, addresses + ports);
 }
 
+static __always_inline void fix_l4(struct meta *m, __be16 *checksum)
+{
+	if (m->flags & META_PARTIAL)
+		*checksum = ~changed16(~*checksum, m->address_change);
+	else
+		*checksum = changed16(*checksum, m->l4_change);
+}
+
 /* Of the L4 header, addresses being already right in the IP header. Sets META_PARTIAL. */
-static __always_inline u32 rewrite_l4(void *data, void *end, struct meta *m, u64 addresses, bool nat)
+static __always_inline u32 rewrite_l4(void *data, void *end, struct meta *m, bool nat)
 {
 	void *l4 = data + (m->l4 & OFFSET_MASK);
-	u64 ports = difference16(m->key.sport, m->sport) + difference16(m->key.dport, m->dport);
 	struct tcp_header *tcp = l4;
 	struct udphdr *udp = l4;
 	struct icmp_header *icmp = l4;
@@ -46,7 +53,7 @@ static __always_inline u32 rewrite_l4(void *data, void *end, struct meta *m, u64
 			m->flags |= META_PARTIAL;
 		if (!nat)
 			return NEXT;
-		fix(m, &tcp->checksum, addresses, ports);
+		fix_l4(m, &tcp->checksum);
 		tcp->source = m->sport;
 		tcp->dest = m->dport;
 	} else if (m->key.protocol == IPPROTO_UDP) {
@@ -57,7 +64,7 @@ static __always_inline u32 rewrite_l4(void *data, void *end, struct meta *m, u64
 		if (!nat)
 			return NEXT;
 		if (udp->check) {
-			fix(m, &udp->check, addresses, ports);
+			fix_l4(m, &udp->check);
 			if (!udp->check)
 				udp->check = 0xffff;
 		}
@@ -67,13 +74,23 @@ static __always_inline u32 rewrite_l4(void *data, void *end, struct meta *m, u64
 		if ((void *)(icmp + 1) > end)
 			return REASON_MALFORMED;
 		if (m->v6)
-			icmp->checksum = changed(icmp->checksum, addresses);
+			icmp->checksum = changed16(icmp->checksum, m->address_change);
 		if (m->sport != m->key.sport) {
 			icmp->checksum = changed(icmp->checksum, difference16(m->key.sport, m->sport));
 			icmp->id = m->sport;
 		}
 	}
 	return NEXT;
+}
+
+/* What a translation does to checksums: found once for a session, not for every packet. */
+static __always_inline void sum_changes(struct meta *m)
+{
+	u64 addresses = address_difference(&m->key.saddr, &m->saddr, m->v6) +
+			address_difference(&m->key.daddr, &m->daddr, m->v6);
+
+	m->address_change = fold(addresses);
+	m->l4_change = fold(addresses + difference16(m->key.sport, m->sport) + difference16(m->key.dport, m->dport));
 }
 
 /* Addresses, ports and checksums. NEXT, or MALFORMED for what cannot happen after the parser. */
@@ -83,11 +100,8 @@ static __always_inline u32 rewrite(void *data, void *end, struct meta *m)
 	bool nat = m->flags & META_NAT;
 	struct ipv6hdr *ip6 = l3;
 	struct iphdr *ip = l3;
-	u64 addresses = 0;
 
 	if (nat) {
-		addresses = address_difference(&m->key.saddr, &m->saddr, m->v6) +
-			    address_difference(&m->key.daddr, &m->daddr, m->v6);
 		if (m->v6) {
 			if ((void *)(ip6 + 1) > end)
 				return REASON_MALFORMED;
@@ -96,14 +110,14 @@ static __always_inline u32 rewrite(void *data, void *end, struct meta *m)
 		} else {
 			if ((void *)(ip + 1) > end)
 				return REASON_MALFORMED;
-			ip->check = changed(ip->check, addresses);
+			ip->check = changed16(ip->check, m->address_change);
 			ip->saddr = m->saddr.addr[3];
 			ip->daddr = m->daddr.addr[3];
 		}
 	}
 	if (m->flags & META_LATER || (!nat && !(m->in_flags & PORT_PARTIAL)))
 		return NEXT;
-	return rewrite_l4(data, end, m, addresses, nat);
+	return rewrite_l4(data, end, m, nat);
 }
 
 /* Lower the MSS of a TCP packet with SYN to the cap in the record. What is no option list is left alone. The place is kept

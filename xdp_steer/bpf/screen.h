@@ -8,15 +8,6 @@
 #define TEAR_DROP_OCTETS	8	/* a fragment that carries less overlaps, or is made to */
 #define IP_MAXIMUM		65535
 
-/* Before anything is known of where the packet goes. */
-static __always_inline void describe_arrival(struct meta *m)
-{
-	remain(m);
-	m->out_zone = m->key.zone;
-	m->session_id = 0;
-	m->rule = 0;
-}
-
 static __always_inline u32 screen_tcp(struct meta *m, u32 wanted)
 {
 	u8 flags = m->tcp_flags;
@@ -118,8 +109,12 @@ static __always_inline bool is_own_ipsec(struct meta *m)
 static __always_inline u32 screen_flood(struct meta *m, struct screen *screen)
 {
 	if (is_syn(m)) {
-		if (floods(m, screen, SCREEN_SYN_FLOOD))
-			return REASON_SCREEN_SYN_FLOOD;
+		if (floods(m, screen, SCREEN_SYN_FLOOD)) {
+			u32 reason = demand_cookie(m, screen);
+
+			if (reason != NEXT)
+				return reason;
+		}
 		if (floods_of(m, screen, SCREEN_SYN_SOURCE, &m->key.saddr))
 			return REASON_SCREEN_SYN_SOURCE;
 		if (floods_of(m, screen, SCREEN_SYN_DESTINATION, &m->key.daddr))
@@ -147,6 +142,8 @@ int stage_screen(struct xdp_md *ctx)
 	reason = screen_packet(ctx, m, screen->wanted);
 	if (reason == NEXT)
 		reason = screen_flood(m, screen);
+	if (reason == REASON_SCREEN_SYN_COOKIE)
+		return go(ctx, STAGE_COOKIE);
 	if (reason != NEXT) {
 		describe_arrival(m);
 		if (screen_hit(m, screen, reason) != NEXT)

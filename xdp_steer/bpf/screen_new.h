@@ -53,6 +53,10 @@ int stage_screen_new(struct xdp_md *ctx)
 		return drop(ctx, REASON_NO_STAGE);
 	m->flags |= META_SCREENED;
 	screen = screens_of(m->bank, m->key.zone);
+	if (screen && screen->wanted & 1 << SCREEN_SYN_COOKIE && may_have_cookie(m) && has_cookie(m)) {
+		believe(m);
+		return answer_icmp(ctx, m, ANSWER_RESET, 0, 0, REASON_SCREEN_COOKIE_VALID);
+	}
 	reason = screen ? screen_search(m, screen) : NEXT;
 	if (reason != NEXT) {
 		describe_arrival(m);

@@ -60,3 +60,12 @@ static __always_inline u32 screen_hit(struct meta *m, struct screen *screen, u32
 	note(m, reason, EVENT_SCREEN);
 	return reason;
 }
+
+/* Before anything is known of where the packet goes. */
+static __always_inline void describe_arrival(struct meta *m)
+{
+	remain(m);
+	m->out_zone = m->key.zone;
+	m->session_id = 0;
+	m->rule = 0;
+}

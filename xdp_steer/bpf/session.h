@@ -115,6 +115,8 @@ static __always_inline void become(struct meta *m, struct session *s)
 		m->daddr = s->daddr;
 		m->sport = s->sport;
 		m->dport = s->dport;
+		m->address_change = s->address_change;
+		m->l4_change = s->l4_change;
 	}
 	if (s->flags & SESSION_TO_SELF)
 		m->flags |= META_TO_SELF;

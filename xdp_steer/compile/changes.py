@@ -8,7 +8,8 @@ from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from typing import Any
 
-from ipsec_gw.model.firewall import ANY_PORT, Blocks, Ruleset, Schedule, Service
+from ipsec_gw.model.filters import FilterTerm
+from ipsec_gw.model.firewall import ANY_PORT, Blocks, Policy, Ruleset, Schedule, Service
 
 _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 50: "esp", 51: "ah", 58: "icmp6", 132: "sctp"}
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
@@ -22,8 +23,11 @@ _SECTIONS = (
     ("static nat", "static_nat"),
     ("nptv6", "nptv6"),
     ("nat64", "nat64"),
+    ("policer", "policers"),
+    ("filter", "filters"),
+    ("filter term", "filter_terms"),
 )
-_UNORDERED = ("zone", "pool", "screens")
+_UNORDERED = ("zone", "pool", "screens", "policer", "filter")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,7 @@ def _section(kind: str, old: Sequence[Any], new: Sequence[Any]) -> Iterator[Chan
 
 
 def _moved(old: Sequence[Any], new: Sequence[Any]) -> dict[str, str]:
-    """Rules that stand elsewhere among those of the same zones; the fewest that explain the new order."""
+    """Rules that stand elsewhere among those of the same zones or filter; the fewest that explain the new order."""
     found: dict[str, str] = {}
     for scope in dict.fromkeys(map(_scope, new)):
         places = {item.name: place for place, item in enumerate(old) if _scope(item) == scope}
@@ -85,7 +89,12 @@ def _moved(old: Sequence[Any], new: Sequence[Any]) -> dict[str, str]:
 
 
 def _scope(rule: Any) -> tuple[Any, ...]:
-    return (rule.from_zone, rule.to_zone) if hasattr(rule, "log_open") else ()
+    match rule:
+        case Policy():
+            return (rule.from_zone, rule.to_zone)
+        case FilterTerm():
+            return (rule.filter,)
+    return ()
 
 
 def _longest_ascending(numbers: Sequence[int]) -> set[int]:

@@ -99,7 +99,7 @@ def _nested(own: dict[IpNetwork, int], anywhere: int) -> dict[IpNetwork, int]:
 def service_rows(terms: Sequence[Term]) -> tuple[tuple[int, ...], dict[ServiceKind, Segments]]:
     """Classes of protocols and destination ports; class 0 has the rows of any service."""
     spans = {kind: [_span(term.service, kind) for term in terms] for kind in _SERVICE_KINDS}
-    default = _rows(term.service.protocol is None for term in terms)
+    default = rows_of(term.service.protocol is None for term in terms)
     return _segments(terms, Dimension.SERVICE, default, spans)
 
 
@@ -112,20 +112,22 @@ def source_port_rows(terms: Sequence[Term]) -> tuple[tuple[int, ...], dict[Servi
             service.source if service.source == ANY_PORT or service.protocol == protocol else None
             for service in services
         ]
-    default = _rows(term.service.source == ANY_PORT for term in terms)
+    default = rows_of(term.service.source == ANY_PORT for term in terms)
     return _segments(terms, Dimension.SOURCE_PORT, default, spans)
 
 
 def _span(service: Service, kind: ServiceKind) -> Range | None:
-    """The indices of a kind that a service matches."""
+    """The indices of a kind that a service matches. By OTHER a packet is looked up whose ports are not known."""
     if service.protocol is None:
         return ANY_PORT
-    if _KINDS.get(service.protocol, ServiceKind.OTHER) is not kind:
-        return None
-    return (service.protocol, service.protocol) if kind is ServiceKind.OTHER else service.destination
+    known = _KINDS.get(service.protocol, ServiceKind.OTHER)
+    if kind is ServiceKind.OTHER and (known is kind or service.destination == service.source == ANY_PORT):
+        return (service.protocol, service.protocol)
+    return service.destination if known is kind else None
 
 
-def _rows(chosen: Iterable[bool]) -> int:
+def rows_of(chosen: Iterable[bool]) -> int:
+    """The set of the rows that are chosen, one after the other."""
     return sum(1 << number for number, wanted in enumerate(chosen) if wanted)
 
 

@@ -72,6 +72,12 @@ def _rule_names(ruleset: Ruleset) -> Iterator[RuleName]:
         yield NameKind.NPTV6, nptv6.name
     for nat64 in ruleset.nat64:
         yield NameKind.NAT64, nat64.name
+    for term in ruleset.filter_terms:
+        yield NameKind.FILTER_TERM, term.name
+    for policer in ruleset.policers:
+        yield NameKind.POLICER, policer.name
+        if policer.three_colours:
+            yield NameKind.POLICER_YELLOW, policer.name
 
 
 def label(kind: NameKind, name: str) -> str:

@@ -9,10 +9,22 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ipsec_gw.model.ids import IpAddress
+from xdp_steer import filter_layout as fil
 from xdp_steer import flow_layout as fl
 from xdp_steer import screen_layout as sl
 from xdp_steer.compile.ids import Ids
-from xdp_steer.compile.rows import PoolRow, PortRow, PrefixRow, Rows, RuleRow, ScreenRow, Segments, TableRows
+from xdp_steer.compile.rows import (
+    FilterRow,
+    PolicerRow,
+    PoolRow,
+    PortRow,
+    PrefixRow,
+    Rows,
+    RuleRow,
+    ScreenRow,
+    Segments,
+    TableRows,
+)
 from xdp_steer.flow_layout import Dimension, Table
 from xdp_steer.layout import AddressLeaf, MapSpec
 
@@ -42,7 +54,9 @@ def bank_writes(rows: Rows, bank: int) -> Iterator[Write]:
     all pools, the screens of all zones and as many rules as there are bits are written.
     """
     for table, table_rows in rows.tables.items():
-        yield from _table(table_rows, bank, table)
+        if table is not Table.FILTER or table_rows.rules:  # without filters nobody looks into it
+            yield from _table(table_rows, bank, table)
+    yield from _filters(rows, bank)
     pools = [_pool(row) for row in rows.pools]
     pools += [fl.PoolLeaf()] * (fl.MAX_POOLS - len(pools))
     yield _span(fl.POOLS, fl.pool_index(bank, 0), b"".join(map(bytes, pools)), fl.MAX_POOLS)
@@ -92,6 +106,26 @@ def _service_chunks(segments: Segments) -> bytes:
     return classes.tobytes()
 
 
+def _filters(rows: Rows, bank: int) -> Iterator[Write]:
+    filters = rows.filters
+    classes = b"".join(bitset.to_bytes(_BIT_BYTES, "little") for bitset in filters.classes)
+    yield _span(fil.FILTER_BITS, bank * fil.MAX_FILTER_CLASSES, classes, len(filters.classes))
+    yield _span(fil.FILTER_ROWS, bank * fl.MAX_ROWS, b"".join(map(_filter, filters.rows)), len(filters.rows))
+    policers = b"".join(map(_policer, filters.policers))
+    yield _span(fil.POLICERS, bank * fil.MAX_POLICERS, policers, len(filters.policers))
+
+
+def _filter(row: FilterRow) -> bytes:
+    policer = 0 if row.policer is None else row.policer + 1
+    return bytes(fil.FilterRowLeaf(policer, fil.KEEP_DSCP if row.mark is None else row.mark))
+
+
+def _policer(row: PolicerRow) -> bytes:
+    numbers = (row.number, row.yellow_rule, row.kind, row.aware, row.yellow, row.red, 0)
+    peak = (fil.cost_of(row.peak_rate), fil.burst_ticks(row.peak_burst, row.peak_rate)) if row.peak_rate else (0, 0)
+    return bytes(fil.PolicerLeaf(*numbers, fil.cost_of(row.rate), fil.burst_ticks(row.burst, row.rate), *peak))
+
+
 def _rule(row: RuleRow) -> fl.RuleRowLeaf:
     return fl.RuleRowLeaf(
         row.rule,
@@ -127,7 +161,7 @@ def _screen(row: ScreenRow | None) -> sl.ScreenLeaf:
 def _port(row: PortRow) -> fl.PortLeaf:
     info = row.info
     addresses = address_leaf(info.address4), address_leaf(info.address6)
-    return fl.PortLeaf(info.l3_ifindex, row.zone, row.flags, row.mss, 0, *addresses)
+    return fl.PortLeaf(info.l3_ifindex, row.zone, row.flags, row.mss, row.in_filter, row.out_filter, *addresses)
 
 
 def _near_ports(rows: Iterable[PortRow]) -> bytes:
@@ -158,7 +192,7 @@ def _prefix_key(row: PrefixRow, bank: int, side: int) -> fl.PrefixKeyLeaf:
 
 
 def _header(rows: Rows) -> fl.RulesetLeaf:
-    header = fl.RulesetLeaf(default_action=rows.default)
+    header = fl.RulesetLeaf(default_action=rows.default, host_filter=rows.filters.host)
     header.timeouts[:] = rows.timeouts
     for table, table_rows in rows.tables.items():
         header.tables[table] = fl.RuleTableLeaf(table_rows.words, table_rows.unasked)

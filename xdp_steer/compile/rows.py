@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ipsec_gw.model.ids import IpAddress, IpNetwork
+from xdp_steer.filter_layout import PolicerKind
 from xdp_steer.flow_layout import Dimension, PolicyAction, PortFlag, ServiceKind, Table, TableAny
 from xdp_steer.screen_layout import Screen, ScreenFlag
 
@@ -46,6 +47,8 @@ class PortRow:
     zone: int
     flags: PortFlag
     mss: int
+    in_filter: int = 0
+    out_filter: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +117,44 @@ class TableRows:
 
 
 @dataclass(frozen=True, slots=True)
+class FilterRow:
+    """Of ``filter_rows``; ``policer`` is an index into those of the bank, None for none, ``mark`` a DSCP or None."""
+
+    policer: int | None = None
+    mark: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PolicerRow:
+    """Of ``policers``: rates in bits per second, bursts in bytes; ``yellow`` and ``red`` are a DSCP, KEEP_DSCP or
+    DISCARD_COLOUR.
+    """
+
+    number: int
+    yellow_rule: int
+    kind: PolicerKind
+    aware: bool
+    yellow: int
+    red: int
+    rate: int
+    burst: int
+    peak_rate: int = 0
+    peak_burst: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FilterRows:
+    """What goes with the filters' table: ``classes`` are its sets of rows by DSCP, then by TCP flags; ``host`` is the
+    number of the host filter.
+    """
+
+    rows: tuple[FilterRow, ...] = ()
+    classes: tuple[int, ...] = ()
+    policers: tuple[PolicerRow, ...] = ()
+    host: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Rows:
     """Everything that one bank holds. ``timeouts`` are seconds, indexed by :class:`xdp_steer.flow_layout.Timeout`;
     ``screens`` are by the number of the zone.
@@ -125,3 +166,4 @@ class Rows:
     timeouts: tuple[int, ...]
     default: PolicyAction
     screens: Mapping[int, ScreenRow] = field(default_factory=dict)
+    filters: FilterRows = FilterRows()

@@ -9,6 +9,7 @@ from datetime import datetime
 from ipsec_gw.model.firewall import TUNNEL_INTERFACES, Pool, Ruleset, Zone
 from xdp_steer.compile.classify import prefix_rows, service_rows, source_port_rows, zone_bits
 from xdp_steer.compile.errors import CompileError
+from xdp_steer.compile.filters import Bound, bind, filter_terms
 from xdp_steer.compile.ids import Ids
 from xdp_steer.compile.rows import PoolRow, PortInfo, PortRow, Rows, ScreenRow, TableRows
 from xdp_steer.compile.screens import screen_flags, screen_rows
@@ -34,21 +35,24 @@ def compile_ruleset(ruleset: Ruleset, ids: Ids, interfaces: Mapping[str, PortInf
     a rule asks for what the pipeline does not look at, or when a table is too small.
     """
     terms = Terms(ruleset, ids, now)
+    of_filters, filters = filter_terms(ruleset, ids)
     tables = {
         Table.POLICY: _table(Table.POLICY, terms.policy()),
         Table.SNAT: _table(Table.SNAT, terms.snat()),
         Table.DNAT: _table(Table.DNAT, terms.dnat()),
+        Table.FILTER: _table(Table.FILTER, of_filters),
     }
     _check_prefixes(tables)
     timeouts = tuple(int(getattr(ruleset.sessions.timeouts, timeout.name.lower())) for timeout in Timeout)
     screens = screen_rows(ruleset, ids)
     return Rows(
-        ports=tuple(_ports(ruleset.zones, ids, interfaces, screens)),
+        ports=tuple(_ports(ruleset.zones, ids, interfaces, screens, bind(ruleset))),
         tables=tables,
         pools=tuple(_pools(ruleset.pools)),
         timeouts=timeouts,
         default=ACTIONS[ruleset.default],
         screens=screens,
+        filters=filters,
     )
 
 
@@ -84,7 +88,11 @@ def _check_prefixes(tables: Mapping[Table, TableRows]) -> None:
 
 
 def _ports(
-    zones: Iterable[Zone], ids: Ids, interfaces: Mapping[str, PortInfo], screens: Mapping[int, ScreenRow]
+    zones: Iterable[Zone],
+    ids: Ids,
+    interfaces: Mapping[str, PortInfo],
+    screens: Mapping[int, ScreenRow],
+    bound: Bound,
 ) -> Iterator[PortRow]:
     taken: dict[tuple[int, int], str] = {}
     for zone in zones:
@@ -99,17 +107,36 @@ def _ports(
             if len(taken) == MAX_PORTS:
                 raise CompileError(f"zone {zone.name}: {name} is one interface too many, {MAX_PORTS} are possible")
             taken[place] = f"{name} of zone {zone.name}"
-            yield PortRow(info, ids.zones[zone.name], _port_flags(zone, name, info, row), zone.tcp_mss or 0)
-        yield from _routed(zone, ids, interfaces, row)
+            made = PortRow(info, ids.zones[zone.name], _port_flags(zone, name, info, row), zone.tcp_mss or 0)
+            yield _with_filters(made, bound.input.get(name, 0), bound.output.get(name, 0), bound.host)
+        yield from _routed(zone, ids, interfaces, row, bound)
 
 
-def _routed(zone: Zone, ids: Ids, interfaces: Mapping[str, PortInfo], screens: ScreenRow | None) -> Iterator[PortRow]:
+def _with_filters(row: PortRow, arriving: int, leaving: int, host: int) -> PortRow:
+    """What is looked at as it leaves leaves by the kernel, and is looked at on TC egress."""
+    flags = row.flags | PortFlag.FILTER * bool(arriving) | PortFlag.HOST_FILTER * bool(host)
+    if leaving:
+        flags &= ~PortFlag.REDIRECT
+    return replace(row, flags=flags, in_filter=arriving, out_filter=leaving)
+
+
+def _routed(
+    zone: Zone, ids: Ids, interfaces: Mapping[str, PortInfo], screens: ScreenRow | None, bound: Bound
+) -> Iterator[PortRow]:
     """The row of the tunnels' port by which packets of a zone's interfaces without Ethernet come in."""
     port = interfaces.get(TUNNEL_INTERFACES[1])
-    if port is None or all(interfaces[name].ethernet for name in zone.interfaces if name in interfaces):
+    routed = [name for name in zone.interfaces if name in interfaces and not interfaces[name].ethernet]
+    if port is None or not routed:
         return
+    filters = {bound.input.get(name, 0) for name in routed}
+    if len(filters) > 1:
+        raise CompileError(
+            f"zone {zone.name}: {', '.join(routed)} have no Ethernet, and not all of them the same input filter - "
+            "give them the same one, or zones of their own"
+        )
     number = ids.zones[zone.name]
-    yield PortRow(replace(port, vid=number), number, _port_flags(zone, "", port, screens), zone.tcp_mss or 0)
+    row = PortRow(replace(port, vid=number), number, _port_flags(zone, "", port, screens), zone.tcp_mss or 0)
+    yield _with_filters(row, filters.pop(), 0, bound.host)
 
 
 def _port_flags(zone: Zone, name: str, info: PortInfo, screens: ScreenRow | None) -> PortFlag:

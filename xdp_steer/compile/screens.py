@@ -28,7 +28,9 @@ def screen_rows(ruleset: Ruleset, ids: Ids) -> Mapping[int, ScreenRow]:
 
 def _row(screens: Screens) -> ScreenRow:
     given = {screen: getattr(screens, screen.name.lower()) for screen in Screen}
-    thresholds = {screen: value for screen, value in given.items() if screen >= Screen.SYN_FLOOD and value}
+    thresholds = {
+        screen: value for screen, value in given.items() if Screen.SYN_FLOOD <= screen < Screen.SYN_COOKIE and value
+    }
     flags = ScreenFlag.ALARM_ONLY if screens.alarm_only else ScreenFlag(0)
     wanted = frozenset(screen for screen, value in given.items() if value)
     return ScreenRow(wanted, flags, screens.window, thresholds)

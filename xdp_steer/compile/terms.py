@@ -132,7 +132,7 @@ class Terms:
         flags = RowFlag.LOG_OPEN * policy.log_open | RowFlag.LOG_CLOSE * policy.log_close
         row = RuleRow(self._ids.rules[NameKind.POLICY, policy.name], ACTIONS[policy.action], flags)
         zones = self._zones(named, policy.from_zone), self._zones(named, policy.to_zone)
-        yield from _each(named, row, zones, policy.sources, policy.destinations, policy.services, timeouts=True)
+        yield from each(named, row, zones, policy.sources, policy.destinations, policy.services, timeouts=True)
 
     def _host_inbound(self, zone: Zone) -> Iterator[Term]:
         if not zone.host_inbound:
@@ -140,7 +140,7 @@ class Terms:
         row = RuleRow(self._ids.rules[NameKind.HOST_INBOUND, zone.name], PolicyAction.PERMIT)
         zones = frozenset({self._ids.zones[zone.name]}), frozenset({SELF_ID})
         named = label(NameKind.HOST_INBOUND, zone.name)
-        yield from _each(named, row, zones, (), (), zone.host_inbound, timeouts=True)
+        yield from each(named, row, zones, (), (), zone.host_inbound, timeouts=True)
 
     def _source_nat(self, rule: SourceNat) -> Iterator[Term]:
         named = label(NameKind.SOURCE_NAT, rule.name)
@@ -154,7 +154,7 @@ class Terms:
             if not sources:
                 return
         zones = self._zones(named, rule.from_zone), self._zones(named, rule.to_zone)
-        yield from _each(named, row, zones, sources, rule.destinations, rule.services)
+        yield from each(named, row, zones, sources, rule.destinations, rule.services)
 
     def _pool(self, named: str, name: str | None) -> tuple[int, Pool]:
         if name not in self._pools:
@@ -165,7 +165,7 @@ class Terms:
         named = label(NameKind.DESTINATION_NAT, rule.name)
         row = _prefix_row(named, self._ids.rules[NameKind.DESTINATION_NAT, rule.name], rule.destination, rule.to)
         zones = self._zones(named, rule.from_zone), frozenset({SELF_ID})
-        for term in _each(named, row, zones, rule.sources, (rule.destination,), rule.services):
+        for term in each(named, row, zones, rule.sources, (rule.destination,), rule.services):
             yield replace(term, row=_with_port(term, rule.to_port)) if rule.to_port else term
 
     def _static(self, rule: StaticNat, *, reverse: bool) -> Term:
@@ -191,24 +191,24 @@ class Terms:
             raise CompileError(f"{named}: {rule.prefix} is no IPv6 prefix of {lengths} bits - write one")
         zones = self._zones(named, rule.from_zone), frozenset({SELF_ID})
         row = RuleRow(self._ids.rules[NameKind.NAT64, rule.name], Nat.REFUSE)
-        yield from _each(named, row, zones, (rule.prefix, LINK_LOCAL), (rule.prefix,), ANY_SERVICE)
+        yield from each(named, row, zones, (rule.prefix, LINK_LOCAL), (rule.prefix,), ANY_SERVICE)
         if rule.prefix == WELL_KNOWN:
             private = tuple(map(_well_known, NOT_GLOBAL))
-            yield from _each(named, row, zones, (), private, ANY_SERVICE)
+            yield from each(named, row, zones, (), private, ANY_SERVICE)
         row = replace(row, action=Nat.NAT64, prefixlen=rule.prefix.prefixlen, flags=RowFlag.INTERFACE)
         if rule.pool is not None:
             index, pool = self._pool(named, rule.pool)
             if pool.first.version == IPV6:
                 raise CompileError(f"{named}: pool {pool.name} is IPv6 - name one of IPv4")
             row = replace(row, pool=index, flags=0)
-        yield from _each(named, row, zones, (), (rule.prefix,), ANY_SERVICE)
+        yield from each(named, row, zones, (), (rule.prefix,), ANY_SERVICE)
 
     def _both_ways(self, named: str, row: RuleRow, name: str, matched: IpNetwork, *, reverse: bool) -> Term:
         """Out into a zone by source, or in from it by destination."""
         zone = self._zones(named, name)
         zones = (zone, frozenset({SELF_ID})) if reverse else (self._others, zone)
         sources, destinations = ((), (matched,)) if reverse else ((matched,), ())
-        return next(_each(named, row, zones, sources, destinations, ANY_SERVICE))
+        return next(each(named, row, zones, sources, destinations, ANY_SERVICE))
 
     def _zones(self, named: str, zone: str | None) -> frozenset[int]:
         if zone is None:
@@ -251,7 +251,7 @@ def _with_port(term: Term, to_port: int) -> RuleRow:
     return replace(term.row, port=to_port)
 
 
-def _each(
+def each(
     named: str,
     row: RuleRow,
     zones: tuple[frozenset[int], frozenset[int]],
@@ -261,6 +261,7 @@ def _each(
     *,
     timeouts: bool = False,
 ) -> Iterator[Term]:
+    """A row for each service. Raises CompileError for what the packet parser does not look at."""
     for network in sources + destinations:
         if isinstance(network, IPv6Network) and network.subnet_of(_MAPPED):
             raise CompileError(f"{named}: {network} is IPv4 written as IPv6 - write it as IPv4")

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from ipaddress import ip_network
 
 from ipsec_gw.model.ids import IpNetwork
-from ipsec_gw.model.snapshot import PolicyDirection, PortMatch, XfrmPolicy
+from ipsec_gw.model.objects import PortMatch
+from ipsec_gw.model.snapshot import PolicyDirection, XfrmPolicy
 from xdp_steer.flow_layout import MAX_TUNNELS_OF_NET, TunnelAction, TunnelSide
 
 _SIDES = {PolicyDirection.OUT: TunnelSide.OUT, PolicyDirection.IN: TunnelSide.IN}

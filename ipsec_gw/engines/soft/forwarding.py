@@ -34,7 +34,7 @@ from ipsec_gw.engines.soft.packets import (
 )
 from ipsec_gw.engines.soft.sa import InboundSa, OutboundSa
 from ipsec_gw.model.ids import IpNetwork
-from ipsec_gw.model.objects import Selector, UdpEncap
+from ipsec_gw.model.objects import ANY_PORT, USUAL_COPIES, HeaderCopies, PortMatch, Selector, UdpEncap
 
 _INNER_PARSERS = {PROTOCOL_IPIP: parse_ipv4, PROTOCOL_IPV6: parse_ipv6}
 
@@ -63,20 +63,33 @@ class Match:
 
     source: Prefix
     destination: Prefix
+    protocol: int = 0
+    source_port: PortMatch = ANY_PORT
+    destination_port: PortMatch = ANY_PORT
 
     @classmethod
     def outbound(cls, selector: Selector) -> Match:
         """Plaintext that the selector sends into its tunnel."""
-        return cls(Prefix.of(selector.source), Prefix.of(selector.destination))
+        networks = Prefix.of(selector.source), Prefix.of(selector.destination)
+        return cls(*networks, selector.protocol, selector.source_port, selector.destination_port)
 
     @classmethod
     def inbound(cls, selector: Selector) -> Match:
         """Decrypted packets that may come out of the selector's tunnel: the selector mirrored."""
-        return cls(Prefix.of(selector.destination), Prefix.of(selector.source))
+        return cls.outbound(selector.reversed)
 
     def __contains__(self, packet: IpPacket) -> bool:
-        """Whether a packet's addresses fit."""
-        return packet.source in self.source and packet.destination in self.destination
+        """Whether a packet fits. A fragment has no ports, as XFRM has it: they count as 0."""
+        if packet.source not in self.source or packet.destination not in self.destination:
+            return False
+        if self.protocol and packet.protocol != self.protocol:
+            return False
+        if not self.source_port.mask and not self.destination_port.mask:
+            return True
+        source, destination = packet.ports
+        return PortMatch(source, 0xFFFF).meets(self.source_port) and PortMatch(destination, 0xFFFF).meets(
+            self.destination_port
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +117,17 @@ class Emission:
 
 @dataclass(frozen=True, slots=True)
 class InboundPath:
-    """An SA that receives, bare or in UDP, and what may come out of it."""
+    """An SA that receives, bare or in UDP, and what may come out of it: what ``matches``, and no exception."""
 
     sa: InboundSa
     matches: tuple[Match, ...]
     encapsulated: bool = False
+    exceptions: tuple[Match, ...] = ()
+    copies: HeaderCopies = USUAL_COPIES
+
+    def lets_out(self, packet: IpPacket) -> bool:
+        """Whether this decrypted packet may come out."""
+        return any(packet in match for match in self.matches) and not any(packet in one for one in self.exceptions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +140,7 @@ class OutboundPath:
     destination: bytes
     port: Port
     encap: UdpEncap | None = None
+    copies: HeaderCopies = USUAL_COPIES
 
     @property
     def header_bytes(self) -> int:
@@ -162,9 +182,10 @@ class Forwarding:
             raise Dropped(DropReason.ENCAPSULATION)
         inner = _inner_of(path.sa.open(packet))
         path.sa.count(len(inner.data))
-        if not any(inner in match for match in path.matches):
+        if not path.lets_out(inner):
             raise Dropped(DropReason.SELECTOR)
-        return self.up.emit(congestion_mark(inner, outer.traffic_class), ethertype_of(inner.source))
+        data = congestion_mark(inner, outer.traffic_class) if path.copies.ecn else inner.data
+        return self.up.emit(data, ethertype_of(inner.source))
 
     def encapsulate(self, frame: bytes) -> Emission:
         """The ESP packet for a plaintext frame from the kernel, on its way to the peer. Raises Dropped.
@@ -183,18 +204,22 @@ class Forwarding:
         return path.port.emit(build_outer(_outer_of(path, inner), len(packet)) + packet, ethertype_of(path.source))
 
 
+_DSCP_MASK, _ECN_MASK = 0xFC, 0x03
+"""The parts of a traffic class (RFC 2474 §3, RFC 3168 §5)."""
+
 _identifications = itertools.count(1)
 """IPv4 identifications, unique across SAs: outer packets without DF may be fragmented on the way (RFC 6864)."""
 
 
 def _outer_of(path: OutboundPath, inner: IpPacket) -> OuterHeader:
-    """DSCP and DF are copied (RFC 4301 §5.1.2), ECN too (RFC 6040 §4.1, normal mode)."""
+    """DSCP and DF are copied (RFC 4301 §5.1.2), ECN too (RFC 6040 §4.1, normal mode), unless the SA is told not to."""
+    kept = (_DSCP_MASK if path.copies.dscp else 0) | (_ECN_MASK if path.copies.ecn else 0)
     return OuterHeader(
         source=path.source,
         destination=path.destination,
         protocol=PROTOCOL_UDP if path.encap else PROTOCOL_ESP,
-        traffic_class=inner.traffic_class,
-        dont_fragment=inner.dont_fragment,
+        traffic_class=inner.traffic_class & kept,
+        dont_fragment=inner.dont_fragment and path.copies.df,
         identification=next(_identifications) & 0xFFFF,
     )
 

@@ -33,6 +33,7 @@ _OUTER_TTL = 64
 
 _IPV4 = struct.Struct("!BBHHHBBH4s4s")
 _IPV6 = struct.Struct("!IHBB16s16s")
+_PORTS = struct.Struct("!HH")
 _UDP = struct.Struct("!HHHH")
 
 _ECN_MASK = 0x03
@@ -60,6 +61,14 @@ class IpPacket:
     def payload(self) -> bytes:
         """What follows the header."""
         return self.data[self.header_bytes :]
+
+    @property
+    def ports(self) -> tuple[int, int]:
+        """Source and destination port of what has ports; 0 and 0 of a fragment."""
+        if self.fragment or len(self.data) < self.header_bytes + _PORTS.size:
+            return 0, 0
+        source, destination = _PORTS.unpack_from(self.data, self.header_bytes)
+        return source, destination
 
     @property
     def encapsulated_as(self) -> int:

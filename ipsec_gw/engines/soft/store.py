@@ -185,11 +185,18 @@ class Store:
         inbound: dict[WireKey, InboundPath] = {}
         outbound: list[OutboundPath] = []
         for tunnel in self._tunnels():
-            matches = tuple(Match.inbound(selector) for selector in tunnel.selectors)
+            matches = tuple(map(Match.inbound, tunnel.selectors))
+            exceptions = tuple(map(Match.inbound, tunnel.exceptions))
             for key in tunnel.inbound:
                 sa = self._objects[key]
                 assert isinstance(sa, EngineSa)
-                path = InboundPath(self._inbound[key], matches, encapsulated=sa.encap is not None)
+                path = InboundPath(
+                    self._inbound[key],
+                    matches,
+                    encapsulated=sa.encap is not None,
+                    exceptions=exceptions,
+                    copies=sa.copies,
+                )
                 inbound[key.destination.packed, key.spi] = path
             outbound.extend(self._outbound_paths(tunnel))
         self._forwarding = Forwarding.build(inbound, outbound, self._up)
@@ -208,6 +215,7 @@ class Store:
                 destination=sa.key.destination.packed,
                 port=port,
                 encap=sa.encap,
+                copies=sa.copies,
             )
             for selector in tunnel.selectors
         ]

@@ -53,9 +53,12 @@ def scenarios() -> dict[str, Scenario]:
     from ipsec_gw.lab.scenarios.firewall_plain import run as run_firewall_plain  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.hang import run as run_hang  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.hitless import run as run_hitless  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.idle import run as run_idle  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.ipv6 import run as run_ipv6  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.junk import run as run_junk  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.matrix import run as run_matrix  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.nat_t import run as run_nat_t  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.rekey_storm import run as run_rekey_storm  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.roadwarriors import run as run_roadwarriors  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.site_to_site import run as run_site_to_site  # noqa: PLC0415
 
@@ -85,6 +88,17 @@ def scenarios() -> dict[str, Scenario]:
             baseline=True,
         ),
         Scenario(
+            "matrix",
+            "swanctl configurations of ordinary life: each packet fares as with the kernel alone",
+            (Part("all", topology.crossroads, run_matrix, vm_seconds=4800.0),),
+        ),
+        Scenario(
+            "rekey-storm",
+            "rekeys from either side and both at once, one after the other, under steady traffic",
+            (Part("tunnel", topology.site_to_site, run_rekey_storm, vm_seconds=2400.0),),
+            baseline=True,
+        ),
+        Scenario(
             "firewall",
             "zones, policies, NAT, fragments and path MTU; then the same firewall around a tunnel",
             (
@@ -101,6 +115,11 @@ def scenarios() -> dict[str, Scenario]:
             "hang",
             "VPP is stopped under traffic: it is ended, and the kernel carries on",
             (Part("tunnel", topology.site_to_site, run_hang, vm_seconds=2400.0),),
+        ),
+        Scenario(
+            "idle",
+            "VPP runs only while it is needed: started for the first SA, stopped after the last, no packet lost",
+            (Part("tunnel", topology.site_to_site, run_idle, vm_seconds=1400.0),),
         ),
         Scenario(
             "daemon-kill",

@@ -15,8 +15,10 @@ async def start_swan(lab: Lab, site: Party) -> Swan:
     return swan
 
 
-def gateway_of(lab: Lab, swan: Swan, config: str = "") -> GatewayUnderTest:
+def gateway_of(lab: Lab, swan: Swan, config: str = "", *, on_demand: bool = False) -> GatewayUnderTest:
     """The gateway beside a charon, not started yet; ``off`` is called in any case."""
-    gateway = GatewayUnderTest(lab.session, swan.site.namespace, swan.files.vici, lab.options.engine, config)
+    gateway = GatewayUnderTest(
+        lab.session, swan.site.namespace, swan.files.vici, lab.options.engine, config, on_demand=on_demand
+    )
     lab.stack.push_async_callback(gateway.off)
     return gateway

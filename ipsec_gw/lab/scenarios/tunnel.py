@@ -79,9 +79,10 @@ def wan_frames(story: Story) -> int:
     return sum(len(capture.frames) for capture in story.wan.captures)
 
 
-async def set_up(lab: Lab, sites: Sequence[Site] = (), *, inactivity: int = 0) -> Story:
+async def set_up(lab: Lab, sites: Sequence[Site] = (), *, inactivity: int = 0, on_demand: str = "") -> Story:
     """Both strongSwans and ipsec-gw, and everything that watches them; hosts talk IPv4 unless ``sites`` are given.
-    ``inactivity`` is when A closes the tunnel, in seconds.
+    ``inactivity`` is when A closes the tunnel, in seconds. With the configuration ``on_demand`` the gateway starts VPP
+    itself.
     """
     topology = lab.topology
     wan = Captures([lab.capture(Role.WAN, "to-a"), lab.capture(Role.WAN, "to-b")])
@@ -98,7 +99,7 @@ async def set_up(lab: Lab, sites: Sequence[Site] = (), *, inactivity: int = 0) -
     known = sites or [site_of(topology, role, lab.options.proposal) for role in (Role.GATEWAY_A, Role.GATEWAY_B)]
     known = [replace(known[0], inactivity=inactivity), known[1]]
     a, b = [await start_swan(lab, site) for site in known]
-    gateway = _gateway(lab, a)
+    gateway = _gateway(lab, a, on_demand)
     with lab.step("start two strongSwans" + (" and ipsec-gw" if gateway else "")):
         await all_of(a.load(), b.load(), *([gateway.start()] if gateway else []))
         await receive_on_one_processor(b.site.namespace, WAN)
@@ -111,11 +112,11 @@ async def set_up(lab: Lab, sites: Sequence[Site] = (), *, inactivity: int = 0) -
     return story
 
 
-def _gateway(lab: Lab, a: Swan) -> GatewayUnderTest | None:
+def _gateway(lab: Lab, a: Swan, on_demand: str) -> GatewayUnderTest | None:
     if lab.options.baseline:
         lab.note("without ipsec-gw: strongSwan and the kernel alone")
         return None
-    return gateway_of(lab, a)
+    return gateway_of(lab, a, on_demand, on_demand=bool(on_demand))
 
 
 def start_flows(story: Story, *talkers: Talkers) -> None:

@@ -1,0 +1,170 @@
+"""Both gateways as a configuration wants them, and back to nothing again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ipsec_gw.errors import IpsecGwError
+from ipsec_gw.lab.kernel_sas import Claim, claims
+from ipsec_gw.lab.matrix.case import Act, Case, Connection
+from ipsec_gw.lab.matrix.ends import PLACES, End
+from ipsec_gw.lab.matrix.probes import Range
+from ipsec_gw.lab.process import all_of, run
+from ipsec_gw.lab.strongswan import Swan
+from ipsec_gw.lab.topology import Role
+from ipsec_gw.lab.traffic import until
+from ipsec_gw.model.ids import IpAddress
+
+UP_SECONDS, GONE_SECONDS = 20.0, 8.0
+_NOTHING = "connections {\n}\n"
+_MAKE_BEFORE_BREAK = "charon-systemd {\n  make_before_break = yes\n}\n"
+
+_STRANGE = (
+    ("10.66.0.0/24", "10.1.0.0/24"),
+    ("10.2.0.0/24", "10.67.0.0/24"),
+    ("fd66::/64", "fd01::/64"),
+    ("fd02::/64", "fd67::/64"),
+)
+"""Foreign sources, and foreign destinations, of packets that a dishonest gateway B sends through its tunnel."""
+
+
+@dataclass(frozen=True, slots=True)
+class Party:
+    """A gateway's charon, with nothing configured."""
+
+    identity: str
+    namespace: str
+
+    def conf(self) -> str:
+        """Its swanctl.conf."""
+        return _NOTHING
+
+
+class Sites:
+    """Gateways A and B with a charon each."""
+
+    def __init__(self, a: Swan, b: Swan) -> None:
+        self.a, self.b = a, b
+        self._settings = {swan: self._settings_file(swan).read_text() for swan in (a, b)}
+        self._strange: list[str] = []
+
+    async def establish(self, case: Case, probes: Range) -> None:
+        """Load it and bring it up. Raises CommandFailed, or TrafficError if it does not come up."""
+        if case.make_before_break:
+            await all_of(*(self._settle(swan, self._settings[swan] + _MAKE_BEFORE_BREAK) for swan in (self.a, self.b)))
+        await all_of(self._commands(self.a, case.a), self._commands(self.b, case.b))
+        await self._load(case, case.connections)
+        for child in case.initiate:
+            await self._initiate(case, child)
+        if case.trigger is not None:
+            await probes.outcome([case.trigger])
+        if not case.initiate and case.tunnels:
+            await until(lambda: len(self._sas(self.a)) >= 2, UP_SECONDS, f"{case.name} comes up by itself")
+        if case.forged:
+            await self._be_strange()
+
+    async def act(self, case: Case, act: Act) -> None:
+        """Let something happen to its tunnels; they are up again afterwards. Raises CommandFailed or TrafficError."""
+        before = {claim.spi for claim in self._sas(self.a)}
+        match act:
+            case Act.REKEY_A | Act.REKEY_B:
+                await (self.a if act is Act.REKEY_A else self.b).swanctl("--rekey", "--child", case.initiate[0])
+            case Act.BOTH_REKEY:
+                await all_of(*(swan.swanctl("--rekey", "--child", case.initiate[0]) for swan in (self.a, self.b)))
+            case Act.REAUTHENTICATE:
+                await self.a.swanctl("--rekey", "--ike", case.connections[0].name, "--reauth")
+            case Act.RELOAD:
+                await self._load(case, case.reload)
+                await self._initiate(case, case.initiate[0])
+            case Act.AGAIN:
+                await self._initiate(case, case.initiate[0])
+        await until(
+            lambda: bool({claim.spi for claim in self._sas(self.a)} - before), UP_SECONDS, f"{case.name}: {act}"
+        )
+
+    async def abandon(self, case: Case) -> None:
+        """Take everything back. Raises TrafficError if SAs stay."""
+        await self._be_honest()
+        if case.lives_by_itself:
+            await all_of(self._write(self.a, _NOTHING), self._write(self.b, _NOTHING))
+        await self._terminate(case, force=False)
+        try:
+            await until(self._empty, GONE_SECONDS, f"{case.name} goes")
+        except IpsecGwError:
+            await self._terminate(case, force=True)
+            await until(self._empty, GONE_SECONDS, f"{case.name} goes by force")
+        await all_of(self._commands(self.a, case.undo_a), self._commands(self.b, case.undo_b))
+        if case.make_before_break:
+            await all_of(*(self._settle(swan, self._settings[swan]) for swan in (self.a, self.b)))
+
+    def carried(self) -> frozenset[tuple[IpAddress, int]]:
+        """Destination and SPI of the ESP SAs that gateway A has."""
+        return frozenset((claim.destination, claim.spi) for claim in self._sas(self.a) if claim.esp)
+
+    def _empty(self) -> bool:
+        return not self._sas(self.a) and not self._sas(self.b)
+
+    @staticmethod
+    def _sas(swan: Swan) -> list[Claim]:
+        return [claim for claim in claims(swan.site.namespace) if claim.transforms]
+
+    async def _initiate(self, case: Case, child: str) -> None:
+        initiator = self.a if case.initiator is Role.GATEWAY_A else self.b
+        await initiator.swanctl("--initiate", "--child", child, "--timeout", str(int(UP_SECONDS)))
+
+    async def _load(self, case: Case, connections: tuple[Connection, ...]) -> None:
+        texts = {role: case.conf(role, connections) for role in (Role.GATEWAY_A, Role.GATEWAY_B)}
+        # Gateway B first: a trap or a start at A may need it at once.
+        await self._write(self.b, texts[Role.GATEWAY_B])
+        await self._write(self.a, texts[Role.GATEWAY_A])
+
+    @staticmethod
+    async def _write(swan: Swan, text: str) -> None:
+        (swan.files.directory / "swanctl.conf").write_text(text)
+        await swan.load()
+
+    async def _terminate(self, case: Case, *, force: bool) -> None:
+        names = {one.name for one in (*case.connections, *case.reload) if not one.shunts}
+        ways = ["--force"] if force else []
+        for name in sorted(names):
+            for swan in (self.a, self.b) if force else (self.a,):
+                await self._try(swan, "--terminate", "--ike", name, "--timeout", "5", *ways)
+
+    @staticmethod
+    async def _try(swan: Swan, *arguments: str) -> None:
+        """What finds nothing to do fails, and that is fine."""
+        env = {"STRONGSWAN_CONF": str(swan.files.directory / "strongswan.conf")}
+        await run(["swanctl", *arguments, "--uri", swan.files.vici], env=env, check=False)
+
+    @staticmethod
+    async def _commands(swan: Swan, lines: tuple[str, ...]) -> None:
+        for line in lines:
+            await run(line.split(), namespace=swan.site.namespace)
+
+    @staticmethod
+    def _settings_file(swan: Swan) -> Path:
+        return swan.files.directory / "strongswan.conf"
+
+    async def _settle(self, swan: Swan, text: str) -> None:
+        self._settings_file(swan).write_text(text)
+        await swan.swanctl("--reload-settings")
+
+    async def _be_strange(self) -> None:
+        """Gateway B encrypts for gateway A what no selector allows."""
+        ours = {PLACES[End.OUTSIDE_B].address(version): PLACES[End.OUTSIDE_A].address(version) for version in (4, 6)}
+        there = {a: b for b, a in ours.items()}
+        outbound = next(claim for claim in self._sas(self.b) if claim.destination in there)
+        ends = f"src {there[outbound.destination]} dst {outbound.destination}"
+        template = f"tmpl {ends} proto esp reqid {outbound.reqid} mode tunnel"
+        self._strange = [f"src {left} dst {right} dir out" for left, right in _STRANGE]
+        await self._ip([f"xfrm policy add {selector} priority 1 {template}" for selector in self._strange])
+
+    async def _be_honest(self) -> None:
+        lines = [f"xfrm policy delete {selector}" for selector in self._strange]
+        self._strange = []
+        if lines:
+            await self._ip(lines)
+
+    async def _ip(self, lines: list[str]) -> None:
+        await run(["ip", "-n", self.b.site.namespace, "-batch", "-"], stdin="\n".join(lines) + "\n")

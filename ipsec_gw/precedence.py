@@ -1,0 +1,122 @@
+"""What others have of a tunnel's selectors, as XFRM decides it: the policy that it tries first has the packet. Pure.
+
+A policy without a template (pass, drop), or of a tunnel that stays in the kernel, is an exception: its packets go
+XFRM's way. One of a tunnel that an engine may carry has to be one that an engine can tell apart, by networks alone: a
+network inside ours. Between two that it cannot tell apart, the one that XFRM tries first keeps its packets, and the
+other tunnel stays in the kernel, whether the first one is up or not: nothing moves when it comes and goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from ipsec_gw.lineages import Lineage, tunnel_of
+from ipsec_gw.model.ids import IpNetwork, TunnelId
+from ipsec_gw.model.objects import PROTOCOLS_WITH_PORTS, Selector
+from ipsec_gw.model.prefixes import PrefixIndex
+from ipsec_gw.model.snapshot import PolicyDirection, XfrmPolicy
+
+_SIX = 6
+
+MAX_EXCEPTIONS = 64
+"""Of one tunnel: each is a routing rule that every packet may have to be compared with."""
+
+
+class Precedence:
+    """The outbound policies in the order of the kernel's dump, to find those that XFRM would try before another."""
+
+    def __init__(self, policies: Iterable[XfrmPolicy]) -> None:
+        outbound = list(enumerate(p for p in policies if p.direction is PolicyDirection.OUT))
+        self._by_source = PrefixIndex((entry[1].source, entry) for entry in outbound)
+        self._by_destination = PrefixIndex((entry[1].destination, entry) for entry in outbound)
+
+    def rivals(self, policy: XfrmPolicy, key: TunnelId) -> list[XfrmPolicy]:
+        """Policies of others whose networks overlap and that XFRM does not try after ``policy`` of tunnel ``key``; in
+        the order of the dump. Those of equal priority are among them: which of them comes first is not known.
+        """
+        found = [entry for group in self._candidates(policy) for entry in group if _is_rival(entry[1], policy, key)]
+        return [other for _, other in sorted(found, key=lambda entry: entry[0])]
+
+    def _candidates(self, policy: XfrmPolicy) -> Iterable[list[tuple[int, XfrmPolicy]]]:
+        """By the side of the selector that tells more of them apart."""
+        if self._by_source.breadth(policy.source) < self._by_destination.breadth(policy.destination):
+            return self._by_source.overlapping(policy.source)
+        return self._by_destination.overlapping(policy.destination)
+
+
+def _is_rival(other: XfrmPolicy, policy: XfrmPolicy, key: TunnelId) -> bool:
+    return (
+        other.priority <= policy.priority
+        and other.if_id == policy.if_id
+        and all(tunnel_of(template) != key for template in other.templates)
+        and other.selector.networks_meet(policy.selector)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What others have of a tunnel's selectors, or why the tunnel cannot do without it."""
+
+    exceptions: tuple[Selector, ...] = ()
+    reason: str = ""
+
+
+def share_of(lineage: Lineage, precedence: Precedence, kept: Mapping[TunnelId, str]) -> Share:
+    """What is left to others. ``kept`` are the tunnels that stay in the kernel whatever their policies are, which is
+    said by a reason that is not empty.
+    """
+    exceptions: dict[Selector, None] = {}
+    for policy in lineage.policies:
+        for other in precedence.rivals(policy, lineage.key):
+            carriable = any(not kept.get(tunnel_of(template), "") for template in other.templates)
+            if carriable and not _told_apart(other.selector, policy.selector):
+                return Share(reason=_covers(other))
+            if not other.selector.meets(policy.selector):
+                continue
+            if reason := _why_not_excepted(other, lineage):
+                return Share(reason=reason)
+            exceptions[other.selector] = None
+    if len(exceptions) > MAX_EXCEPTIONS:
+        return Share(
+            reason=f"other policies cover {len(exceptions)} parts of its selectors, more than {MAX_EXCEPTIONS}"
+        )
+    return Share(tuple(exceptions))
+
+
+def _told_apart(inner: Selector, outer: Selector) -> bool:
+    """Whether an engine that looks for the longest prefix finds ``inner`` first, and for all of its packets."""
+    return (
+        not inner.narrowed
+        and inner.networks != outer.networks
+        and _inside(inner.source, outer.source)
+        and _inside(inner.destination, outer.destination)
+    )
+
+
+def _why_not_excepted(other: XfrmPolicy, lineage: Lineage) -> str:
+    """An exception holds for all of the tunnel's policies, and a routing rule has to find its packets."""
+    if other.bound or other.mark or why_not_routed(other.selector):
+        return _covers(other)
+    first = [p for p in lineage.policies if p.priority < other.priority and p.selector.meets(other.selector)]
+    return _covers(other) if first else ""
+
+
+def _covers(other: XfrmPolicy) -> str:
+    return f"another policy ({other.selector}) covers part of its selector"
+
+
+def why_not_routed(selector: Selector) -> str:
+    """Why no routing rule, or no engine, can have a selector's packets alone; empty if they can."""
+    if selector.narrowed and selector.source.version == _SIX:
+        # Extension headers and fragments stand before them.
+        return f"the selector {selector} is limited to a protocol, which is not looked for in IPv6"
+    if selector.ported and selector.protocol not in PROTOCOLS_WITH_PORTS:
+        return f"the selector {selector} is limited to messages that routing rules do not tell apart"
+    if selector.source_port.range is None or selector.destination_port.range is None:
+        return f"the selector {selector} has ports that are no range"
+    return ""
+
+
+def _inside(inner: IpNetwork, outer: IpNetwork) -> bool:
+    return inner.version == outer.version and outer.prefixlen <= inner.prefixlen and inner.overlaps(outer)

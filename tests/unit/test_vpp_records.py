@@ -1,0 +1,29 @@
+"""Rows of the journal: what is written is read back, and so is what older versions wrote."""
+
+from __future__ import annotations
+
+import json
+from ipaddress import ip_address, ip_network
+
+from ipsec_gw.model.ids import SaKey, TunnelId
+from ipsec_gw.model.objects import PortMatch, Selector, Tunnel
+from vpp_conf.records import TunnelRecord, read_tunnel, tunnel_row
+
+HERE, PEER = ip_address("192.0.2.1"), ip_address("198.51.100.7")
+PLAIN = Selector(ip_network("10.1.0.0/16"), ip_network("10.2.0.0/16"))
+NARROW = Selector(PLAIN.source, PLAIN.destination, 17, PortMatch(7, 0xFFFF), PortMatch(0x1000, 0xF000))
+RECORD = TunnelRecord(
+    Tunnel(TunnelId(7, PEER), HERE, PEER, (SaKey(HERE, 1),), SaKey(PEER, 2), (PLAIN, NARROW), (NARROW,)), 12
+)
+
+
+def test_a_tunnel_comes_back_as_it_was() -> None:
+    assert read_tunnel(json.loads(json.dumps(tunnel_row(RECORD)))) == RECORD
+
+
+def test_a_row_without_protocols_and_exceptions_is_read() -> None:
+    row = tunnel_row(RECORD)
+    old = {name: value for name, value in row.items() if name != "exceptions"}
+    old["selectors"] = [["10.1.0.0/16", "10.2.0.0/16"]]
+    tunnel = read_tunnel(old).tunnel
+    assert (tunnel.selectors, tunnel.exceptions) == ((PLAIN,), ())
