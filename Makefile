@@ -27,7 +27,7 @@ test: setup lint ## everything: unit, property, BPF, engines, and the lab's scen
 test-fast: setup ## the tests without the lab's scenarios, in under two minutes
 	@N=$${N:-2000} $(PYTHON) -m pytest -q -m "not scenario"
 
-scenarios: setup ## all of the lab, all engines
+scenarios: setup ## all of the lab, all engines, many rounds: hours where it takes a virtual machine
 	@$(PYTHON) -m pytest -v -m scenario --all-scenarios
 
 fuzz: setup ## parsers, XDP input, the firewall against its reference (N=, SEED=): many more examples than `make test`

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import struct
 import time
@@ -145,6 +146,10 @@ class Capture:
                 data, ancillary, _, address = self._socket.recvmsg(65535, 64)
             except BlockingIOError:
                 return taken
+            except OSError as error:
+                if error.errno != errno.ENETDOWN:  # told once when the interface goes down; it may come up again
+                    raise
+                continue
             when = time.time()
             for level, kind, value in ancillary:
                 if (level, kind) == (socket.SOL_SOCKET, SO_TIMESTAMPNS):

@@ -106,3 +106,20 @@ def test_entering_a_namespace_is_undone_after_an_error(tmp_path):
         assert OUR_NETWORK.stat().st_ino == before
     finally:
         subprocess.run(["ip", "netns", "del", tag], check=True)
+
+
+async def test_a_capture_outlives_a_link_that_goes_down(network):
+    client, gateway = host(network, Role.CLIENT, HOST), host(network, Role.GATEWAY_A, LAN)
+    capture = Capture(network.namespace(Role.CLIENT), HOST)
+    try:
+        await ping(client, gateway, identifier=1, sizes=(100,), seed=1)
+        before = capture.drain()
+        for state in ("down", "up"):
+            await run(["ip", "link", "set", HOST, state], namespace=network.namespace(Role.CLIENT))
+            capture.drain()
+        await run(["ip", "route", "replace", "default", "via", str(gateway.address)], namespace=client.namespace)
+        await ping(client, gateway, identifier=2, sizes=(100,), seed=2)
+        assert before > 0
+        assert capture.drain() > 0
+    finally:
+        capture.close()
