@@ -75,8 +75,25 @@ source = "203.0.113.{0}"
 action = "permit"
 """
 OTHERS = "".join(OTHER.format(number) for number in range(1, 21))
+PER_PACKET = """
+[filters.both]
+input = "lan0"
+output = "wan0"
+terms = [
+  { name = "elsewhere", destination = "203.0.113.0/24", action = "discard" },
+  { name = "rest", mark = "af11", policer = "wide" },
+]
+[policers.wide]
+rate = "10G"
+burst = 100000000
+[screens.wide]
+land = true
+syn_flood = 100000
+syn_cookie = true
+"""
 ALTERNATIVES = (
     CONFIGURATION,
+    CONFIGURATION.replace('interfaces = ["lan0"]', 'interfaces = ["lan0"]\nscreen = "wide"') + PER_PACKET,
     CONFIGURATION + '[zones.dmz]\ninterfaces = ["dmz0"]\n' + OTHERS,
     CONFIGURATION.replace('action = "deny"', 'action = "reject"'),
     CONFIGURATION.replace("[[nat.source]]", OTHERS + "[[nat.source]]"),
