@@ -7,7 +7,7 @@ from enum import IntEnum
 
 from xdp_steer import libbpf
 from xdp_steer.flow_layout import FLOW_MAPS, MAX_BANKS, MAX_ROWS, MAX_RULES, BitRowLeaf
-from xdp_steer.layout import MapSpec
+from xdp_steer.layout import MapSpec, NothingLeaf
 from xdp_steer.screen_layout import SCREEN_MAPS
 
 MAX_FILTERS = 64
@@ -21,6 +21,9 @@ NO_FLAGS_CLASS = FLAGS_CLASS + 256
 """What has no TCP flags."""
 KEEP_DSCP = 0xFF
 DISCARD_COLOUR = 0xFE
+COPY_OCTETS = 2048
+"""Of a mirrored frame, a power of two; XDP on a page has no room for more than 3.5 of it."""
+COPY_RING_BYTES = 4 << 20
 POLICER_TICKS = 256
 """To a nanosecond: a byte at 100 Gbit/s takes 20."""
 POLICER_SHIFT = 16
@@ -48,7 +51,22 @@ class PolicerKind(IntEnum):
 class FilterRowLeaf(ctypes.Structure):
     """``struct filter_row``."""
 
-    _fields_ = (("policer", ctypes.c_uint32), ("mark", ctypes.c_uint8), ("reserved", ctypes.c_uint8 * 3))
+    _fields_ = (
+        ("policer", ctypes.c_uint32),
+        ("mirror", ctypes.c_uint32),
+        ("mark", ctypes.c_uint8),
+        ("reserved", ctypes.c_uint8 * 3),
+    )
+
+
+class CopyLeaf(ctypes.Structure):
+    """``struct copy``."""
+
+    _fields_ = (
+        ("ifindex", ctypes.c_uint32),
+        ("length", ctypes.c_uint32),
+        ("frame", ctypes.c_uint8 * COPY_OCTETS),
+    )
 
 
 class PolicerLeaf(ctypes.Structure):
@@ -83,7 +101,10 @@ POLICERS = MapSpec("policers", libbpf.MAP_ARRAY, _INDEX, PolicerLeaf, MAX_BANKS 
 POLICER_STATES = MapSpec("policer_states", libbpf.MAP_ARRAY, _INDEX, PolicerStateLeaf, MAX_RULES)
 FILTER_TOLD = MapSpec("filter_told", libbpf.MAP_ARRAY, _INDEX, ctypes.c_uint64, MAX_RULES)
 
-FILTER_MAPS = (FILTER_BITS, FILTER_ROWS, POLICERS, POLICER_STATES, FILTER_TOLD)
+COPIES = MapSpec("copies", libbpf.MAP_RINGBUF, NothingLeaf, NothingLeaf, COPY_RING_BYTES)
+COPIES_LOST = MapSpec("copies_lost", libbpf.MAP_PERCPU_ARRAY, _INDEX, ctypes.c_uint64, 1)
+
+FILTER_MAPS = (FILTER_BITS, FILTER_ROWS, POLICERS, POLICER_STATES, FILTER_TOLD, COPIES, COPIES_LOST)
 FIREWALL_MAPS = FLOW_MAPS + SCREEN_MAPS + FILTER_MAPS
 """Pinned beside :data:`xdp_steer.layout.MAPS`."""
 
@@ -108,5 +129,5 @@ def c_defines() -> str:
     lines = [f"#define FILTER_{action.name} {action.value}" for action in FilterAction]
     lines += [f"#define POLICER_{kind.name} {kind.value}" for kind in PolicerKind]
     names = ("MAX_FILTER_CLASSES", "MAX_POLICERS", "KEEP_DSCP", "DISCARD_COLOUR", "POLICER_TICKS", "POLICER_SHIFT")
-    lines += [f"#define {name} {globals()[name]}" for name in names]
+    lines += [f"#define {name} {globals()[name]}" for name in (*names, "COPY_OCTETS", "COPY_RING_BYTES")]
     return "\n".join([*lines, ""])

@@ -20,6 +20,7 @@ from xdp_steer import dock as docks
 from xdp_steer import guard, libbpf, pipeline, sysctl, tables, taps
 from xdp_steer.dock import Dock, Role
 from xdp_steer.events import lost_events
+from xdp_steer.filter_layout import COPIES, COPIES_LOST
 from xdp_steer.firewall import Firewall
 from xdp_steer.flow_layout import EVENTS, EVENTS_LOST, MAX_SESSIONS, SESSIONS
 from xdp_steer.layout import (
@@ -37,6 +38,7 @@ from xdp_steer.layout import (
     Control,
     Owner,
 )
+from xdp_steer.mirror import Mirror
 from xdp_steer.pipeline import Programs
 from xdp_steer.reasons import Reason
 from xdp_steer.screen_layout import SESSION_COUNTS
@@ -260,6 +262,10 @@ class Steering:
     def events_map(self) -> int:
         """Descriptor of the ring buffer, owned by this object."""
         return self._maps[EVENTS.name]
+
+    def mirror(self) -> Mirror:
+        """What sends the copies of filters that mirror; the caller closes it."""
+        return Mirror(self._maps[COPIES.name], self._maps[COPIES_LOST.name])
 
     def lost_events(self) -> int:
         """Events that the full ring had no room for, since the maps were made."""

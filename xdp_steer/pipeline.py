@@ -48,7 +48,7 @@ _STAGES = (
 )
 _CLEAR = ("decrypted", "routed_in", "routed_out")
 """The fields of :class:`ClearPrograms`, and the names of their pins."""
-_USER_SPACE_ONLY = ("names", "events", "waiting")
+_USER_SPACE_ONLY = ("names", "events", "waiting", "copies")
 """Maps that no program reads, and the ring buffers, which have neither keys nor values."""
 _PRIVATE = ("metas", "stages", "egress_stages")
 """Maps of one version of the programs. Their pins keep the program array filled: the kernel empties one that user space

@@ -57,6 +57,7 @@ class FilterTermShape(Section):
     policer: str | None = None
     mark: Codepoint | None = None
     log: bool = False
+    mirror: Interface | None = None
 
 
 class FilterShape(Section):
@@ -137,12 +138,25 @@ def _terms(path: Path, name: str, shape: FilterShape, context: Context, policers
         place: Path = (*path, "terms", index)
         if names.check(place, term.name):
             _check_name(place, name, term.name, context.report)
+        _check_mirror((*place, "mirror"), term.mirror, shape, context)
         made = _term(place, name, term, context, policers)
         if shape.output and term.action == "reject":
             message = "what leaves cannot be rejected: nobody would be answered"
             context.report.add((*place, "action"), message, 'write "discard", or reject it where it comes in')
         found += [made] if made is not None else []
     return found
+
+
+def _check_mirror(path: Path, interface: str | None, shape: FilterShape, context: Context) -> None:
+    """A copy is no packet that a policy has let out."""
+    if interface is None:
+        return
+    if shape.output or shape.host:
+        message = "only what comes in is mirrored, as it arrives"
+        context.report.add(path, message, "write the term in a filter with input alone")
+    if interface in TUNNEL_INTERFACES or any(interface in zone.interfaces for zone in context.zones):
+        message = f"{interface} is in a zone: the firewall would stop the copies"
+        context.report.add(path, message, "name an interface of no zone")
 
 
 def _check_name(path: Path, filter_name: str, term: str, report: Report) -> None:
@@ -181,6 +195,7 @@ def _term(path: Path, name: str, shape: FilterTermShape, context: Context, polic
         policer=shape.policer,
         mark=shape.mark,
         log=shape.log,
+        mirror=shape.mirror,
     )
 
 

@@ -189,6 +189,7 @@ def _filter_term(term: FilterTerm) -> dict[str, Any]:
     then += [f"policer {term.policer}"] if term.policer else []
     then += [f"mark {codepoint_text(term.mark)}"] if term.mark is not None else []
     then += ["log"] if term.log else []
+    then += [f"mirror {term.mirror}"] if term.mirror else []
     return {"name": term.name, "match": match, "then": then}
 
 

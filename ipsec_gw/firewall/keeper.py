@@ -36,6 +36,7 @@ from xdp_steer.compile.screens import limited_zones
 from xdp_steer.compile.tunnels import tunnel_lists
 from xdp_steer.events import EventReader
 from xdp_steer.gateway import Role, Steering
+from xdp_steer.mirror import Mirror
 from xdp_steer.session_counts import SessionCounts
 from xdp_steer.sessions import SessionTable
 
@@ -69,6 +70,7 @@ class Keeper:
         self._routes = asyncio.Event()
         self._policies = asyncio.Event()
         self._lock = asyncio.Lock()
+        self._unmirrored = 0
         self._former: Ids | None = None  # what numbers meant, while sessions of what is gone are ended
         self.ruleset = ruleset
         self.missing: frozenset[str] = frozenset()
@@ -84,7 +86,9 @@ class Keeper:
             ids = assign(before, wanted)
             self.steering.set_tunnel_port(*await raise_tunnel_port(route))
             infos = await self._infos(route, wanted)
-            rows = compile_ruleset(wanted, ids, infos, now=datetime.now())
+            mirrors = {term.mirror for term in wanted.filter_terms if term.mirror}  # not docked: they are in no zone
+            others = await port_infos(route, mirrors, self.steering.is_generic, self._wan)
+            rows = compile_ruleset(wanted, ids, {**others, **infos}, now=datetime.now())
             self.steering.set_local(await local_addresses(route))
             if not self._firewall.apply(rows, ids):
                 await self._dock(route, infos)
@@ -120,6 +124,9 @@ class Keeper:
             events = EventReader(self.steering.events_map, self.steering.lost_events)
             stack.callback(events.close)
             self._listen(loop, stack, events.fileno(), lambda: self._tell_events(events))
+            mirror = self.steering.mirror()
+            stack.callback(mirror.close)
+            self._listen(loop, stack, mirror.fileno(), lambda: self._mirror(mirror))
             for groups, event in ((INTERFACES, self._dirty), (ROUTES, self._routes)):
                 changes = Changes(groups, event.set)
                 stack.callback(changes.close)
@@ -256,6 +263,13 @@ class Keeper:
         zones = {number: name for ids in known for name, number in ids.zones.items()}
         rules = {number: name for ids in known for (_, name), number in ids.rules.items()}
         return Decoder(zones, rules, self._offset_ns)
+
+    def _mirror(self, mirror: Mirror) -> None:
+        mirror.send()
+        lost = mirror.lost()
+        if lost > self._unmirrored:
+            log.warning("copies of packets are missing", since_the_start=lost)
+        self._unmirrored = lost
 
     def _tell_events(self, events: EventReader) -> None:
         drained = events.read()

@@ -25,7 +25,8 @@ class FilterTerm:
     Empty ``sources``, ``destinations`` and ``dscp`` mean any; codepoints are 0 to 63. Of the TCP flags all bits of
     ``flags_set`` are set and none of ``flags_clear``; with one of them it matches TCP alone. ``fragment``: parts of
     datagrams, the first included, or (False) whole ones. Later fragments have no ports, types and flags. A packet that
-    is accepted gets the codepoint ``mark``. ``policer`` names one. ``log``: its packets are told of.
+    is accepted gets the codepoint ``mark``. ``policer`` names one. ``log``: its packets are told of. ``mirror``:
+    an interface that copies of them are sent out by, as they arrived.
     """
 
     name: str
@@ -41,6 +42,7 @@ class FilterTerm:
     policer: str | None = None
     mark: int | None = None
     log: bool = False
+    mirror: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

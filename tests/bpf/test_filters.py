@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
+import socket
+import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
-from firewall_kit import LAN, VLAN, WAN, Port, Result, World, firewall_world, zones
+from firewall_kit import LAN, VLAN, WAN, WILD, Port, Result, World, firewall_world, port_info, zones
 from firewall_packets import answer, assert_sound, changed, described, echo, ip_layer, later, other, reset, tcp, udp
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6ND_NS, IPv6, IPv6ExtHdrFragment
@@ -28,8 +32,11 @@ from ipsec_gw.model.firewall import (
     Translation,
 )
 from ipsec_gw.model.screens import Screens
+from xdp_steer import libbpf
 from xdp_steer.events import EventReader
+from xdp_steer.filter_layout import COPY_OCTETS, COPY_RING_BYTES, CopyLeaf
 from xdp_steer.flow_layout import EgressStage, EventKind, NameKind, Stage
+from xdp_steer.mirror import Mirror
 from xdp_steer.prog_run import TcAction, XdpAction
 from xdp_steer.reasons import Reason
 from xdp_steer.screen_layout import SCREEN_EVENTS
@@ -39,6 +46,7 @@ pytestmark = pytest.mark.root
 
 VERSIONS = (4, 6)
 EF, AF21 = 46, 18
+SOL_PACKET, PACKET_AUXDATA = 263, 8
 PERMISSIVE = zones(
     **{name: {"syn_check": False, "host_inbound": ANY_SERVICE} for name in ("lan", "vlan", "wan", "dmz")}
 )
@@ -445,3 +453,90 @@ def test_a_reload_takes_filters_off(world: World) -> None:
     world.apply(OPEN)
     assert world.send(LAN, packet).reason is Reason.FORWARDED
     assert TCP in world.send(LAN, packet).packet
+
+
+def mirrored(world: World, *terms: FilterTerm, rules: Ruleset = OPEN) -> None:
+    world.apply(filtered(IN_LAN, *terms, rules=rules), more={WILD.name: port_info(WILD)})
+
+
+@contextmanager
+def watched(world: World) -> Iterator[tuple[Mirror, socket.socket]]:
+    """What sends the copies, and the other end of the interface that they leave by."""
+    mirror = world.steering.mirror()
+    listener = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+    listener.bind(("p-" + WILD.name, 3))
+    listener.settimeout(10)
+    listener.setsockopt(SOL_PACKET, PACKET_AUXDATA, 1)
+    try:
+        while mirror.send():
+            pass
+        yield mirror, listener
+    finally:
+        mirror.close()
+        listener.close()
+
+
+def received(listener: socket.socket) -> bytes:
+    """A frame with its tag, which the kernel tells apart from it."""
+    frame, ((_, _, told),), _, _ = listener.recvmsg(4096, 100)
+    tci, protocol = struct.unpack("16xHH", told)
+    return frame[:12] + struct.pack("!HH", protocol, tci) + frame[12:] if protocol else frame
+
+
+@pytest.mark.parametrize("port", [LAN, VLAN], ids=["lan0", "lan0.100"])
+@pytest.mark.parametrize("action", list(FilterAction))
+@pytest.mark.parametrize("v", VERSIONS)
+def test_a_copy_is_the_packet_as_it_arrived(world: World, v: int, action: FilterAction, port: Port) -> None:
+    """Whatever becomes of it: it is dropped, answered, or marked, translated and forwarded."""
+    rules = replace(OPEN, source_nat=(SourceNat("hide", Translation.INTERFACE, to_zone="wan"),))
+    mark = EF if action is FilterAction.ACCEPT else None
+    where = Filter("edge", input=(port.name,))
+    asked = term(action=action, mark=mark, mirror=WILD.name, services=(Service(17),))
+    world.apply(filtered(where, asked, rules=rules), more={WILD.name: port_info(WILD)})
+    with watched(world) as (mirror, listener):
+        frames = [bytes(port.frame(udp(port.host(v), WAN.host(v), octets=octets))) for octets in (20, 1400)]
+        for frame in frames:
+            result = world.send(port, udp(port.host(v), WAN.host(v), octets=len(frame) - len(frames[0]) + 20))
+            assert result.frame != frame or result.action is XdpAction.DROP
+        world.send(port, tcp(port.host(v), WAN.host(v)))
+        assert mirror.send() == 2
+        assert [received(listener) for _ in frames] == frames
+        assert mirror.lost() == 0
+
+
+def test_frames_longer_than_a_copy_are_cut(world: World) -> None:
+    mirrored(world, term(mirror=WILD.name))
+    ring = libbpf.RingBuffer(world.maps["copies"])
+    try:
+        frame = bytes(LAN.frame(udp(LAN.host4, WAN.host4, octets=COPY_OCTETS)))
+        world.send(LAN, udp(LAN.host4, WAN.host4, octets=COPY_OCTETS))
+        (raw,) = ring.consume(10)
+    finally:
+        ring.close()
+    copy = CopyLeaf.from_buffer_copy(raw)
+    assert (copy.ifindex, copy.length) == (port_info(WILD).ifindex, COPY_OCTETS)
+    assert bytes(copy.frame) == frame[:COPY_OCTETS]
+
+
+def test_copies_that_nobody_takes_are_counted_and_the_packet_goes_on(world: World) -> None:
+    mirrored(world, term(action=FilterAction.ACCEPT, mirror=WILD.name))
+    room = COPY_RING_BYTES // ctypes.sizeof(CopyLeaf)
+    with watched(world) as (mirror, _):
+        before = mirror.lost()
+        for _ in range(room + 20):
+            assert world.send(LAN, udp(LAN.host4, WAN.host4)).reason is Reason.FORWARDED
+        assert mirror.lost() - before >= 20
+
+
+def test_an_interface_that_is_gone_gets_no_copies(world: World) -> None:
+    gone = replace(port_info(WILD), ifindex=60_000, l3_ifindex=60_000)
+    asked = filtered(IN_LAN, term(action=FilterAction.ACCEPT, mirror=WILD.name))
+    world.apply(asked, more={WILD.name: gone})
+    with watched(world) as (mirror, _):
+        before = mirror.lost()
+        world.send(LAN, udp(LAN.host4, WAN.host4))
+        assert (mirror.send(), mirror.lost() - before) == (0, 1)
+    world.apply(asked)
+    with watched(world) as (mirror, _):
+        world.send(LAN, udp(LAN.host4, WAN.host4))
+        assert mirror.send() == 0, "it was not there when the rules were compiled"

@@ -15,6 +15,7 @@ from tests.integration.firewall_world import (
     DMZ,
     GATEWAY,
     LAN,
+    PATIENCE,
     SERVER,
     WAN,
     FirewallBox,
@@ -29,7 +30,8 @@ pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="ne
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 FAMILIES = pytest.mark.parametrize("family", [V4, V6], ids=["v4", "v6"])
-EF, AF21 = 46, 18
+AF21 = 18
+ETH_P_IP, ETH_P_IPV6 = 0x0800, 0x86DD
 
 CONFIGURATION = """
 [gateway]
@@ -60,7 +62,7 @@ source_port = 6001
 [filters.in]
 input = "lan0"
 terms = [
-  { name = "voice", application = "voice", mark = "ef" },
+  { name = "voice", application = "voice", mark = "ef", mirror = "mir0" },
   { name = "never", application = "never", action = "reject" },
   { name = "bulk", application = "bulk", policer = "bulk" },
 ]
@@ -84,6 +86,7 @@ burst = 20000
 def world() -> Iterator[FirewallBox]:
     with firewall_box() as box:
         box.route(SERVER, "10.0.0.0/8", WAN[0])
+        box.wire(GATEWAY, "mir0", SERVER, "mir1")
         box.write(CONFIGURATION)
         box.run()
         yield box
@@ -112,6 +115,24 @@ def test_marks_of_both_filters(world: FirewallBox, host: str, family: int) -> No
         assert (data, ancillary[0][2][0] >> 2) == (b"back", 0)
         after = term(world, ("filter-term", "in/voice")), term(world, ("filter-term", "out/voice"))
         assert after == (before[0] + 3, before[1] + 3)
+
+
+@FAMILIES
+def test_the_daemon_sends_copies_of_what_arrived(world: FirewallBox, family: int) -> None:
+    """Before it was marked; what no term mirrors is not among them."""
+    with world.inside(SERVER):
+        kind = ETH_P_IP if family == V4 else ETH_P_IPV6
+        listener = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(kind))
+        listener.bind(("mir1", kind))
+    listener.settimeout(PATIENCE)
+    with closing(listener), closing(world.udp(CLIENT, family)) as client:
+        client.sendto(b"unseen", (address(SERVER, family), 7100))
+        client.sendto(b"copied", (address(SERVER, family), 6000))
+        packet = listener.recv(2000)
+    assert packet.endswith(b"copied")
+    first = int.from_bytes(packet[:2])
+    assert first >> (2 if family == V4 else 6) & 63 == 0
+    assert socket.inet_pton(family, address(CLIENT, family)) in packet
 
 
 @FAMILIES

@@ -191,3 +191,11 @@ def test_what_a_reload_would_change() -> None:
         "filter term edge/rest: moved to the front",
         "filter term edge/web: changed: mark 46 -> 10",
     ]
+
+
+def test_a_mirror_is_the_interface_itself() -> None:
+    terms = (replace(REST, mirror="tap0"), replace(HOST, mirror="gone0"))
+    ports = PORTS | {"tap0": PortInfo(11, 11)}
+    rows, _ = compiled(replace(RULES, filter_terms=terms), ports)
+    assert [row.mirror for row in rows.filters.rows] == [11, 0]
+    assert {row.info.ifindex for row in rows.ports} == {4, 5}, "it is no port"

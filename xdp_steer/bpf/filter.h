@@ -113,6 +113,7 @@ static __always_inline u32 filter_packet(struct meta *m, u32 filter, const struc
 	u8 colour;
 
 	m->mark = KEEP_DSCP;
+	m->mirror = 0;
 	if (!row)
 		return NEXT;
 	index = m->bank * MAX_ROWS + term;
@@ -121,6 +122,7 @@ static __always_inline u32 filter_packet(struct meta *m, u32 filter, const struc
 		return NEXT;
 	count_rule(row->rule, octets);
 	m->mark = more->mark;
+	m->mirror = more->mirror;
 	if (row->action != FILTER_ACCEPT)
 		reason = row->action == FILTER_REJECT ? REASON_FILTER_REJECT : REASON_FILTER_DISCARD;
 	if (more->policer) {
@@ -135,6 +137,31 @@ static __always_inline u32 filter_packet(struct meta *m, u32 filter, const struc
 	return reason;
 }
 
+/* The frame as it arrived, whatever becomes of it. */
+static __always_inline void mirror(struct xdp_md *ctx, struct meta *m)
+{
+	u64 length = (void *)(long)ctx->data_end - (void *)(long)ctx->data;
+	struct copy *copy = copies.ringbuf_reserve(sizeof(struct copy));
+	u32 slot = 0;
+	u64 *lost;
+
+	if (!copy) {
+		lost = copies_lost.lookup(&slot);
+		if (lost)
+			(*lost)++;
+		return;
+	}
+	length = length < COPY_OCTETS ? length : COPY_OCTETS;
+	/* From 1 to COPY_OCTETS: the compiler knows, the verifier is told. */
+	asm volatile("" : "+r"(length));
+	length = ((length - 1) & (COPY_OCTETS - 1)) + 1;
+	copy->ifindex = m->mirror;
+	copy->length = length;
+	if (bpf_xdp_load_bytes(ctx, 0, copy->frame, length))
+		copy->length = 0;
+	copies.ringbuf_submit(copy, 0);
+}
+
 /* The same of a frame in XDP, its header changed. */
 static __always_inline u32 filter_frame(struct xdp_md *ctx, struct meta *m, u32 filter, const struct address *daddr)
 {
@@ -144,6 +171,8 @@ static __always_inline u32 filter_frame(struct xdp_md *ctx, struct meta *m, u32 
 	if (l3 + sizeof(__be16) > (void *)(long)ctx->data_end)
 		return REASON_MALFORMED;
 	reason = filter_packet(m, filter, daddr, m->length, dscp_of(l3, m->v6));
+	if (m->mirror)
+		mirror(ctx, m);
 	if (reason == NEXT && m->mark != KEEP_DSCP)
 		put_dscp((void *)(long)ctx->data + (m->l3 & OFFSET_MASK), (void *)(long)ctx->data_end, m, m->mark);
 	return reason;

@@ -8,8 +8,16 @@
 /* What a term does beside what its row of the same place says. */
 struct filter_row {
 	u32 policer;	/* index into policers + 1, 0: none */
+	u32 mirror;	/* interface that a copy is sent out by, 0: none */
 	u8 mark;	/* DSCP that the packet gets, KEEP_DSCP: the one it has */
 	u8 reserved[3];
+};
+
+/* A copy for user space to send. */
+struct copy {
+	u32 ifindex;
+	u32 length;
+	u8 frame[COPY_OCTETS];
 };
 
 /* Rates are ticks of time (POLICER_TICKS to a nanosecond) that a byte takes, shifted by POLICER_SHIFT; bursts are the
@@ -41,3 +49,19 @@ BPF_TABLE_PINNED("array", u32, struct policer, policers, MAX_BANKS * MAX_POLICER
 BPF_TABLE_PINNED("array", u32, struct policer_state, policer_states, MAX_RULES, PIN_ROOT "/policer_states");
 /* By rule: events of the present second, as tally() counts them. */
 BPF_TABLE_PINNED("array", u32, u64, filter_told, MAX_RULES, PIN_ROOT "/filter_told");
+
+/* BCC has no macro for a pinned ring buffer. */
+struct copies_table_t {
+	int key;
+	u32 leaf;
+	int (*ringbuf_output)(void *, u64, u64);
+	void *(*ringbuf_reserve)(u64);
+	void (*ringbuf_discard)(void *, u64);
+	void (*ringbuf_submit)(void *, u64);
+	u32 max_entries;
+};
+__attribute__((section("maps/ringbuf:" PIN_ROOT "/copies")))
+struct copies_table_t copies = { .max_entries = COPY_RING_BYTES };
+
+/* Copies that the full ring had no room for. */
+BPF_TABLE_PINNED("percpu_array", u32, u64, copies_lost, 1, PIN_ROOT "/copies_lost");

@@ -257,6 +257,7 @@ struct meta {
 	u8 reply_protocol;	/* of the reverse entry that is being made */
 	u16 option_at;		/* of IP or TCP, the one in hand */
 	u32 term;		/* row of a filter's term */
+	u32 mirror;		/* interface that a filter copies the packet to, 0: none */
 	u8 mark;		/* DSCP that a filter gives the packet, or KEEP_DSCP */
 	u8 out_filter;		/* on TC egress */
 	u64 session_id;

@@ -11,7 +11,7 @@ from xdp_steer import filter_layout as layout
 from xdp_steer.compile.classify import rows_of
 from xdp_steer.compile.errors import CompileError
 from xdp_steer.compile.ids import Ids, label
-from xdp_steer.compile.rows import FilterRow, FilterRows, PolicerRow, RuleRow
+from xdp_steer.compile.rows import FilterRow, FilterRows, PolicerRow, PortInfo, RuleRow
 from xdp_steer.compile.terms import SELF_ID, Term, each
 from xdp_steer.filter_layout import MAX_FILTERS, MAX_POLICERS, PolicerKind
 from xdp_steer.flow_layout import NameKind, RowFlag
@@ -64,8 +64,10 @@ def _places(one: Filter) -> Iterator[tuple[str, str]]:
         yield "host", ""
 
 
-def filter_terms(ruleset: Ruleset, ids: Ids) -> tuple[list[Term], FilterRows]:
-    """The terms of the filters' table, and what their rows do beside. Raises CompileError naming the term."""
+def filter_terms(ruleset: Ruleset, ids: Ids, interfaces: Mapping[str, PortInfo]) -> tuple[list[Term], FilterRows]:
+    """The terms of the filters' table, and what their rows do beside; to an interface that ``interfaces`` does not have
+    nothing is mirrored. Raises CompileError naming the term.
+    """
     numbers = {one.name: number for number, one in enumerate(ruleset.filters, 1)}
     policers = {policer.name: place for place, policer in enumerate(ruleset.policers)}
     terms: list[Term] = []
@@ -80,7 +82,9 @@ def filter_terms(ruleset: Ruleset, ids: Ids) -> tuple[list[Term], FilterRows]:
         flags = RowFlag.LOG_OPEN if term.log else RowFlag(0)
         row = RuleRow(ids.rules[NameKind.FILTER_TERM, term.name], _ACTIONS[term.action], flags)
         zones = frozenset({numbers[term.filter]}), frozenset({SELF_ID})
-        more = FilterRow(None if term.policer is None else policers[term.policer], term.mark)
+        target = interfaces.get(term.mirror) if term.mirror else None
+        mirror = target.l3_ifindex if target else 0
+        more = FilterRow(None if term.policer is None else policers[term.policer], term.mark, mirror)
         for made in each(named, row, zones, term.sources, term.destinations, term.services):
             terms.append(made)
             rows.append(more)

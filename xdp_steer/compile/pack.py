@@ -117,7 +117,7 @@ def _filters(rows: Rows, bank: int) -> Iterator[Write]:
 
 def _filter(row: FilterRow) -> bytes:
     policer = 0 if row.policer is None else row.policer + 1
-    return bytes(fil.FilterRowLeaf(policer, fil.KEEP_DSCP if row.mark is None else row.mark))
+    return bytes(fil.FilterRowLeaf(policer, row.mirror, fil.KEEP_DSCP if row.mark is None else row.mark))
 
 
 def _policer(row: PolicerRow) -> bytes:

@@ -118,10 +118,13 @@ class TableRows:
 
 @dataclass(frozen=True, slots=True)
 class FilterRow:
-    """Of ``filter_rows``; ``policer`` is an index into those of the bank, None for none, ``mark`` a DSCP or None."""
+    """Of ``filter_rows``; ``policer`` is an index into those of the bank, None for none, ``mark`` a DSCP or None,
+    ``mirror`` the index of an interface, 0 for none.
+    """
 
     policer: int | None = None
     mark: int | None = None
+    mirror: int = 0
 
 
 @dataclass(frozen=True, slots=True)

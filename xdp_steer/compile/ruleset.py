@@ -35,7 +35,7 @@ def compile_ruleset(ruleset: Ruleset, ids: Ids, interfaces: Mapping[str, PortInf
     a rule asks for what the pipeline does not look at, or when a table is too small.
     """
     terms = Terms(ruleset, ids, now)
-    of_filters, filters = filter_terms(ruleset, ids)
+    of_filters, filters = filter_terms(ruleset, ids, interfaces)
     tables = {
         Table.POLICY: _table(Table.POLICY, terms.policy()),
         Table.SNAT: _table(Table.SNAT, terms.snat()),
