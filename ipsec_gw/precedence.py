@@ -76,19 +76,32 @@ def share_of(lineage: Lineage, precedence: Precedence, kept: Mapping[TunnelId, s
     exceptions: dict[Selector, None] = {}
     for policy in lineage.policies:
         for other in precedence.rivals(policy, lineage.key):
-            carriable = any(not kept.get(tunnel_of(template), "") for template in other.templates)
-            if carriable and not _told_apart(other.selector, policy.selector):
+            if _carriable(other, kept) and not _told_apart(other.selector, policy.selector):
                 return Share(reason=_covers(other))
             if not other.selector.meets(policy.selector):
                 continue
-            if reason := _why_not_excepted(other, lineage):
-                return Share(reason=reason)
+            if not _can_be_excepted(other, lineage) or _takes_from_others(other, lineage, precedence, kept):
+                return Share(reason=_covers(other))
             exceptions[other.selector] = None
-    if len(exceptions) > MAX_EXCEPTIONS:
-        return Share(
-            reason=f"other policies cover {len(exceptions)} parts of its selectors, more than {MAX_EXCEPTIONS}"
-        )
+            if len(exceptions) > MAX_EXCEPTIONS:
+                return Share(reason=f"other policies cover more than {MAX_EXCEPTIONS} parts of its selectors")
     return Share(tuple(exceptions))
+
+
+def _carriable(policy: XfrmPolicy, kept: Mapping[TunnelId, str]) -> bool:
+    """It is of a tunnel that an engine may have, now or once it is up."""
+    return any(not kept.get(tunnel_of(template), "") for template in policy.templates)
+
+
+def _takes_from_others(
+    other: XfrmPolicy, lineage: Lineage, precedence: Precedence, kept: Mapping[TunnelId, str]
+) -> bool:
+    """Whether a third tunnel has packets of the exception: what is exempted from one tunnel is exempted from all."""
+    return any(
+        _carriable(third, kept) and third.selector.meets(other.selector)
+        for third in precedence.rivals(other, lineage.key)
+        if third is not other and not {*map(tunnel_of, third.templates)} & {*map(tunnel_of, other.templates)}
+    )
 
 
 def _told_apart(inner: Selector, outer: Selector) -> bool:
@@ -101,12 +114,10 @@ def _told_apart(inner: Selector, outer: Selector) -> bool:
     )
 
 
-def _why_not_excepted(other: XfrmPolicy, lineage: Lineage) -> str:
+def _can_be_excepted(other: XfrmPolicy, lineage: Lineage) -> bool:
     """An exception holds for all of the tunnel's policies, and a routing rule has to find its packets."""
-    if other.bound or other.mark or why_not_routed(other.selector):
-        return _covers(other)
     first = [p for p in lineage.policies if p.priority < other.priority and p.selector.meets(other.selector)]
-    return _covers(other) if first else ""
+    return not (other.bound or other.mark or why_not_routed(other.selector) or first)
 
 
 def _covers(other: XfrmPolicy) -> str:

@@ -197,7 +197,8 @@ def _makes_way(
     lacking = _brings(old, in_place) - _brings(value, in_place) if isinstance(old, Tunnel) else _NONE
     taken: tuple[ObjectKey, ...] = (*value.inbound, *value.selectors)
     holders = _NONE.union(*map(before.of, taken))
-    return lacking | (holders - desired.keys())
+    # Not "- desired.keys()": that looks at every one of them.
+    return lacking | frozenset(key for key in holders if key not in desired)
 
 
 def _brings(tunnel: Tunnel, in_place: Mapping[ObjectKey, ManagedObject]) -> frozenset[ObjectKey]:

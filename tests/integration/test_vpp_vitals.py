@@ -18,9 +18,11 @@ from tests.contract.values import inbound_packet, make_site, oracle, outbound_pa
 from tests.contract.world import World
 from tests.integration.conftest import until
 from vpp_conf import lifecycle
+from vpp_conf.api import VppApi
 from vpp_conf.paths import VppPaths
 from vpp_conf.process import ProcessId, identify, recorded
 from vpp_conf.raw_api import RawApi
+from vpp_conf.recorder import Recorder
 from vpp_conf.traffic import TrafficReader
 from vpp_conf.vitals import VppVitals
 
@@ -118,8 +120,10 @@ async def test_another_process_with_that_number_is_not_killed(world: World) -> N
     process = process_of(world)
     recorded_text = paths.pid_file.read_text()
     paths.pid_file.write_text(f"{os.getpid()} 1\n")
-    vitals = await VppVitals.open(paths, process, TrafficReader())
+    recorder = Recorder(paths, VppApi(paths.api_socket, None))
+    vitals = await VppVitals.open(paths, process, TrafficReader(), recorder)
     assert not vitals.fence()
+    assert vitals.evidence("it is somebody else's") == ""
     vitals.close()
     paths.pid_file.write_text(recorded_text)
     assert process.is_alive()

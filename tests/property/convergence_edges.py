@@ -252,6 +252,7 @@ class FakeEngine:
         self.alive = self.reachable = True
         self.used: set[bytes] = set()
         self.taking: Callable[[], None] = lambda: None
+        self.being_read: Callable[[], None] = lambda: None
         self.steering: FakeSteering
 
     @property
@@ -319,6 +320,7 @@ class FakeEngine:
 
     async def counters(self) -> Mapping[SaKey, Counters]:
         self._cross("counters")
+        self.being_read()
         return {key: Counters(count, count) for key, count in self.sent.items()}
 
     async def numbers(self) -> Mapping[SaKey, int]:

@@ -214,7 +214,8 @@ class World:
         self.edge.law = self.law.check
         self.engine.taking = SteerDriver(self.steering).clear
         self.moved = False
-        self.budget = BETWEEN_LOOKS
+        self.budget, self.sent_since_read = BETWEEN_LOOKS, 0
+        self.engine.being_read = self._read
         self.children: list[Child] = []
         self.policies: dict[tuple[int, Selector], XfrmPolicy] = {}
         self.spi, self.reqid, self.key = 0x100, 0, 0
@@ -444,7 +445,11 @@ class World:
     def _burst(self) -> int:
         count = min(self.budget, self.random.choice([1, 3, BETWEEN_LOOKS // 2, BETWEEN_LOOKS]))
         self.budget -= count
+        self.sent_since_read += count
         return count
+
+    def _read(self) -> None:
+        self.sent_since_read = 0
 
     # The daemon
 
@@ -454,9 +459,11 @@ class World:
         self._guarded(self.daemon.look())
 
     def looked(self) -> None:
-        """A look came through. When charon has moved an SA, a pass has to follow before the next."""
+        """A look came through, at what its engine had sent by the time it was read. When charon has moved an SA, a pass
+        has to follow before the next.
+        """
         if not self.moved:
-            self.budget = BETWEEN_LOOKS
+            self.budget = BETWEEN_LOOKS - self.sent_since_read
 
     def run_pass(self) -> bool:
         """One pass as the daemon's loop runs it; True if it left nothing to do."""

@@ -238,7 +238,7 @@ def test_a_tunnel_with_very_many_exceptions_stays_in_the_kernel() -> None:
     fine = desired(OFFER, SETTINGS, established(policies=(policy(0x22), *many[1:])))
     assert len(fine.objects[TUNNEL].exceptions) == MAX_EXCEPTIONS
     result = desired(OFFER, SETTINGS, established(policies=(policy(0x22), *many)))
-    assert all("65 parts" in v.reason for v in result.verdicts)
+    assert all("more than 64 parts" in v.reason for v in result.verdicts)
 
 
 def test_an_exception_that_a_second_policy_of_the_tunnel_goes_before_keeps_it_in_the_kernel() -> None:
@@ -318,6 +318,21 @@ def test_a_tunnel_inside_another_that_is_not_led_itself_is_exempted(algorithm: s
     ]
     result = desired(OFFER, SETTINGS, replace(state, sas=sas, policies=tuple(policies)))
     assert [ExemptKey(one) in result.objects for one in result.objects[TUNNEL].exceptions] == [True]
+
+
+def test_an_exception_that_a_third_tunnel_is_inside_of_keeps_the_outermost_in_the_kernel() -> None:
+    """What is exempted is exempted from every tunnel: the third one's packets would meet the guard."""
+    around = {"priority": 1000, "destination": ip_network("192.168.2.0/25"), "templates": ()}
+    state = beside(**INSIDE)
+    state = replace(state, policies=(*state.policies, policy(0, **around)))
+    result = desired(OFFER, SETTINGS, state)
+    assert SECOND in result.objects
+    assert TUNNEL not in result.objects
+    assert not [one for one in result.objects.values() if isinstance(one, Exempt)]
+    assert all("another policy" in v.reason for v in result.verdicts if v.sa.reqid == 1)
+    apart = policy(0, **{**around, "destination": ip_network("192.168.2.128/25")})
+    result = desired(OFFER, SETTINGS, replace(state, policies=(*state.policies[:-1], apart)))
+    assert {TUNNEL, SECOND, ExemptKey(apart.selector)} <= result.objects.keys()
 
 
 CONFUSING = {

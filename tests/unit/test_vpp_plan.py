@@ -382,6 +382,9 @@ def test_queues_go_to_workers_on_their_node_in_turn(two_sockets: Machine, small:
         counts = [busy[index] for index, cpu in enumerate(plan.workers) if node_of[cpu] == node]
         assert max(counts) - min(counts) <= 1, "no worker has two queues more than another one"
     assert {number.name for number in plan.numbers} >= {f"rx placement {name}" for name in nics if nics[name].link_up}
+    narrow = replace(two_sockets, nics=tuple(replace(nic, node=0, rx_queues=1) for nic in two_sockets.nics))
+    placements = [one.placement for one in plan_startup(narrow, Needs(workers=4)).interfaces]
+    assert len(set(placements)) == len(placements) == 2, "each interface goes on where the one before stopped"
     far = replace(two_sockets, nics=tuple(replace(nic, node=None) for nic in two_sockets.nics))
     assert {index for one in plan_startup(far).interfaces for index in one.placement} > {0}
     assert all(one.placement == () for one in plan_startup(small).interfaces), "there are no workers"
