@@ -26,8 +26,8 @@ from ipsec_gw.lab.scenarios.verdicts import Evidence, judge_capture
 from ipsec_gw.lab.topology import WAN, Role
 from ipsec_gw.lab.traffic import UdpFlow, until
 
-IDLE_SECONDS = 10.0
-"""Short, and longer than an emulated machine takes between two looks."""
+IDLE_SECONDS = 45.0
+"""Longer than it takes on an emulated machine to see that the tunnel is gone."""
 
 CONFIG = f"""[gateway]
 hang_seconds = 3.0
@@ -35,8 +35,7 @@ vpp = "needed"
 vpp_idle_seconds = {IDLE_SECONDS}
 """
 
-STOP_SECONDS = 90.0
-SETTLED_SECONDS = 3.0
+STOP_SECONDS = 150.0
 CLEAR_FLOW, CLEAR_PORT = 90, 7900
 
 
@@ -98,13 +97,14 @@ async def _lossless(story: Story, marks: tuple[int, ...], when: str) -> None:
 async def _leave(story: Story, gateway: GatewayUnderTest, evidence: Evidence) -> None:
     lab, running = story.lab, gateway.vpp
     lab.check("VPP runs while the tunnel is up", running is not None, "a process", running)
+    leaving = asyncio.get_running_loop().time()
     await terminate(story, evidence)
-    gone = asyncio.get_running_loop().time()
+    lab.check("VPP runs on when the last SA has gone", gateway.vpp == running, str(running), gateway.vpp)
     with lab.step("wait until VPP is stopped"):
         await until(lambda: gateway.vpp is None, STOP_SECONDS, "the end of a VPP that nothing needs")
-    waited = asyncio.get_running_loop().time() - gone
-    idle = f"not before {IDLE_SECONDS - SETTLED_SECONDS:.0f} s"
-    lab.check("VPP is stopped an idle time after the last SA", waited >= IDLE_SECONDS - SETTLED_SECONDS, idle, waited)
+    waited = asyncio.get_running_loop().time() - leaving
+    idle = f"not before {IDLE_SECONDS:.0f} s"
+    lab.check("VPP is stopped an idle time after the last SA", waited >= IDLE_SECONDS, idle, f"{waited:.0f} s")
     status = await gateway.status_when(lambda now: now.in_sync, STOP_SECONDS, "in sync")
     lab.check("the status tells that it is stopped", "nothing needs it now" in status.life, "it", status.life)
     lost = gateway.said("engine lost")
