@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ipsec_gw.desired import desired
 from ipsec_gw.model.ids import Direction, SaKey
-from ipsec_gw.model.objects import EngineSa, Guard, GuardKey, Lead, ManagedObject, ObjectKey, Steer, SteerKey, Tunnel
+from ipsec_gw.model.objects import (
+    EngineSa,
+    Exempt,
+    Guard,
+    GuardKey,
+    Lead,
+    ManagedObject,
+    ObjectKey,
+    Steer,
+    SteerKey,
+    Tunnel,
+)
 from ipsec_gw.model.snapshot import XfrmSa
 from ipsec_gw.reconcile.plan import Action, Op, plan
 from tests.support.world import LOCAL, OFFER, REMOTE, SETTINGS, policy, sa, snapshot
@@ -179,3 +190,24 @@ def test_plaintext_is_led_only_behind_a_closed_guard_and_the_guard_opens_only_wi
     alone: Objects = {guard.key: guard, lead.key: lead}
     opened = next(op for op in plan({}, alone) if op.obj == guard)
     assert lead.key in opened.frees
+
+
+def test_what_is_exempted_is_exempted_before_and_after_anything_is_led() -> None:
+    """A packet of an exception never meets a lead without its exemption."""
+    other = policy(0, destination=ip_network("192.168.2.64/26"), priority=1, templates=())
+    look = snapshot(sa(1, inbound=True), sa(2), policies=(policy(2), other))
+    objects = dict(desired(OFFER, SETTINGS, look).objects)
+    exempt, lead = (next(o for o in objects.values() if isinstance(o, kind)) for kind in (Exempt, Lead))
+    up, down = ([op.obj for op in plan(*states)] for states in ((objects, {}), ({}, objects)))
+    assert up.index(exempt) < up.index(lead)
+    assert down.index(lead) < down.index(exempt)
+    assert exempt.key in next(op for op in plan(objects, {}) if op.obj == lead).needs
+    without = dict(desired(OFFER, SETTINGS, replace(look, policies=(policy(2),))).objects)
+    assert [(op.action, type(op.obj)) for op in plan(objects, without)] == [
+        (Action.CREATE, Exempt),
+        (Action.UPDATE, Tunnel),
+    ]
+    assert [(op.action, type(op.obj)) for op in plan(without, objects)] == [
+        (Action.UPDATE, Tunnel),
+        (Action.DELETE, Exempt),
+    ]
