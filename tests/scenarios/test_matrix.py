@@ -1,7 +1,6 @@
 """The matrix: with every configuration each packet fares as with the kernel alone, and it is carried by who should."""
 
 import os
-from random import SystemRandom
 
 import pytest
 
@@ -10,7 +9,7 @@ from tests.scenarios.lab_command import check_names, need, play, skip_unless_all
 
 pytestmark = [pytest.mark.scenario, pytest.mark.root]
 
-SAMPLE = 6
+SAMPLE, SEED = 6, 1
 ENGINES = pytest.mark.parametrize("engine", ["soft", pytest.param("vpp", marks=pytest.mark.vpp)])
 
 
@@ -25,7 +24,7 @@ def every_check(names, report):
 @pytest.mark.timeout(1500)
 def test_a_sample_fares_as_with_the_kernel_alone(engine):
     need(engine)
-    seed = int(os.environ.get("SEED") or SystemRandom().randrange(1 << 16))
+    seed = int(os.environ.get("SEED") or SEED)
     print(f"\nseed {seed}")
     report = play("matrix", "--engine", engine, "--cases", str(SAMPLE), "--seed", str(seed))
     every_check([case.name for case in chosen(str(SAMPLE), seed)], report)
