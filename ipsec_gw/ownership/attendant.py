@@ -83,7 +83,11 @@ class Attendant:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def tick(self) -> None:
-        """Look once, and do what has to be done."""
+        """Look once, and do what has to be done. One that runs and is not open yet is not started once more: opening it
+        takes its time.
+        """
+        if not self._link.up and self._service.running():
+            return
         self.busy = True
         try:
             match self._demand.look(self._clock(), needed=self._needed(), runs=self._link.up):

@@ -176,6 +176,17 @@ async def test_one_that_does_not_start_leaves_the_kernel_in_charge_and_is_tried_
     assert stage.world.link.up
 
 
+async def test_one_that_takes_long_to_be_opened_is_started_once(stage: Stage) -> None:
+    await stage.world.show(established())
+    await stage.attendant.tick()
+    for _ in range(100):
+        stage.now += FIRST_DELAY
+        await stage.attendant.tick()
+        assert stage.attendant.opens, "nobody stands in the way of its opening"
+    assert stage.process.calls == ["start"]
+    assert not stage.world.link.up
+
+
 async def test_one_that_dies_is_started_again(stage: Stage) -> None:
     await stage.show(established())
     stage.process.stop()

@@ -10,7 +10,7 @@ import asyncio
 
 from ipsec_gw.errors import IpsecGwError
 from ipsec_gw.lab.context import Lab
-from ipsec_gw.lab.gateway import GatewayUnderTest
+from ipsec_gw.lab.gateway import PLAIN, GatewayUnderTest
 from ipsec_gw.lab.scenarios.failover import flowing
 from ipsec_gw.lab.scenarios.tunnel import (
     FLOW_BYTES,
@@ -29,9 +29,7 @@ from ipsec_gw.lab.traffic import UdpFlow, until
 IDLE_SECONDS = 45.0
 """Longer than it takes on an emulated machine to see that the tunnel is gone."""
 
-CONFIG = f"""[gateway]
-hang_seconds = 3.0
-vpp = "needed"
+CONFIG = f"""{PLAIN}vpp = "needed"
 vpp_idle_seconds = {IDLE_SECONDS}
 """
 
