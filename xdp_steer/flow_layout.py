@@ -238,6 +238,7 @@ class Stage(IntEnum):
     FILTER = 14
     HOST_FILTER = 15
     COOKIE = 16
+    TUNNEL_NAT = 17
 
 
 class EgressStage(IntEnum):

@@ -45,6 +45,7 @@ _STAGES = (
     Stage.FILTER,
     Stage.HOST_FILTER,
     Stage.COOKIE,
+    Stage.TUNNEL_NAT,
 )
 _CLEAR = ("decrypted", "routed_in", "routed_out")
 """The fields of :class:`ClearPrograms`, and the names of their pins."""

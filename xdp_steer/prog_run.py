@@ -34,6 +34,7 @@ class TcAction(IntEnum):
     UNSPEC = 0xFFFFFFFF
     OK = 0
     SHOT = 2
+    REDIRECT = 7
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,6 +152,10 @@ class Reason(IntEnum):
     NAT64_SOURCE_ROUTE = 77
     """A source route that is not at its end: dropped and answered (RFC 7915 4.1, 5.1)."""
 
+    TUNNEL_NAT = 78
+    """Source NAT and the IPsec policies disagree: it is protected and would leave in clear as what it becomes, or would
+    be protected by a tunnel whose policies were not asked: dropped."""
+
     EGRESS_SESSION = 80
     """Sent by the kernel in a session: passed."""
     EGRESS_NEW = 81
@@ -168,6 +172,10 @@ class Reason(IntEnum):
     """A term of an output filter discards it."""
     EGRESS_POLICED = 87
     """Beyond the rate of a policer of an output filter: dropped."""
+
+    EGRESS_TURNED = 88
+    """An ICMP error of this machine about what was translated into a tunnel: led into the pipeline, where another
+    verdict follows."""
 
     SCREEN_LAND = 90
     """The same address as source and destination: dropped by a screen."""

@@ -71,8 +71,8 @@ def _check_subscribers(path: Path, pool: Pool, sources: tuple[IpNetwork, ...], c
 
 
 def _check_interfaces(path: Path, name: str | None, context: Context) -> bool:
-    """Interface NAT takes the address of an interface of the zone that the flow leaves by."""
-    if any(zone.name == name and not zone.interfaces for zone in context.zones):
+    """Interface NAT takes the address of the interface that the flow leaves by, which is another zone's for tunnels."""
+    if any(zone.name == name and not zone.interfaces and not zone.tunnels for zone in context.zones):
         message = f"translates nothing: zone {name} has no interfaces"
         context.report.add((*path, "translate"), message, f"add interfaces to [zones.{name}]")
         return False

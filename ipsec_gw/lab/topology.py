@@ -200,6 +200,26 @@ def site_to_site(tag: str) -> Topology:
     )
 
 
+def overlapping(tag: str) -> Topology:
+    """:func:`site_to_site` with the same network at both sites, and a host of the same address in it."""
+    plain = site_to_site(tag)
+    given = {
+        (Role.GATEWAY_B, LAN): plain.port(Role.GATEWAY_A, LAN).address,
+        (Role.SERVER, HOST): plain.port(Role.CLIENT, HOST).address,
+    }
+
+    def same(port: Port) -> Port:
+        return replace(port, address=given.get((port.role, port.name), port.address))
+
+    kept = (route for route in plain.routes if route.role is not Role.SERVER)
+    anywhere = IPv4Network("0.0.0.0/0")
+    return replace(
+        plain,
+        wires=tuple(Wire(same(wire.left), same(wire.right)) for wire in plain.wires),
+        routes=(*kept, Route(Role.SERVER, anywhere, plain.address(Role.GATEWAY_A, LAN))),
+    )
+
+
 def two_families(tag: str) -> Topology:
     """:func:`site_to_site` with IPv6 beside IPv4 everywhere."""
     plain = site_to_site(tag)

@@ -13,7 +13,20 @@ from pathlib import Path
 
 import pytest
 from firewall_kit import LAN, VLAN, WAN, WILD, Port, Result, World, firewall_world, port_info, zones
-from firewall_packets import answer, assert_sound, changed, described, echo, ip_layer, later, other, reset, tcp, udp
+from firewall_packets import (
+    about,
+    answer,
+    assert_sound,
+    changed,
+    described,
+    echo,
+    ip_layer,
+    later,
+    other,
+    reset,
+    tcp,
+    udp,
+)
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6ND_NS, IPv6, IPv6ExtHdrFragment
 from scapy.layers.ipsec import ESP
@@ -251,7 +264,8 @@ def test_what_is_rejected_is_answered(world: World, v: int) -> None:
         result = world.send(LAN, packet)
         assert (result.action, result.reason) == (XdpAction.TX, Reason.FILTER_REJECT)
         assert described(result.frame) == described(expected(packet, LAN))
-    for packet in (tcp(LAN.host(v), WAN.host(v), flags="R"), later(LAN.host(v), WAN.host(v))):
+    error = about(udp(WAN.host(v), LAN.host(v)), LAN.host(v), WAN.host(v))
+    for packet in (tcp(LAN.host(v), WAN.host(v), flags="R"), later(LAN.host(v), WAN.host(v)), error):
         assert world.send(LAN, packet).action is XdpAction.DROP
 
 

@@ -396,8 +396,8 @@ def unmappable() -> Iterator[Case]:
     yield Case("source", name, LAN, packet, TX, answer(packet, LAN, LAN.own(6), "source"), rules=NPTV6)
 
 
-OF_OTHER_TESTS = {Stage.FILTER, Stage.HOST_FILTER, Stage.COOKIE}
-"""test_filters.py, test_syn_cookies.py."""
+OF_OTHER_TESTS = {Stage.FILTER, Stage.HOST_FILTER, Stage.COOKIE, Stage.TUNNEL_NAT}
+"""test_filters.py, test_syn_cookies.py, test_tunnel_nat.py."""
 OF_NAT64 = {Stage.NAT64_TO_IPV4, Stage.NAT64_TO_IPV6, Stage.NAT64_ERROR}
 """Their cases are in :func:`not_for_nat64`."""
 
@@ -594,6 +594,8 @@ OF_TUNNELS = {
     Reason.CLEAR_OF_PROTECTED,
     Reason.DECRYPTED,  # tests/scenarios/test_firewall.py: a test run has no IPsec state
     Reason.TUNNEL_SELECTOR,
+    Reason.TUNNEL_NAT,  # test_tunnel_nat.py
+    Reason.EGRESS_TURNED,
 }
 
 

@@ -7,34 +7,27 @@ import socket
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
-from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
-from firewall_kit import FAR, LAN, WAN, Port, World, firewall_world, zones
+from firewall_kit import FAR, LAN, WAN, zones
 from firewall_packets import about, changed, echo, ip_layer, tcp, udp
 from scapy.layers.inet import TCP, UDP
 from scapy.layers.ipsec import ESP
-from scapy.layers.l2 import Ether
 from scapy.packet import Packet
+from tunnel_kit import IN, NEAR, OUT, REMOTE, Tunnels, pair, policy, tunnels_world
 
 from ipsec_gw.model.firewall import Action, Policy, Ruleset, Service, Zone
 from ipsec_gw.model.objects import PortMatch
-from ipsec_gw.model.snapshot import Mode, PolicyDirection, Template, XfrmPolicy
-from tests.support.netns import ip
 from xdp_steer import libbpf
-from xdp_steer.compile.rows import PortInfo
 from xdp_steer.compile.tunnels import tunnel_lists
-from xdp_steer.flow_layout import TUNNEL_PORT_MAC, State, TunnelKeyLeaf, TunnelNetLeaf
+from xdp_steer.flow_layout import State, TunnelKeyLeaf, TunnelNetLeaf
 from xdp_steer.prog_run import XdpAction
 from xdp_steer.reasons import Reason
 from xdp_steer.tunnels import TunnelTable
 
 pytestmark = pytest.mark.root
 
-OUT, IN = PolicyDirection.OUT, PolicyDirection.IN
-NEAR = {4: "10.1.0.0/24", 6: "2001:db8:1::/64"}
-REMOTE = {4: "203.0.113.0/24", 6: "2001:db8:f::/64"}
 VERSIONS = (4, 6)
 VPN = Zone("vpn", tunnels=True, host_inbound=(Service(6, (22, 22)),))
 ASYMMETRIC = Ruleset(
@@ -49,61 +42,13 @@ ASYMMETRIC = Ruleset(
 """Tells the zones apart: LAN to tunnel is let through, LAN to WAN is not."""
 
 
-def policy(direction, near, far, *, priority=1000, reqid=1, protects=True, allow=True, **more):
-    source, destination = (near, far) if direction is OUT else (far, near)
-    template = Template(ip_network(source)[0], ip_network(destination)[0], 0, 50, reqid, Mode.TUNNEL)
-    return XfrmPolicy(
-        direction,
-        ip_network(source),
-        ip_network(destination),
-        priority,
-        allow,
-        (template,) if protects else (),
-        **more,
-    )
-
-
-def pair(version, **more):
-    return [policy(direction, NEAR[version], REMOTE[version], **more) for direction in (OUT, IN)]
-
-
 BOTH_FAMILIES = [one for version in VERSIONS for one in pair(version)]
-
-
-class Tunnels:
-    """A world with the tunnels' ports, and IPsec policies."""
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-        self.port = Port("ipsecgw-kd", "", "", TUNNEL_PORT_MAC.hex(":"), "02:00:00:00:00:00")
-        self.more = {
-            name: PortInfo(socket.if_nametoindex(name), socket.if_nametoindex(name))
-            for name in ("ipsecgw-kd", "ipsecgw-up")
-        }
-        self.table = TunnelTable(world.maps)
-        world.steering.set_tunnel_port(socket.if_nametoindex("ipsecgw-ki"), socket.if_nametoindex("ipsecgw-kd"))
-
-    def apply(self, rules: Ruleset, *policies: XfrmPolicy) -> None:
-        self.world.apply(rules, self.more)
-        self.table.replace(tunnel_lists(policies).lists)
-
-    def lan(self, packet: Packet):
-        return self.world.send(LAN, packet)
-
-    def out(self, packet: Packet, zone: int = 0):
-        """A packet comes out of a tunnel of the kernel."""
-        return self.world.send(self.port, Ether(src=f"02:00:00:00:00:{zone:02x}", dst=self.port.mac) / packet)
 
 
 @pytest.fixture(scope="module")
 def arena(pins: Path) -> Iterator[Tunnels]:
-    with firewall_world(pins) as made:
-        for entry, port in (("ipsecgw-ki", "ipsecgw-kd"), ("ipsecgw-vp", "ipsecgw-up")):
-            ip(f"link add {entry} type veth peer name {port}")
-            for name in (entry, port):
-                ip(f"link set {name} up")
-        yield Tunnels(made)
-        made.steering.set_tunnel_port(0, 0)
+    with tunnels_world(pins) as made:
+        yield made
 
 
 @pytest.fixture

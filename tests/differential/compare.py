@@ -20,12 +20,12 @@ from tests.reference.fib import Fib
 from tests.reference.filters import Unsure
 from tests.reference.flows import parse
 from tests.reference.model import Outcome, Pipeline
-from tests.reference.network import SEED, make_port
+from tests.reference.network import SEED, TUNNEL_PORT, make_port
 from tests.reference.packets import ESP, UDP, Key, Malformed, parse_ethernet
 from tests.reference.rules import Ids, Port
 from tests.reference.rulesets import WINDOW, Configuration, Traits, configuration
 from tests.reference.sessions import SECOND, Entry
-from tests.reference.traffic import Age, Send, Step, Traffic
+from tests.reference.traffic import Age, Replace, Send, Step, Traffic
 from xdp_steer.flow_layout import SessionLeaf
 from xdp_steer.reasons import Reason
 from xdp_steer.screen_layout import Screen
@@ -64,7 +64,7 @@ class Setting:
     zoned: tuple[str, ...]
 
     def reference(self, fib: Fib) -> Pipeline:
-        made = Pipeline(self.configuration.ruleset, self.ids, self.ports, fib, SEED)
+        made = Pipeline(self.configuration.ruleset, self.ids, self.ports, fib, SEED, self.configuration.tunnels)
         made.sessions.maximum = SESSION_ENTRIES
         return made
 
@@ -75,6 +75,9 @@ def set_up(datapath: Datapath, indexes: dict[str, int], seed: int) -> Setting:
     ids = datapath.apply(made)
     zoned = {name: zone.name for zone in made.ruleset.zones for name in zone.interfaces}
     ports = [_port(name, zone, indexes, made.traits[name], made.ruleset) for name, zone in zoned.items()]
+    inner = [zone.name for zone in made.ruleset.zones if zone.tunnels]
+    index = indexes[TUNNEL_PORT]
+    ports += [Port(index, 0, index, zone, redirect=False, tunnel=True) for zone in inner]
     return Setting(made, ids, tuple(ports), tuple(zoned))
 
 
@@ -102,7 +105,8 @@ class Sequence:
         self._random = Random(seed)
         timeouts = dataclasses.astuple(setting.configuration.ruleset.sessions.timeouts)
         prefixes = tuple(rule.prefix for rule in setting.configuration.ruleset.nat64)
-        self._traffic = Traffic(Random(seed), indexes, setting.zoned, timeouts, prefixes)
+        self._tunnels = setting.configuration.tunnels
+        self._traffic = Traffic(Random(seed), indexes, setting.zoned, timeouts, prefixes, self._tunnels)
         self._rules = set(setting.ids.rules.values())
         zones = {setting.ids.zones[zone.name] for zone in setting.configuration.ruleset.zones if zone.screen}
         self._screens = tuple(product(zones, Screen))
@@ -124,6 +128,7 @@ class Sequence:
             self._check(self._rule_counters(rules))
             self._check(self._screen_counters(screened))
         finally:
+            self._datapath.replace_tunnels(self._tunnels)
             self._datapath.fill_policers(self._policers)
             fragments = bool(self._reference.fragments.entries or self._leaving.let_out)
             left = self._datapath.forget(self._seen, fragments=fragments, screens=bool(self._screens))
@@ -140,6 +145,10 @@ class Sequence:
     def _step(self, step: Step) -> None:
         self._steps.append(step)
         sessions = self._reference.sessions
+        if isinstance(step, Replace):
+            self._reference.generation += self._datapath.replace_tunnels(step.tunnels)
+            self._reference.tunnels = step.tunnels
+            return
         if isinstance(step, Age):
             self._shift += int(step.seconds * SECOND)
             self._datapath.age(sessions.entries, step.seconds)

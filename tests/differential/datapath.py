@@ -11,12 +11,16 @@ from datetime import datetime
 from pathlib import Path
 
 from ipsec_gw.model.filters import Policer
+from ipsec_gw.model.firewall import TUNNEL_INTERFACES
+from ipsec_gw.model.snapshot import XfrmPolicy
+from tests.differential.world import TUNNEL_ENTRY
 from tests.reference.network import LINKS, SEED
 from tests.reference.packets import Key
 from tests.reference.rules import Ids
 from tests.reference.rulesets import Configuration
 from xdp_steer import compile as compiler
 from xdp_steer import filter_layout, flow_layout, libbpf, screen_layout, tables
+from xdp_steer.compile.tunnels import tunnel_lists
 from xdp_steer.firewall import Firewall
 from xdp_steer.flow_layout import FragmentLeaf, SessionLeaf
 from xdp_steer.gateway import Steering
@@ -24,6 +28,7 @@ from xdp_steer.layout import Control, MapSpec, VerdictCountLeaf
 from xdp_steer.prog_run import TcAction, XdpAction, prog_run, prog_run_egress
 from xdp_steer.reasons import Reason
 from xdp_steer.screen_layout import Screen, count_index
+from xdp_steer.tunnels import TunnelTable
 
 CLOCK_MONOTONIC_COARSE = 6
 SESSION_ENTRIES = 20
@@ -46,6 +51,8 @@ class Datapath:
         self.firewall = Firewall(self._maps, self._maps["control"])
         tables.set_control(self._maps["control"], Control.SEED, SEED)
         tables.set_control(self._maps["control"], Control.ANSWER_RATE, 0)
+        self._tunnels = TunnelTable(self._maps)
+        self._steering.set_tunnel_port(indexes[TUNNEL_ENTRY], indexes[TUNNEL_INTERFACES[1]])
         self._counts = (VerdictCountLeaf * libbpf.possible_cpus())()
         self._verdicts = self.verdicts()
         self._names: compiler.Ids = compiler.Ids()
@@ -55,10 +62,19 @@ class Datapath:
         ruleset = configuration.ruleset
         self._names = compiler.assign(compiler.Ids(), ruleset)
         ports = {link.name: self._port(configuration, link.name) for link in LINKS}
+        ports |= {name: compiler.PortInfo(self._indexes[name], self._indexes[name]) for name in TUNNEL_INTERFACES}
         rows = compiler.compile_ruleset(ruleset, self._names, ports, now=datetime(2026, 1, 1))
         self.firewall.apply(rows, self._names)
+        self.replace_tunnels(configuration.tunnels)
         rules = {(kind.name.lower().replace("_", "-"), name): n for (kind, name), n in self._names.rules.items()}
         return Ids(dict(self._names.zones), rules)
+
+    def replace_tunnels(self, policies: Iterable[XfrmPolicy]) -> bool:
+        """Other IPsec policies hold, and routes are looked up anew; False if they are the same."""
+        changed = self._tunnels.replace(tunnel_lists(policies).lists)
+        if changed:
+            self._steering.routes_changed()
+        return changed
 
     def _port(self, configuration: Configuration, name: str) -> compiler.PortInfo:
         link = next(link for link in LINKS if link.name == name)

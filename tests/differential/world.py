@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from ipsec_gw.model.firewall import TUNNEL_INTERFACES
 from tests.reference.fib import Kind
 from tests.reference.network import LINKS, ROUTES, Link, neighbours
 
@@ -17,14 +18,15 @@ def build() -> dict[str, int]:
     """Make everything in the namespace of the calling thread. Interface indexes by name."""
     (_CONF / "ipv6/conf/default/disable_ipv6").write_text("0")
     (_CONF / "ipv6/conf/all/disable_ipv6").write_text("0")
-    _batch("link set lo up", *(line for link in LINKS for line in _interface(link)))
+    _batch("link set lo up", *(line for link in LINKS for line in _interface(link)), *_tunnel_ports())
     (_CONF / "ipv4/ip_forward").write_text("1")
     (_CONF / "ipv6/conf/all/forwarding").write_text("1")
     for link in LINKS:
         for family in ("ipv4", "ipv6"):
             (_CONF / family / "conf" / link.name / "forwarding").write_text(str(int(link.forwarding)))
     _batch(*_routes(), *(line for link in LINKS for line in _neighbours(link)))
-    return {link.name: socket.if_nametoindex(link.name) for link in LINKS}
+    names = (*(link.name for link in LINKS), *TUNNEL_INTERFACES, TUNNEL_ENTRY)
+    return {name: socket.if_nametoindex(name) for name in names}
 
 
 def _batch(*lines: str) -> None:
@@ -43,6 +45,17 @@ def _interface(link: Link) -> Iterator[str]:
     yield f"link set {link.name} up"
     yield f"addr add {link.address4} brd + dev {link.name}"
     yield f"addr add {link.address6} nodad dev {link.name}"
+
+
+TUNNEL_ENTRY = "ipsecgw-ki"
+
+
+def _tunnel_ports() -> Iterator[str]:
+    for port, peer in zip(TUNNEL_INTERFACES, ("ipsecgw-vp", TUNNEL_ENTRY), strict=True):
+        yield f"link add {port} type veth peer name {peer}"
+        for name in (port, peer):
+            yield f"link set {name} addrgenmode none"
+            yield f"link set {name} up"
 
 
 def _routes() -> Iterator[str]:

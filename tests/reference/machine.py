@@ -9,6 +9,7 @@ from ipsec_gw.model.firewall import SELF, Ruleset
 from tests.reference import nat64, rewrite
 from tests.reference.checksums import is_partial
 from tests.reference.fib import Fib, Found, Kind
+from tests.reference.ipsec import Policies
 from tests.reference.packets import (
     AH,
     ESP,
@@ -58,9 +59,12 @@ class Machine:
     """A firewall and what it remembers: ``counters`` are packets and octets by rule number, ``screened`` those that hit
     a screen, by the number of the zone and screen. ``windows`` are what screens count in, for a zone or an address of
     it. ``own`` are addresses that are known as this machine's. ``markers`` are policers by name, and the time of each.
+    ``tunnels`` are the IPsec policies, and ``generation`` how often they were replaced.
     """
 
-    def __init__(self, ruleset: Ruleset, ids: Ids, ports: Iterable[Port], fib: Fib, seed: int) -> None:
+    def __init__(
+        self, ruleset: Ruleset, ids: Ids, ports: Iterable[Port], fib: Fib, seed: int, tunnels: Policies = ()
+    ) -> None:
         self.ruleset = ruleset
         self.ids = ids
         self.ports = {(port.ifindex, port.vid): port for port in ports}
@@ -73,7 +77,14 @@ class Machine:
         self.windows: dict[tuple[int, Screen, bytes], Window] = {}
         self.own: frozenset[bytes] = frozenset()
         self.markers: dict[str, tuple[Marker, int]] = {}
+        self.tunnels = tunnels
+        self.generation = 0
         self.zones = {zone.name: zone for zone in ruleset.zones}
+
+    @property
+    def tunnel_port(self) -> Port | None:
+        """Where clear packets of tunnels come from and go to."""
+        return next((port for port in self.ports.values() if port.tunnel), None)
 
     def number(self, zone: str) -> int:
         """The number of a zone; this machine's is 0."""
@@ -110,6 +121,14 @@ class Machine:
             if way.egress is None:
                 raise drop(Reason.NO_EGRESS_ZONE)
         return found
+
+    def enter_tunnel(self, way: Way) -> None:
+        """The kernel encrypts it, so it leaves into the zone of the tunnels. The addresses of the interface stay."""
+        port, by = self.tunnel_port, way.egress
+        assert by is not None
+        if port is None:
+            raise drop(Reason.NO_EGRESS_ZONE)
+        way.egress = replace(port, addr4=by.addr4, addr6=by.addr6, redirect=False)
 
 
 def leave(way: Way, found: Found, frame: bytes) -> Verdict:

@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ipsec_gw.model.firewall import SELF
+from ipsec_gw.model.snapshot import PolicyDirection
 from tests.reference import filters, nat64, rewrite
 from tests.reference.fib import Found, Kind
+from tests.reference.ipsec import Fields, fields_of, protecting
 from tests.reference.machine import Machine, Way, is_ipsec, leave, leave_crossed, send_crossed
 from tests.reference.opening import NOBODY, open_session, permit
 from tests.reference.packets import (
@@ -111,18 +113,19 @@ class Pipeline(Machine):
     def _flow(self, way: Way, key: Key) -> Verdict:
         packet = way.packet
         entry = self.sessions.find(key)
+        new = False
         over = entry is not None and (self.sessions.expired(key, entry, way.now) or is_reopening(packet, entry))
         if entry is not None and over:
             self.sessions.remove(key, entry)
         if entry is None or over:
             if packet.later_fragment:
                 return drop(Reason.FRAGMENT_UNKNOWN)
-            entry = open_session(self, way, key)
+            entry, new = open_session(self, way, key), True
         else:
             self._known(way, key, entry)
         if packet.first_fragment:
             self.fragments.remember(packet, key, entry, way.now)
-        return self._go_on(way, entry)
+        return self._go_on(way, entry, None if new else key)
 
     def _known(self, way: Way, key: Key, entry: Entry) -> None:
         """A packet of a session that is there. Raises Verdict when it may not go on."""
@@ -132,20 +135,21 @@ class Pipeline(Machine):
         if packet.is_tcp:
             if closed and not packet.flags & RST:
                 raise drop(Reason.SESSION_CLOSED)
-            self.sessions.advance(packet, own, peer)
+            self.sessions.advance(packet, own, peer, out_of_tunnel=way.port.tunnel)
         if not closed:
             own.last_seen_ns = way.now
         own.packets += 1
         own.octets += packet.length
 
-    def _go_on(self, way: Way, entry: Entry) -> Verdict:
+    def _go_on(self, way: Way, entry: Entry, key: Key | None) -> Verdict:
+        """``key`` is that of a session that was there before."""
         new = Becomes(entry.src, entry.dst, entry.sport, entry.dport)
         if entry.flags & SessionFlag.TO_SELF:
             filters.to_self(self, way, entry.dst, entry.dport)
             return Verdict("PASS", Reason.HOST, rewrite.translate(way.packet, new, 0, partial=way.partial))
         found = self._kept_route(way, entry)
         if found is None:
-            found = self._route(way, entry)
+            found = self._route(way, entry, key)
             self._keep_route(way, entry, found)
         if entry.flags & SessionFlag.NAT64:
             return leave_crossed(way, found, entry)
@@ -153,7 +157,7 @@ class Pipeline(Machine):
 
     def _kept_route(self, way: Way, entry: Entry) -> Found | None:
         """None when a look-up is due. One is for a SYN whose MSS has a cap too: any time is right for that."""
-        stale = way.now > entry.routed_ns + ROUTE_SECONDS * SECOND
+        stale = way.now > entry.routed_ns + ROUTE_SECONDS * SECOND or entry.generation != self.generation
         if not entry.out_ifindex or stale or (entry.mss and way.packet.flags & SYN):
             return None
         place = (entry.out_ifindex, entry.out_vid)
@@ -166,15 +170,42 @@ class Pipeline(Machine):
         if found.reachable and way.egress.redirect:
             entry.out_ifindex, entry.out_vid = found.port
             entry.mtu, entry.dmac, entry.smac = found.mtu, found.dmac, found.smac
-            entry.routed_ns = way.now
+            entry.routed_ns, entry.generation = way.now, self.generation
 
-    def _route(self, way: Way, entry: Entry) -> Found:
+    def _route(self, way: Way, entry: Entry, key: Key | None) -> Found:
+        """Where a packet of a flow goes, looked up once more. Of one that just began it is known already."""
+        egress = way.egress
+        found = self._look_up(way, entry)
+        if key is None:
+            way.egress = egress
+            return found
+        protocol = nat64.other_protocol(key.protocol) if entry.flags & SessionFlag.NAT64 else key.protocol
+        becomes = fields_of(way.packet, entry.src, entry.dst, protocol, (entry.sport, entry.dport))
+        self._hold(way, entry, key, becomes)
+        return found
+
+    def _hold(self, way: Way, entry: Entry, key: Key | None, becomes: Fields) -> None:
+        """What a packet becomes against the policies of IPsec: it has to go where its session was judged to go."""
+        if way.egress is None:
+            raise drop(Reason.ZONE_CHANGED)
+        protected = not way.egress.tunnel and protecting(self.tunnels, PolicyDirection.OUT, becomes)
+        if protected:
+            self.enter_tunnel(way)
+        forward = key is not None and not entry.flags & SessionFlag.REVERSE
+        overtaken = bool(protected) and self.number(way.egress.zone) != entry.out_zone
+        if forward and not protected and entry.flags & SessionFlag.NAT:
+            was = fields_of(way.packet, key.src, entry.dst, key.protocol, (key.sport, entry.dport))
+            overtaken = bool(protecting(self.tunnels, PolicyDirection.OUT, was))
+        if forward and overtaken:
+            self.sessions.remove(key, entry)
+            raise drop(Reason.ZONE_CHANGED)
+        if self.number(way.egress.zone) != entry.out_zone:
+            raise drop(Reason.ZONE_CHANGED)
+
+    def _look_up(self, way: Way, entry: Entry) -> Found:
         crossing = entry.flags & SessionFlag.NAT64
         source = NOBODY if crossing and way.packet.family == 6 else entry.src if crossing else None
-        found = self.route(way, entry.dst, source)
-        if way.egress is None or self.number(way.egress.zone) != entry.out_zone:
-            raise drop(Reason.ZONE_CHANGED)
-        return found
+        return self.route(way, entry.dst, source)
 
     def _icmp_error(self, way: Way, zone: int) -> Verdict:
         packet = way.packet
@@ -196,10 +227,14 @@ class Pipeline(Machine):
         frame = rewrite.translate_error(packet, inner, new_src, entry.dst, quoted)
         if entry.flags & SessionFlag.TO_SELF:
             return Verdict("PASS", Reason.HOST, frame)
-        return leave(way, self._route(way, entry), frame)
+        found = self._look_up(way, entry)
+        self._hold(way, entry, None, fields_of(packet, new_src, entry.dst, packet.protocol, (0, 0)))
+        return leave(way, found, frame)
 
     def _crossing_error(self, way: Way, inner: Inner, entry: Entry) -> Verdict:
-        found = self._route(way, entry)
+        found = self._look_up(way, entry)
+        protocol = nat64.other_protocol(way.packet.protocol)
+        self._hold(way, entry, None, fields_of(way.packet, entry.src, entry.dst, protocol, (0, 0)))
         if way.packet.ttl <= 1:
             return leave(way, found, way.packet.frame)
         new = Becomes(entry.src, entry.dst, entry.sport, entry.dport)

@@ -88,6 +88,10 @@ def neighbours(link: Link) -> dict[IpAddress, str]:
     return {address(host): link.neighbour_mac(host) for host in hosts for address in (link.host4, link.host6)}
 
 
+TUNNEL_PORT = "ipsecgw-up"
+"""Clear packets of tunnels come out of it. No route leads there."""
+
+
 def make_fib(indexes: Mapping[str, int]) -> Fib:
     """The routes, with the machine's interface indexes."""
     devices = [
@@ -102,6 +106,7 @@ def make_fib(indexes: Mapping[str, int]) -> Fib:
         )
         for link in LINKS
     ]
+    devices.append(Device(TUNNEL_PORT, indexes[TUNNEL_PORT], bytes(6)))
     routes = list(ROUTES)
     routes += [Route(ip_network(local), Kind.LOCAL) for local in ("127.0.0.0/8", "::1/128", "ff00::/8")]
     for link in LINKS:
@@ -115,7 +120,7 @@ def make_fib(indexes: Mapping[str, int]) -> Fib:
     return Fib(tuple(devices), tuple(routes), macs)
 
 
-INDEXES = {link.name: number for number, link in enumerate(LINKS, 2)}
+INDEXES = {name: number for number, name in enumerate((*(link.name for link in LINKS), TUNNEL_PORT), 2)}
 """For tests without a kernel."""
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from ipsec_gw.model.firewall import SELF, Action
+from ipsec_gw.model.snapshot import PolicyDirection, XfrmPolicy
 from tests.reference import nat, rewrite
 from tests.reference.fib import Kind, key_bytes
+from tests.reference.ipsec import Fields, fields_of, matching, protecting
 from tests.reference.machine import Machine, Way, answer, answer_icmp, is_ipsec
 from tests.reference.nat64 import other_protocol
 from tests.reference.packets import ACK, FIN, REQUESTS, RST, SYN, TCP, Key, Packet, Verdict, drop, is_martian
@@ -35,11 +37,52 @@ def open_session(machine: Machine, way: Way, key: Key) -> Entry:
         raise drop(Reason.NAT64_ADDRESS)
     if found.kind is Kind.LOCAL and is_ipsec(packet.protocol, destination.port):
         raise Verdict("PASS", Reason.HOST_IKE)
+    if way.egress and not way.egress.tunnel and _enters(machine, way, key, destination):
+        machine.enter_tunnel(way)
     to_zone = way.egress.zone if way.egress else SELF
     decision = permit(machine, way, to_zone, destination.address, destination.port)
     limit_sessions(machine, way, key)
     choice = _source(machine, way, key, to_zone, destination)
     return _insert(machine, way, key, to_zone, destination, decision, choice)
+
+
+def becomes(packet: Packet, key: Key, source: nat.Source, destination: nat.Destination) -> Fields:
+    """What the kernel sees of a flow that is translated so."""
+    protocol = other_protocol(key.protocol) if destination.nat64 else key.protocol
+    return fields_of(packet, source.address, destination.address, protocol, (source.port, destination.port))
+
+
+def _enters(machine: Machine, way: Way, key: Key, destination: nat.Destination) -> bool:
+    """Whether a flow goes into a tunnel: as it is, or as what source NAT into the tunnels' zone makes of it."""
+    packet, port = way.packet, machine.tunnel_port
+    as_it_is = becomes(packet, key, nat.Source(packet.src, packet.sport), destination)
+    if protecting(machine.tunnels, PolicyDirection.OUT, as_it_is):
+        return True
+    if port is None:
+        return False
+    try:
+        choice = _choice(machine, way, key, port.zone, destination)
+    except (nat.NoAddress, nat.Unmappable):
+        return False
+    if not choice.translates or not choice.candidates:
+        return False
+    policy = protecting(machine.tunnels, PolicyDirection.OUT, becomes(packet, key, choice.candidates[0], destination))
+    return policy is not None and reqid_of(policy) != _came_by(machine, way)
+
+
+def _came_by(machine: Machine, way: Way) -> int:
+    """The tunnel that a packet came out of, 0: none."""
+    packet = way.packet
+    if not way.port.tunnel:
+        return 0
+    as_it_is = fields_of(packet, packet.src, packet.dst, packet.protocol, (packet.sport, packet.dport))
+    policy = matching(machine.tunnels, PolicyDirection.IN, as_it_is)
+    return reqid_of(policy) if policy else 0
+
+
+def reqid_of(policy: XfrmPolicy) -> int:
+    """Of its states, 0: it has none."""
+    return policy.templates[0].reqid if policy.allow and policy.templates else 0
 
 
 def asked_of(packet: Packet, dst: bytes, dport: int) -> Asked:
@@ -51,6 +94,10 @@ def _check_beginning(machine: Machine, way: Way) -> None:
     packet, zone = way.packet, machine.zones[way.port.zone]
     if is_martian(packet.src):
         raise drop(Reason.MARTIAN_SOURCE)
+    if not way.port.tunnel and not is_ipsec(packet.protocol, packet.dport):
+        as_it_is = fields_of(packet, packet.src, packet.dst, packet.protocol, (packet.sport, packet.dport))
+        if protecting(machine.tunnels, PolicyDirection.IN, as_it_is):
+            raise drop(Reason.CLEAR_OF_PROTECTED)
     if packet.is_icmp and packet.icmp_type not in REQUESTS[packet.family]:
         raise drop(Reason.ICMP_UNSOLICITED)
     if packet.protocol == TCP and zone.syn_check and packet.flags & (SYN | ACK | RST | FIN) != SYN:
@@ -81,19 +128,24 @@ def _source(machine: Machine, way: Way, key: Key, to_zone: str, destination: nat
     packet = way.packet
     if way.egress is None:
         return nat.SourceChoice((nat.Source(packet.src, packet.sport),))
-    asked = asked_of(packet, destination.address, destination.port)
-    zones = (way.port.zone, to_zone)
     try:
-        if destination.nat64:
-            rule, chosen = destination.nat64, (key, packet.has_ports, way.egress, machine.seed)
-            return nat.nat64_source(machine.ruleset, rule, *chosen)
-        return nat.source_nat(
-            machine.ruleset, machine.ids, zones, asked, key, packet.has_ports, way.egress, machine.seed
-        )
+        return _choice(machine, way, key, to_zone, destination)
     except nat.NoAddress:
         raise drop(Reason.NAT_NO_ADDRESS) from None
     except nat.Unmappable:
         raise _parameter_problem(way, 8) from None
+
+
+def _choice(machine: Machine, way: Way, key: Key, to_zone: str, destination: nat.Destination) -> nat.SourceChoice:
+    """Raises NoAddress and Unmappable."""
+    packet, egress = way.packet, way.egress
+    assert egress is not None
+    if destination.nat64:
+        chosen = (key, packet.has_ports, egress, machine.seed)
+        return nat.nat64_source(machine.ruleset, destination.nat64, *chosen)
+    asked = asked_of(packet, destination.address, destination.port)
+    zones = (way.port.zone, to_zone)
+    return nat.source_nat(machine.ruleset, machine.ids, zones, asked, key, packet.has_ports, egress, machine.seed)
 
 
 def _parameter_problem(way: Way, pointer: int) -> Verdict:
@@ -140,6 +192,11 @@ def _insert(
         forward.flags |= SessionFlag.ACKED
     if not sessions.insert(reply, reverse):
         raise drop(Reason.SESSIONS_FULL)
+    if way.egress is not None and forward.flags & SessionFlag.NAT:
+        protected = protecting(machine.tunnels, PolicyDirection.OUT, becomes(packet, key, source, destination))
+        if bool(protected) != way.egress.tunnel:
+            del sessions.entries[reply]
+            raise drop(Reason.TUNNEL_NAT)
     if not sessions.insert(key, forward):
         del sessions.entries[reply]
         raise drop(Reason.SESSIONS_FULL)

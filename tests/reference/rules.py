@@ -19,7 +19,7 @@ class Port:
 
     ``l3_ifindex`` is the input interface of route lookups. Addresses have sixteen bytes, zeros for none.
     ``redirect``: it takes redirected frames. ``partial``: packets may come in with an unfinished L4 checksum. The
-    filters of what comes in and goes out are names, empty for none.
+    filters of what comes in and goes out are names, empty for none. ``tunnel``: clear packets of tunnels.
     """
 
     ifindex: int
@@ -32,6 +32,7 @@ class Port:
     partial: bool = False
     in_filter: str = ""
     out_filter: str = ""
+    tunnel: bool = False
 
 
 @dataclass

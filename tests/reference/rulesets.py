@@ -27,7 +27,9 @@ from ipsec_gw.model.firewall import (
     Zone,
 )
 from ipsec_gw.model.ids import IpNetwork
+from ipsec_gw.model.objects import ANY_PORT, PortMatch
 from ipsec_gw.model.screens import Screens
+from ipsec_gw.model.snapshot import Mode, PolicyDirection, Template, XfrmPolicy
 from tests.reference.flows import CODEPOINTS
 from tests.reference.network import LINKS
 from xdp_steer.screen_layout import Screen
@@ -101,15 +103,18 @@ class Traits:
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """A ruleset and the machine's interfaces that it meets."""
+    """A ruleset, the machine's interfaces that it meets, and IPsec policies."""
 
     ruleset: Ruleset
     traits: dict[str, Traits]
+    tunnels: tuple[XfrmPolicy, ...] = ()
 
 
 def configuration(random: Random) -> Configuration:
     """Zones, policies, NAT; every kind of rule comes up, none is always there."""
     zones = _zones(random)
+    if random.random() < 0.6:
+        zones = (*zones, replace(_zones(random)[0], name="vpn", interfaces=(), tunnels=True))
     names = [zone.name for zone in zones]
     pools = _pools(random)
     ruleset = Ruleset(
@@ -130,7 +135,54 @@ def configuration(random: Random) -> Configuration:
         link.name: Traits(random.random() < 0.85, random.random() < 0.3, random.random() < 0.9, random.random() < 0.9)
         for link in LINKS
     }
-    return Configuration(ruleset, traits)
+    return Configuration(ruleset, traits, _tunnels(random) if random.random() < 0.6 else ())
+
+
+FAR = {
+    4: (
+        "203.0.113.0/24",
+        "203.0.113.8/30",
+        "8.8.8.0/24",
+        "192.0.2.0/24",
+        "10.0.1.0/24",
+        "10.0.0.0/24",
+        "198.51.100.10/32",
+    ),
+    6: ("2001:4860::/32", "2001:db8:f3::/64", "2001:db8:b::/64", "2001:db8:b:ffff::/64", "2001:db8:c::a/127"),
+}
+"""The far side of IPsec policies; some are networks of this machine's interfaces as well."""
+NEAR = {
+    4: (
+        "10.0.0.0/24",
+        "10.0.0.8/29",
+        "10.0.2.0/24",
+        "198.51.100.64/28",
+        "198.51.100.100/30",
+        "198.51.100.100/32",
+        "198.51.100.0/24",
+        "10.0.1.1/32",
+        "0.0.0.0/0",
+    ),
+    6: ("2001:db8:a::/64", "2001:db8:c::/64", "2001:db8:d:1::/80", "2001:db8:d::/64", "2001:db8:e0::/48", "::/0"),
+}
+"""Our side: as hosts are, and as NAT makes them."""
+SOME_PORTS = (PortMatch(80, 0xFFFF), PortMatch(40000, 0xFFFE), PortMatch(0x8000, 0x8000), PortMatch(1, 1))
+
+
+def _tunnels(random: Random) -> tuple[XfrmPolicy, ...]:
+    """Policies both ways. Of ICMP none asks for a type: NAT64 makes others of them."""
+    made: list[XfrmPolicy] = []
+    for reqid in range(1, random.choice((2, 3, 5, 7))):
+        family = random.choice((4, 4, 6))
+        near, far = (ip_network(random.choice(of[family])) for of in (NEAR, FAR))
+        template = Template(near[0], far[0], 0, 50, reqid, Mode.TUNNEL)
+        templates = (template,) if random.random() < 0.85 else ()
+        upper = random.choice((0, 0, 0, 6, 17))
+        ours, theirs = (random.choice((ANY_PORT, ANY_PORT, *SOME_PORTS)) if upper else ANY_PORT for _ in range(2))
+        common = (random.choice((100, 100, 200, 300)), random.random() < 0.95, templates, False, upper)
+        made.append(XfrmPolicy(PolicyDirection.OUT, near, far, *common, ours, theirs))
+        made.append(XfrmPolicy(PolicyDirection.IN, far, near, *common, theirs, ours))
+    return tuple(made)
 
 
 def _zones(random: Random) -> tuple[Zone, ...]:

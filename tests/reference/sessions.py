@@ -43,6 +43,7 @@ class Entry:
     dmac: bytes = bytes(6)
     smac: bytes = bytes(6)
     embedded: int = 0
+    generation: int = 0
 
     def peer_key(self, key: Key) -> Key:
         """The key of the other direction."""
@@ -82,9 +83,9 @@ class Sessions:
             self.touched.add(each)
             self.entries.pop(each, None)
 
-    def advance(self, packet: Packet, own: Entry, peer: Entry) -> None:
+    def advance(self, packet: Packet, own: Entry, peer: Entry, *, out_of_tunnel: bool = False) -> None:
         """What a TCP packet changes in its session, counters and times apart."""
-        state = next_state(packet, own, peer)
+        state = next_state(packet, own, peer, out_of_tunnel=out_of_tunnel)
         if state != own.state:
             own.state = peer.state = state
             own.timeout = peer.timeout = self.seconds(state, TCP, own.app_timeout)
@@ -124,16 +125,21 @@ def is_reopening(packet: Packet, entry: Entry) -> bool:
     return packet.is_tcp and syn and entry.state in (State.TIME_WAIT, State.CLOSED)
 
 
-def next_state(packet: Packet, own: Entry, peer: Entry) -> int:
-    """Where a TCP packet of the direction of ``own`` takes a session that is not over. Notes who sent a FIN."""
+def next_state(packet: Packet, own: Entry, peer: Entry, *, out_of_tunnel: bool = False) -> int:
+    """Where a TCP packet of the direction of ``own`` takes a session that is not over. Notes who sent a FIN. What this
+    machine answers into a tunnel leaves encrypted, unseen.
+    """
     state = own.state
     if packet.flags & RST:  # closes, or changes nothing at all
         expected = peer.flags & SessionFlag.ACKED and packet.seq == peer.ack
         return State.CLOSED if expected or state in (State.OPENING, State.ANSWERED) else state
     reverse = bool(own.flags & SessionFlag.REVERSE)
+    unseen = out_of_tunnel and own.flags & SessionFlag.TO_SELF
     if state == State.OPENING and reverse and packet.flags & (SYN | ACK) == SYN | ACK:
         state = State.ANSWERED
-    elif state == State.ANSWERED and not reverse and packet.flags & (SYN | ACK) == ACK:
+    elif packet.flags & (SYN | ACK) == ACK and (
+        unseen if state == State.OPENING else state == State.ANSWERED and not reverse
+    ):
         state = State.ESTABLISHED
     if packet.flags & FIN and state in (State.ANSWERED, State.ESTABLISHED, State.CLOSING):
         own.flags |= SessionFlag.FIN

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from ipaddress import ip_address
 from random import Random
 
 from ipsec_gw.model.ids import IpNetwork
+from ipsec_gw.model.snapshot import PolicyDirection, XfrmPolicy
 from tests.reference import build, odd
 from tests.reference.fib import key_bytes
 from tests.reference.flows import End, Flow, Place, Shape, dress, ip_of, l4_of, protocol_of, tag_of
 from tests.reference.model import Outcome
 from tests.reference.nat64 import embed
-from tests.reference.network import HOSTS, LINKS, SILENT, Link
+from tests.reference.network import HOSTS, LINKS, SILENT, TUNNEL_PORT, Link
 from tests.reference.packets import ACK, FIN, FRAGMENT, ICMP, RST, SYN, TCP, UDP
 from tests.reference.rulesets import CLIENT_PORTS, PORTS
 
@@ -35,7 +37,14 @@ class Age:
     seconds: float
 
 
-Step = Send | Age
+@dataclass(frozen=True, slots=True)
+class Replace:
+    """Other IPsec policies hold from here on."""
+
+    tunnels: tuple[XfrmPolicy, ...]
+
+
+Step = Send | Age | Replace
 
 REMOTES = {
     4: ("203.0.113.9", "8.8.8.8", "192.0.2.1", "192.0.2.17", "192.0.2.33", "192.0.2.50", "192.0.2.66"),
@@ -90,8 +99,12 @@ class Traffic:
         zoned: Sequence[str],
         timeouts: tuple[int, ...],
         prefixes: tuple[IpNetwork, ...] = (),
+        tunnels: tuple[XfrmPolicy, ...] = (),
     ) -> None:
         self._prefixes = prefixes  # of NAT64
+        self._tunnels = tunnels
+        self._out = tuple(policy for policy in tunnels if policy.direction is PolicyDirection.OUT)
+        self._tunnel_place = (indexes[TUNNEL_PORT], 0)
         self.random = random
         self._zoned = tuple(link for link in LINKS if link.name in zoned and link.forwarding) or LINKS
         self._places = {link.name: (indexes[link.parent or link.name], link.vid) for link in LINKS}
@@ -117,6 +130,7 @@ class Traffic:
             (self._search, 3),
             (self._age, 4),
             (self._oddity, 10),
+            (self._replace, 2 if self._tunnels else 0),
         )
         return self.random.choices([kind for kind, _ in kinds], [weight for _, weight in kinds])[0]()
 
@@ -141,7 +155,9 @@ class Traffic:
             sport, dport = random.choice(CLIENT_PORTS), random.choice(PORTS)
             if kind == ICMP:
                 dport = sport
-            client = End(self._places[link.name], self._source(link, family), self._target(link, family), sport, dport)
+            begins = self._through_tunnel(family)
+            begins = begins or (self._places[link.name], self._source(link, family), self._target(link, family))
+            client = End(*begins, sport, dport)
             client.seq = random.getrandbits(32)
             flow = Flow(family, kind, client)
         self._flows.append(flow)
@@ -149,6 +165,36 @@ class Traffic:
         if random.random() < 0.6:
             shape = replace(shape, ttl=64, size=min(shape.size, 100))
         return self._packet(flow, flow.client, shape, reverse=False)
+
+    def _replace(self) -> Step:
+        """Some of the policies, or all."""
+        kept = tuple(one for one in self._tunnels if self.random.random() < 0.5)
+        return Replace(self.random.choice((kept, (), self._tunnels, self._tunnels)))
+
+    def _through_tunnel(self, family: int) -> tuple[Place, bytes, bytes] | None:
+        """Where a flow that a policy is about comes in, its source and its destination."""
+        fitting = [policy for policy in self._out if policy.source.version == family]
+        if not fitting or self.random.random() < 0.4:
+            return None
+        policy = self.random.choice(fitting)
+        ours, theirs = (self._of(network) for network in (policy.source, policy.destination))
+        if self.random.random() < 0.35:
+            return self._tunnel_place, theirs, ours
+        link = self._link()
+        return self._places[link.name], self._source(link, family), theirs
+
+    def _of(self, network: IpNetwork) -> bytes:
+        """An address of it, most likely one of those that others use too."""
+        known = [
+            address
+            for link in LINKS
+            for host in HOSTS
+            for address in (link.host4(host), link.host6(host))
+            if address.version == network.version and address in network
+        ]
+        known += [ip_address(text) for text in (*REMOTES[network.version], *TRANSLATED[network.version])]
+        inside = [address for address in known if address in network]
+        return key_bytes(self.random.choice(inside) if inside else network[-1])
 
     def _search(self) -> Step:
         """A source asks for one thing after another, and does not wait for answers."""

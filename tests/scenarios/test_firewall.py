@@ -78,6 +78,11 @@ TUNNEL = (
     "A sends ESP",
     "B sends ESP",
 )
+OVERLAPPING = tuple(
+    f"tunnel: {way}, {talk}"
+    for way in ("client to server", "server to client")
+    for talk in ("TCP", "UDP", "UDP in fragments", "ICMP", "ICMP once more")
+)
 JUNK = (
     "ipsec-gw runs the engine asked for",
     "the permitted TCP stream comes through",
@@ -111,6 +116,14 @@ def test_the_verdicts_are_the_same_whoever_decrypts(engine):
     need(engine)
     report = play("firewall", "--engine", engine)
     assert names(report) == sorted([*PLAIN, *TUNNEL, *CLEARED_UP])
+    assert report["engine"] == engine
+
+
+@pytest.mark.parametrize("engine", ["kernel", "soft", pytest.param("vpp", marks=pytest.mark.vpp)])
+def test_sites_with_the_same_network_reach_each_other(engine):
+    need(engine)
+    report = play("overlapping-sites", "--engine", engine)
+    assert {name for name in names(report) if name.startswith("tunnel: ")} == set(OVERLAPPING)
     assert report["engine"] == engine
 
 

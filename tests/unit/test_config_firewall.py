@@ -119,6 +119,28 @@ def test_site_to_site() -> None:
     assert (rules.default, rules.sessions) == (Action.DENY, Sessions())
 
 
+def test_overlapping_sites() -> None:
+    """As it stands, as gateway B's, and with the second translation that is commented out."""
+    text = (EXAMPLES / "overlapping-sites.toml").read_text()
+    rules = ruleset(EXAMPLES / "overlapping-sites.toml")
+    assert rules.static_nat == (StaticNat("shown-to-branch", "vpn", *nets("10.1.0.0/24", "10.0.0.0/24")),)
+    assert by_name(rules)["branch-to-lan"].destinations == nets("10.0.0.0/24")
+    assert rules.source_nat == (SourceNat("lan-behind-wan", Translation.INTERFACE, "lan", "wan"),)
+    assert len(re.findall(r"# B: ", text)) == 2
+    (commented,) = re.findall(r"# \[\[nat.static\]\]\n(?:# \w+ = .*\n)+", text)
+    more = "\n".join(line.removeprefix("# ") for line in commented.splitlines())
+    assert more == '[[nat.static]]\nname = "branch-as-known-here"\nzone = "lan"\n' + (
+        'external = "10.2.0.0/24"\ninternal = "10.0.0.0/24"'
+    )
+
+
+def test_source_nat_into_tunnels_may_take_the_address_of_the_interface(tmp_path: Path) -> None:
+    text = (EXAMPLES / "overlapping-sites.toml").read_text()
+    text += '\n[[nat.source]]\nname = "own"\nfrom = "lan"\nto = "vpn"\ntranslate = "interface"\n'
+    (tmp_path / "own.toml").write_text(text)
+    assert ruleset(tmp_path / "own.toml").source_nat[-1].to_zone == "vpn"
+
+
 def test_remote_access() -> None:
     config = load(EXAMPLES / "remote-access.toml")
     rules = config.firewall
@@ -187,6 +209,7 @@ def test_nat_gateway() -> None:
 def test_every_example_is_tested() -> None:
     assert {path.name for path in EXAMPLES.glob("*.toml")} == {
         "site-to-site.toml",
+        "overlapping-sites.toml",
         "remote-access.toml",
         "nat-gateway.toml",
     }

@@ -15,8 +15,9 @@ from ipsec_gw.lab.gateway import GatewayMisbehaved, parse_rules, parse_status
 from ipsec_gw.lab.kernel import Environment
 from ipsec_gw.lab.report import Check, Report, Versions, merged
 from ipsec_gw.lab.scenarios import Part, Scenario, find
-from ipsec_gw.lab.scenarios.rules import plain_rules, tunnel_rules
-from ipsec_gw.lab.topology import HOST, LAN, WAN, Role, batches, site_to_site
+from ipsec_gw.lab.scenarios.overlapping_sites import sites
+from ipsec_gw.lab.scenarios.rules import KNOWN, overlapping_rules, plain_rules, tunnel_rules
+from ipsec_gw.lab.topology import HOST, LAN, WAN, Role, batches, overlapping, site_to_site
 
 TAG = "igw-0a1b2c"
 VERSIONS = Versions("6.1", "5.9.8", None, "3.11.2", "0.1.0")
@@ -165,9 +166,21 @@ async def test_a_firewall_has_no_baseline(places):
     assert places.seen == []
 
 
+def test_overlapping_sites_have_one_network_and_selectors_of_two(tmp_path):
+    topology = overlapping(TAG)
+    firewall = written(tmp_path, overlapping_rules(topology))
+    assert topology.network(Role.GATEWAY_A, LAN) == topology.network(Role.GATEWAY_B, LAN)
+    assert topology.address(Role.CLIENT, HOST) == topology.address(Role.SERVER, HOST)
+    a, b = sites(topology, "aes128gcm16")
+    assert (a.local_network, a.remote_network) == (b.remote_network, b.local_network)
+    external = {static.zone: static.external for static in firewall.static_nat}
+    assert external == {"tunnel": a.local_network, "trust": KNOWN}
+    assert {static.internal for static in firewall.static_nat} == {topology.network(Role.GATEWAY_A, LAN)}
+
+
 def test_scenarios_are_found_by_name():
     assert [part.needs_esp for part in find("firewall").parts] == [False, True]
     assert [part.needs_esp for part in find("junk").parts] == [False]
-    known = "site-to-site, ipv6, nat-t, roadwarriors, matrix, rekey-storm, firewall, failover, hang, idle, daemon-kill"
+    known = "site-to-site, ipv6, nat-t, roadwarriors, matrix, rekey-storm, firewall, overlapping-sites, failover"
     with pytest.raises(IpsecGwError, match=f"known: {known}"):
         find("no-such")

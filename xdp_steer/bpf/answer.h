@@ -217,13 +217,19 @@ static __always_inline int answer_error(struct xdp_md *ctx, struct meta *m)
 	return XDP_TX;
 }
 
+/* RFC 1122 3.2.2: no error about an error. An input filter rejects before they are told from the rest. */
+static __always_inline bool is_error(struct meta *m)
+{
+	return m->flags & META_ERROR || (is_icmp(m) && is_icmp_error(m->v6, m->code >> 8));
+}
+
 int stage_answer(struct xdp_md *ctx)
 {
 	struct meta *m = meta_of(META_XDP);
 
 	if (!m)
 		return drop(ctx, REASON_NO_STAGE);
-	if (m->flags & (META_LATER | META_ERROR) || is_group(&m->key.daddr) || is_group(&m->key.saddr) ||
+	if (m->flags & META_LATER || is_error(m) || is_group(&m->key.daddr) || is_group(&m->key.saddr) ||
 	    is_unspecified(&m->key.saddr) || !may_answer(m))
 		return drop(ctx, m->reason);
 	return m->answer_type == ANSWER_RESET ? answer_reset(ctx, m) : answer_error(ctx, m);

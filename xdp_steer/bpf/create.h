@@ -60,6 +60,7 @@ struct source {
 	u16 high;
 	u32 persistent;
 	u32 overflow;	/* pool index + 1 */
+	bool tried;	/* addresses and ports of a range, one after the other */
 };
 
 /* Deterministic NAT (RFC 7422): a subscriber has ports of one address to itself, told by its place among them all. */
@@ -113,6 +114,18 @@ static __always_inline void candidate(struct meta *m, const struct source *sourc
 		m->dport = m->sport;
 }
 
+/* Of the reverse entry of the flow in hand. */
+static __always_inline void reverse_key(struct flow_key *key, struct meta *m)
+{
+	key->saddr = m->daddr;
+	key->daddr = m->saddr;
+	key->sport = m->dport;
+	key->dport = m->sport;
+	key->zone = m->out_zone;
+	key->protocol = m->reply_protocol;
+	key->reserved = 0;
+}
+
 /* Put the reverse entry in. 0, EXISTS, or another errno. */
 static __always_inline int reserve(struct meta *m)
 {
@@ -140,13 +153,7 @@ static __always_inline int reserve(struct meta *m)
 		m->fresh.flags |= SESSION_NAT64;
 	if (m->row_flags & ROW_LOG_CLOSE)
 		m->fresh.flags |= SESSION_LOG_CLOSE;
-	key.saddr = m->daddr;
-	key.daddr = m->saddr;
-	key.sport = m->dport;
-	key.dport = m->sport;
-	key.zone = m->out_zone;
-	key.protocol = m->reply_protocol;
-	key.reserved = 0;
+	reverse_key(&key, m);
 	return sessions.insert(&key, &m->fresh);
 }
 
@@ -178,16 +185,14 @@ static __always_inline u32 reserve_from(struct meta *m, struct source *source)
 	return error ? reason_of(error) : NEXT;
 }
 
-/* Source NAT and the reverse entry. NEXT, or why there is no session. */
-static __always_inline u32 translate_source(struct meta *m)
+/* What source NAT has for a flow from its zone into the one that it leaves by: another source at once, or a range to try.
+ * NEXT, or why it has none. */
+static __always_inline u32 choose_source(struct meta *m, struct source *source)
 {
 	struct rule_row *row = NULL;
-	struct source source = { .addresses = 1, .low = DYNAMIC_LOW, .high = DYNAMIC_HIGH };
 	u32 action = NAT_OFF, pool = 0;
 	struct pool *chosen;
-	int error;
 
-	m->reply_protocol = m->flags & META_NAT64 ? crossed(m->key.protocol) : m->key.protocol;
 	if (m->flags & META_NAT64) {
 		action = m->nat64_pool == NO_ROW ? NAT_INTERFACE : NAT_POOL;
 		pool = m->nat64_pool;
@@ -207,21 +212,53 @@ static __always_inline u32 translate_source(struct meta *m)
 		if (!put_neutral_prefix(&m->saddr, row))
 			return REASON_NPTV6_UNMAPPABLE;
 	}
-	if (action != NAT_INTERFACE && action != NAT_POOL) {
-		error = reserve(m);
-		return error ? reason_of(error) : NEXT;
-	}
+	source->tried = action == NAT_INTERFACE || action == NAT_POOL;
+	if (!source->tried)
+		return NEXT;
 	m->flags |= META_NAT;
 	if (action == NAT_POOL) {
-		chosen = take_pool(&source, m->bank, pool);
+		chosen = take_pool(source, m->bank, pool);
 		if (chosen && chosen->block)
-			take_block(&source, chosen->block, ntohl(m->key.saddr.addr[3]) - ntohl(chosen->subscribers));
-	} else {
-		source.first = becomes_v6(m) ? m->out6 : m->out4;
-		if (is_unspecified(&source.first))
-			return REASON_NAT_NO_ADDRESS;
+			take_block(source, chosen->block, ntohl(m->key.saddr.addr[3]) - ntohl(chosen->subscribers));
+		return NEXT;
 	}
-	return reserve_from(m, &source);
+	source->first = becomes_v6(m) ? m->out6 : m->out4;
+	return is_unspecified(&source->first) ? REASON_NAT_NO_ADDRESS : NEXT;
+}
+
+/* Source NAT and the reverse entry. NEXT, or why there is no session. */
+static __always_inline u32 translate_source(struct meta *m)
+{
+	struct source source = { .addresses = 1, .low = DYNAMIC_LOW, .high = DYNAMIC_HIGH };
+	u32 reason = choose_source(m, &source);
+	int error;
+
+	if (reason != NEXT)
+		return reason;
+	m->reply_protocol = m->flags & META_NAT64 ? crossed(m->key.protocol) : m->key.protocol;
+	if (source.tried)
+		return reserve_from(m, &source);
+	error = reserve(m);
+	return error ? reason_of(error) : NEXT;
+}
+
+/* What the kernel is going to do with the translated packet is what was decided before. If not, it would leave in clear
+ * though a policy protects it, or go into a tunnel past the policies for tunnels. */
+static __always_inline bool leaves_as_judged(struct meta *m)
+{
+	struct tunnel *t = NULL;
+	struct port *port;
+	u32 list;
+
+	if ((m->flags & (META_FAR | META_NAT)) != (META_FAR | META_NAT))
+		return true;
+	list = tunnel_list(TUNNEL_OUT, &m->daddr);
+	if (list)
+		t = protecting(m, list, &m->saddr, m->sport);
+	if (!t)
+		return !(m->flags & META_INTO);
+	port = port_of_tunnel(m, t);
+	return m->flags & META_INTO && port && port->zone == m->out_zone;
 }
 
 static __always_inline void begin(struct meta *m, u64 now)
@@ -310,10 +347,14 @@ static __always_inline u32 create(struct meta *m)
 	reason = translate_source(m);
 	if (reason != NEXT)
 		return reason;
-	if (put_forward(m)) {
-		reply_key(&reply, &m->fresh, m->key.protocol);
+	if (!leaves_as_judged(m))
+		reason = REASON_TUNNEL_NAT;
+	else if (put_forward(m))
+		reason = REASON_SESSIONS_FULL;
+	if (reason != NEXT) {
+		reverse_key(&reply, m);
 		sessions.delete(&reply);
-		return REASON_SESSIONS_FULL;
+		return reason;
 	}
 	count_rule(m->rule, m->length);
 	count_rule(m->dnat_rule, m->length);

@@ -20,23 +20,6 @@ static __always_inline void describe(struct meta *m, struct packet *pkt)
 	m->tcp_flags = 0;
 }
 
-/* `bare`: there is no Ethernet header yet. */
-static __always_inline int into_pipeline(struct __sk_buff *skb, u16 zone, bool bare)
-{
-	u8 header[sizeof(struct ethhdr)] = TUNNEL_PORT_MAC;
-	__be16 coded = htons(zone), protocol = skb->protocol;
-	u32 octets = skb->len;
-
-	__builtin_memcpy(header + TUNNEL_PORT_ZONE_AT, &coded, sizeof(coded));
-	__builtin_memcpy(header + 2 * ETH_ALEN, &protocol, sizeof(protocol));
-	if (bare && bpf_skb_change_head(skb, sizeof(header), 0))
-		return tc_drop(skb, REASON_NO_STAGE);
-	if (bpf_skb_store_bytes(skb, 0, header, bare ? sizeof(header) : 2 * ETH_ALEN, 0))
-		return tc_drop(skb, REASON_NO_STAGE);
-	count_verdict(REASON_DECRYPTED, octets, 1);
-	return bpf_redirect(control_value(CONTROL_TUNNEL_ENTRY), 0);
-}
-
 static __always_inline int take_decrypted(struct __sk_buff *skb, struct packet *pkt, u32 parsed, u32 reqid, bool bare)
 {
 	struct meta *m = meta_of(META_TC);
@@ -52,7 +35,7 @@ static __always_inline int take_decrypted(struct __sk_buff *skb, struct packet *
 		return tc_drop(skb, REASON_TUNNEL_SELECTOR);
 	if (!port_of(control_value(CONTROL_TUNNEL_PORT), t->zone, control_value(CONTROL_BANK) & 1))
 		return tc_drop(skb, REASON_NO_ZONE);
-	return into_pipeline(skb, t->zone, bare);
+	return into_pipeline(skb, t->zone, bare, REASON_DECRYPTED);
 }
 
 /* Neighbours on the link talk to this machine alone: routing protocols and the like need the interface itself. */
@@ -76,5 +59,5 @@ static __always_inline int take_routed(struct __sk_buff *skb, struct packet *pkt
 		return tc_pass(skb, REASON_HOST);
 	if (!(port->flags & PORT_XFRM) && !bpf_skb_get_xfrm_state(skb, 0, &state, sizeof(state), 0))
 		return take_decrypted(skb, pkt, parsed, state.reqid, true);
-	return into_pipeline(skb, port->zone, true);
+	return into_pipeline(skb, port->zone, true, REASON_DECRYPTED);
 }

@@ -22,6 +22,24 @@ static __always_inline int tc_pass(struct __sk_buff *skb, u32 reason)
 	return TC_ACT_UNSPEC;
 }
 
+/* Into the pipeline by the veth pair of the tunnels, as what comes out of one. `row` is that of the pair's port, `bare`:
+ * there is no Ethernet header yet. */
+static __always_inline int into_pipeline(struct __sk_buff *skb, u16 row, bool bare, u32 reason)
+{
+	u8 header[sizeof(struct ethhdr)] = TUNNEL_PORT_MAC;
+	__be16 coded = htons(row), protocol = skb->protocol;
+	u32 octets = skb->len;
+
+	__builtin_memcpy(header + TUNNEL_PORT_ZONE_AT, &coded, sizeof(coded));
+	__builtin_memcpy(header + 2 * ETH_ALEN, &protocol, sizeof(protocol));
+	if (bare && bpf_skb_change_head(skb, sizeof(header), 0))
+		return tc_drop(skb, REASON_NO_STAGE);
+	if (bpf_skb_store_bytes(skb, 0, header, bare ? sizeof(header) : 2 * ETH_ALEN, 0))
+		return tc_drop(skb, REASON_NO_STAGE);
+	count_verdict(reason, octets, 1);
+	return bpf_redirect(control_value(CONTROL_TUNNEL_ENTRY), 0);
+}
+
 /* Out, unless the filter of its port is against it. */
 static __always_inline int let_go(struct __sk_buff *skb, struct meta *m, u32 reason)
 {
@@ -106,6 +124,42 @@ static __always_inline bool is_judged_error(struct __sk_buff *skb, struct meta *
 	return has_live(&key, inner.protocol);
 }
 
+/* An error of this machine (most say that fragmentation is needed) about what XDP has translated into a tunnel, to the
+ * address that its source became. */
+static __always_inline bool is_about_translated(struct __sk_buff *skb, struct meta *m, u16 zone)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	struct flow_key key = {};
+	struct inner inner = {};
+	struct session *s;
+
+	if (!parse_inner(data, end, m, &inner) || !same_address(&inner.saddr, &m->key.daddr))
+		return false;
+	key.saddr = inner.daddr;
+	key.daddr = inner.saddr;
+	key.sport = inner.dport;
+	key.dport = inner.sport;
+	key.zone = zone;
+	key.protocol = inner.protocol;
+	if (inner.later && !flow_of_fragment(m, &inner, zone | LEFT_ZONE, &key))
+		return false;
+	s = sessions.lookup(&key);
+	return s && s->flags & SESSION_NAT && !(s->flags & SESSION_TO_SELF);
+}
+
+/* The kernel's errors about what it should encrypt go by its routes to an address that is not there. They take the way of
+ * errors that come out of the tunnel instead, to whoever sent the packet. */
+static __always_inline bool turns_back(struct __sk_buff *skb, struct meta *m)
+{
+	struct port *port;
+
+	if (m->flags & META_LATER || m->shape & SHAPE_TAGGED || skb->vlan_present || !is_icmp(m) ||
+	    !is_icmp_error(m->v6, m->code >> 8))
+		return false;
+	port = port_of(control_value(CONTROL_TUNNEL_PORT), 0, m->bank);
+	return port && is_about_translated(skb, m, port->zone);
+}
+
 static __always_inline bool is_exempt(struct meta *m)
 {
 	u8 type = m->code >> 8;
@@ -152,6 +206,8 @@ static __always_inline int egress_local(struct __sk_buff *skb, struct meta *m)
 	}
 	if (is_always_let_out(m))
 		return tc_pass(skb, REASON_EGRESS_EXEMPT);
+	if (turns_back(skb, m))
+		return into_pipeline(skb, 0, !m->l3, REASON_EGRESS_TURNED);
 	if (is_exempt(m))
 		return let_go(skb, m, REASON_EGRESS_EXEMPT);
 	remain(m);

@@ -15,6 +15,8 @@
 #define META_TO_SELF	0x80
 #define META_NAT64	0x200	/* becomes a packet of the other family */
 #define META_SCREENED	0x100	/* what the screens have against new flows was looked at */
+#define META_FAR	0x400	/* IPsec policies cover where it goes */
+#define META_INTO	0x800	/* and one protects it */
 
 #define TCP_FIN		0x01
 #define TCP_SYN		0x02

@@ -22,6 +22,13 @@ static __always_inline bool wants_clamp(struct meta *m)
 	return m->mss && m->key.protocol == IPPROTO_TCP && m->tcp_flags & TCP_SYN;
 }
 
+/* A flow was let out in clear, and a policy (XFRM) protects now what it becomes, or what it is without its translation. It
+ * ends, so that its next packet is judged by the zone of the tunnels. */
+static __always_inline bool turns_into_tunnel(struct meta *m, u16 zone)
+{
+	return m->flags & META_INTO ? m->out_zone != zone : is_overtaken(m);
+}
+
 int stage_forward(struct xdp_md *ctx)
 {
 	struct meta *m = meta_of(META_XDP);
@@ -37,17 +44,21 @@ int stage_forward(struct xdp_md *ctx)
 			return drop(ctx, REASON_MALFORMED);
 		return deliver(ctx, m, REASON_HOST);
 	}
+	s = m->flags & META_SESSION ? sessions.lookup(&m->key) : NULL;
 	if (!(m->flags & META_LOOKED)) {
 		zone = m->out_zone;
 		reason = route(ctx, m);
 		if (reason == NEXT)
 			reason = into_tunnel(m);
+		if (reason == NEXT && s && !(s->flags & SESSION_REVERSE) && turns_into_tunnel(m, zone)) {
+			end_session(m, s, bpf_ktime_get_coarse_ns());
+			return drop(ctx, REASON_ZONE_CHANGED);
+		}
 		if (reason == ROUTE_LOCAL || (reason == NEXT && m->out_zone != zone))
 			return drop(ctx, REASON_ZONE_CHANGED);
 		if (reason != NEXT)
 			return no_route(ctx, m, reason);
 	}
-	s = m->flags & META_SESSION ? sessions.lookup(&m->key) : NULL;
 	if (s)
 		keep_route(m, s);
 	return leave_by(ctx, m, wants_clamp(m));

@@ -129,6 +129,18 @@ static __always_inline u32 may_open(struct meta *m)
 	return NEXT;
 }
 
+/* A flow that no policy (XFRM) protects as it came in may be protected as what source NAT makes of it. */
+static __always_inline bool may_enter_translated(struct meta *m)
+{
+	u32 bank = m->bank;
+	struct ruleset *rules;
+
+	if ((m->flags & (META_FAR | META_INTO)) != META_FAR)
+		return false;
+	rules = rulesets.lookup(&bank);
+	return m->flags & META_NAT64 || (rules && rules->tables[TABLE_SNAT].words);
+}
+
 int stage_new(struct xdp_md *ctx)
 {
 	struct meta *m = meta_of(META_XDP);
@@ -170,6 +182,8 @@ int stage_new(struct xdp_md *ctx)
 	if (reason != NEXT && reason != ROUTE_LOCAL)
 		return no_route(ctx, m, reason);
 	m->flags |= META_LOOKED;
+	if (may_enter_translated(m))
+		return go(ctx, STAGE_TUNNEL_NAT);
 	return police(ctx, m, false);
 }
 

@@ -40,6 +40,7 @@
 #include "new.h"
 #include "screen_note.h"
 #include "create.h"
+#include "tunnel_nat.h"
 #include "icmp_error.h"
 #include "answer.h"
 #include "nat64.h"

@@ -6,18 +6,23 @@
  * The kernel takes the matching policy of the best priority, however long its prefixes are. So every far network has the
  * list of all policies that cover it, the best one first, and its longest prefix finds the list.
  */
-/* The policy for a packet, or NULL if there is none. */
-static __always_inline struct tunnel *tunnel_of(u32 side, const struct address *far, const struct address *near,
-						__be16 far_port, __be16 near_port, u8 protocol)
+/* The list of the policies that cover a far address, 0: none. */
+static __always_inline u32 tunnel_list(u32 side, const struct address *far)
 {
 	struct tunnel_net net = { .prefixlen = TUNNEL_NET_BITS, .side = side, .far = *far };
-	u32 *list = tunnel_nets.lookup(&net), n;
-	struct tunnel_key key = {};
-	struct tunnel *t;
+	u32 *list = tunnel_nets.lookup(&net);
 
-	if (!list)
-		return NULL;
-	key.list = *list;
+	return list ? *list : 0;
+}
+
+/* The policy of a list for a packet, or NULL if there is none. */
+static __always_inline struct tunnel *tunnel_of(u32 list, const struct address *near, __be16 far_port, __be16 near_port,
+						u8 protocol)
+{
+	struct tunnel_key key = { .list = list };
+	struct tunnel *t;
+	u32 n;
+
 	for (n = 0; n < MAX_TUNNELS_OF_NET; n++) {
 		key.n = n;
 		t = tunnels.lookup(&key);
@@ -34,43 +39,72 @@ static __always_inline struct tunnel *tunnel_of(u32 side, const struct address *
 	return NULL;
 }
 
-/* XFRM has the type of ICMP in place of the source port and the code in place of the destination port. */
-static __always_inline struct tunnel *tunnel_out(struct meta *m)
+/* The policy that protects a packet from that source, or NULL. XFRM has the type of ICMP in place of the source port and
+ * the code in place of the destination port. */
+static __always_inline struct tunnel *protecting(struct meta *m, u32 list, const struct address *saddr, __be16 sport)
 {
-	__be16 sport = is_icmp(m) ? htons(m->code >> 8) : m->key.sport;
-	__be16 dport = is_icmp(m) ? htons(m->code & 0xff) : m->dport;
+	u8 protocol = m->flags & META_NAT64 ? crossed(m->key.protocol) : m->key.protocol;
+	bool icmp = is_icmp(m);
+	struct tunnel *t;
 
-	return tunnel_of(TUNNEL_OUT, &m->daddr, &m->key.saddr, dport, sport, m->key.protocol);
+	t = tunnel_of(list, saddr, icmp ? htons(m->code & 0xff) : m->dport, icmp ? htons(m->code >> 8) : sport, protocol);
+	return t && t->action == TUNNEL_PROTECT ? t : NULL;
 }
 
 static __always_inline struct tunnel *tunnel_in(struct meta *m)
 {
 	__be16 sport = is_icmp(m) ? htons(m->code >> 8) : m->key.sport;
 	__be16 dport = is_icmp(m) ? htons(m->code & 0xff) : m->key.dport;
+	u32 list = tunnel_list(TUNNEL_IN, &m->key.saddr);
 
-	return tunnel_of(TUNNEL_IN, &m->key.saddr, &m->key.daddr, sport, dport, m->key.protocol);
+	return list ? tunnel_of(list, &m->key.daddr, sport, dport, m->key.protocol) : NULL;
 }
 
-/* After route(): a packet that the kernel is going to encrypt leaves into the zone of the tunnels, and the kernel has to
- * send it. NEXT, or NO_EGRESS_ZONE if no zone has tunnels. */
-static __always_inline u32 into_tunnel(struct meta *m)
+static __always_inline struct port *port_of_tunnel(struct meta *m, struct tunnel *t)
 {
-	struct tunnel *t;
-	struct port *port;
+	return port_of(control_value(CONTROL_TUNNEL_PORT), t->zone, m->bank);
+}
 
-	if (m->out_flags & PORT_TUNNEL)
-		return NEXT;
-	t = tunnel_out(m);
-	if (!t || t->action != TUNNEL_PROTECT)
-		return NEXT;
-	port = port_of(control_value(CONTROL_TUNNEL_PORT), t->zone, m->bank);
-	if (!port)
-		return REASON_NO_EGRESS_ZONE;
+/* A packet that the kernel is going to encrypt leaves into the zone of the tunnels, and the kernel has to send it. */
+static __always_inline void enter_tunnel(struct meta *m, struct port *port)
+{
 	m->out_zone = port->zone;
 	m->out_mss = port->mss;
 	m->out_flags = port->flags & ~PORT_REDIRECT;
 	m->flags &= ~META_ROUTED;
+	m->flags |= META_INTO;
+}
+
+/* After route(): does what the packet becomes, as far as that is known, go into a tunnel? NEXT, or NO_EGRESS_ZONE if no
+ * zone has tunnels. */
+static __always_inline u32 into_tunnel(struct meta *m)
+{
+	u32 list = m->out_flags & PORT_TUNNEL ? 0 : tunnel_list(TUNNEL_OUT, &m->daddr);
+	struct tunnel *t;
+	struct port *port;
+
+	if (!list)
+		return NEXT;
+	m->flags |= META_FAR;
+	t = protecting(m, list, &m->saddr, m->sport);
+	if (!t)
+		return NEXT;
+	port = port_of_tunnel(m, t);
+	if (!port)
+		return REASON_NO_EGRESS_ZONE;
+	enter_tunnel(m, port);
 	return NEXT;
+}
+
+/* What goes out of a flow in clear, translated, would go into a tunnel if it were not: of policies that came after it. */
+static __always_inline bool is_overtaken(struct meta *m)
+{
+	u32 list;
+
+	if ((m->flags & (META_NAT | META_FAR | META_INTO)) != (META_NAT | META_FAR))
+		return false;
+	list = tunnel_list(TUNNEL_OUT, &m->daddr);
+	return list && protecting(m, list, &m->key.saddr, m->key.sport);
 }
 
 /* RFC 4301 5.2: what a policy protects must not come in clear. IPsec itself does, for tunnels between hosts. */

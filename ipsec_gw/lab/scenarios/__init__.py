@@ -58,6 +58,7 @@ def scenarios() -> dict[str, Scenario]:
     from ipsec_gw.lab.scenarios.junk import run as run_junk  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.matrix import run as run_matrix  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.nat_t import run as run_nat_t  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.overlapping_sites import run as run_overlapping_sites  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.rekey_storm import run as run_rekey_storm  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.roadwarriors import run as run_roadwarriors  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.site_to_site import run as run_site_to_site  # noqa: PLC0415
@@ -105,6 +106,11 @@ def scenarios() -> dict[str, Scenario]:
                 Part("plain", edge, run_firewall_plain, needs_esp=False),
                 Part("tunnel", topology.site_to_site, run_firewall),
             ),
+        ),
+        Scenario(
+            "overlapping-sites",
+            "two sites with the same network: a gateway translates both, before encryption and after decryption",
+            (Part("tunnel", topology.overlapping, run_overlapping_sites),),
         ),
         Scenario(
             "failover",

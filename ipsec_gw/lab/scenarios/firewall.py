@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from ipaddress import IPv4Network
 
 from ipsec_gw.lab.capture import Capture, Captures
 from ipsec_gw.lab.context import Lab
@@ -21,7 +23,7 @@ from ipsec_gw.lab.scenarios.start import gateway_of, start_swan
 from ipsec_gw.lab.scenarios.truth import counter_truth
 from ipsec_gw.lab.scenarios.verdicts import few
 from ipsec_gw.lab.sites import site_of
-from ipsec_gw.lab.strongswan import Swan
+from ipsec_gw.lab.strongswan import Site, Swan
 from ipsec_gw.lab.talk import Attempt, endpoint
 from ipsec_gw.lab.topology import HOST, LAN, WAN, Role
 from ipsec_gw.lab.traffic import Host, TrafficError, until
@@ -61,9 +63,10 @@ class Story:
 
 async def run(lab: Lab) -> None:
     """Play it."""
-    story = await _set_up(lab)
+    sites = (site_of(lab.topology, role, lab.options.proposal) for role in (Role.GATEWAY_A, Role.GATEWAY_B))
+    story = await set_up(lab, tuple(sites), tunnel_rules(lab.topology))
     await _without_tunnel(story)
-    await _bring_up(story)
+    await bring_up(story)
     await _permitted(story)
     await _denied(story)
     await _beside_the_tunnel(story)
@@ -71,12 +74,13 @@ async def run(lab: Lab) -> None:
     story.wan.drain()
     carried = count_by_sa(packet for capture in story.wan.captures for packet in esp_packets(capture.frames))
     await counter_truth(lab, story.a, story.gateway, carried)
-    _judge_wan(story)
+    judge_wan(story, [lab.topology.network(role, LAN) for role in (Role.GATEWAY_A, Role.GATEWAY_B)])
     with lab.step("ipsec-gw off"):
         await story.gateway.off()
 
 
-async def _set_up(lab: Lab) -> Story:
+async def set_up(lab: Lab, sites: Sequence[Site], rules: str) -> Story:
+    """Both strongSwans, and ipsec-gw with a firewall beside the first, and everything that watches them."""
     topology = lab.topology
     wan = Captures([lab.capture(Role.WAN, "to-a"), lab.capture(Role.WAN, "to-b")])
     client_end, server_end = lab.capture(Role.CLIENT, HOST), lab.capture(Role.SERVER, HOST)
@@ -85,9 +89,8 @@ async def _set_up(lab: Lab) -> Story:
     for captures in (wan, ends):
         lab.stack.callback(captures.close)
         lab.stack.callback(asyncio.create_task(captures.keep_draining()).cancel)
-    sites = (site_of(topology, role, lab.options.proposal) for role in (Role.GATEWAY_A, Role.GATEWAY_B))
     a, b = [await start_swan(lab, site) for site in sites]
-    gateway = gateway_of(lab, a, tunnel_rules(topology))
+    gateway = gateway_of(lab, a, rules)
     with lab.step("start two strongSwans and ipsec-gw"):
         await all_of(a.load(), b.load(), gateway.start())
         await receive_on_one_processor(b.site.namespace, WAN)
@@ -134,7 +137,8 @@ async def _counted(story: Story, least: dict[str, int], what: str) -> dict[str, 
         return await story.gateway.rules()
 
 
-async def _bring_up(story: Story) -> None:
+async def bring_up(story: Story) -> None:
+    """IKE, until the engine carries the tunnel."""
     lab, gateway = story.lab, story.gateway
     with lab.step("initiate the tunnel"):
         await story.a.initiate()
@@ -305,10 +309,10 @@ async def _terminate(story: Story, here: socket.socket) -> None:
     lab.check(name, not leaving, NOTHING, f"{len(leaving)} packets")
 
 
-def _judge_wan(story: Story) -> None:
+def judge_wan(story: Story, protected: Sequence[IPv4Network]) -> None:
+    """Nothing of these networks was on the WAN in clear, and ESP was, numbered as it should be."""
     lab = story.lab
     story.wan.drain()
-    protected = [lab.topology.network(role, LAN) for role in (Role.GATEWAY_A, Role.GATEWAY_B)]
     for side, capture in zip("AB", story.wan.captures, strict=True):
         clear = clear_packets(capture.frames, protected)
         name = f"nothing of the protected networks leaves {side} in clear"

@@ -64,6 +64,22 @@ def tunnel_rules(topology: Topology) -> str:
     )
 
 
+SHOWN, KNOWN = IPv4Network("10.101.0.0/24"), IPv4Network("10.102.0.0/24")
+"""Sites with the same network: what site A is called at site B, and what site B is called at site A."""
+
+
+def overlapping_rules(topology: Topology) -> str:
+    """LAN, WAN and a tunnel to a site that has the same network. ``topology`` is
+    :func:`ipsec_gw.lab.topology.overlapping`.
+    """
+    ours = topology.network(Role.GATEWAY_A, LAN)
+    statics = (
+        f'[[nat.static]]\nname = "{name}"\nzone = "{zone}"\nexternal = "{external}"\ninternal = "{ours}"\n'
+        for name, zone, external in (("shown", "tunnel", SHOWN), ("known", "trust", KNOWN))
+    )
+    return "\n".join((ZONES, TUNNEL_ZONE, OVERLAPPING_POLICIES, OUT_POLICY, *statics, MASQUERADE))
+
+
 def _application(name: str, port: int) -> str:
     terms = ", ".join(f'{{ protocol = "{protocol}", destination_port = {port} }}' for protocol in ("tcp", "udp"))
     return f"[applications.{name}]\nterms = [{terms}]\n"
@@ -199,6 +215,20 @@ from = "trust"
 to = "untrust"
 destination = "BRANCH"
 action = "deny"
+"""
+
+OVERLAPPING_POLICIES = """\
+[[policies]]
+name = "to-branch"
+from = "trust"
+to = "tunnel"
+action = "permit"
+
+[[policies]]
+name = "from-branch"
+from = "tunnel"
+to = "trust"
+action = "permit"
 """
 
 MASQUERADE = """\
