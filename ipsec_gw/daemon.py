@@ -234,7 +234,7 @@ class Daemon:
         reconciler = self._gateway.reconciler
         return Carriers(
             reconciler.snapshot.policies,
-            reconciler.decision.verdicts,
+            reconciler.verdicts,
             reconciler.snapshot.names,
             self._gateway.link.engine.name,
             keeper.tunnel_zones(),
@@ -253,7 +253,7 @@ class Daemon:
                 link.engine.name,
                 carried,
             )
-            for verdict in reconciler.decision.verdicts
+            for verdict in reconciler.verdicts
         ]
         return [asdict(row) for row in rows]
 

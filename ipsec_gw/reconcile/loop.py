@@ -10,7 +10,7 @@ from typing import Protocol
 
 import structlog
 
-from ipsec_gw.desired import MOVED, Desired, Owner, Settings, desired, needs_engine
+from ipsec_gw.desired import MOVED, Desired, Owner, SaVerdict, Settings, desired, needs_engine
 from ipsec_gw.errors import IpsecGwError
 from ipsec_gw.model.choices import Choices
 from ipsec_gw.model.ids import Direction, SaKey
@@ -86,6 +86,17 @@ class Reconciler:
     def in_sync(self) -> bool:
         """True if the last pass left nothing to do."""
         return not self._stale and self._tracker.in_sync()
+
+    @property
+    def verdicts(self) -> tuple[SaVerdict, ...]:
+        """The last decisions, of which those that are not carried out (yet) are pending."""
+        in_place = self._tracker.in_place
+        return tuple(
+            replace(verdict, owner=Owner.PENDING, reason="the engine is to get it, and does not have it yet")
+            if verdict.owner is Owner.ENGINE and verdict.sa.key not in in_place
+            else verdict
+            for verdict in self.decision.verdicts
+        )
 
     @property
     def unresolved(self) -> bool:

@@ -12,7 +12,7 @@ from ipsec_gw.desired import Owner
 from ipsec_gw.engines.port import Counters
 from ipsec_gw.errors import EngineError
 from ipsec_gw.model.ids import SaKey, TunnelId
-from ipsec_gw.model.objects import Guard, GuardKey, ManagedObject, ObjectKey, Selector, SteerKey
+from ipsec_gw.model.objects import EngineObject, Guard, GuardKey, ManagedObject, ObjectKey, Selector, SteerKey
 from ipsec_gw.model.snapshot import Snapshot
 from ipsec_gw.ownership.engine_link import EngineLink
 from ipsec_gw.ownership.guard import HAND_BACK_MARGIN, KEPT_AHEAD, GuardDriver
@@ -159,6 +159,19 @@ async def test_what_the_engine_refuses_is_the_kernels_and_nothing_is_half_in_pla
     owner, reason = world.reasons()[0x22]
     assert owner is Owner.KERNEL
     assert "failed" in reason or "refused" in reason
+
+
+async def test_what_the_engine_does_not_have_yet_is_pending(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    create, meanwhile = world.engine.create, []
+
+    async def creating(value: EngineObject) -> None:
+        meanwhile.append({verdict.owner for verdict in world.reconciler.verdicts})
+        await create(value)
+
+    monkeypatch.setattr(world.engine, "create", creating)
+    await world.show(established())
+    assert meanwhile[0] == {Owner.PENDING}
+    assert {verdict.owner for verdict in world.reconciler.verdicts} == {Owner.ENGINE}
 
 
 async def test_a_lead_that_cannot_be_made_gives_the_tunnel_back(world: World) -> None:
