@@ -375,3 +375,17 @@ def test_without_its_stage_nothing_passes(tunnels: Tunnels, v: int) -> None:
     with tunnels.world.without("stages", fl.Stage.TUNNEL_NAT):
         result = tunnels.lan(tcp(LAN.host(v), FAR[v]))
     assert (result.action, result.reason) == (XdpAction.DROP, Reason.NO_STAGE)
+
+
+def test_a_wan_that_is_the_tunnels_zone_too_redirects_nothing_that_is_protected(tunnels: Tunnels) -> None:
+    """The first port that is tried leads past the tunnel, and the one that is left into it."""
+    pooled = SourceNat("pooled", Translation.POOL, to_zone="wan", pool="pool")
+    both = Ruleset(
+        zones=zones(wan={"tunnels": True}), policies=(CLEAR,), source_nat=(pooled,), pools=(pool(4, (2000, 2001)),)
+    )
+    tunnels.apply(both, *near(4, POOL[4], upper=6, source_port=PortMatch(2000, 0xFFFF)))
+    flows = [changed(tcp(LAN.host4, FAR[4]), sport=sport) for sport in range(40000, 40064)]
+    hashes = [fl.flow_hash(flow_of(flow, tunnels.world.zone("lan")).leaf(), SEED) for flow in flows]
+    first, second = [flow for flow, hashed in zip(flows, hashes, strict=True) if hashed % 2][:2]
+    assert tunnels.lan(first).reason is Reason.FORWARDED
+    assert tunnels.lan(second).reason is Reason.TUNNEL_NAT
