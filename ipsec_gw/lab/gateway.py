@@ -21,7 +21,7 @@ from vpp_conf.process import ProcessId, recorded
 COMMAND_SECONDS = 420.0
 """Starting VPP under emulation takes 12 s, compiling XDP programs 19 s; a loaded machine needs more."""
 
-FIREWALL_SECONDS = 420.0
+FIREWALL_SECONDS = 1200.0
 """The firewall's programs are ten times as much to compile."""
 
 CARRY_SECONDS = 240.0

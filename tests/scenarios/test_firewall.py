@@ -5,7 +5,7 @@ import pytest
 from ipsec_gw.lab.scenarios.junk import PACKETS
 from tests.scenarios.lab_command import need, play
 
-pytestmark = [pytest.mark.scenario, pytest.mark.root, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.scenario, pytest.mark.root, pytest.mark.timeout(2700)]
 
 CLEARED_UP = (
     "the captures are complete",

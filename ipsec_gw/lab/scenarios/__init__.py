@@ -104,13 +104,13 @@ def scenarios() -> dict[str, Scenario]:
             "zones, policies, NAT, fragments and path MTU; then the same firewall around a tunnel",
             (
                 Part("plain", edge, run_firewall_plain, needs_esp=False),
-                Part("tunnel", topology.site_to_site, run_firewall),
+                Part("tunnel", topology.site_to_site, run_firewall, vm_seconds=2400.0),
             ),
         ),
         Scenario(
             "overlapping-sites",
             "two sites with the same network: a gateway translates both, before encryption and after decryption",
-            (Part("tunnel", topology.overlapping, run_overlapping_sites),),
+            (Part("tunnel", topology.overlapping, run_overlapping_sites, vm_seconds=2400.0),),
         ),
         Scenario(
             "failover",
