@@ -75,14 +75,19 @@ static __always_inline int police(struct xdp_md *ctx, struct meta *m, bool group
 	return refuse(ctx, m, action, action == ACTION_REJECT ? REASON_POLICY_REJECT : REASON_POLICY_DENY);
 }
 
-/* Multicast and broadcast: policies of the machine itself decide, and no session begins. */
+/* Flows that the tunnel stage has looked at, and multicast and broadcast: of those the policies of the machine itself
+ * decide, and no session begins. */
 int stage_policy(struct xdp_md *ctx)
 {
 	struct meta *m = meta_of(META_XDP);
+	bool group;
 
 	if (!m)
 		return drop(ctx, REASON_NO_STAGE);
-	remain(m);
-	m->out_zone = ZONE_SELF;
-	return police(ctx, m, true);
+	group = is_group(&m->key.daddr);
+	if (group) {
+		remain(m);
+		m->out_zone = ZONE_SELF;
+	}
+	return police(ctx, m, group);
 }

@@ -23,6 +23,7 @@ static __always_inline struct tunnel *tunnel_of(u32 list, const struct address *
 	struct tunnel *t;
 	u32 n;
 
+#pragma nounroll
 	for (n = 0; n < MAX_TUNNELS_OF_NET; n++) {
 		key.n = n;
 		t = tunnels.lookup(&key);

@@ -12,6 +12,7 @@ static __always_inline struct tunnel *first_protecting(u32 list)
 	struct tunnel *t;
 	u32 n;
 
+#pragma nounroll
 	for (n = 0; n < MAX_TUNNELS_OF_NET; n++) {
 		key.n = n;
 		t = tunnels.lookup(&key);
@@ -68,5 +69,5 @@ int stage_tunnel_nat(struct xdp_md *ctx)
 	port = first ? port_of_tunnel(m, first) : NULL;
 	if (port && fits_translated(m, list, first, port->zone))
 		enter_tunnel(m, port);
-	return police(ctx, m, false);
+	return go(ctx, STAGE_POLICY);
 }
