@@ -3,7 +3,7 @@
 import pytest
 
 from ipsec_gw.lab.scenarios.junk import PACKETS
-from tests.scenarios.lab_command import need, play
+from tests.scenarios.lab_command import need, play, skip_slow_machine
 
 pytestmark = [pytest.mark.scenario, pytest.mark.root, pytest.mark.timeout(2700)]
 
@@ -111,8 +111,9 @@ def names(report):
 
 
 @pytest.mark.parametrize("engine", ["kernel", "soft", pytest.param("vpp", marks=pytest.mark.vpp)])
-def test_the_verdicts_are_the_same_whoever_decrypts(engine):
+def test_the_verdicts_are_the_same_whoever_decrypts(engine, request):
     """The very same checks for every engine, none more and none less, and all of them hold."""
+    skip_slow_machine(request)
     need(engine)
     report = play("firewall", "--engine", engine)
     assert names(report) == sorted([*PLAIN, *TUNNEL, *CLEARED_UP])
@@ -120,7 +121,8 @@ def test_the_verdicts_are_the_same_whoever_decrypts(engine):
 
 
 @pytest.mark.parametrize("engine", ["kernel", "soft", pytest.param("vpp", marks=pytest.mark.vpp)])
-def test_sites_with_the_same_network_reach_each_other(engine):
+def test_sites_with_the_same_network_reach_each_other(engine, request):
+    skip_slow_machine(request)
     need(engine)
     report = play("overlapping-sites", "--engine", engine)
     assert {name for name in names(report) if name.startswith("tunnel: ")} == set(OVERLAPPING)
