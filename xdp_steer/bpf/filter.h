@@ -72,11 +72,14 @@ static __always_inline u32 first_term(struct meta *m, u32 filter, const struct a
 				      service_class(bank, TABLE_FILTER, SERVICE_TCP_SOURCE + kind, ntohs(m->key.sport)));
 	if (!source || !destination || !source_port)
 		return NO_ROW;
-	for (word = 0; word < MAX_WORDS && word < words; word++) {
-		u32 at = word;
+	for (word = 0; word < MAX_WORDS; word++) {
+		u32 at = word, most = words;
 
-		/* The compiler would count pointers up to another one, and the verifier (6.18 too) would not follow. */
-		asm volatile("" : "+r"(at));
+		/* The compiler would count pointers up to another one, which the verifier (6.18 too) would not follow, or words
+		 * up to the lesser of both numbers, of which 6.1 would not know an end. */
+		asm volatile("" : "+r"(at), "+r"(most));
+		if (at >= most)
+			break;
 		at &= MAX_WORDS - 1;
 		bits = terms->words[at] & service->words[at] & source->words[at] & destination->words[at] &
 		       source_port->words[at] & marks->words[at] & set->words[at];
