@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_network
 
-from ipsec_gw.desired import Owner, SaVerdict
+from ipsec_gw.desired import SaVerdict
 from ipsec_gw.model.ids import Direction, EngineName
 from ipsec_gw.model.objects import PortMatch, Selector
 from ipsec_gw.model.snapshot import ChildName, PolicyDirection, XfrmPolicy
+from ipsec_gw.observe.views import owner_name
 from xdp_steer.sessions import Flow, Session
 
 NO_ENGINE = "xdp"
@@ -59,9 +60,9 @@ class Carriers:
         verdict = self._verdicts.get(template.spi) or self._by_reqid.get(template.reqid)
         if verdict is None:
             return Carrier("kernel")
-        owner = {Owner.ENGINE: str(self._engine), Owner.KERNEL: "kernel", Owner.PENDING: "pending"}[verdict.owner]
         name = self._names.get(verdict.sa.key.spi)
-        return Carrier(owner, f"{name.connection}/{name.child}" if name else "", f"{verdict.sa.key.spi:08x}")
+        tunnel = f"{name.connection}/{name.child}" if name else ""
+        return Carrier(owner_name(verdict.owner, self._engine), tunnel, f"{verdict.sa.key.spi:08x}")
 
     def _outward(self, session: Session) -> Flow | None:
         """The packets of a session that are encrypted, as they are then: its own, or those that answer them."""

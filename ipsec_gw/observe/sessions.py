@@ -53,8 +53,7 @@ class Query:
     @property
     def chooses_all(self) -> bool:
         """Whether it leaves no session out."""
-        kept = self.limit, self.top, self.by
-        return self == Query(limit=kept[0], top=kept[1], by=kept[2])
+        return self == Query(limit=self.limit, top=self.top, by=self.by)
 
     @classmethod
     def parse(cls, question: str) -> Query:

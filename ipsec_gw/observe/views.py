@@ -141,6 +141,11 @@ class StatusView:
 _NOTHING = Carried(Counters(0, 0), Counters(0, 0), 0)
 
 
+def owner_name(owner: Owner, engine: EngineName) -> str:
+    """Who has an SA, as people and scripts read it."""
+    return {Owner.ENGINE: str(engine), Owner.KERNEL: "kernel", Owner.PENDING: "pending"}[owner]
+
+
 def sa_view(
     verdict: SaVerdict, names: Mapping[int, ChildName], engine: EngineName, carried: Mapping[SaKey, Carried]
 ) -> SaView:
@@ -149,7 +154,6 @@ def sa_view(
     known = sa.aead.known if sa.aead else None
     name = names.get(sa.key.spi)
     by_engine = carried.get(sa.key, _NOTHING)
-    owner = {Owner.ENGINE: str(engine), Owner.KERNEL: "kernel", Owner.PENDING: "pending"}[verdict.owner]
     return SaView(
         connection=name.connection if name else "",
         child=name.child if name else "",
@@ -159,7 +163,7 @@ def sa_view(
         destination=str(sa.key.destination),
         algorithm=known.name if known else sa.algorithm,
         engine=str(engine) if verdict.owner is Owner.ENGINE else "kernel",
-        state=owner,
+        state=owner_name(verdict.owner, engine),
         reason=verdict.reason,
         packets=sa.lifetime.packets + by_engine.untold.packets,
         bytes=sa.lifetime.octets + by_engine.untold.octets,

@@ -184,14 +184,7 @@ static __always_inline u32 filter_frame(struct xdp_md *ctx, struct meta *m, u32 
 /* The end of a packet that a filter does not let pass. */
 static __always_inline int filtered(struct xdp_md *ctx, struct meta *m, u32 reason)
 {
-	if (reason != REASON_FILTER_REJECT)
-		return drop(ctx, reason);
-	if (m->key.protocol != IPPROTO_TCP)
-		return answer_icmp(ctx, m, m->v6 ? ICMP6_UNREACHABLE : ICMP_UNREACHABLE,
-				   m->v6 ? ICMP6_PROHIBITED : ICMP_PROHIBITED, 0, reason);
-	if (m->tcp_flags & TCP_RST)
-		return drop(ctx, reason);
-	return answer_icmp(ctx, m, ANSWER_RESET, 0, 0, reason);
+	return reason == REASON_FILTER_REJECT ? reject(ctx, m, reason) : drop(ctx, reason);
 }
 
 int stage_filter(struct xdp_md *ctx)

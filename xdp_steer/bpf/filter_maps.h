@@ -50,18 +50,7 @@ BPF_TABLE_PINNED("array", u32, struct policer_state, policer_states, MAX_RULES, 
 /* By rule: events of the present second, as tally() counts them. */
 BPF_TABLE_PINNED("array", u32, u64, filter_told, MAX_RULES, PIN_ROOT "/filter_told");
 
-/* BCC has no macro for a pinned ring buffer. */
-struct copies_table_t {
-	int key;
-	u32 leaf;
-	int (*ringbuf_output)(void *, u64, u64);
-	void *(*ringbuf_reserve)(u64);
-	void (*ringbuf_discard)(void *, u64);
-	void (*ringbuf_submit)(void *, u64);
-	u32 max_entries;
-};
-__attribute__((section("maps/ringbuf:" PIN_ROOT "/copies")))
-struct copies_table_t copies = { .max_entries = COPY_RING_BYTES };
+PINNED_RING(copies, COPY_RING_BYTES);
 
 /* Copies that the full ring had no room for. */
 BPF_TABLE_PINNED("percpu_array", u32, u64, copies_lost, 1, PIN_ROOT "/copies_lost");

@@ -282,18 +282,7 @@ BPF_TABLE_PINNED("percpu_array", u32, struct verdict_count, rule_counts, MAX_RUL
 BPF_TABLE_PINNED("hash", struct flow_key, struct session, sessions, 1, PIN_ROOT "/sessions");
 BPF_TABLE_PINNED("lru_hash", struct fragment_key, struct fragment, fragments, MAX_FRAGMENTS, PIN_ROOT "/fragments");
 
-/* BCC has no macro for a pinned ring buffer. */
-struct events_table_t {
-	int key;
-	u32 leaf;
-	int (*ringbuf_output)(void *, u64, u64);
-	void *(*ringbuf_reserve)(u64);
-	void (*ringbuf_discard)(void *, u64);
-	void (*ringbuf_submit)(void *, u64);
-	u32 max_entries;
-};
-__attribute__((section("maps/ringbuf:" PIN_ROOT "/events")))
-struct events_table_t events = { .max_entries = EVENT_RING_BYTES };
+PINNED_RING(events, EVENT_RING_BYTES);
 
 BPF_TABLE_PINNED("percpu_array", u32, u64, events_lost, 1, PIN_ROOT "/events_lost");
 

@@ -63,6 +63,20 @@ struct exit_slot {
 	u32 slot;	/* of exits */
 };
 
+/* BCC has no macro for a pinned ring buffer. */
+#define PINNED_RING(name, octets)							\
+	struct name##_table_t {								\
+		int key;								\
+		u32 leaf;								\
+		int (*ringbuf_output)(void *, u64, u64);				\
+		void *(*ringbuf_reserve)(u64);						\
+		void (*ringbuf_discard)(void *, u64);					\
+		void (*ringbuf_submit)(void *, u64);					\
+		u32 max_entries;							\
+	};										\
+	__attribute__((section("maps/ringbuf:" PIN_ROOT "/" #name)))			\
+	struct name##_table_t name = { .max_entries = octets }
+
 BPF_TABLE_PINNED("array", u32, u64, control, MAX_CONTROL, PIN_ROOT "/control");
 BPF_TABLE_PINNED("percpu_array", u32, struct verdict_count, verdicts, MAX_REASONS, PIN_ROOT "/verdicts");
 BPF_TABLE_PINNED("hash", struct sa_key, struct steer_entry, steer, MAX_SAS, PIN_ROOT "/steer");
@@ -73,18 +87,7 @@ BPF_TABLE_PINNED("hash", struct sa_key, u32, guard_owner, MAX_SAS, PIN_ROOT "/gu
 BPF_TABLE_PINNED("hash", struct sa_key, struct guard_record, guard_seen, MAX_SAS, PIN_ROOT "/guard_seen");
 BPF_TABLE_PINNED("hash", struct address, u32, local_addresses, MAX_ADDRESSES, PIN_ROOT "/local_addresses");
 
-/* BCC has no macro for a pinned ring buffer. */
-struct waiting_table_t {
-	int key;
-	u32 leaf;
-	int (*ringbuf_output)(void *, u64, u64);
-	void *(*ringbuf_reserve)(u64);
-	void (*ringbuf_discard)(void *, u64);
-	void (*ringbuf_submit)(void *, u64);
-	u32 max_entries;
-};
-__attribute__((section("maps/ringbuf:" PIN_ROOT "/waiting")))
-struct waiting_table_t waiting = { .max_entries = WAITING_RING_BYTES };
+PINNED_RING(waiting, WAITING_RING_BYTES);
 
 /* The ways out of the pipeline, one per docked interface: every dock has its own XSKMAP, and a packet may
  * only enter a socket of the interface that it came in by. One pipeline serves all interfaces, so it looks

@@ -13,19 +13,23 @@ static __always_inline void report(struct meta *m, u32 kind, u32 reason)
 	tell(&event);
 }
 
-static __always_inline int refuse(struct xdp_md *ctx, struct meta *m, u32 action, u32 reason)
+/* Drop a packet and tell its sender, if it may be told. */
+static __always_inline int reject(struct xdp_md *ctx, struct meta *m, u32 reason)
 {
-	count_rule(m->rule, m->length);
-	if (m->row_flags & (ROW_LOG_OPEN | ROW_LOG_CLOSE))
-		report(m, EVENT_DENY, reason);
-	if (action != ACTION_REJECT)
-		return drop(ctx, reason);
 	if (m->key.protocol != IPPROTO_TCP)
 		return answer_icmp(ctx, m, m->v6 ? ICMP6_UNREACHABLE : ICMP_UNREACHABLE,
 				   m->v6 ? ICMP6_PROHIBITED : ICMP_PROHIBITED, 0, reason);
 	if (m->tcp_flags & TCP_RST)
 		return drop(ctx, reason);
 	return answer_icmp(ctx, m, ANSWER_RESET, 0, 0, reason);
+}
+
+static __always_inline int refuse(struct xdp_md *ctx, struct meta *m, u32 action, u32 reason)
+{
+	count_rule(m->rule, m->length);
+	if (m->row_flags & (ROW_LOG_OPEN | ROW_LOG_CLOSE))
+		report(m, EVENT_DENY, reason);
+	return action == ACTION_REJECT ? reject(ctx, m, reason) : drop(ctx, reason);
 }
 
 static __always_inline u32 default_action(struct meta *m)
