@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from firewall_kit import World, firewall_world
 from xdp_kit import BPFFS, Wire, clear_entries, ip, namespace
 
 from xdp_steer.gateway import Steering
@@ -29,6 +30,20 @@ def pins(bpffs: Path) -> Iterator[Path]:
     path = bpffs / f"ipsec-gw-test-{os.getpid()}"
     yield path
     Steering.remove_leftovers(path)
+
+
+@pytest.fixture(scope="module")
+def arena(pins: Path) -> Iterator[World]:
+    """The firewall between made-up interfaces, one for each file of tests."""
+    with firewall_world(pins) as made:
+        yield made
+
+
+@pytest.fixture
+def world(arena: World) -> World:
+    """The same without sessions and what other tests have counted."""
+    arena.clear()
+    return arena
 
 
 @pytest.fixture

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 import pytest
-from firewall_kit import LAN, WAN, World, firewall_world, ifindex, zones
+from firewall_kit import LAN, WAN, World, ifindex, zones
 from firewall_packets import tcp, udp
 
 from ipsec_gw.model.firewall import Action, Policy, Ruleset
@@ -27,12 +26,6 @@ RULES = Ruleset(
     ),
 )
 DENIED = "10.3.0.9"
-
-
-@pytest.fixture(scope="module")
-def arena(pins: Path) -> Iterator[World]:
-    with firewall_world(pins) as made:
-        yield made
 
 
 @pytest.fixture

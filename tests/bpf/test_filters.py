@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from ipaddress import ip_network
-from pathlib import Path
 
 import pytest
-from firewall_kit import LAN, VLAN, WAN, WILD, Port, Result, World, firewall_world, port_info, zones
+from firewall_kit import LAN, VLAN, WAN, WILD, Port, Result, World, port_info, zones
 from firewall_packets import (
     about,
     answer,
@@ -91,18 +90,6 @@ def dscp_of(frame: bytes) -> tuple[int, int]:
     layer = Result(XdpAction.PASS, Reason.HOST, frame).ip
     octet = layer.tos if isinstance(layer, IP) else layer.tc
     return octet >> 2, octet & 3
-
-
-@pytest.fixture(scope="module")
-def arena(pins: Path) -> Iterator[World]:
-    with firewall_world(pins) as made:
-        yield made
-
-
-@pytest.fixture
-def world(arena: World) -> World:
-    arena.clear()
-    return arena
 
 
 @dataclass(frozen=True)

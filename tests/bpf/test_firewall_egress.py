@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_network
-from pathlib import Path
 
 import pytest
 from firewall_kit import (
@@ -18,7 +16,6 @@ from firewall_kit import (
     Port,
     Result,
     World,
-    firewall_world,
     ifindex,
     zones,
 )
@@ -52,18 +49,6 @@ HIDE = replace(OPEN, source_nat=(SourceNat("hide", Translation.INTERFACE, to_zon
 KERNEL = {"wan": {"redirect": False}, "lan": {"redirect": False}, "vlan": {"redirect": False}}
 VERSIONS = (4, 6)
 PORTS = (WAN, VLAN)
-
-
-@pytest.fixture(scope="module")
-def arena(pins: Path) -> Iterator[World]:
-    with firewall_world(pins) as made:
-        yield made
-
-
-@pytest.fixture
-def world(arena: World) -> World:
-    arena.clear()
-    return arena
 
 
 def passed(result: Result, reason: Reason) -> None:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
-from pathlib import Path
 
 import pytest
 from firewall_kit import (
@@ -24,7 +23,6 @@ from firewall_kit import (
     Port,
     Result,
     World,
-    firewall_world,
     zones,
 )
 from firewall_packets import (
@@ -79,18 +77,6 @@ OPEN = Ruleset(zones=zones(), policies=(Policy("all", Action.PERMIT),))
 HIDE = replace(OPEN, source_nat=(SourceNat("hide", Translation.INTERFACE, to_zone="wan"),))
 VERSIONS = (4, 6)
 PORTS = (LAN, VLAN)
-
-
-@pytest.fixture(scope="module")
-def arena(pins: Path) -> Iterator[World]:
-    with firewall_world(pins) as made:
-        yield made
-
-
-@pytest.fixture
-def world(arena: World) -> World:
-    arena.clear()
-    return arena
 
 
 def router(port: Port, v: int) -> str:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
-from pathlib import Path
 from random import Random
 
 import pytest
-from firewall_kit import DMZ, FAR, LAN, SEED, VLAN, WAN, Port, Result, World, firewall_world, zones
+from firewall_kit import DMZ, FAR, LAN, SEED, VLAN, WAN, Port, Result, World, zones
 from firewall_packets import (
     assert_sound,
     changed,
@@ -53,18 +51,6 @@ OPEN = (Policy("all", Action.PERMIT),)
 HIDE = SourceNat("hide", Translation.INTERFACE, to_zone="wan")
 VERSIONS = (4, 6)
 PORTS = (LAN, VLAN)
-
-
-@pytest.fixture(scope="module")
-def arena(pins: Path) -> Iterator[World]:
-    with firewall_world(pins) as made:
-        yield made
-
-
-@pytest.fixture
-def world(arena: World) -> World:
-    arena.clear()
-    return arena
 
 
 @pytest.fixture

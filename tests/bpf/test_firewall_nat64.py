@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
-from pathlib import Path
 
 import pytest
-from firewall_kit import DMZ, FAR, LAN, NARROW, NARROW_MTU, SEED, VLAN, WAN, Port, Result, World, firewall_world, zones
+from firewall_kit import DMZ, FAR, LAN, NARROW, NARROW_MTU, SEED, VLAN, WAN, Port, Result, World, zones
 from firewall_packets import assert_sound, described, flow_of, partial
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_LSRR, IPOption_NOP, IPOption_Router_Alert
 from scapy.layers.inet6 import (
@@ -55,12 +53,6 @@ def behind(address: str, prefix: str = "2001:db8:6464::") -> str:
 
 
 THERE = behind(SERVER)
-
-
-@pytest.fixture(scope="module")
-def arena(pins: Path) -> Iterator[World]:
-    with firewall_world(pins) as made:
-        yield made
 
 
 @pytest.fixture

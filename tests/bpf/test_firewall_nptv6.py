@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from ipaddress import ip_network
-from pathlib import Path
 
 import pytest
-from firewall_kit import DMZ, LAN, WAN, World, firewall_world, zones
+from firewall_kit import DMZ, LAN, WAN, World, zones
 from firewall_packets import assert_sound, changed, described, echo, flow_of, routed, tcp, udp
 from scapy.layers.inet import TCP, UDP
 from scapy.layers.inet6 import ICMPv6PacketTooBig, IPv6, IPv6ExtHdrFragment
@@ -26,18 +24,6 @@ HIDE = SourceNat("hide", Translation.INTERFACE, to_zone="wan")
 THERE = WAN.host6
 RFC = ("fd01:203:405::/48", "2001:db8:1::/48")
 """The example of RFC 6296, 3.6."""
-
-
-@pytest.fixture(scope="module")
-def arena(pins: Path) -> Iterator[World]:
-    with firewall_world(pins) as made:
-        yield made
-
-
-@pytest.fixture
-def world(arena: World) -> World:
-    arena.clear()
-    return arena
 
 
 def rules(internal: str, external: str, zone: str = "wan", **rest: object) -> Ruleset:

@@ -5,12 +5,10 @@ place, directions that change their CPU.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
-from firewall_kit import LAN, VLAN, WAN, World, firewall_world, ifindex, zones
+from firewall_kit import LAN, VLAN, WAN, World, ifindex, zones
 from firewall_packets import udp
 from scapy.layers.inet import UDP
 from scapy.layers.l2 import Dot1Q, Ether
@@ -25,18 +23,6 @@ from xdp_steer.sessions import Traffic
 pytestmark = pytest.mark.root
 
 OPEN = Ruleset(zones=zones(), policies=(Policy("all", Action.PERMIT),))
-
-
-@pytest.fixture(scope="module")
-def arena(pins: Path) -> Iterator[World]:
-    with firewall_world(pins) as made:
-        yield made
-
-
-@pytest.fixture
-def world(arena: World) -> World:
-    arena.clear()
-    return arena
 
 
 @dataclass

@@ -24,7 +24,6 @@ from firewall_kit import (
     WILD,
     Port,
     World,
-    firewall_world,
     zones,
 )
 from firewall_packets import (
@@ -575,18 +574,6 @@ CASES = (
     *egress(),
     *filtered(),
 )
-
-
-@pytest.fixture(scope="module")
-def arena(pins: Path) -> Iterator[World]:
-    with firewall_world(pins) as made:
-        yield made
-
-
-@pytest.fixture
-def world(arena: World) -> World:
-    arena.clear()
-    return arena
 
 
 OF_TUNNELS = {

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
-from pathlib import Path
 
 import pytest
 from firewall_kit import (
@@ -26,7 +24,6 @@ from firewall_kit import (
     WAN,
     Port,
     World,
-    firewall_world,
     interface,
     port_info,
     zones,
@@ -78,18 +75,6 @@ HIDE = replace(OPEN, source_nat=(SourceNat("hide", Translation.INTERFACE, to_zon
 HIGH = Port("high0", "10.9.0.1", "2001:db8:9::1", "02:00:00:00:00:90", "02:00:00:00:90:09")
 VERSIONS = (4, 6)
 both = pytest.mark.parametrize("v", VERSIONS)
-
-
-@pytest.fixture(scope="module")
-def arena(pins: Path) -> Iterator[World]:
-    with firewall_world(pins) as made:
-        yield made
-
-
-@pytest.fixture
-def world(arena: World) -> World:
-    arena.clear()
-    return arena
 
 
 def handshake(world: World, v: int) -> tuple[Packet, Packet]:

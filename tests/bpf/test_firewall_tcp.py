@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import astuple, dataclass, replace
-from pathlib import Path
 
 import pytest
-from firewall_kit import LAN, VLAN, WAN, Port, Result, World, firewall_world, now_ns, zones
+from firewall_kit import LAN, VLAN, WAN, Port, Result, World, now_ns, zones
 from firewall_packets import assert_sound, changed, described, echo, flow_of, ip_layer, other, partial, routed, udp
 from scapy.layers.inet import IP, TCP, in4_chksum
 from scapy.layers.inet6 import in6_chksum
@@ -46,12 +44,6 @@ TIMEOUT_OF = {
 OPENING, ANSWERED, ESTABLISHED = State.OPENING, State.ANSWERED, State.ESTABLISHED
 CLOSING, TIME_WAIT, CLOSED = State.CLOSING, State.TIME_WAIT, State.CLOSED
 VERSIONS = (4, 6)
-
-
-@pytest.fixture(scope="module")
-def arena(pins: Path) -> Iterator[World]:
-    with firewall_world(pins) as made:
-        yield made
 
 
 @pytest.fixture

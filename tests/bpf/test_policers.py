@@ -10,15 +10,13 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from random import Random
 
 import pytest
-from firewall_kit import LAN, WAN, World, firewall_world, ifindex, zones
+from firewall_kit import LAN, WAN, World, ifindex, zones
 from firewall_packets import assert_sound, tcp, udp
 from scapy.layers.inet import IP
 from scapy.packet import Packet, Raw
@@ -71,18 +69,6 @@ def sized(octets: int, dscp: int = 0) -> Packet:
     made = made / bare.payload.__class__(sport=1024, dport=5000) / Raw(bytes(octets - 28))
     assert len(bytes(made)) == octets
     return made
-
-
-@pytest.fixture(scope="module")
-def arena(pins: Path) -> Iterator[World]:
-    with firewall_world(pins) as made:
-        yield made
-
-
-@pytest.fixture
-def world(arena: World) -> World:
-    arena.clear()
-    return arena
 
 
 def colour_of(world: World, octets: int, dscp: int) -> str:

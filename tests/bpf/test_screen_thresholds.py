@@ -8,13 +8,12 @@ from __future__ import annotations
 import ctypes
 import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
-from pathlib import Path
 
 import pytest
-from firewall_kit import DMZ, FAR, LAN, PATIENCE, SESSION_ENTRIES, VLAN, WAN, Port, Result, World, firewall_world, zones
+from firewall_kit import DMZ, FAR, LAN, PATIENCE, SESSION_ENTRIES, VLAN, WAN, Port, Result, World, zones
 from firewall_packets import echo, ip_layer, later, other, partial, tcp, udp
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6ND_NS, IPv6, IPv6ExtHdrFragment
@@ -90,18 +89,6 @@ APART: dict[Screen, Nth] = {
     Screen.SESSIONS_DESTINATION: lambda port, v, n: tcp(source(port, v, 0), target(v, 1 + n)),
 }
 """Packets of sources or to destinations that have counts of their own."""
-
-
-@pytest.fixture(scope="module")
-def arena(pins: Path) -> Iterator[World]:
-    with firewall_world(pins) as made:
-        yield made
-
-
-@pytest.fixture
-def world(arena: World) -> World:
-    arena.clear()
-    return arena
 
 
 def sent(world: World, port: Port, packets: Sequence[Packet]) -> list[Reason]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pytest
-from firewall_kit import LAN, WAN, World, firewall_world, zones
+from firewall_kit import LAN, WAN, World, zones
 from firewall_packets import echo, later, other, tcp, udp
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import (
@@ -125,18 +124,6 @@ def of_ipv6() -> Iterator[tuple[str, Packet, Screen | None]]:
 
 
 CASES = tuple(Case(*found) for found in (*of_both_families(), *of_ipv4(), *of_ipv6()))
-
-
-@pytest.fixture(scope="module")
-def arena(pins: Path) -> Iterator[World]:
-    with firewall_world(pins) as made:
-        yield made
-
-
-@pytest.fixture
-def world(arena: World) -> World:
-    arena.clear()
-    return arena
 
 
 def reason_of(screen: Screen) -> Reason:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_address
-from pathlib import Path
 
 import pytest
-from firewall_kit import LAN, VLAN, WAN, Port, Result, World, firewall_world, zones
+from firewall_kit import LAN, VLAN, WAN, Port, Result, World, zones
 from firewall_packets import assert_sound, described, tcp, udp
 from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6
@@ -41,12 +39,6 @@ SEQ = 0xFFFFFFFF
 def screened(profile: Screens = COOKIES) -> Ruleset:
     places = zones(lan={"screen": profile.name}, vlan={"screen": profile.name})
     return Ruleset(zones=places, default=Action.PERMIT, screens=(profile,))
-
-
-@pytest.fixture(scope="module")
-def arena(pins: Path) -> Iterator[World]:
-    with firewall_world(pins) as made:
-        yield made
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import pytest
 from ipsec_gw.engines.vpp import VppEngine
 from ipsec_gw.errors import EngineError, EngineUnavailable
 from tests.contract.world import UP_ENGINE, WAN, World
+from tests.integration.vpp_world import docked_world
 from vpp_conf import lifecycle
 from vpp_conf.api import VppApi
 from vpp_conf.locate import BINARY_VARIABLE, VppInstallation, locate_vpp
@@ -27,7 +28,6 @@ from vpp_conf.startup.probe import ROOT, probe_machine
 from vpp_conf.startup.values import MEGABYTE, InterfacePlan, Needs, PlanRefused, RxMode
 
 pytestmark = [pytest.mark.root, pytest.mark.vpp, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
-BPFFS = Path("/sys/fs/bpf")
 
 
 @pytest.fixture
@@ -163,13 +163,8 @@ def test_a_group_reads_counters_and_nothing_else(run_dir: Path) -> None:
 
 @pytest.fixture
 def world(tmp_path: Path, vpp: None) -> Iterator[World]:
-    if not BPFFS.is_mount():
-        pytest.skip("no bpffs - mount -t bpf bpf /sys/fs/bpf")
-    with World(tmp_path, "vppb", BPFFS / f"ipsec-gw-broken-{os.getpid()}") as built:
-        try:
-            yield built
-        finally:
-            lifecycle.down(tmp_path)
+    with docked_world(tmp_path, "vppb") as built:
+        yield built
 
 
 async def test_queues_are_with_the_workers_that_were_planned_and_a_change_is_named(world: World) -> None:

@@ -20,24 +20,19 @@ from ipsec_gw.ownership.sentry import Sentry
 from tests.contract.values import make_site
 from tests.contract.world import World
 from tests.integration.conftest import until
+from tests.integration.vpp_world import docked_world
 from vpp_conf import evidence, lifecycle
 from vpp_conf.paths import VppPaths
 from vpp_conf.process import ProcessId, identify, recorded
 
 pytestmark = [pytest.mark.root, pytest.mark.vpp, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
-BPFFS = Path("/sys/fs/bpf")
 
 
 @pytest.fixture
 def world(tmp_path: Path, vpp: None) -> Iterator[World]:
-    if not BPFFS.is_mount():
-        pytest.skip("no bpffs - mount -t bpf bpf /sys/fs/bpf")
-    with World(tmp_path, "vppe", BPFFS / f"ipsec-gw-evidence-{os.getpid()}") as built:
+    with docked_world(tmp_path, "vppe") as built:
         lifecycle.up(tmp_path)
-        try:
-            yield built
-        finally:
-            lifecycle.down(tmp_path)
+        yield built
 
 
 def process_of(paths: VppPaths) -> ProcessId:

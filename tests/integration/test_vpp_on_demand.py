@@ -17,7 +17,7 @@ from ipsec_gw.ownership.engine_link import EngineLink
 from tests.contract.values import make_site, outbound_packet
 from tests.contract.world import World
 from tests.integration.conftest import Box, until
-from vpp_conf import lifecycle
+from tests.integration.vpp_world import docked_world
 from vpp_conf.paths import VppPaths
 from vpp_conf.process import recorded
 from vpp_conf.service import VppService
@@ -26,19 +26,13 @@ from vpp_conf.startup.expectation import expectation_from_json
 from vpp_conf.startup.values import Needs
 
 pytestmark = [pytest.mark.root, pytest.mark.vpp, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
-BPFFS = Path("/sys/fs/bpf")
 IDLE = 30.0
 
 
 @pytest.fixture
 def world(tmp_path: Path, vpp: None) -> Iterator[World]:
-    if not BPFFS.is_mount():
-        pytest.skip("no bpffs - mount -t bpf bpf /sys/fs/bpf")
-    with World(tmp_path, "vppd", BPFFS / f"ipsec-gw-demand-{os.getpid()}") as built:
-        try:
-            yield built
-        finally:
-            lifecycle.down(tmp_path)
+    with docked_world(tmp_path, "vppd") as built:
+        yield built
 
 
 async def test_it_is_started_carries_and_is_stopped(world: World) -> None:

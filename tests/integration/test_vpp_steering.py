@@ -15,12 +15,12 @@ from ipsec_gw.engines.vpp import VppEngine
 from ipsec_gw.errors import EnvironmentMissing
 from tests.contract.values import inbound_packet, make_site, oracle, outbound_packet
 from tests.contract.world import UP_ENGINE, WAN, Wire, World
+from tests.integration.vpp_world import docked_world
 from vpp_conf import lifecycle
 from vpp_conf.locate import locate_vpp
 from vpp_conf.process import identify
 
 pytestmark = [pytest.mark.root, pytest.mark.vpp, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
-BPFFS = Path("/sys/fs/bpf")
 
 
 @pytest.fixture
@@ -29,14 +29,9 @@ def world(tmp_path: Path) -> Iterator[World]:
         locate_vpp()
     except EnvironmentMissing as missing:
         pytest.skip(str(missing))
-    if not BPFFS.is_mount():
-        pytest.skip("no bpffs - mount -t bpf bpf /sys/fs/bpf")
-    with World(tmp_path, "vpps", BPFFS / f"ipsec-gw-vpp-{os.getpid()}") as built:
+    with docked_world(tmp_path, "vpps") as built:
         lifecycle.up(tmp_path)
-        try:
-            yield built
-        finally:
-            lifecycle.down(tmp_path)
+        yield built
 
 
 @pytest.fixture

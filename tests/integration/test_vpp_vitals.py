@@ -17,6 +17,7 @@ from ipsec_gw.ownership.sentry import Sentry
 from tests.contract.values import inbound_packet, make_site, oracle, outbound_packet
 from tests.contract.world import World
 from tests.integration.conftest import until
+from tests.integration.vpp_world import docked_world
 from vpp_conf import lifecycle
 from vpp_conf.api import VppApi
 from vpp_conf.paths import VppPaths
@@ -27,19 +28,13 @@ from vpp_conf.traffic import TrafficReader
 from vpp_conf.vitals import VppVitals
 
 pytestmark = [pytest.mark.root, pytest.mark.vpp, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
-BPFFS = Path("/sys/fs/bpf")
 
 
 @pytest.fixture
 def world(tmp_path: Path, vpp: None) -> Iterator[World]:
-    if not BPFFS.is_mount():
-        pytest.skip("no bpffs - mount -t bpf bpf /sys/fs/bpf")
-    with World(tmp_path, "vppv", BPFFS / f"ipsec-gw-vitals-{os.getpid()}") as built:
+    with docked_world(tmp_path, "vppv") as built:
         lifecycle.up(tmp_path)
-        try:
-            yield built
-        finally:
-            lifecycle.down(tmp_path)
+        yield built
 
 
 def process_of(world: World) -> ProcessId:
