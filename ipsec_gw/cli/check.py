@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ipsec_gw import terminal
 from ipsec_gw.cli.main import Options, run_async
 from ipsec_gw.config.load import DEFAULT_PATH
 from ipsec_gw.config.model import EngineChoice
@@ -111,9 +112,7 @@ def _print_errors(invalid: InvalidConfig, as_json: bool) -> None:
 
 
 def _print_firewall(firewall: dict[str, Any]) -> None:
-    from rich.console import Console  # noqa: PLC0415 - scripts that ask for JSON do not wait for rich
-
-    console = Console()
+    console = terminal.console()
     zones = [(zone["name"], zone["interfaces"], zone["hostInbound"], zone["options"]) for zone in firewall["zones"]]
     _table(console, "Zones", ("zone", "interfaces", "to this machine", "options"), zones)
     policies = [

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ipsec_gw import terminal
 from ipsec_gw.cli.main import Options
 from ipsec_gw.observe import control
 from ipsec_gw.observe.sessions import CLEAR, DEFAULT_LIMIT, ENGINES, EndView, Query
@@ -83,9 +84,7 @@ def clear_sessions(options: Options, /, everything: bool, as_json: bool, **which
 
 
 def _print(answer: dict[str, Any]) -> None:
-    from rich.console import Console  # noqa: PLC0415 - scripts that ask for JSON do not wait for rich
-
-    console = Console()
+    console = terminal.console()
     states = ", ".join(f"{number:,} {state}" for state, number in answer["byState"].items())
     zones = ", ".join(f"{number:,} from {zone}" for zone, number in answer["byZone"].items())
     console.print(f"{answer['total']:,} of {answer['maximum']:,} sessions ({answer['utilisation']} %)", highlight=False)

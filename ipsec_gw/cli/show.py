@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ipsec_gw import terminal
 from ipsec_gw.cli.main import Options
 from ipsec_gw.cli.sessions import sessions
 from ipsec_gw.observe import control
@@ -35,11 +36,10 @@ def sas(options: Options, as_json: bool) -> None:
     if as_json:
         _print_json(answer)
         return
-    from rich.console import Console  # noqa: PLC0415 - scripts that ask for JSON do not wait for rich
     from rich.filesize import decimal  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
-    console = Console()
+    console = terminal.console()
     if not answer["sas"]:
         console.print("no ESP SAs in the kernel")
         return
@@ -72,7 +72,6 @@ def firewall(options: Options, as_json: bool) -> None:
     if as_json:
         _print_json(answer)
         return
-    from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
     table = Table(box=None, header_style="bold")
@@ -82,7 +81,7 @@ def firewall(options: Options, as_json: bool) -> None:
         table.add_column(column, justify="right")
     for rule in answer["rules"]:
         table.add_row(rule["kind"], rule["name"], f"{rule['packets']:,}", f"{rule['octets']:,}")
-    console = Console()
+    console = terminal.console()
     console.print(table if answer["rules"] else "no rules")
     for name in answer["missing"]:
         console.print(f"[yellow]{name}[/]: this interface does not exist", highlight=False)
@@ -100,10 +99,9 @@ def status(options: Options, as_json: bool) -> None:
     if as_json:
         _print_json(answer)
         return
-    from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
-    console = Console()
+    console = terminal.console()
     engine = answer["engine"]
     facts = Table.grid(padding=(0, 2))
     facts.add_row("ipsec-gw", answer["version"])
@@ -136,7 +134,6 @@ def history(options: Options, as_json: bool) -> None:
     if as_json:
         _print_json(answer)
         return
-    from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
     table = Table("pass", "operation", "outcome", "detail")
@@ -146,7 +143,7 @@ def history(options: Options, as_json: bool) -> None:
         if record["trouble"]:
             times = f"{record['times']} times" if record["times"] > 1 else ""
             table.add_row(str(number), times, "trouble", record["trouble"])
-    Console().print(table)
+    terminal.console().print(table)
 
 
 def _counters(console: Console, title: str, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:

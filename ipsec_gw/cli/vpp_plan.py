@@ -9,13 +9,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ipsec_gw import terminal
+
 MEGABYTE = 1 << 20
 COLOURS = {"error": "red", "warning": "yellow", "note": "dim"}
 
 
 def print_plan(machine: dict[str, Any], plan: dict[str, Any]) -> None:
     """The machine in one line, then values with reasons, findings with their way out, settings with their command."""
-    console = Console()
+    console = terminal.console()
     console.print(escape(_machine_line(machine)), highlight=False)
     values = [(one["name"], one["value"], one["reason"]) for one in plan["values"]]
     _table(console, "startup.conf", ("name", "value", "reason"), values)
@@ -38,7 +40,7 @@ def print_refusal(findings: Sequence[dict[str, str]]) -> None:
 
 def print_checks(checks: Sequence[dict[str, Any]]) -> None:
     """A running VPP beside its plan; ways out only for what does not hold."""
-    console = Console()
+    console = terminal.console()
     rows = [(one["name"], one["planned"], one["actual"]) for one in checks]
     _table(console, "as planned, and as it is", ("name", "planned", "actual"), rows)
     for one in checks:

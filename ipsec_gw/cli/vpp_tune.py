@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ipsec_gw import terminal
 from ipsec_gw.cli.main import Options
 from vpp_conf import lifecycle
 from vpp_conf.tuning.ciphers import CIPHERS
@@ -72,7 +73,7 @@ def tune(options: Options, algorithms: tuple[str, ...], rounds: int, packets: in
     if as_json:
         click.echo(json.dumps(answer, indent=2))
         return
-    print_tuning(Console(), answer)
+    print_tuning(terminal.console(), answer)
 
 
 def print_tuning(console: Console, answer: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from ipsec_gw import terminal
 from ipsec_gw.errors import EnvironmentMissing
 from ipsec_gw.lab.context import Options
 from ipsec_gw.lab.kernel import Environment, choose_environment, need_root
@@ -163,9 +164,7 @@ def _show(report: Report, as_json: bool) -> None:
     if as_json:
         click.echo(to_json(report))
         return
-    from rich.console import Console  # noqa: PLC0415 - only people pay for it
-
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = terminal.console()
     console.print(table(report))
     for note in report.notes:
         console.print(f"- {note}", markup=False, highlight=False)
