@@ -82,6 +82,7 @@ class Box:
     def gw(self, *words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             ["nsenter", f"--net=/run/netns/{self.name}", sys.executable, *self.words(*words)],
+            env=dict(os.environ),  # without it the COLUMNS that readline puts behind Python's back would come along
             capture_output=True,
             text=True,
             check=False,
