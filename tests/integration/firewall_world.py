@@ -100,7 +100,12 @@ class FirewallBox(Box):
         self.on(other, "ip", "link", "set", end, "up")
 
     def addresses(self, host: str, device: str, *texts: str) -> None:
-        """Addresses on a device; IPv6 at once, without duplicate address detection."""
+        """Addresses on a device; IPv6 at once, without duplicate address detection.
+
+        A packet waits for its neighbour as long as the tests do, not for 3 s of a machine that may stand still.
+        """
+        tries = [f"net.{family}.neigh.{device}.mcast_solicit={PATIENCE:.0f}" for family in ("ipv4", "ipv6")]
+        self.on(host, "sysctl", "-qw", *tries)
         for text in texts:
             words = (f"{text}/64", "nodad") if ":" in text else (f"{text}/24",)
             self.on(host, "ip", "addr", "add", words[0], "dev", device, *words[1:])
