@@ -76,7 +76,7 @@ class Daemon:
     """One run of the daemon: its tasks, and its answers to `show` and `off`.
 
     ``better`` tells that another engine has become available, so that the gateway should be built anew; ``read``
-    reads the configuration file again. ``hang_seconds`` is how long the engine may show no sign of life, 0 for ever.
+    reads the configuration file again. ``hang_seconds`` is how long a hang of the engine may keep traffic, 0 for ever.
     ``run_dir`` is where the operator's hand is written down. ``demand`` is for an engine that runs only while it is
     needed: when, and how it is started.
     """

@@ -50,7 +50,7 @@ class GatewayConfig(_Converted):
     percent of the peers that are accelerated.
 
     ``vpp_idle_seconds`` is how long a VPP that runs while it is needed may have nothing to carry before it is stopped.
-    ``hang_seconds`` is how long VPP may show no sign of life before it is ended and the kernel takes over; 0 for ever.
+    ``hang_seconds`` after the last sign of life of VPP it has been ended and the kernel carries its tunnels; 0: never.
     ``hold_seconds`` is how long packets of a new SA may wait until it is decided who carries it.
     """
 

@@ -18,6 +18,10 @@ from ipsec_gw.ownership.watchdog import Watchdog
 LOOKS_PER_BOUND = 10
 """A hang is noticed a tenth of the bound late at most."""
 
+SILENT_SHARE = 0.6
+"""Of the bound, this is silence. The rest is for the look that comes late and for the kernel of the machine to take a
+killed process apart: 10 to 100 ms for the memory that a VPP has."""
+
 LOOK_SECONDS = 60.0
 """Between two looks at what the engine shows of itself: the last one is evidence if it dies."""
 
@@ -43,9 +47,10 @@ class Sentry:
     """Watches whatever process the link has open. ``lost`` is called when the link has lost its engine, ``tell`` with
     what no caller hears of.
 
-    ``bound`` is in seconds: how long an engine may show no sign of life; 0 leaves hangs alone. A hung engine is first
-    cut off by one write, then killed: it may wake up at any time, and its packets cannot be filtered. The kernel takes
-    the numbers over when its sockets are gone, which is after its last thread.
+    ``bound`` is in seconds: that long after its last sign of life, the tunnels of a hung engine are the kernel's; 0
+    leaves hangs alone. A hung engine is first cut off by one write, then killed: it may wake up at any time, and its
+    packets cannot be filtered. The kernel takes the numbers over when its sockets are gone, which is after its last
+    thread.
     """
 
     def __init__(
@@ -97,7 +102,7 @@ class Sentry:
         ended = asyncio.Event()
         vitals.on_end(ended.set)
         interval = (self._bound or END_SECONDS) / LOOKS_PER_BOUND
-        dog = Watchdog(self._bound, interval, self._clock())
+        dog = Watchdog(SILENT_SHARE * self._bound, interval, self._clock())
         async with _beside(self._look_closely(vitals)), _beside(self._ping(vitals, dog, interval)) as pinging:
             while self._link.up:
                 if await _within(ended, interval):

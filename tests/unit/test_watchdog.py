@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from ipsec_gw.errors import EngineError, EngineUnavailable, SteeringError
 from ipsec_gw.ownership.engine_link import EngineLink
-from ipsec_gw.ownership.sentry import Sentry
+from ipsec_gw.ownership.sentry import LOOKS_PER_BOUND, SILENT_SHARE, Sentry
 from ipsec_gw.ownership.watchdog import STUCK_PACKETS, Watchdog
 from tests.support.fakes import FakeEngine
 
@@ -47,6 +47,22 @@ def test_no_answer_within_the_bound_is_a_hang_and_not_before() -> None:
     looks.pass_(1.0)
     assert looks.pass_(BOUND, answers=False) == ""
     assert "its API did not answer for 550 ms" in looks.pass_(INTERVAL, answers=False)
+
+
+def test_whenever_it_stops_there_is_time_left_within_the_bound_to_end_it() -> None:
+    """As the sentry asks: pings and looks at a tenth of the bound each, at any distance from each other."""
+    interval = BOUND / LOOKS_PER_BOUND
+    for phase in range(20):
+        for stop in range(20):
+            dog = Watchdog(SILENT_SHARE * BOUND, interval, 0.0)
+            pings, stopped = phase * interval / 20, 1.0 + stop * interval / 20
+            for look in range(1, 100):
+                now = look * interval
+                answers = min(now, stopped) - (min(now, stopped) - pings) % interval
+                dog.answered(max(answers, 0.0))
+                if dog.look(now, 0, 0):
+                    break
+            assert SILENT_SHARE * BOUND - interval < now - stopped <= 0.75 * BOUND
 
 
 def test_packets_that_nobody_takes_are_a_hang_though_the_api_answers() -> None:
