@@ -29,6 +29,10 @@ MAP_ARRAY_OF_MAPS = 12
 MAP_XSKMAP = 17
 MAP_RINGBUF = 27
 
+PROG_SCHED_CLS = 3
+PROG_XDP = 6
+"""enum bpf_prog_type"""
+
 BPF_F_NO_PREALLOC = 1
 BPF_XDP = 37
 """enum bpf_attach_type"""
@@ -36,7 +40,10 @@ XDP_SKB_MODE = 1 << 1
 XDP_DRIVER_MODE = 1 << 2
 
 _NAME_BYTES = 16  # BPF_OBJ_NAME_LEN
+_INSTRUCTION_BYTES = 8
 _LOG_BYTES = 1 << 16
+_VERIFIER_LOG_BYTES = 1 << 24
+"""Kernels before 6.4 give nothing of a log that does not fit."""
 
 CValue = TypeVar("CValue", bound="ctypes.Structure | ctypes.Array[Any] | ctypes._SimpleCData[int]")
 
@@ -138,6 +145,16 @@ class _MapCreateOpts(ctypes.Structure):
 
 class _LinkCreateOpts(ctypes.Structure):
     _fields_ = (("sz", ctypes.c_size_t), ("flags", ctypes.c_uint32), ("_pad", ctypes.c_uint32))
+
+
+class _ProgLoadOpts(ctypes.Structure):
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("_before_the_log", ctypes.c_uint64 * 10),
+        ("log_level", ctypes.c_uint32),
+        ("log_size", ctypes.c_uint32),
+        ("log_buf", ctypes.c_char_p),
+    )
 
 
 def _load() -> ctypes.CDLL:
@@ -305,6 +322,24 @@ def map_info(fd: int) -> MapInfo:
 def prog_info(fd: int) -> ProgInfo:
     """What the kernel says about a program."""
     return _info(fd, ProgInfo())
+
+
+def prog_load(kind: int, name: str, instructions: bytes) -> int:
+    """A new program's file descriptor, of expected_attach_type 0. For a verifier refusal the text of OSError is the
+    name of the program and the end of the verifier's log.
+    """
+    count = ctypes.c_size_t(len(instructions) // _INSTRUCTION_BYTES)
+    arguments = (kind, name.encode(), b"GPL", instructions, count)
+    try:
+        return check(_lib.bpf_prog_load(*arguments, None))
+    except OSError as error:
+        buffer = ctypes.create_string_buffer(_VERIFIER_LOG_BYTES)
+        opts = _ProgLoadOpts(sz=ctypes.sizeof(_ProgLoadOpts), log_level=1, log_size=len(buffer))
+        opts.log_buf = ctypes.cast(buffer, ctypes.c_char_p)
+        with suppress(OSError):
+            return check(_lib.bpf_prog_load(*arguments, ctypes.byref(opts)))
+        said = buffer.value.decode(errors="replace").splitlines()
+        raise OSError(error.errno, "; ".join([f"{name}: {error.strerror}", *said[-3:]])) from error
 
 
 def verified_instructions(fd: int) -> int | None:

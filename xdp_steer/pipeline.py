@@ -1,7 +1,8 @@
 """The BCC programs (XDP pipeline with its stages, TC guard): compiled once, pinned, adopted from their pins afterwards.
 
-Pins below ``PINS/programs/DIGEST``: the digest covers the whole source with every shared number, so an unchanged
-product never compiles twice between two boots (a compile costs seconds), and a changed one always does.
+Pins below ``PINS/programs/DIGEST``: the digest covers the whole source with every shared number, so a changed product
+never runs on programs of another. What was compiled is kept in a file as well: a compile costs many seconds, and an
+unchanged product does it once for each version of the kernel headers and of BCC.
 """
 
 from __future__ import annotations
@@ -11,17 +12,17 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import structlog
 
-from ipsec_gw.errors import EnvironmentMissing, SteeringError
-from xdp_steer import filter_layout, flow_layout, layout, libbpf, reasons, screen_layout
+from ipsec_gw.errors import SteeringError
+from xdp_steer import compiler, filter_layout, flow_layout, layout, libbpf, reasons, screen_layout, store
+from xdp_steer.bytecode import Bytecode, MapShape
 from xdp_steer.flow_layout import EgressStage, Stage
-from xdp_steer.headers import Headers, find_headers
+from xdp_steer.headers import find_headers
 
 BPF_DIR = Path(__file__).parent / "bpf"
 _SOURCE = BPF_DIR / "pipeline.c"
@@ -49,8 +50,8 @@ _STAGES = (
 )
 _CLEAR = ("decrypted", "routed_in", "routed_out")
 """The fields of :class:`ClearPrograms`, and the names of their pins."""
-_USER_SPACE_ONLY = ("names", "events", "waiting", "copies")
-"""Maps that no program reads, and the ring buffers, which have neither keys nor values."""
+_ENTRIES = {"pipeline": "xdp_pipeline", "guard": "tc_guard"}
+"""Functions that are always there, by the names of their pins."""
 _PRIVATE = ("metas", "stages", "egress_stages")
 """Maps of one version of the programs. Their pins keep the program array filled: the kernel empties one that user space
 has let go of."""
@@ -71,14 +72,14 @@ class ClearPrograms:
 
 @dataclass(frozen=True, slots=True)
 class Programs:
-    """Descriptors of the programs; ``clear`` is None without the firewall. ``compiled`` is False when they came from
+    """Descriptors of the programs; ``clear`` is None without the firewall. ``fresh`` is False when they came from
     their pins.
     """
 
     pipeline: int
     guard: int
     clear: ClearPrograms | None
-    compiled: bool
+    fresh: bool
 
     def close(self) -> None:
         """Close all. What is attached or pinned stays."""
@@ -125,10 +126,25 @@ def load(pins: Path, maps: Mapping[str, int]) -> Programs:
     directory = pins / "programs" / digest(text)
     programs = _adopt(directory, maps, firewall=firewall)
     if programs is None:
-        programs = _compile(text, pins / "maps", directory, firewall=firewall)
-        log.info("pipeline compiled", digest=directory.name)
+        bytecode, compiled = _bytecode(text, pins / "maps", firewall=firewall)
+        programs = _load(bytecode, maps, directory, firewall=firewall)
+        log.info("pipeline loaded", digest=directory.name, compiled=compiled)
     _sweep(directory)
     return programs
+
+
+def _bytecode(text: str, map_pins: Path, *, firewall: bool) -> tuple[Bytecode, bool]:
+    """Of this source, and whether it had to be compiled for that."""
+    headers = find_headers(os.environ.get("BCC_KERNEL_SOURCE"))
+    kept = store.Store(store.DIRECTORY, text, headers.release, compiler.version())
+    bytecode = kept.get()
+    if bytecode is not None:
+        return bytecode, False
+    specs = layout.MAPS + (filter_layout.FIREWALL_MAPS if firewall else ())
+    private = _PRIVATE if firewall else ()
+    bytecode = compiler.compile_programs(text, _kinds(firewall=firewall), private, specs, headers, map_pins)
+    kept.put(bytecode)
+    return bytecode, True
 
 
 def _adopt(directory: Path, maps: Mapping[str, int], *, firewall: bool) -> Programs | None:
@@ -141,7 +157,7 @@ def _adopt(directory: Path, maps: Mapping[str, int], *, firewall: bool) -> Progr
             os.close(fd)
         return None
     clear = ClearPrograms(**{name: fds[name] for name in _CLEAR}) if firewall else None
-    programs = Programs(fds["pipeline"], fds["guard"], clear, compiled=False)
+    programs = Programs(fds["pipeline"], fds["guard"], clear, fresh=False)
     ours = {libbpf.map_info(fd).id for fd in maps.values()} | _private_maps(directory)
     if all(libbpf.program_maps(fd) <= ours for fd in fds.values()):
         return programs
@@ -161,84 +177,65 @@ def _private_maps(directory: Path) -> frozenset[int]:
     return frozenset(found)
 
 
-def _compile(text: str, map_pins: Path, directory: Path, *, firewall: bool) -> Programs:
-    try:
-        from bcc import BPF  # noqa: PLC0415 - loads LLVM, which an adopted pipeline never needs
-    except ImportError as error:
-        raise EnvironmentMissing(
-            "BCC is not installed - install python3-bpfcc (PyPI's bcc is another thing)"
-        ) from error
-    headers = find_headers(os.environ.get("BCC_KERNEL_SOURCE"))
-    cflags = [f'-DPIN_ROOT="{map_pins}"', "-Wno-macro-redefined", *headers.cflags]
-    try:
-        with _kernel_source(headers):
-            bpf = BPF(text=text.encode(), cflags=cflags)
+def _load(bytecode: Bytecode, maps: Mapping[str, int], directory: Path, *, firewall: bool) -> Programs:
+    """Load the programs into the kernel, stages before what leads to them, and pin them."""
+    with ExitStack() as stack:
         try:
-            check_tables(bpf, layout.MAPS + (filter_layout.FIREWALL_MAPS if firewall else ()))
+            private = {one.name: _own(stack, _make_map(one)) for one in bytecode.maps}
+            everything = private | dict(maps)
             if firewall:
-                _load_stages(bpf)
-            pipeline = os.dup(bpf.load_func(b"xdp_pipeline", BPF.XDP).fd)
-            guard = os.dup(bpf.load_func(b"tc_guard", BPF.SCHED_CLS).fd)
-            clear = _load_clear(bpf) if firewall else None
-            programs = Programs(pipeline, guard, clear, compiled=True)
-            _pin(directory, programs, {name: bpf[name.encode()].map_fd for name in _PRIVATE if firewall})
-            return programs
-        finally:
-            bpf.cleanup()  # LLVM's memory, and BCC's own descriptors
-    except SteeringError:
-        raise
-    except Exception as error:  # BCC raises nothing more precise
-        raise SteeringError(f"the XDP pipeline does not compile or load ({error}) - see the log above") from error
+                _fill(bytecode, everything)
+            fds = {pin: _own(stack, _load_function(bytecode, name, everything)) for pin, name in _ENTRIES.items()}
+            if firewall:
+                fds |= {pin: _own(stack, _load_function(bytecode, f"tc_{pin}", everything)) for pin in _CLEAR}
+        except OSError as error:
+            raise SteeringError(f"the kernel refuses the XDP pipeline: {error.strerror}") from error
+        clear = ClearPrograms(**{name: fds[name] for name in _CLEAR}) if firewall else None
+        programs = Programs(fds["pipeline"], fds["guard"], clear, fresh=True)
+        _pin(directory, programs, private)
+        stack.pop_all()
+        for fd in private.values():
+            os.close(fd)  # the pins hold them
+        return programs
 
 
-@contextmanager
-def _kernel_source(headers: Headers) -> Iterator[None]:
-    """BCC reads its kernel source from the environment, and from nowhere else."""
-    before = os.environ.get("BCC_KERNEL_SOURCE")
-    if headers.source is not None:
-        os.environ["BCC_KERNEL_SOURCE"] = str(headers.source)
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop("BCC_KERNEL_SOURCE", None)
-        else:
-            os.environ["BCC_KERNEL_SOURCE"] = before
+def _own(stack: ExitStack, fd: int) -> int:
+    stack.callback(os.close, fd)
+    return fd
 
 
-def _load_stages(bpf: Any) -> None:
-    """Fill the program arrays before anything leads to them."""
-    for stage in _STAGES:
-        function = bpf.load_func(f"stage_{stage.name.lower()}".encode(), bpf.XDP)
-        bpf[b"stages"][ctypes.c_int(stage)] = ctypes.c_int(function.fd)
-    for egress in EgressStage:
-        function = bpf.load_func(f"stage_egress_{egress.name.lower()}".encode(), bpf.SCHED_CLS)
-        bpf[b"egress_stages"][ctypes.c_int(egress)] = ctypes.c_int(function.fd)
+def _make_map(one: MapShape) -> int:
+    return libbpf.map_create(one.kind, one.name, one.key_size, one.value_size, one.max_entries, flags=one.flags)
 
 
-def _load_clear(bpf: Any) -> ClearPrograms:
-    fds = {name: os.dup(bpf.load_func(f"tc_{name}".encode(), bpf.SCHED_CLS).fd) for name in _CLEAR}
-    return ClearPrograms(**fds)
+def _fill(bytecode: Bytecode, maps: Mapping[str, int]) -> None:
+    """The program arrays. They hold what is in them."""
+    for name, (array, index) in _stages().items():
+        fd = _load_function(bytecode, name, maps)
+        libbpf.map_update(maps[array], ctypes.c_uint32(index), ctypes.c_uint32(fd))
+        os.close(fd)
 
 
-def check_tables(bpf: Mapping[bytes, object], specs: tuple[layout.MapSpec, ...]) -> None:
-    """Hold the tables of a compiled program against what user space makes of them. Raises SteeringError."""
-    for spec in specs:
-        if spec.name in _USER_SPACE_ONLY:
-            continue
-        table = bpf[spec.name.encode()]
-        if spec.kind == libbpf.MAP_PROG_ARRAY:
-            continue  # four-byte indices and descriptors, by definition of the kind
-        layout.check_type(f"{spec.name} keys", table.Key, spec.key)  # type: ignore[attr-defined]
-        layout.check_type(f"{spec.name} values", _one_value(table.Leaf), spec.value)  # type: ignore[attr-defined]
+def _load_function(bytecode: Bytecode, name: str, maps: Mapping[str, int]) -> int:
+    function = bytecode.function(name)
+    return libbpf.prog_load(function.kind, name, function.instructions(maps))
 
 
-def _one_value(leaf: type[Any]) -> type[Any]:
-    """BCC's per-CPU tables have an array of values as leaf: one of them."""
-    if not issubclass(leaf, ctypes.Array):
-        return leaf
-    element: Any = leaf._type_
-    return cast("type[Any]", element)
+def _stages() -> dict[str, tuple[str, int]]:
+    """Names of the stages' functions, with the program array and the place in it."""
+    into = {f"stage_{stage.name.lower()}": ("stages", int(stage)) for stage in _STAGES}
+    out = {f"stage_egress_{stage.name.lower()}": ("egress_stages", int(stage)) for stage in EgressStage}
+    return into | out
+
+
+def _kinds(*, firewall: bool) -> dict[str, int]:
+    """All functions, with the kernel's kind of each."""
+    kinds = {"xdp_pipeline": libbpf.PROG_XDP, "tc_guard": libbpf.PROG_SCHED_CLS}
+    if firewall:
+        arrays = {"stages": libbpf.PROG_XDP, "egress_stages": libbpf.PROG_SCHED_CLS}
+        kinds |= {name: arrays[array] for name, (array, _) in _stages().items()}
+        kinds |= {f"tc_{name}": libbpf.PROG_SCHED_CLS for name in _CLEAR}
+    return kinds
 
 
 def _pin(directory: Path, programs: Programs, private: dict[str, int]) -> None:

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from xdp_steer import libbpf
+from xdp_steer.compiler import kernel_source
 from xdp_steer.events import Drained, Event, EventReader
 from xdp_steer.flow_layout import EventKind, EventLeaf
 from xdp_steer.headers import find_headers
-from xdp_steer.pipeline import _kernel_source
 from xdp_steer.prog_run import XdpAction, prog_run
 from xdp_steer.reasons import Reason
 from xdp_steer.sessions import Flow
@@ -84,7 +84,7 @@ def writer(bpffs: Path) -> Iterator[Writer]:
     headers = find_headers(os.environ.get("BCC_KERNEL_SOURCE"))
     text = SOURCE % {"words": ctypes.sizeof(EventLeaf) // 8, "pin": pin, "ring": RING_BYTES}
     try:
-        with _kernel_source(headers):
+        with kernel_source(headers):
             bpf = bcc.BPF(text=text.encode(), cflags=["-Wno-macro-redefined", *headers.cflags])
         yield Writer(ring, bpf.load_func(b"output", bcc.BPF.XDP).fd, bpf[b"lost"].map_fd)
         bpf.cleanup()

@@ -6,6 +6,7 @@ import asyncio
 import ctypes
 import os
 import socket
+import struct
 import subprocess
 import time
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from xdp_kit import DEADLINE, MARKER, Wire, await_frames, esp, ip
 
 from ipsec_gw.errors import EnvironmentMissing, SteeringError
 from ipsec_gw.model.ids import SaKey
-from xdp_steer import dock, guard, libbpf, pipeline
+from xdp_steer import compiler, dock, guard, libbpf, pipeline, store
 from xdp_steer.gateway import DockCount, GuardCount, Reason, Role, Steering
 from xdp_steer.layout import MAX_WAITING_FRAME, WAITING_RING_BYTES, WaitingLeaf
 from xdp_steer.waiting import WaitingReader
@@ -234,9 +235,9 @@ def test_opening_again_adopts_without_gap_and_without_compiling(
     assert len(await_frames(xsk, 1)) == 1
 
     def never(*_: object) -> None:
-        raise AssertionError("compiled again")
+        raise AssertionError("loaded again")
 
-    monkeypatch.setattr(pipeline, "_compile", never)
+    monkeypatch.setattr(pipeline, "_load", never)
     again = Steering.open(pins, hold_ms=0)
     again.dock(wire.near, Role.WAN)
     assert again.docked() == {wire.near}
@@ -248,6 +249,30 @@ def test_opening_again_adopts_without_gap_and_without_compiling(
     again.undock(wire.near)
     again.close()
     xsk.close()
+
+
+def test_what_was_compiled_once_is_loaded_without_the_compiler(
+    steering: Steering, bpffs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The very same programs, as the kernel sees them: their instructions with whatever maps they were given."""
+    tags = {name: bytes(libbpf.prog_info(fd).tag) for name, fd in steering._programs.named().items()}
+    pins = bpffs / f"ipsec-gw-kept-{os.getpid()}"
+    monkeypatch.setattr(store, "DIRECTORY", tmp_path)
+    for turn in ("compiled", "kept"):
+        opened = Steering.open(pins, hold_ms=0)
+        loaded = opened._programs
+        assert loaded.fresh
+        assert {name: bytes(libbpf.prog_info(fd).tag) for name, fd in loaded.named().items()} == tags, turn
+        assert len(list(tmp_path.iterdir())) == 1
+        opened.close()
+        Steering.remove_leftovers(pins)
+        monkeypatch.setattr(compiler, "compile_programs", None)
+
+
+def test_a_program_that_the_kernel_refuses_is_named_with_what_the_verifier_says() -> None:
+    leave_without_a_result = struct.pack("=BBhi", 0x95, 0, 0, 0)
+    with pytest.raises(OSError, match=r"stage_flow: .*R0 !read_ok"):
+        libbpf.prog_load(libbpf.PROG_XDP, "stage_flow", leave_without_a_result)
 
 
 def test_a_changed_pipeline_goes_live_on_the_docks_that_are_there(
@@ -396,11 +421,11 @@ def test_a_pinned_map_of_another_version_is_refused_and_kept(bpffs: Path) -> Non
 
 
 def test_programs_that_outlived_their_maps_are_not_adopted(steering: Steering, pins: Path) -> None:
-    assert not steering._programs.compiled
+    assert not steering._programs.fresh
     steering.close()
     (pins / "maps" / "verdicts").unlink()
     again = Steering.open(pins, hold_ms=0)
-    assert again._programs.compiled
+    assert again._programs.fresh
     again.close()
 
 

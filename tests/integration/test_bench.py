@@ -40,7 +40,7 @@ def test_steering_prints_json_alone() -> None:
     figures = json.loads(done.stdout)
     assert figures["ARP"]["ratio"] == 1
     assert all(len(row["ns"]) == len(figures["ARP"]["ns"]) and row["ratio"] > 0 for row in figures.values())
-    assert "pipeline compiled" in done.stderr
+    assert "pipeline loaded" in done.stderr
 
 
 @pytest.mark.vpp
