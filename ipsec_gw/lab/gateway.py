@@ -28,9 +28,11 @@ CARRY_SECONDS = 240.0
 """The first SA may need a rekey before an engine can have it: its number may be used by then."""
 
 CONFIG = "ipsec-gw.toml"
-PLAIN = "[gateway]\nhang_seconds = 3.0\nhold_seconds = 15.0\n"
-"""Without a firewall. An emulated VPP on a loaded machine may be silent for longer than half a second, and well; and a
-decision may take the emulated daemon longer than two."""
+HANG_SECONDS = 3.0
+"""An emulated VPP on a loaded machine may be silent for longer than the default's share of half a second, and well."""
+
+PLAIN = f"[gateway]\nhang_seconds = {HANG_SECONDS}\nhold_seconds = 15.0\n"
+"""Without a firewall. A decision may take the emulated daemon longer than the two seconds that it has by default."""
 
 POLL_SECONDS = 0.5
 DAEMON_STOP_SECONDS = 30.0

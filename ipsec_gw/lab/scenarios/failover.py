@@ -168,7 +168,7 @@ async def death(
     name: str,
     kill: Callable[[GatewayUnderTest], Awaitable[None]],
     revive: Callable[[], Awaitable[None]],
-) -> None:
+) -> Death:
     """The engine goes, the kernel carries on, the engine comes back: what was lost, replayed and sent meanwhile."""
     lab = story.lab
     with lab.step(f"{name}: traffic before"):
@@ -214,6 +214,7 @@ async def death(
     missing = [flow.missing(*span) for flow, *span in zip(story.flows, settled, back, strict=True)]
     lab.check(f"{name}: no packet is lost on the way back", not any(missing), "0", [len(lost) for lost in missing])
     lab.check(f"{name}: back in {gateway.engine} with new keys", not spis(story) & old, "no old SPI", few(sorted(old)))
+    return cost
 
 
 def _all_new(story: Story, old: frozenset[int], carried: set[int]) -> bool:

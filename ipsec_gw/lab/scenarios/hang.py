@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ipsec_gw.errors import IpsecGwError
 from ipsec_gw.lab.context import Lab
-from ipsec_gw.lab.gateway import GatewayUnderTest
+from ipsec_gw.lab.gateway import HANG_SECONDS, GatewayUnderTest
 from ipsec_gw.lab.scenarios.failover import begin, death, finish, ike, same_ike, stop_vpp
 from ipsec_gw.lab.scenarios.tunnel import Story
 from ipsec_gw.lab.scenarios.verdicts import Evidence
@@ -25,5 +25,12 @@ async def stops(story: Story, gateway: GatewayUnderTest, evidence: Evidence, cou
     """So many times VPP hangs."""
     first = await ike(story)
     for number in range(1, count + 1):
-        await death(story, gateway, evidence, f"stop {number}", stop_vpp, gateway.vpp_up)
+        name = f"stop {number}"
+        cost = await death(story, gateway, evidence, name, stop_vpp, gateway.vpp_up)
+        story.lab.check(
+            f"{name}: the kernel carries on within the configured bound",
+            cost.dying + cost.silent <= HANG_SECONDS,
+            f"{HANG_SECONDS} s",
+            f"{cost.dying + cost.silent:.3f} s",
+        )
     await same_ike(story, first)
