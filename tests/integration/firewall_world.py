@@ -53,6 +53,9 @@ def address(host: str, family: int) -> str:
 class FirewallBox(Box):
     """The gateway and its neighbours. :meth:`raise_` builds the network, :meth:`lower` takes all of it away."""
 
+    queues = 1
+    """Of each end of every wire, both ways."""
+
     def raise_(self) -> None:
         for host in (GATEWAY, *ADDRESSES):
             subprocess.run(["ip", "netns", "add", self.namespace(host)], check=True)
@@ -94,8 +97,9 @@ class FirewallBox(Box):
 
     def wire(self, one: str, device: str, other: str, end: str, mtu: int = LAN_MTU) -> None:
         """A veth pair between two hosts, up."""
-        words = ("type", "veth", "peer", "name", end, "mtu", str(mtu), "netns", self.namespace(other))
-        self.on(one, "ip", "link", "add", device, "mtu", str(mtu), *words)
+        shape = ("mtu", str(mtu), "numtxqueues", str(self.queues), "numrxqueues", str(self.queues))
+        words = ("type", "veth", "peer", "name", end, *shape, "netns", self.namespace(other))
+        self.on(one, "ip", "link", "add", device, *shape, *words)
         self.on(one, "ip", "link", "set", device, "up")
         self.on(other, "ip", "link", "set", end, "up")
 
