@@ -43,6 +43,9 @@ FOREMOST = -20
 
 TEMPLATES, SEED = 16 * BATCH, 20_260
 BLOCK = 1 << 16
+IN_FLIGHT = 1 << 17
+"""Bytes of the stream: less than the 256 frames of a wire's ring, so that nothing is lost but to the flood."""
+
 _OF_STREAM = (Reason.FORWARDED, Reason.TO_KERNEL, Reason.EGRESS_SESSION)
 _TCP_INFO = struct.Struct("=100xI24xQ")
 """``struct tcp_info`` of ``linux/tcp.h``: ``tcpi_total_retrans`` and ``tcpi_bytes_received``."""
@@ -164,6 +167,7 @@ def _drain(connection: socket.socket, cpu: int) -> None:
 def _stream(box: FirewallBox, cpu: int) -> Iterator[tuple[socket.socket, socket.socket]]:
     """An established connection from LAN to WAN, never idle, both of its ends on a processor."""
     with closing(box.listen(SERVER, STREAM)) as listener, closing(box.tcp(CLIENT)) as sender:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, IN_FLIGHT)
         sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")  # always there, and without a pace
         sender.connect((address(SERVER, socket.AF_INET), STREAM))
         with closing(listener.accept()[0]) as receiver:
