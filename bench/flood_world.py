@@ -13,6 +13,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import re
 import socket
 import struct
 import tempfile
@@ -29,7 +30,7 @@ from ipsec_gw.lab.flood import BATCH, Flooded, Sender
 from ipsec_gw.lab.junk import IPV4_TYPE, SOURCES, SYN
 from ipsec_gw.lab.netns import mac_address, wire_checksums
 from ipsec_gw.lab.packets import tcp4
-from tests.integration.firewall_world import CLIENT, DMZ, LAN_MTU, SERVER, WAN, FirewallBox, address
+from tests.integration.firewall_world import CLIENT, DMZ, GATEWAY, LAN_MTU, SERVER, WAN, FirewallBox, address
 from xdp_steer.reasons import Reason
 
 STREAM, ASKED = 7000, 80
@@ -75,8 +76,9 @@ def cpu_mask(cpu: int) -> str:
 class World:
     """What a benchmark does with it. Made by :func:`world`."""
 
-    def __init__(self, box: FirewallBox, sender: socket.socket, receiver: socket.socket) -> None:
-        self._box, self._sender, self._receiver = box, sender, receiver
+    def __init__(self, box: FirewallBox, cpu: int, sender: socket.socket, receiver: socket.socket) -> None:
+        """``cpu`` is the stream's."""
+        self._box, self._cpu, self._sender, self._receiver = box, cpu, sender, receiver
         frames = _syns(mac_address(box.name, "wan0"), mac_address(box.namespace(SERVER), "s0"))
         self._flood = Sender(box.namespace(SERVER), "s0", frames)
         self._nowhere = Sender(box.namespace(SERVER), "n0", frames)
@@ -97,8 +99,12 @@ class World:
         return self._window(seconds, self._nowhere)
 
     def flooded(self, seconds: float) -> Window:
-        """The generator sends to the firewall as fast as it can."""
-        return self._window(seconds, self._flood)
+        """The generator sends to the firewall as fast as it can. Raises BenchError if it was judged with the stream."""
+        before = self._judged_beside_stream()
+        window = self._window(seconds, self._flood)
+        if (strays := self._judged_beside_stream() - before) > window.sent / 100:
+            raise BenchError(f"{strays} packets of the flood were judged on the stream's processor")
+        return window
 
     def _window(self, seconds: float, sender: Sender | None) -> Window:
         before, (again, received), began = self._verdicts(), self._counts(), time.monotonic()
@@ -109,6 +115,14 @@ class World:
         if not 0 < received_after - received <= judged * LAN_MTU:
             raise BenchError("the stream stood still, or did not take the way through the firewall")
         return Window(took, received_after - received, again_after - again, flooded.sent, counted)
+
+    def _judged_beside_stream(self) -> int:
+        """Frames of the WAN that XDP dropped or answered on the stream's processor, since the beginning."""
+        said = self._box.on(GATEWAY, "ethtool", "-S", "wan0")
+        found = re.findall(rf"rx_queue_{self._cpu}_xdp_(?:drops|tx): (\d+)", said)
+        if len(found) != 2:
+            raise BenchError("this kernel does not count what the queues of a veth do")
+        return sum(map(int, found))
 
     def _verdicts(self) -> Counter[str]:
         return Counter(self._box.ask("status")["verdicts"])
@@ -220,6 +234,6 @@ def world() -> Iterator[World]:
         _arrange(box, (generator, other))
         box.write(CONFIGURATION % "true")
         box.run()
-        made = World(box, *stack.enter_context(_stream(box, other)))
+        made = World(box, other, *stack.enter_context(_stream(box, other)))
         stack.callback(made.close)
         yield made
