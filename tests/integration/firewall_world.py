@@ -42,6 +42,9 @@ LAN, WAN, INSIDE = ("10.1.0.1", "2001:db8:1::1"), ("192.0.2.1", "2001:db8:2::1")
 PATIENCE = 20.0
 """Seconds after which a socket gives up waiting for what has to come."""
 
+PASS_ALL = '__attribute__((section("xdp"), used)) int pass_all(void *ctx) { return 2; }\n'
+"""A veth takes XDP frames (answers, redirected packets) only with a program of its own."""
+
 _LINKS = (("lan0", CLIENT, "c0"), ("wan0", SERVER, "s0"), ("dmz0", DMZ, "d0"))
 
 
@@ -61,7 +64,7 @@ class FirewallBox(Box):
             subprocess.run(["ip", "netns", "add", self.namespace(host)], check=True)
             self.on(host, "sysctl", "-qw", "net.ipv6.conf.all.accept_dad=0", "net.ipv6.conf.default.accept_dad=0")
             self.on(host, "ip", "link", "set", "lo", "up")
-        program = self._pass_all()
+        program = self.compile("pass", PASS_ALL)
         for near, host, end in _LINKS:
             self.wire(GATEWAY, near, host, end)
             self.on(host, "ip", "link", "set", end, "xdpdrv", "obj", str(program), "sec", "xdp")
@@ -83,10 +86,10 @@ class FirewallBox(Box):
         self.route(GATEWAY, "default", ADDRESSES[SERVER][1])
         self.route(SERVER, "2001:db8::/32", WAN[1])
 
-    def _pass_all(self) -> Path:
-        """A veth takes XDP frames (answers, redirected packets) only with a program of its own."""
-        source = self.tmp / "pass.c"
-        source.write_text('__attribute__((section("xdp"), used)) int pass_all(void *ctx) { return 2; }\n')
+    def compile(self, name: str, text: str) -> Path:
+        """An XDP program in the section ``xdp``, as a file."""
+        source = self.tmp / f"{name}.c"
+        source.write_text(text)
         program = source.with_suffix(".o")
         subprocess.run(["clang", "-O2", "-target", "bpf", "-c", source, "-o", program], check=True)
         return program
