@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import resource
@@ -11,6 +12,7 @@ import struct
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import NoReturn
 
 from ipsec_gw.errors import EngineError, EngineUnavailable, EnvironmentMissing
 from vpp_conf import evidence
+from vpp_conf.api import VppApi
 from vpp_conf.locate import VppInstallation, locate_vpp
 from vpp_conf.paths import VppPaths
 from vpp_conf.permissions import close_folder, open_sockets, refuse_taken
@@ -194,11 +197,12 @@ def wait(run_dir: Path, pid: int, deadline: float = START_SECONDS) -> VppStatus:
     process = identify(pid)
     if process is None:
         raise EngineUnavailable(f"process {pid} has ended{_log_tail(paths)}")
-    _await_start(paths, process, deadline)
+    installation = locate_vpp()
+    _await_start(paths, installation, process, deadline)
     planned = _planned(paths)  # only now: it is written by the process that is waited for
     if planned is not None:
         open_sockets(paths, planned.sockets)
-    return VppStatus(True, True, pid, locate_vpp().version, run_dir)
+    return VppStatus(True, True, pid, installation.version, run_dir)
 
 
 def require_root() -> None:
@@ -265,7 +269,7 @@ def _begin(start: _Start, run_dir: Path, deadline: float) -> VppStatus:
     began = time.monotonic()
     process = _spawn(start)
     try:
-        _await_start(start.paths, process, deadline)
+        _await_start(start.paths, start.installation, process, deadline)
         open_sockets(start.paths, start.plan.sockets)
     except EngineError:
         process.stop(TERM_SECONDS, KILL_SECONDS)
@@ -352,12 +356,25 @@ def _run_detached(command: list[str], log: Path) -> int:
     return int(shell.stdout)
 
 
-def _await_start(paths: VppPaths, process: ProcessId, seconds: float) -> None:
+def _await_start(paths: VppPaths, installation: VppInstallation, process: ProcessId, seconds: float) -> None:
     try:
         _await_api(paths, process, seconds)
     except EngineUnavailable as error:
         planned = None if process.is_alive() else _planned(paths)
         raise EngineUnavailable(f"{error}{missing_hugepages(planned) if planned else ''}") from None
+    if paths.commands.exists() and paths.commands.stat().st_size:
+        with ThreadPoolExecutor(1) as thread:  # the caller may have a loop of its own
+            thread.submit(asyncio.run, _command(paths, installation)).result()
+
+
+async def _command(paths: VppPaths, installation: VppInstallation) -> None:
+    """VPP sleeps for two seconds before it runs its commands: they are run now, so that it starts as it was planned."""
+    api = VppApi(paths.api_socket, installation.api_dir)
+    await api.connect()
+    try:
+        await api.cli(f"exec {paths.commands}")
+    finally:
+        await api.close()
 
 
 def _planned(paths: VppPaths) -> Expectation | None:

@@ -52,9 +52,8 @@ def compile_programs(
         raise SteeringError(f"the XDP pipeline does not compile ({error}) - see the log above") from error
     try:
         check_tables(bpf, specs)
-        lib.bpf_table_name.restype = ctypes.c_char_p  # the binding forgets it
-        tables = range(lib.bpf_num_tables(bpf.module))
-        names = {lib.bpf_table_fd_id(bpf.module, n): lib.bpf_table_name(bpf.module, n).decode() for n in tables}
+        tables = (*(spec.name for spec in specs), *private)
+        names = {lib.bpf_table_fd(bpf.module, name.encode()): name for name in tables}
         functions = (taken_apart(name, kind, bpf.dump_func(name.encode()), names) for name, kind in kinds.items())
         return Bytecode(tuple(functions), tuple(shape(name, bpf[name.encode()].map_fd) for name in private))
     finally:

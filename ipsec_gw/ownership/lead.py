@@ -72,6 +72,8 @@ class LeadDriver:
         self._index = kernel_index
         self._engine_name = engine_name
         self._engine_mac = engine_mac
+        self._need_unbound: dict[ExemptKey, bool] = {}
+        """Which exemptions need their rule for unbound packets: several may have the same one."""
 
     async def prepare(self) -> None:
         """Make the neighbour and the two fixed rules. Idempotent; leads that are in place stay."""
@@ -115,12 +117,14 @@ class LeadDriver:
                 found[lead.key] = lead if has_unbound or not _binds(lead) else replace(lead, mtu=0)
             else:
                 found[ExemptKey(rule.selector)] = Exempt(ExemptKey(rule.selector), has_unbound)
+        self._need_unbound = {one.key: one.unbound for one in found.values() if isinstance(one, Exempt)}
         await self._sweep(rules, routes.keys() - led)
         return found
 
     async def create(self, obj: ManagedObject) -> None:
         """Route first, rules last: a packet never meets a rule without its route."""
         if isinstance(obj, Exempt):
+            self._need_unbound[obj.key] = obj.unbound
             for rule in _exempting(obj):
                 await self._put_rule(rule, obj)
             return
@@ -136,6 +140,8 @@ class LeadDriver:
 
     async def delete(self, obj: ManagedObject) -> None:
         """Rules first; what leads to one destination share goes with the last of them that needs it."""
+        if isinstance(obj, Exempt):
+            self._need_unbound.pop(obj.key, None)
         rule = (_exempting(obj) if isinstance(obj, Exempt) else _leading(_lead(obj)))[0]
         await self._forgiving(self._route.rule("del", **_request(rule)))
         others = await self._others(obj)
@@ -174,8 +180,9 @@ class LeadDriver:
             if same and rule.leads and isinstance(obj, Lead):
                 found.append(replace(obj, key=rule.selector))
             elif same and not rule.leads and isinstance(obj, Exempt):
-                # Whether it needs the rule is not known any more: a rule too many exempts, which XFRM protects.
-                found.append(Exempt(ExemptKey(rule.selector), unbound=True))
+                # Of one that nobody told of it is not known: a rule too many exempts, which XFRM protects.
+                key = ExemptKey(rule.selector)
+                found.append(Exempt(key, unbound=self._need_unbound.get(key, True)))
         return found
 
     async def _settle_unbound(self, obj: ManagedObject, those: Sequence[ManagedObject]) -> None:

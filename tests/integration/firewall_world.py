@@ -59,6 +59,9 @@ class FirewallBox(Box):
     queues = 1
     """Of each end of every wire, both ways."""
 
+    neighbour_tries = int(PATIENCE)
+    """Seconds that a packet waits for its neighbour. The kernel's own 3 are few for a machine that may stand still."""
+
     def raise_(self) -> None:
         for host in (GATEWAY, *ADDRESSES):
             subprocess.run(["ip", "netns", "add", self.namespace(host)], check=True)
@@ -107,11 +110,8 @@ class FirewallBox(Box):
         self.on(other, "ip", "link", "set", end, "up")
 
     def addresses(self, host: str, device: str, *texts: str) -> None:
-        """Addresses on a device; IPv6 at once, without duplicate address detection.
-
-        A packet waits for its neighbour as long as the tests do, not for 3 s of a machine that may stand still.
-        """
-        tries = [f"net.{family}.neigh.{device}.mcast_solicit={PATIENCE:.0f}" for family in ("ipv4", "ipv6")]
+        """Addresses on a device; IPv6 at once, without duplicate address detection."""
+        tries = [f"net.{family}.neigh.{device}.mcast_solicit={self.neighbour_tries}" for family in ("ipv4", "ipv6")]
         self.on(host, "sysctl", "-qw", *tries)
         for text in texts:
             words = (f"{text}/64", "nodad") if ":" in text else (f"{text}/24",)
@@ -212,10 +212,10 @@ class FirewallBox(Box):
 
 
 @contextmanager
-def firewall_box() -> Iterator[FirewallBox]:
+def firewall_box(kind: type[FirewallBox] = FirewallBox) -> Iterator[FirewallBox]:
     """A network, and nothing of it afterwards."""
     tmp = Path(tempfile.mkdtemp(prefix="igwf-"))
-    box = FirewallBox(tmp)
+    box = kind(tmp)
     try:
         box.raise_()
         yield box

@@ -252,6 +252,21 @@ async def test_what_is_exempted_goes_the_way_of_xfrm() -> None:
         assert way("192.168.2.9", "ipproto", "tcp", "dport", "80")["dev"] == KERNEL_END
 
 
+async def test_the_rule_that_exemptions_share_goes_with_the_last_that_needs_it() -> None:
+    parts = [Selector(ip_network(source), SELECTOR.destination) for source in ("192.168.1.0/28", "192.168.1.16/28")]
+    first, second = (Exempt(ExemptKey(part), unbound=True) for part in parts)
+    async with AsyncIPRoute() as route:
+        made = await driver(route)
+        await made.create(LEAD)
+        await made.create(first)
+        await made.create(second)
+        await made.update(Exempt(first.key, unbound=False))
+        assert way("192.168.2.9")["dev"] == "wan0", "the second one needs it"
+        await made.delete(second)
+        assert await made.retrieve() == {SELECTOR: LEAD, first.key: Exempt(first.key, unbound=False)}
+        assert way("192.168.2.9")["dev"] == KERNEL_END
+
+
 async def test_a_second_life_adopts_and_removal_leaves_nothing() -> None:
     async with AsyncIPRoute() as route:
         await (await driver(route)).create(LEAD)

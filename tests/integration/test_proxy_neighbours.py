@@ -148,9 +148,15 @@ def remove(box: FirewallBox) -> None:
         asyncio.run(act())
 
 
+class Impatient(FirewallBox):
+    """Many a question here has no answer."""
+
+    neighbour_tries = 3
+
+
 @pytest.fixture(scope="module")
 def world() -> Iterator[FirewallBox]:
-    with firewall_box() as box:
+    with firewall_box(Impatient) as box:
         box.write(BASE)
         box.run()
         hold(box)

@@ -59,11 +59,14 @@ class Watched:
         await self.link.engine.close()
 
 
-@pytest.mark.parametrize(("number", "why"), [(signal.SIGKILL, "has ended"), (signal.SIGSTOP, "did not answer")])
+@pytest.mark.parametrize(
+    ("number", "why", "bound"),
+    [(signal.SIGKILL, "has ended", 15.0), (signal.SIGSTOP, "did not answer", 0.5)],  # a process may be long in dying
+)
 async def test_a_vpp_that_dies_or_hangs_is_lost_and_its_last_counters_are_kept(
-    world: World, number: signal.Signals, why: str
+    world: World, number: signal.Signals, why: str, bound: float
 ) -> None:
-    watched = Watched(world, 0.5)
+    watched = Watched(world, bound)
     await watched.link.open()
     site = await make_site(watched.link.engine)
     process = process_of(world)

@@ -47,7 +47,8 @@ def run(seed: int, tally: Counter[str] | None = None) -> int:
 
 @pytest.mark.timeout(900 + COUNT // 5)  # seconds, for a busy machine
 def test_every_disturbance_ends_in_the_state_computed_from_scratch() -> None:
-    first = int(os.environ.get("SEED") or SystemRandom().randrange(1 << 32))
+    others = SystemRandom().randrange(1 << 32) if os.environ.get("HYPOTHESIS_PROFILE") == "fuzz" else 1
+    first = int(os.environ.get("SEED") or others)
     print(f"\nseeds {first} to {first + COUNT - 1}")
     tally: Counter[str] = Counter()
     passes = Counter(run(seed, tally) for seed in range(first, first + COUNT))

@@ -71,9 +71,6 @@ async def run(lab: Lab) -> None:
     await _denied(story)
     await _beside_the_tunnel(story)
     await _forged(story)
-    story.wan.drain()
-    carried = count_by_sa(packet for capture in story.wan.captures for packet in esp_packets(capture.frames))
-    await counter_truth(lab, story.a, story.gateway, carried)
     judge_wan(story, [lab.topology.network(role, LAN) for role in (Role.GATEWAY_A, Role.GATEWAY_B)])
     with lab.step("ipsec-gw off"):
         await story.gateway.off()
@@ -243,7 +240,15 @@ async def _forged(story: Story) -> None:
             arrived = [packet for packet in _packets(story.client_end) if packet.payload.endswith(FORGED_PAYLOAD)]
             lab.check("no forged packet arrives", not arrived, NOTHING, f"{len(arrived)} packets")
             await _check_goes(lab, "the session they imitate goes on", there, story.client, here)
+        await check_counters(story)
         await _terminate(story, here)
+
+
+async def check_counters(story: Story) -> None:
+    """While the tunnel is up: what charon says of it is what the wire carried."""
+    story.wan.drain()
+    carried = count_by_sa(packet for capture in story.wan.captures for packet in esp_packets(capture.frames))
+    await counter_truth(story.lab, story.a, story.gateway, carried)
 
 
 async def _goes(one: socket.socket, to: Host, other: socket.socket) -> None:

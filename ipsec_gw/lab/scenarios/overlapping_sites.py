@@ -11,15 +11,13 @@ from ipaddress import IPv4Address, IPv4Network
 
 from ipsec_gw.lab.context import Lab
 from ipsec_gw.lab.scenarios.conversations import SIZES, TCP_BYTES, answers_ping, both, judged
-from ipsec_gw.lab.scenarios.firewall import Story, bring_up, judge_wan, set_up
+from ipsec_gw.lab.scenarios.firewall import Story, bring_up, check_counters, judge_wan, set_up
 from ipsec_gw.lab.scenarios.rules import KNOWN, OPEN, SHOWN, overlapping_rules
-from ipsec_gw.lab.scenarios.truth import counter_truth
 from ipsec_gw.lab.sites import site_of
 from ipsec_gw.lab.strongswan import Site
 from ipsec_gw.lab.talk import Attempt, Heard, tcp, udp
 from ipsec_gw.lab.topology import LAN, MTU, WAN, Role, Topology
 from ipsec_gw.lab.traffic import Host
-from ipsec_gw.lab.wire import count_by_sa, esp_packets
 
 LONG = (2000, 4000)
 """Payloads that the sender cuts into fragments."""
@@ -36,9 +34,7 @@ async def run(lab: Lab) -> None:
     with lab.step("beside the tunnel"):
         name = "beside the tunnel: client to WAN with source NAT"
         await both(lab, name, story.client, (story.provider, OPEN), (wan.address,), "gateway A")
-    story.wan.drain()
-    carried = count_by_sa(packet for capture in story.wan.captures for packet in esp_packets(capture.frames))
-    await counter_truth(lab, story.a, story.gateway, carried)
+    await check_counters(story)
     judge_wan(story, [lab.topology.network(Role.GATEWAY_A, LAN), SHOWN, KNOWN])
     with lab.step("ipsec-gw off"):
         await story.gateway.off()
