@@ -44,9 +44,10 @@ format: setup ## format the code
 	@.venv/bin/ruff format .
 	@.venv/bin/ruff check --fix -q .
 
-bench: setup ## measure the XDP path and VPP's crypto engines (medians and ratios of one run)
+bench: setup ## measure the XDP path, a flood and VPP's crypto engines (medians and ratios of one run)
 	@$(PYTHON) -m bench.steering
 	@$(PYTHON) -m bench.pipeline
+	@$(PYTHON) -m bench.flood
 	@if $(PYTHON) -c 'from vpp_conf.locate import locate_vpp; locate_vpp()' 2>/dev/null; then $(PYTHON) -m bench.tune; \
 		else echo "bench.tune is left out: no VPP is installed"; fi
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 import pytest
@@ -23,7 +24,8 @@ from scapy.layers.inet6 import (
 )
 from scapy.packet import Packet, Raw
 
-from ipsec_gw.model.firewall import Action, Nat64, Policy, Pool, Ruleset, SourceNat, Translation
+from ipsec_gw.firewall.collector import Collector
+from ipsec_gw.model.firewall import Action, Nat64, Policy, Pool, Ruleset, Sessions, SourceNat, Translation
 from xdp_steer import flow_layout as fl
 from xdp_steer.flow_layout import NameKind, SessionFlag
 from xdp_steer.prog_run import TcAction, XdpAction
@@ -265,11 +267,32 @@ def test_p2_partial_checksums_stay_partial(world: World, way: str) -> None:
     assert (result.action, result.reason) == (TcAction.UNSPEC, Reason.EGRESS_SESSION)
 
 
+@pytest.mark.parametrize("octets", [0, 1, 127, 128, 129, 1200])
+def test_p2_an_echo_is_summed_to_its_end(world: World, octets: int) -> None:
+    """The checksum of ICMPv6 is over addresses, that of ICMP is not."""
+    data = (bytes(range(256)) * 6)[:octets]
+    leaves(world, LAN, six() / ICMPv6EchoRequest(id=7700, data=data), WAN, four() / ICMP(id=7700) / Raw(data))
+    answer = four(SERVER, SENT_FROM) / ICMP(type=0, id=7700) / Raw(data)
+    leaves(world, WAN, answer, LAN, six(THERE, CLIENT, 62) / ICMPv6EchoReply(id=7700, data=data))
+
+
 def test_n2_every_packet_of_a_flow_passes(world: World) -> None:
     for _ in range(5):
         opened(world)
         assert world.send(WAN, four(SERVER, SENT_FROM) / BACK).reason is Reason.FORWARDED
     assert world.session().forward.packets == 5
+
+
+def test_n2_nothing_stays_of_a_session_that_has_ended(world: World) -> None:
+    """Neither of its entries, which are of different families."""
+    opened(world)
+    assert len(world.entries()) == 2
+    collector = Collector(world.table, Sessions(), lambda _: None)
+    collector.sweep(time.monotonic_ns())
+    assert len(world.entries()) == 2
+    world.age(3600)
+    collector.sweep(time.monotonic_ns())
+    assert world.entries() == {}
 
 
 # Fragments

@@ -1,12 +1,11 @@
 """Defects that another XDP firewall had (P: found and fixed there, N: found by reading), each one impossible here.
 
-Not here: SYN cookies (P14 in part), policers (N7), mirroring (N10), HA and GRE (N9).
-NPTv6 (N13) is in test_firewall_nptv6.py, NAT64 (P2, N2) in test_firewall_nat64.py. P18 to P23 are about attaching and
-compiling.
+The whole list, with the tests that are elsewhere and what cannot occur here, is in tests/unit/test_known_defects.py.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import time
 from dataclasses import replace
@@ -61,8 +60,9 @@ from ipsec_gw.model.firewall import (
     Zone,
 )
 from ipsec_gw.model.screens import Screens
+from xdp_steer import libbpf
 from xdp_steer.compile.ids import Ids, assign
-from xdp_steer.flow_layout import NameKind, Stage, State
+from xdp_steer.flow_layout import EgressStage, NameKind, Stage, State
 from xdp_steer.prog_run import TcAction, XdpAction
 from xdp_steer.reasons import Reason
 from xdp_steer.screen_layout import SESSION_COUNTS, Screen
@@ -431,6 +431,22 @@ def test_p18_interface_numbers_may_be_high(world: World, v: int) -> None:
         assert world.session().reverse.packets == 1
 
 
+def test_p20_no_program_is_near_what_the_verifier_looks_at(world: World) -> None:
+    """A million instructions over all paths; other kernels and compilers need more of them than this one."""
+    (directory,) = world.pins.glob("programs/*")
+    walked = {name: libbpf.verified_instructions(fd) for name, fd in world.steering._programs.named().items()}
+    for name, stages in (("stages", Stage), ("egress_stages", EgressStage)):
+        array = libbpf.open_pin(directory / name)
+        for stage in stages:
+            program = libbpf.prog_by_id(libbpf.map_lookup(array, ctypes.c_uint32(stage), ctypes.c_uint32()).value)
+            walked[stage.name] = libbpf.verified_instructions(program)
+            os.close(program)
+        os.close(array)
+    if None in walked.values():
+        pytest.skip("this kernel does not say what its verifier did")
+    assert {name: count for name, count in walked.items() if not 0 < count < 750_000} == {}
+
+
 @pytest.mark.parametrize(
     ("network", "inside", "mirrored"),
     [
@@ -553,6 +569,26 @@ def test_n8_what_leaves_is_not_counted_with_what_comes_in(world: World) -> None:
         return reasons
 
     assert world.in_one_window(work) == [Reason.FORWARDED, Reason.FORWARDED, Reason.SCREEN_UDP_FLOOD]
+
+
+@both
+def test_n9_what_is_always_let_in_leaves_its_zone_as_it_is(world: World, v: int) -> None:
+    """IKE is not added to the zone's services, so it takes away neither them, nor the screens, nor the zone."""
+    screens = Screens("these", land=True)
+    ssh = (Service(6, (22, 22)),)
+    lan = {"host_inbound": ssh, "screen": "these"}
+    world.apply(
+        Ruleset(zones=zones(lan=lan), screens=(screens,), policies=(Policy("all", Action.PERMIT, "lan", "wan"),))
+    )
+    own = LAN.own(v)
+    for packet, reason in (
+        (udp(LAN.host(v), own, 500), Reason.HOST_IKE),
+        (tcp(LAN.host(v), own, 22), Reason.HOST),
+        (tcp(LAN.host(v), own, 23), Reason.DEFAULT_DENY),
+        (tcp(LAN.host(v), LAN.host(v), 22), Reason.SCREEN_LAND),
+        (tcp(LAN.host(v), WAN.host(v)), Reason.FORWARDED),
+    ):
+        assert world.send(LAN, packet).reason is reason
 
 
 @both

@@ -312,6 +312,24 @@ def test_another_dock_object_replaces_the_program_and_keeps_the_sockets(
     xsk.close()
 
 
+def test_p18_an_interface_without_native_xdp_leaves_the_others_native(steering: Steering, wire: Wire) -> None:
+    """And a dock stays in its mode when it is adopted, as the firewall sees by what the kernel says of it."""
+    ip("link add slow9 type veth peer name deep9")
+    for name in ("slow9", "deep9"):
+        ip(f"link set {name} up")
+    ip("link set deep9 mtu 9000")  # more than fits into a page, so slow9 gets no native XDP
+    for name in ("slow9", wire.near, "slow9"):
+        steering.dock(name, Role.WAN)
+        assert steering.is_generic(ifindex(name)) is (name == "slow9")
+    assert libbpf.xdp_mode(ifindex(wire.near)) is libbpf.XdpMode.DRIVER
+    ip("link set deep9 mtu 1500")
+    steering.dock("slow9", Role.WAN)
+    assert libbpf.xdp_mode(ifindex("slow9")) is libbpf.XdpMode.GENERIC
+    steering.undock("slow9")
+    steering.dock("slow9", Role.WAN)
+    assert libbpf.xdp_mode(ifindex("slow9")) is libbpf.XdpMode.DRIVER
+
+
 def test_dock_and_pipeline_programs_share_an_array(steering: Steering, wire: Wire) -> None:
     """Both have expected_attach_type 0: kernel 6.18 refuses to mix types in one program array."""
     steering.dock(wire.near, Role.WAN)

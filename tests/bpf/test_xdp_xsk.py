@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
-from xdp_kit import Wire, await_frames
+from xdp_kit import MARKER, Wire, await_frames
 
 from ipsec_gw.errors import EnvironmentMissing, SteeringError
 from xdp_steer.gateway import Role, Steering
@@ -40,6 +40,19 @@ def test_a_full_ring_loses_what_does_not_fit_and_goes_on(steering: Steering, wir
     wire.inject(numbered(999))
     assert await_frames(xsk, 1) == [bytes(numbered(999))]
     xsk.close()
+
+
+def test_p22_what_finds_no_room_never_reaches_the_kernel(steering: Steering, wire: Wire) -> None:
+    """Which would answer it, with a RST for instance. Only without a socket packets are the kernel's."""
+    steering.dock(wire.near, Role.TO_ENGINE)
+    xsk = XskSocket(wire.near, frames=FRAMES)
+    xsk.enter(steering.xsks_map(wire.near))
+    for number in range(4 * FRAMES):
+        wire.inject(numbered(number))
+    assert len(await_frames(xsk, FRAMES // 2)) == FRAMES // 2
+    xsk.close()
+    wire.inject(MARKER)
+    assert wire.kernel_got(MARKER) == []
 
 
 def test_sends_in_order_while_the_rings_wrap(wire: Wire) -> None:

@@ -42,6 +42,9 @@ LAN, WAN, INSIDE = ("10.1.0.1", "2001:db8:1::1"), ("192.0.2.1", "2001:db8:2::1")
 PATIENCE = 20.0
 """Seconds after which a socket gives up waiting for what has to come."""
 
+PASS_ALL = '__attribute__((section("xdp"), used)) int pass_all(void *ctx) { return 2; }\n'
+"""A veth takes XDP frames (answers, redirected packets) only with a program of its own."""
+
 _LINKS = (("lan0", CLIENT, "c0"), ("wan0", SERVER, "s0"), ("dmz0", DMZ, "d0"))
 
 
@@ -53,6 +56,9 @@ def address(host: str, family: int) -> str:
 class FirewallBox(Box):
     """The gateway and its neighbours. :meth:`raise_` builds the network, :meth:`lower` takes all of it away."""
 
+    queues = 1
+    """Of each end of every wire, both ways."""
+
     neighbour_tries = int(PATIENCE)
     """Seconds that a packet waits for its neighbour. The kernel's own 3 are few for a machine that may stand still."""
 
@@ -61,7 +67,7 @@ class FirewallBox(Box):
             subprocess.run(["ip", "netns", "add", self.namespace(host)], check=True)
             self.on(host, "sysctl", "-qw", "net.ipv6.conf.all.accept_dad=0", "net.ipv6.conf.default.accept_dad=0")
             self.on(host, "ip", "link", "set", "lo", "up")
-        program = self._pass_all()
+        program = self.compile("pass", PASS_ALL)
         for near, host, end in _LINKS:
             self.wire(GATEWAY, near, host, end)
             self.on(host, "ip", "link", "set", end, "xdpdrv", "obj", str(program), "sec", "xdp")
@@ -83,10 +89,10 @@ class FirewallBox(Box):
         self.route(GATEWAY, "default", ADDRESSES[SERVER][1])
         self.route(SERVER, "2001:db8::/32", WAN[1])
 
-    def _pass_all(self) -> Path:
-        """A veth takes XDP frames (answers, redirected packets) only with a program of its own."""
-        source = self.tmp / "pass.c"
-        source.write_text('__attribute__((section("xdp"), used)) int pass_all(void *ctx) { return 2; }\n')
+    def compile(self, name: str, text: str) -> Path:
+        """An XDP program in the section ``xdp``, as a file."""
+        source = self.tmp / f"{name}.c"
+        source.write_text(text)
         program = source.with_suffix(".o")
         subprocess.run(["clang", "-O2", "-target", "bpf", "-c", source, "-o", program], check=True)
         return program
@@ -97,8 +103,9 @@ class FirewallBox(Box):
 
     def wire(self, one: str, device: str, other: str, end: str, mtu: int = LAN_MTU) -> None:
         """A veth pair between two hosts, up."""
-        words = ("type", "veth", "peer", "name", end, "mtu", str(mtu), "netns", self.namespace(other))
-        self.on(one, "ip", "link", "add", device, "mtu", str(mtu), *words)
+        shape = ("mtu", str(mtu), "numtxqueues", str(self.queues), "numrxqueues", str(self.queues))
+        words = ("type", "veth", "peer", "name", end, *shape, "netns", self.namespace(other))
+        self.on(one, "ip", "link", "add", device, *shape, *words)
         self.on(one, "ip", "link", "set", device, "up")
         self.on(other, "ip", "link", "set", end, "up")
 

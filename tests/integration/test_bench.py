@@ -43,6 +43,21 @@ def test_steering_prints_json_alone() -> None:
     assert "pipeline loaded" in done.stderr
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
+def test_flood_tells_of_both_ways_to_meet_it() -> None:
+    said = json.loads(bench("bench.flood", "--rounds", "1", "--seconds", "0.5").stdout)
+    reasons = {"cookies": "screen-syn-cookie", "no cookies": "screen-syn-flood"}
+    assert [one["case"] for one in said["cases"]] == list(reasons)
+    for one in said["cases"]:
+        assert len(one["ratios"]) == len(one["windows"]) == 1
+        assert min(one["ratio"], one["machineRatio"], one["firewallRatio"], one["floodPerSecond"]) > 0
+        assert next(iter(one["shares"])) == reasons[one["case"]]
+        assert [name for name, window in one["windows"][0].items() if window["framesPerSecond"]] == [
+            "beside",
+            "flooded",
+        ]
+
+
 @pytest.mark.vpp
 def test_tune_compares_three_ways_with_themselves() -> None:
     try:

@@ -11,7 +11,7 @@ import pytest
 
 from ipsec_gw.errors import EnvironmentMissing, SteeringError
 from ipsec_gw.model.ids import SaKey
-from xdp_steer import flow_layout, layout, libbpf, pipeline, reasons, screen_layout
+from xdp_steer import dock, flow_layout, layout, libbpf, pipeline, reasons, screen_layout
 from xdp_steer.headers import Headers, find_headers
 from xdp_steer.reasons import Reason
 
@@ -108,6 +108,11 @@ def test_the_source_is_whole_and_its_digest_covers_everything(monkeypatch: pytes
 def test_c_is_gpl() -> None:
     for path in [*pipeline.BPF_DIR.glob("*.h"), *pipeline.BPF_DIR.glob("*.c")]:
         assert path.read_text().startswith("/* SPDX-License-Identifier: GPL-2.0\n"), path.name
+
+
+def test_p21_no_program_prints() -> None:
+    """bpf_trace_printk() took half of a processor."""
+    assert "printk" not in pipeline.source() + dock.OBJECT.with_suffix(".c").read_text()
 
 
 def touch(path: Path, text: str = "") -> None:
