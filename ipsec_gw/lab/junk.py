@@ -1,6 +1,6 @@
 """Junk as the internet sends it to a firewall: forged packets, each with the reason to drop it. Pure.
 
-Sources are of 198.18.0.0/15, which is nobody's (RFC 2544).
+Sources are nobody's (RFC 2544, RFC 5180).
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 from ipsec_gw.lab.capture import IPPROTO_UDP
 from ipsec_gw.lab.packets import icmp4, ipv4, tcp4, udp4
 
-SOURCES = IPv4Network("198.18.0.0/15")
+SOURCES, SOURCES6 = IPv4Network("198.18.0.0/15"), IPv6Network("2001:2::/48")
 FIN, SYN, RST, PUSH, ACK = 0x01, 0x02, 0x04, 0x08, 0x10
 NOT_SYN = (ACK, FIN | ACK, RST, PUSH | ACK, SYN | ACK)
 UNREACHABLE, ECHO_REPLY, ECHO, EXCEEDED = 3, 0, 8, 11

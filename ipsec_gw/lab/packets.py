@@ -41,6 +41,9 @@ class TooBig:
     source: IPv4Address | IPv6Address
     destination: IPv4Address | IPv6Address
 
+    def __str__(self) -> str:
+        return f"{self.mtu} from {self.teller}, about {self.source} -> {self.destination}"
+
 
 def packet_of(frame: Frame) -> Packet | None:
     """The IP packet of a frame, or None."""
@@ -105,7 +108,16 @@ def icmp4(source: Address, destination: Address, kind: int, code: int, rest: byt
     return ipv4(source, destination, IPPROTO_ICMP, head + struct.pack(">H", total) + rest)
 
 
+def intact(packet: Packet) -> bool:
+    """Whether the checksum of a whole TCP, UDP or ICMPv6 packet is right."""
+    return checksum(_pseudo(packet.source, packet.destination, packet.protocol, packet.payload) + packet.payload) == 0
+
+
+def _pseudo(source: Address, destination: Address, protocol: int, payload: bytes) -> bytes:
+    """What the pseudo headers of both families sum up to (RFC 9293 3.1, RFC 8200 8.1)."""
+    return source.packed + destination.packed + struct.pack(">HH", protocol, len(payload))
+
+
 def _summed(source: Address, destination: Address, protocol: int, bare: bytes, at: int) -> bytes:
-    pseudo = source.packed + destination.packed + struct.pack(">HH", protocol, len(bare))
-    total = checksum(pseudo + bare) or 0xFFFF
+    total = checksum(_pseudo(source, destination, protocol, bare) + bare) or 0xFFFF
     return bare[:at] + struct.pack(">H", total) + bare[at + 2 :]

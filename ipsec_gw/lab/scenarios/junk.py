@@ -19,8 +19,8 @@ from ipsec_gw.lab.gateway import GatewayUnderTest
 from ipsec_gw.lab.junk import SOURCES, Aim, Junk, templates, verdicts
 from ipsec_gw.lab.netns import mac_address, set_sysctl
 from ipsec_gw.lab.packets import packet_of
-from ipsec_gw.lab.scenarios.firewall_plain import start_gateway
-from ipsec_gw.lab.scenarios.rules import INTERNAL, OPEN, PUBLISHED
+from ipsec_gw.lab.scenarios.border import start_gateway
+from ipsec_gw.lab.scenarios.rules import INTERNAL, OPEN, PUBLISHED, plain_rules
 from ipsec_gw.lab.talk import endpoint
 from ipsec_gw.lab.topology import HOST, WAN, Role
 from ipsec_gw.lab.traffic import Host, TrafficError
@@ -51,7 +51,7 @@ async def run(lab: Lab) -> None:
     """Play it."""
     # Its multicast would be counted among the junk.
     set_sysctl(lab.topology.namespace(Role.WAN), f"net/ipv6/conf/{edge.TO_GATEWAY}/disable_ipv6", "1")
-    gateway = await start_gateway(lab)
+    gateway = await start_gateway(lab, plain_rules(lab.topology))
     junk = templates(_aim(lab), TEMPLATES, SEED)
     lab.note(f"seed {SEED}: {TEMPLATES} templates of junk")
     inside_end = lab.capture(Role.SWITCH, edge.TO_LAN)
