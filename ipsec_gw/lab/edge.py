@@ -78,8 +78,8 @@ def edge(tag: str, network6: IPv6Network = LAN6) -> Topology:
 
 
 def crowded(tag: str) -> Topology:
-    """:func:`edge` with :data:`CALLERS` further addresses of the server. What is sent to nobody's addresses
-    (:data:`ipsec_gw.lab.junk.SOURCES`) ends there too, unanswered.
+    """:func:`edge` with :data:`CALLERS` further addresses of the server. The router drops what is sent to nobody's
+    addresses (:data:`ipsec_gw.lab.junk.SOURCES`).
     """
     plain = edge(tag)
     own, own6 = plain.address(Role.SERVER, HOST), plain.address6(Role.SERVER, HOST)
@@ -90,7 +90,7 @@ def crowded(tag: str) -> Topology:
     )
     return replace(
         _changed(plain, Role.SERVER, lambda port: replace(port, further=further)),
-        routes=(*plain.routes, Route(Role.WAN, SOURCES, own), Route(Role.WAN, SOURCES6, own6)),
+        routes=(*plain.routes, *(Route(Role.WAN, network, None) for network in (SOURCES, SOURCES6))),
     )
 
 

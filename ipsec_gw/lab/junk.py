@@ -13,15 +13,28 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 from ipsec_gw.lab.capture import IPPROTO_UDP
-from ipsec_gw.lab.packets import icmp4, ipv4, tcp4, udp4
+from ipsec_gw.lab.packets import icmp4, ipv4, tcp_packet, udp4
 
 SOURCES, SOURCES6 = IPv4Network("198.18.0.0/15"), IPv6Network("2001:2::/48")
 FIN, SYN, RST, PUSH, ACK = 0x01, 0x02, 0x04, 0x08, 0x10
 NOT_SYN = (ACK, FIN | ACK, RST, PUSH | ACK, SYN | ACK)
 UNREACHABLE, ECHO_REPLY, ECHO, EXCEEDED = 3, 0, 8, 11
-IPV4_TYPE = b"\x08\x00"
+IPV4_TYPE, IPV6_TYPE = b"\x08\x00", b"\x86\xdd"
 MORE_BEYOND = 0x2000 | 185
 """A fragment from the middle of a packet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Between a router that forwards forged packets and the firewall."""
+
+    from_mac: bytes
+    to_mac: bytes
+
+
+def frame(link: Link, packet: bytes) -> bytes:
+    """An IP packet on its way to the firewall."""
+    return link.to_mac + link.from_mac + (IPV4_TYPE if packet[0] >> 4 == 4 else IPV6_TYPE) + packet
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +47,9 @@ class Junk:
 
 @dataclass(frozen=True, slots=True)
 class Aim:
-    """Where junk goes: MAC addresses, the firewall's own address, a network behind it, and ports to leave alone."""
+    """Where junk goes: by which link, the firewall's own address, a network behind it, and ports to leave alone."""
 
-    from_mac: bytes
-    to_mac: bytes
+    link: Link
     own: IPv4Address
     behind: IPv4Network
     spared: frozenset[int]
@@ -49,7 +61,7 @@ def templates(aim: Aim, count: int, seed: int) -> tuple[Junk, ...]:
     made = []
     for number in range(count):
         make, verdict = KINDS[number % len(KINDS)]
-        made.append(Junk(aim.to_mac + aim.from_mac + IPV4_TYPE + make(aim, chance), verdict))
+        made.append(Junk(frame(aim.link, make(aim, chance)), verdict))
     return tuple(made)
 
 
@@ -86,12 +98,12 @@ def _udp(aim: Aim, chance: random.Random) -> bytes:
 
 
 def _syn(aim: Aim, chance: random.Random) -> bytes:
-    return tcp4(_source(chance), _port(aim, chance), _anywhere(aim, chance), _port(aim, chance), SYN)
+    return tcp_packet(_source(chance), _port(aim, chance), _anywhere(aim, chance), _port(aim, chance), SYN)
 
 
 def _not_syn(aim: Aim, chance: random.Random) -> bytes:
     ends = _source(chance), _port(aim, chance), _anywhere(aim, chance), _port(aim, chance)
-    return tcp4(*ends, chance.choice(NOT_SYN))
+    return tcp_packet(*ends, chance.choice(NOT_SYN))
 
 
 def _echo(aim: Aim, chance: random.Random) -> bytes:

@@ -78,7 +78,7 @@ def too_big(packet: Packet) -> TooBig | None:
 
 
 Address = IPv4Address | IPv6Address
-IPV4 = struct.Struct(">BBHHHBBH4s4s")
+IPV4, IPV6 = struct.Struct(">BBHHHBBH4s4s"), struct.Struct(">IHBB16s16s")
 DONT_FRAGMENT = 0x4000
 
 
@@ -89,16 +89,22 @@ def ipv4(source: Address, destination: Address, protocol: int, payload: bytes, f
     return IPV4.pack(0x45, 0, length, 1, fragment, 64, protocol, checksum(bare), *ends) + payload
 
 
+def ipv6(source: Address, destination: Address, protocol: int, payload: bytes) -> bytes:
+    """An IPv6 packet."""
+    return IPV6.pack(6 << 28, len(payload), protocol, 64, source.packed, destination.packed) + payload
+
+
 def udp4(source: Address, source_port: int, destination: Address, destination_port: int, data: bytes) -> bytes:
     """A UDP packet in IPv4, with its checksum."""
     bare = struct.pack(">HHHH", source_port, destination_port, 8 + len(data), 0) + data
     return ipv4(source, destination, IPPROTO_UDP, _summed(source, destination, IPPROTO_UDP, bare, 6))
 
 
-def tcp4(source: Address, source_port: int, destination: Address, destination_port: int, flags: int) -> bytes:
-    """A TCP segment without data in IPv4, with its checksum."""
+def tcp_packet(source: Address, source_port: int, destination: Address, destination_port: int, flags: int) -> bytes:
+    """A TCP segment without data, with its checksum, in IP of the addresses' version."""
     bare = struct.pack(">HHIIBBHHH", source_port, destination_port, 1, 1, 0x50, flags, 65535, 0, 0)
-    return ipv4(source, destination, IPPROTO_TCP, _summed(source, destination, IPPROTO_TCP, bare, 16))
+    wrap = ipv4 if source.version == 4 else ipv6
+    return wrap(source, destination, IPPROTO_TCP, _summed(source, destination, IPPROTO_TCP, bare, 16))
 
 
 def icmp4(source: Address, destination: Address, kind: int, code: int, rest: bytes) -> bytes:
@@ -106,6 +112,11 @@ def icmp4(source: Address, destination: Address, kind: int, code: int, rest: byt
     head = struct.pack(">BB", kind, code)
     total = checksum(head + b"\0\0" + rest)
     return ipv4(source, destination, IPPROTO_ICMP, head + struct.pack(">H", total) + rest)
+
+
+def is_syn(packet: Packet, port: int) -> bool:
+    """Whether it asks for a TCP connection to a port."""
+    return packet.protocol == IPPROTO_TCP and packet.destination_port == port and packet.payload[13] & 0x17 == 0x02
 
 
 def intact(packet: Packet) -> bool:

@@ -1,12 +1,40 @@
-"""The scenarios of the firewall without tunnels and without ESP: translation of IPv6, real hosts on both sides."""
+"""The firewall's scenarios without ESP: screens and the translation of IPv6, real hosts on both sides."""
 
 import pytest
 
+from ipsec_gw.lab import nmap
 from tests.scenarios.lab_command import check_names, play
 from tests.scenarios.test_firewall import CLEARED_UP
 
 pytestmark = [pytest.mark.scenario, pytest.mark.root, pytest.mark.timeout(600)]
 
+SCANS = (
+    *(f"{kind} scan without screens" for kind in ("null", "FIN", "Xmas", "SYN")),
+    *(f"{kind} scan finds nothing" for kind in ("null", "FIN", "Xmas")),
+    "SYN scan is cut short",
+    *(
+        f"{kind} scan: {what}"
+        for kind in ("null", "FIN", "Xmas", "SYN")
+        for what in ("the screen has counted", "a client is served meanwhile")
+    ),
+)
+SCREENS = (
+    "ipsec-gw runs the engine asked for",
+    *(SCANS if nmap.installed() else ()),
+    *(
+        f"flood of {kind}: {what}"
+        for kind in ("SYNs", "UDP", "ICMP", "SYNs without cookies")
+        for what in ("no more than allowed reaches the LAN", "the screen has counted")
+    ),
+    *(f"flood of {kind}: what is too much is dropped" for kind in ("UDP", "ICMP", "SYNs without cookies")),
+    *(f"flood of {kind}: TCP clients are served at once" for kind in ("UDP", "ICMP")),
+    "flood of SYNs: clients of both families are served",
+    "flood of SYNs: all that are too many are answered with cookies",
+    "flood of SYNs: every client that was reset had acknowledged a cookie",
+    "flood of SYNs: cookies cost no session",
+    "after the flood, new clients are served without cookies",
+    "a TCP session from before goes on through all of it",
+)
 NAT64 = (
     "ipsec-gw runs the engine asked for",
     "path MTU: the IPv6 client learns the one of IPv4",
@@ -51,7 +79,11 @@ NPTV6 = (
 )
 
 
-@pytest.mark.parametrize(("scenario", "checks"), [("nat64", NAT64), ("nptv6", NPTV6)], ids=["nat64", "nptv6"])
+@pytest.mark.parametrize(
+    ("scenario", "checks"),
+    [("screens", SCREENS), ("nat64", NAT64), ("nptv6", NPTV6)],
+    ids=["screens", "nat64", "nptv6"],
+)
 def test_all_of_it_is_checked_and_holds(scenario, checks):
     report = play(scenario, "--engine", "kernel")
     assert sorted(check_names(report)) == sorted([*checks, *CLEARED_UP])

@@ -11,9 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ipsec_gw.lab import edge
-from ipsec_gw.lab.capture import Captures
+from ipsec_gw.lab.capture import Capture, Captures
 from ipsec_gw.lab.context import Lab
+from ipsec_gw.lab.flood import dropped
 from ipsec_gw.lab.gateway import GatewayUnderTest
+from ipsec_gw.lab.junk import Link
+from ipsec_gw.lab.netns import mac_address
 from ipsec_gw.lab.packets import Packet, packet_of
 from ipsec_gw.lab.scenarios.start import gateway_of, start_swan
 from ipsec_gw.lab.strongswan import Site
@@ -40,12 +43,17 @@ class Story:
 
 async def set_up(lab: Lab, rules: str) -> Story:
     """The gateway with these rules, and what its neighbours see."""
-    lan, wan = Captures([lab.capture(Role.CLIENT, HOST)]), Captures([lab.capture(Role.WAN, edge.TO_GATEWAY)])
+    lan, wan = (watched(lab, lab.capture(*at)) for at in ((Role.CLIENT, HOST), (Role.WAN, edge.TO_GATEWAY)))
     lab.stack.callback(lab.save_captures, wan)
-    for captures in (lan, wan):
-        lab.stack.callback(captures.close)
-        lab.stack.callback(asyncio.create_task(captures.keep_draining()).cancel)
     return Story(lab, await start_gateway(lab, rules), lan, wan)
+
+
+def watched(lab: Lab, *captures: Capture) -> Captures:
+    """Drained until the end of the run."""
+    made = Captures(captures)
+    lab.stack.callback(made.close)
+    lab.stack.callback(asyncio.create_task(made.keep_draining()).cancel)
+    return made
 
 
 async def start_gateway(lab: Lab, rules: str) -> GatewayUnderTest:
@@ -64,6 +72,18 @@ async def start_gateway(lab: Lab, rules: str) -> GatewayUnderTest:
     engine = lab.options.engine
     lab.check("ipsec-gw runs the engine asked for", status.engine == engine, engine, f"{status.engine}: {status.note}")
     return gateway
+
+
+def wan_link(lab: Lab) -> Link:
+    """From the router to the gateway, for frames of our own making."""
+    router, gateway = lab.topology.namespace(Role.WAN), lab.topology.namespace(Role.GATEWAY_A)
+    return Link(mac_address(router, edge.TO_GATEWAY), mac_address(gateway, WAN))
+
+
+def lost_on_the_wan(lab: Lab) -> int:
+    """Frames that had no room between router and gateway."""
+    ends = ((Role.WAN, edge.TO_GATEWAY), (Role.GATEWAY_A, WAN))
+    return sum(dropped(lab.topology.namespace(role), interface) for role, interface in ends)
 
 
 def _lonely_site(topology: Topology, proposal: str) -> Site:

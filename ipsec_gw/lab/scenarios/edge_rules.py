@@ -27,6 +27,12 @@ action = "permit"
 """
 
 
+def screens_rules(screens: str, *, syn_check: bool = True) -> str:
+    """LAN and WAN, everything permitted both ways, the WAN behind these screens: lines of their table."""
+    zone = f'screen = "outside"\nsyn_check = {str(syn_check).lower()}\n'
+    return "\n".join((ZONES + zone, OUT_POLICY, IN_POLICY, f"[screens.outside]\n{screens}"))
+
+
 def nptv6_rules() -> str:
     """LAN and WAN, everything permitted both ways, the LAN's prefix another one on the WAN."""
     rule = f'[[nat.nptv6]]\nname = "campus"\nzone = "untrust"\nexternal = "{OUTSIDE6}"\ninternal = "{INSIDE6}"\n'

@@ -16,7 +16,7 @@ from ipsec_gw.lab.crowd import Met, crowd
 from ipsec_gw.lab.packets import IPPROTO_ICMPV6, Packet, TooBig, ip_packet, packet_of, too_big
 from ipsec_gw.lab.path_mtu import discovered
 from ipsec_gw.lab.prefixes import embedded
-from ipsec_gw.lab.scenarios.border import Story, set_up
+from ipsec_gw.lab.scenarios.border import Story, set_up, watched
 from ipsec_gw.lab.scenarios.conversations import SIZES, TCP_BYTES, answers_ping, both, finds_mtu, judged, refused
 from ipsec_gw.lab.scenarios.edge_rules import CLOSED, FOUR, PREFIX, nat64_rules
 from ipsec_gw.lab.scenarios.rules import OPEN
@@ -55,8 +55,7 @@ class Ends:
 
 async def run(lab: Lab) -> None:
     """Play it."""
-    inner_end = Captures([lab.capture(Role.INNER, HOST)])
-    lab.stack.callback(inner_end.close)
+    inner_end = watched(lab, lab.capture(Role.INNER, HOST))
     story, ends = await set_up(lab, nat64_rules()), _ends(lab)
     await _path_mtu(story, ends)
     await _conversations(story, ends)
