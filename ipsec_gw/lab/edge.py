@@ -17,6 +17,9 @@ from ipsec_gw.lab.topology import HOST, LAN, WAN, Bridge, Port, Role, Route, Top
 PATH_MTU = 1300
 """Bytes: what the router's route to the server takes, although all links take more."""
 
+LAN_PATH_MTU = 1400
+"""Bytes: the same of the gateway's route to the client of :func:`renumbered`."""
+
 POOL, POOL6 = IPv4Network("203.0.113.16/30"), IPv6Network("2001:db8:113::/126")
 """Addresses of source NAT that are routed to the gateway."""
 
@@ -102,8 +105,11 @@ def beside_ipv4(tag: str) -> Topology:
 
 
 def renumbered(tag: str) -> Topology:
-    """:func:`edge` with a LAN in :data:`INSIDE6`, to which nobody outside has a route."""
-    return edge(tag, IPv6Network((int(INSIDE6.network_address) + (1 << 64), 64)))
+    """:func:`edge` with a LAN in :data:`INSIDE6`, unknown outside, and a narrow way to the client."""
+    plain = edge(tag, IPv6Network((int(INSIDE6.network_address) + (1 << 64), 64)))
+    client = plain.address6(Role.CLIENT, HOST)
+    narrow = Route(Role.GATEWAY_A, IPv6Network(client), client, LAN_PATH_MTU)
+    return replace(plain, routes=(*plain.routes, narrow))
 
 
 def _changed(plain: Topology, role: Role, change: Callable[[Port], Port]) -> Topology:

@@ -65,6 +65,8 @@ NPTV6 = (
     "ipsec-gw runs the engine asked for",
     "path MTU: the client learns it from datagrams",
     "path MTU: the error is about the inside address",
+    "path MTU: the server learns the one inside",
+    "path MTU: the error is about the outside address",
     "path MTU: a TCP stream goes on",
     *(f"{host} to server, {talk}" for host in ("client", "inner host") for talk in ("TCP", "UDP")),
     "client to server, fragments",

@@ -9,7 +9,18 @@ from scapy.packet import raw
 
 from ipsec_gw.config.load import load
 from ipsec_gw.lab.crowd import Met
-from ipsec_gw.lab.edge import BEHIND_LAN, CALLERS, INSIDE6, OUTSIDE6, POOL, beside_ipv4, crowded, edge, renumbered
+from ipsec_gw.lab.edge import (
+    BEHIND_LAN,
+    CALLERS,
+    INSIDE6,
+    LAN_PATH_MTU,
+    OUTSIDE6,
+    POOL,
+    beside_ipv4,
+    crowded,
+    edge,
+    renumbered,
+)
 from ipsec_gw.lab.junk import SOURCES, SOURCES6
 from ipsec_gw.lab.packets import intact, ip_packet
 from ipsec_gw.lab.prefixes import embedded, nptv6
@@ -64,6 +75,8 @@ def test_the_renumbered_lan_is_known_outside_by_its_outside_prefix_alone(tmp_pat
         assert topology.port(role, interface).address == edge(TAG).port(role, interface).address
     assert not any(route.destination.overlaps(INSIDE6) for route in topology.routes if route.role is Role.WAN)
     assert OUTSIDE6 in BEHIND_LAN
+    client = topology.address6(Role.CLIENT, HOST)
+    assert f"route add {client}/128 via {client} mtu lock {LAN_PATH_MTU}" in lines(topology, Role.GATEWAY_A)
     (rule,) = written(tmp_path, nptv6_rules()).nptv6
     assert (rule.internal, rule.external, rule.zone) == (INSIDE6, OUTSIDE6, "untrust")
 
@@ -74,7 +87,9 @@ def test_one_host_beside_ipv4_has_no_trace_of_it(tmp_path):
     assert not [line for line in lines(topology, Role.INNER) if "10.1.0." in line or "0.0.0.0" in line]
     assert topology.address6(Role.INNER, HOST) == edge(TAG).address6(Role.INNER, HOST)
     assert "addr add 10.1.0.10/24 dev eth0" in lines(topology, Role.CLIENT)
-    (rule,) = written(tmp_path, nat64_rules()).nat64
+    firewall = written(tmp_path, nat64_rules(topology))
+    (rule,) = firewall.nat64
+    assert [str(source) for source in firewall.source_nat[0].sources] == ["10.1.0.0/24"]
     assert (rule.prefix, rule.pool) == (PREFIX, "four")
     assert FOUR in POOL
 

@@ -17,7 +17,7 @@ from ipsec_gw.lab.flood import dropped
 from ipsec_gw.lab.gateway import GatewayUnderTest
 from ipsec_gw.lab.junk import Link
 from ipsec_gw.lab.netns import mac_address
-from ipsec_gw.lab.packets import Packet, packet_of
+from ipsec_gw.lab.packets import Packet, TooBig, packet_of, too_big
 from ipsec_gw.lab.scenarios.start import gateway_of, start_swan
 from ipsec_gw.lab.strongswan import Site
 from ipsec_gw.lab.topology import HOST, LAN, WAN, Role, Topology
@@ -39,6 +39,10 @@ class Story:
         frames = (frame for capture in captures.captures for frame in capture.frames if not frame.outgoing)
         packets = (packet_of(frame) for frame in frames)
         return [packet for packet in packets if packet is not None and wanted(packet)]
+
+    def mtu_errors(self, captures: Captures) -> set[TooBig]:
+        """The errors that came in and tell a smaller MTU."""
+        return {error for packet in self.arrived(captures, lambda _: True) if (error := too_big(packet))}
 
 
 async def set_up(lab: Lab, rules: str) -> Story:

@@ -8,6 +8,7 @@ from ipaddress import IPv6Network
 
 from ipsec_gw.lab.edge import INSIDE6, OUTSIDE6, POOL
 from ipsec_gw.lab.scenarios.rules import MASQUERADE, OUT_POLICY, ZONES
+from ipsec_gw.lab.topology import HOST, Role, Topology
 
 PREFIX = IPv6Network("2001:db8:6464::/96")
 """What IPv4 is behind for the LAN."""
@@ -39,9 +40,10 @@ def nptv6_rules() -> str:
     return "\n".join((ZONES, OUT_POLICY, IN_POLICY, rule))
 
 
-def nat64_rules() -> str:
+def nat64_rules(topology: Topology) -> str:
     """LAN and WAN: IPv6 to :data:`PREFIX` becomes IPv4 from :data:`FOUR`, IPv4 has source NAT, IPv6 goes as it is."""
-    return "\n".join((ZONES, OUT_POLICY, NAT64, MASQUERADE_IPV4))
+    lan = topology.network(Role.CLIENT, HOST)
+    return "\n".join((ZONES, OUT_POLICY, NAT64, MASQUERADE, f'source = "{lan}"\n'))
 
 
 NAT64 = f"""\
@@ -54,5 +56,3 @@ from = "trust"
 prefix = "{PREFIX}"
 translate = {{ pool = "four" }}
 """
-
-MASQUERADE_IPV4 = MASQUERADE.replace("translate", 'source = "10.1.0.0/24"\ntranslate')

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ipsec_gw.lab import edge
 from ipsec_gw.lab.context import Lab
-from ipsec_gw.lab.packets import TooBig, too_big
+from ipsec_gw.lab.packets import TooBig
 from ipsec_gw.lab.scenarios.border import Story, set_up
 from ipsec_gw.lab.scenarios.conversations import TCP_BYTES, answers_ping, both, judged
 from ipsec_gw.lab.scenarios.rules import BARE, DENIED, INTERNAL, OPEN, POOLED, PUBLISHED, REJECTED, plain_rules
@@ -140,8 +140,7 @@ async def _path_mtu(story: Story, at: Places) -> None:
             lambda heard: (heard.peer, heard.mtu) == (at.wan.address, edge.PATH_MTU),
         )
         wanted = TooBig(at.router.address, edge.PATH_MTU, at.client.address, at.server.address)
-        errors = {error for packet in story.arrived(story.lan, lambda _: True) if (error := too_big(packet))}
-        found = {error for error in errors if error.destination == at.server.address}
+        found = {error for error in story.mtu_errors(story.lan) if error.destination == at.server.address}
         lab.check(
             f"{family} path MTU: the error comes back translated",
             found == {wanted},

@@ -13,7 +13,7 @@ from ipsec_gw.lab import edge
 from ipsec_gw.lab.capture import Captures
 from ipsec_gw.lab.context import Lab
 from ipsec_gw.lab.crowd import Met, crowd
-from ipsec_gw.lab.packets import IPPROTO_ICMPV6, Packet, TooBig, ip_packet, packet_of, too_big
+from ipsec_gw.lab.packets import IPPROTO_ICMPV6, Packet, TooBig, ip_packet, packet_of
 from ipsec_gw.lab.path_mtu import discovered
 from ipsec_gw.lab.prefixes import embedded
 from ipsec_gw.lab.scenarios.border import Story, set_up, watched
@@ -56,7 +56,7 @@ class Ends:
 async def run(lab: Lab) -> None:
     """Play it."""
     inner_end = watched(lab, lab.capture(Role.INNER, HOST))
-    story, ends = await set_up(lab, nat64_rules()), _ends(lab)
+    story, ends = await set_up(lab, nat64_rules(lab.topology)), _ends(lab)
     await _path_mtu(story, ends)
     await _conversations(story, ends)
     await _beside(story, ends)
@@ -86,7 +86,7 @@ async def _path_mtu(story: Story, ends: Ends) -> None:
         name = "path MTU: the IPv6 client learns the one of IPv4"
         await finds_mtu(lab, name, there, discovered(ends.client, called, ends.server))
         wanted = TooBig(ends.router6, there, ends.client.address, ends.server6)
-        errors = {error for packet in story.arrived(story.lan, lambda _: True) if (error := too_big(packet))}
+        errors = story.mtu_errors(story.lan)
         found = "; ".join(map(str, errors)) or "none"
         lab.check("path MTU: the router's error comes translated", errors == {wanted}, str(wanted), found)
         name = "path MTU: the IPv4 server learns the one of IPv6"
@@ -107,7 +107,7 @@ async def _room_for_fragments(story: Story, ends: Ends) -> None:
     wanted = TooBig(teller, MTU - IPV6_LONGER - FRAGMENT_HEADER, ends.server.address, FOUR)
 
     def told() -> bool:
-        return any(too_big(packet) == wanted for packet in story.arrived(story.wan, lambda _: True))
+        return wanted in story.mtu_errors(story.wan)
 
     name, called = "path MTU: the IPv4 server hears that fragments need more room", (ends.server6, OPEN)
     talk = asyncio.create_task(udp(ends.client, called, ends.server, OPEN, sizes=FRAGMENTED[:1], seed=2))
@@ -118,8 +118,7 @@ async def _room_for_fragments(story: Story, ends: Ends) -> None:
     finally:
         talk.cancel()
         await asyncio.gather(talk, return_exceptions=True)
-    errors = {str(one) for packet in story.arrived(story.wan, lambda _: True) if (one := too_big(packet))}
-    story.lab.check(name, told(), str(wanted), "; ".join(sorted(errors)) or "none")
+    story.lab.check(name, told(), str(wanted), "; ".join(map(str, story.mtu_errors(story.wan))) or "none")
 
 
 async def _conversations(story: Story, ends: Ends) -> None:

@@ -10,7 +10,7 @@ from ipsec_gw.lab import edge
 from ipsec_gw.lab.capture import IPPROTO_TCP, IPPROTO_UDP, Frame
 from ipsec_gw.lab.context import Lab
 from ipsec_gw.lab.edge import INSIDE6, OUTSIDE6
-from ipsec_gw.lab.packets import IPPROTO_ICMPV6, Packet, TooBig, intact, packet_of, too_big
+from ipsec_gw.lab.packets import IPPROTO_ICMPV6, IPV6_BYTES, Packet, TooBig, intact, packet_of
 from ipsec_gw.lab.path_mtu import discovered
 from ipsec_gw.lab.prefixes import nptv6
 from ipsec_gw.lab.scenarios.border import Story, set_up
@@ -18,10 +18,13 @@ from ipsec_gw.lab.scenarios.conversations import SIZES, TCP_BYTES, answers_ping,
 from ipsec_gw.lab.scenarios.edge_rules import CLOSED, nptv6_rules
 from ipsec_gw.lab.scenarios.rules import OPEN
 from ipsec_gw.lab.talk import Address, tcp, udp
-from ipsec_gw.lab.topology import HOST, Role
+from ipsec_gw.lab.topology import HOST, WAN, Role
 from ipsec_gw.lab.traffic import Host
 
 FRAGMENTED = (2000, 4000)
+LONGEST_IN = edge.LAN_PATH_MTU - IPV6_BYTES
+"""Octets behind an IPv6 header: longer ones to the client are answered by the gateway."""
+
 CHECKSUM_AT = {IPPROTO_TCP: 16, IPPROTO_UDP: 6, IPPROTO_ICMPV6: 2}
 ERRORS = 128
 """Types of ICMPv6 below are errors: what they quote has other addresses on the other side."""
@@ -69,9 +72,10 @@ async def _path_mtu(story: Story, ends: Ends) -> None:
         talk = discovered(ends.client, (server.address, OPEN), server)
         await finds_mtu(lab, "path MTU: the client learns it from datagrams", edge.PATH_MTU, talk)
         wanted = TooBig(ends.router.address, edge.PATH_MTU, ends.client.address, server.address)
-        errors = {error for packet in story.arrived(story.lan, lambda _: True) if (error := too_big(packet))}
+        errors = story.mtu_errors(story.lan)
         found = "; ".join(map(str, errors)) or "none"
         lab.check("path MTU: the error is about the inside address", errors == {wanted}, str(wanted), found)
+        await _path_mtu_inward(story, ends)
         await judged(
             lab,
             "path MTU: a TCP stream goes on",
@@ -79,6 +83,17 @@ async def _path_mtu(story: Story, ends: Ends) -> None:
             tcp(ends.inner, (server.address, OPEN), server, OPEN, size=TCP_BYTES, seed=1),
             lambda heard: (heard.peer, heard.mtu) == (ends.inner_outside.address, edge.PATH_MTU),
         )
+
+
+async def _path_mtu_inward(story: Story, ends: Ends) -> None:
+    """The gateway itself tells it, and speaks of the outside address."""
+    lab, server, outside = story.lab, ends.server.address, ends.outside.address
+    name = "path MTU: the server learns the one inside"
+    await finds_mtu(lab, name, edge.LAN_PATH_MTU, discovered(ends.server, (outside, OPEN), ends.client))
+    wanted = TooBig(lab.topology.address6(Role.GATEWAY_A, WAN), edge.LAN_PATH_MTU, server, outside)
+    errors = story.mtu_errors(story.wan)
+    found = "; ".join(map(str, errors)) or "none"
+    lab.check("path MTU: the error is about the outside address", errors == {wanted}, str(wanted), found)
 
 
 async def _outward(story: Story, ends: Ends) -> None:
@@ -142,9 +157,10 @@ def _judge_octets(lab: Lab, ends: Ends, lan: list[Frame], wan: list[Frame]) -> N
         {ends.client.address},
         {ends.outside.address},
     )
+    fitting = [packet for packet in _passing(wan, remote, outside) if len(packet.payload) <= LONGEST_IN]
     for way, at_lan, at_wan in (
         ("out", _passing(lan, inside, remote), _passing(wan, outside, remote)),
-        ("in", _passing(lan, remote, inside), _passing(wan, remote, outside)),
+        ("in", _passing(lan, remote, inside), fitting),
     ):
         one, other = Counter(map(_octets, at_lan)), Counter(map(_octets, at_wan))
         differing = ((one - other) + (other - one)).total()
