@@ -7,16 +7,19 @@ from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address, IPv6Address
 
 from ipsec_gw.lab.junk import ECHO, SOURCES, SOURCES6, SYN, Link, frame
-from ipsec_gw.lab.packets import Address, icmp4, tcp_packet, udp4
+from ipsec_gw.lab.packets import Address, icmp4, tcp4, tcp6, udp4
 
 DATA = b"flood" * 4
 
 
 def syns(link: Link, victims: Sequence[Address], port: int, count: int, seed: int) -> list[bytes]:
     """TCP SYNs to a port of some hosts in turn, of either family."""
-    return _frames(
-        link, victims, count, seed, lambda ends, source_port: tcp_packet(ends[0], source_port, ends[1], port, SYN)
-    )
+
+    def syn(ends: tuple[Address, Address], source_port: int) -> bytes:
+        source, victim = ends
+        return (tcp4 if victim.version == 4 else tcp6)(source, source_port, victim, port, SYN)
+
+    return _frames(link, victims, count, seed, syn)
 
 
 def datagrams(link: Link, victim: IPv4Address, port: int, count: int, seed: int) -> list[bytes]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 from ipsec_gw.lab.capture import IPPROTO_UDP
-from ipsec_gw.lab.packets import icmp4, ipv4, tcp_packet, udp4
+from ipsec_gw.lab.packets import icmp4, ipv4, tcp4, udp4
 
 SOURCES, SOURCES6 = IPv4Network("198.18.0.0/15"), IPv6Network("2001:2::/48")
 FIN, SYN, RST, PUSH, ACK = 0x01, 0x02, 0x04, 0x08, 0x10
@@ -98,12 +98,12 @@ def _udp(aim: Aim, chance: random.Random) -> bytes:
 
 
 def _syn(aim: Aim, chance: random.Random) -> bytes:
-    return tcp_packet(_source(chance), _port(aim, chance), _anywhere(aim, chance), _port(aim, chance), SYN)
+    return tcp4(_source(chance), _port(aim, chance), _anywhere(aim, chance), _port(aim, chance), SYN)
 
 
 def _not_syn(aim: Aim, chance: random.Random) -> bytes:
     ends = _source(chance), _port(aim, chance), _anywhere(aim, chance), _port(aim, chance)
-    return tcp_packet(*ends, chance.choice(NOT_SYN))
+    return tcp4(*ends, chance.choice(NOT_SYN))
 
 
 def _echo(aim: Aim, chance: random.Random) -> bytes:

@@ -100,11 +100,14 @@ def udp4(source: Address, source_port: int, destination: Address, destination_po
     return ipv4(source, destination, IPPROTO_UDP, _summed(source, destination, IPPROTO_UDP, bare, 6))
 
 
-def tcp_packet(source: Address, source_port: int, destination: Address, destination_port: int, flags: int) -> bytes:
-    """A TCP segment without data, with its checksum, in IP of the addresses' version."""
-    bare = struct.pack(">HHIIBBHHH", source_port, destination_port, 1, 1, 0x50, flags, 65535, 0, 0)
-    wrap = ipv4 if source.version == 4 else ipv6
-    return wrap(source, destination, IPPROTO_TCP, _summed(source, destination, IPPROTO_TCP, bare, 16))
+def tcp4(source: Address, source_port: int, destination: Address, destination_port: int, flags: int) -> bytes:
+    """A TCP segment without data in IPv4, with its checksum."""
+    return ipv4(source, destination, IPPROTO_TCP, _segment(source, source_port, destination, destination_port, flags))
+
+
+def tcp6(source: Address, source_port: int, destination: Address, destination_port: int, flags: int) -> bytes:
+    """The same in IPv6."""
+    return ipv6(source, destination, IPPROTO_TCP, _segment(source, source_port, destination, destination_port, flags))
 
 
 def icmp4(source: Address, destination: Address, kind: int, code: int, rest: bytes) -> bytes:
@@ -122,6 +125,11 @@ def is_syn(packet: Packet, port: int) -> bool:
 def intact(packet: Packet) -> bool:
     """Whether the checksum of a whole TCP, UDP or ICMPv6 packet is right."""
     return checksum(_pseudo(packet.source, packet.destination, packet.protocol, packet.payload) + packet.payload) == 0
+
+
+def _segment(source: Address, source_port: int, destination: Address, destination_port: int, flags: int) -> bytes:
+    bare = struct.pack(">HHIIBBHHH", source_port, destination_port, 1, 1, 0x50, flags, 65535, 0, 0)
+    return _summed(source, destination, IPPROTO_TCP, bare, 16)
 
 
 def _pseudo(source: Address, destination: Address, protocol: int, payload: bytes) -> bytes:
