@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import errno
 import os
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,6 +110,19 @@ def flood(sender: Sender, frames: int, rate: float, stop: threading.Event) -> Fl
             continue
         sent += sender.send(due - sent)
     return Flooded(sent, time.monotonic() - started)
+
+
+@asynccontextmanager
+async def flooding(sender: Sender, frames: int, rate: float) -> AsyncIterator[asyncio.Task[Flooded]]:
+    """A flood as :func:`flood` makes it, meanwhile: it ends with the block, unless the block waits for the task."""
+    stop = threading.Event()
+    task = asyncio.create_task(asyncio.to_thread(flood, sender, frames, rate, stop))
+    try:
+        yield task
+    finally:
+        stop.set()
+        await asyncio.gather(task, return_exceptions=True)
+        sender.close()
 
 
 def dropped(namespace: str, interface: str) -> int:

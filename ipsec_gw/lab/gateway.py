@@ -219,6 +219,12 @@ class GatewayUnderTest:
         await self._run_daemon()
         await self.status_when(lambda _: True, COMMAND_SECONDS, "an answer")
 
+    async def reload(self, config: str) -> None:
+        """Another configuration: `ipsec-gw reload`. Raises CommandFailed."""
+        self._config = config
+        (self._session.run_dir / CONFIG).write_text(config)
+        await self._call("reload")
+
     async def kill(self) -> None:
         """The daemon dies, without a chance to do anything."""
         daemon, self._daemon = self._daemon, None

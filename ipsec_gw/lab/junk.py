@@ -1,6 +1,6 @@
 """Junk as the internet sends it to a firewall: forged packets, each with the reason to drop it. Pure.
 
-Sources are of 198.18.0.0/15, which is nobody's (RFC 2544).
+Sources are nobody's (RFC 2544, RFC 5180).
 """
 
 from __future__ import annotations
@@ -10,18 +10,31 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 from ipsec_gw.lab.capture import IPPROTO_UDP
 from ipsec_gw.lab.packets import icmp4, ipv4, tcp4, udp4
 
-SOURCES = IPv4Network("198.18.0.0/15")
+SOURCES, SOURCES6 = IPv4Network("198.18.0.0/15"), IPv6Network("2001:2::/48")
 FIN, SYN, RST, PUSH, ACK = 0x01, 0x02, 0x04, 0x08, 0x10
 NOT_SYN = (ACK, FIN | ACK, RST, PUSH | ACK, SYN | ACK)
 UNREACHABLE, ECHO_REPLY, ECHO, EXCEEDED = 3, 0, 8, 11
-IPV4_TYPE = b"\x08\x00"
+IPV4_TYPE, IPV6_TYPE = b"\x08\x00", b"\x86\xdd"
 MORE_BEYOND = 0x2000 | 185
 """A fragment from the middle of a packet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Between a router that forwards forged packets and the firewall."""
+
+    from_mac: bytes
+    to_mac: bytes
+
+
+def frame(link: Link, packet: bytes) -> bytes:
+    """An IP packet on its way to the firewall."""
+    return link.to_mac + link.from_mac + (IPV4_TYPE if packet[0] >> 4 == 4 else IPV6_TYPE) + packet
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +47,9 @@ class Junk:
 
 @dataclass(frozen=True, slots=True)
 class Aim:
-    """Where junk goes: MAC addresses, the firewall's own address, a network behind it, and ports to leave alone."""
+    """Where junk goes: by which link, the firewall's own address, a network behind it, and ports to leave alone."""
 
-    from_mac: bytes
-    to_mac: bytes
+    link: Link
     own: IPv4Address
     behind: IPv4Network
     spared: frozenset[int]
@@ -49,7 +61,7 @@ def templates(aim: Aim, count: int, seed: int) -> tuple[Junk, ...]:
     made = []
     for number in range(count):
         make, verdict = KINDS[number % len(KINDS)]
-        made.append(Junk(aim.to_mac + aim.from_mac + IPV4_TYPE + make(aim, chance), verdict))
+        made.append(Junk(frame(aim.link, make(aim, chance)), verdict))
     return tuple(made)
 
 

@@ -41,6 +41,9 @@ class TooBig:
     source: IPv4Address | IPv6Address
     destination: IPv4Address | IPv6Address
 
+    def __str__(self) -> str:
+        return f"{self.mtu} from {self.teller}, about {self.source} -> {self.destination}"
+
 
 def packet_of(frame: Frame) -> Packet | None:
     """The IP packet of a frame, or None."""
@@ -75,7 +78,7 @@ def too_big(packet: Packet) -> TooBig | None:
 
 
 Address = IPv4Address | IPv6Address
-IPV4 = struct.Struct(">BBHHHBBH4s4s")
+IPV4, IPV6 = struct.Struct(">BBHHHBBH4s4s"), struct.Struct(">IHBB16s16s")
 DONT_FRAGMENT = 0x4000
 
 
@@ -86,6 +89,11 @@ def ipv4(source: Address, destination: Address, protocol: int, payload: bytes, f
     return IPV4.pack(0x45, 0, length, 1, fragment, 64, protocol, checksum(bare), *ends) + payload
 
 
+def ipv6(source: Address, destination: Address, protocol: int, payload: bytes) -> bytes:
+    """An IPv6 packet."""
+    return IPV6.pack(6 << 28, len(payload), protocol, 64, source.packed, destination.packed) + payload
+
+
 def udp4(source: Address, source_port: int, destination: Address, destination_port: int, data: bytes) -> bytes:
     """A UDP packet in IPv4, with its checksum."""
     bare = struct.pack(">HHHH", source_port, destination_port, 8 + len(data), 0) + data
@@ -94,8 +102,12 @@ def udp4(source: Address, source_port: int, destination: Address, destination_po
 
 def tcp4(source: Address, source_port: int, destination: Address, destination_port: int, flags: int) -> bytes:
     """A TCP segment without data in IPv4, with its checksum."""
-    bare = struct.pack(">HHIIBBHHH", source_port, destination_port, 1, 1, 0x50, flags, 65535, 0, 0)
-    return ipv4(source, destination, IPPROTO_TCP, _summed(source, destination, IPPROTO_TCP, bare, 16))
+    return ipv4(source, destination, IPPROTO_TCP, _segment(source, source_port, destination, destination_port, flags))
+
+
+def tcp6(source: Address, source_port: int, destination: Address, destination_port: int, flags: int) -> bytes:
+    """The same in IPv6."""
+    return ipv6(source, destination, IPPROTO_TCP, _segment(source, source_port, destination, destination_port, flags))
 
 
 def icmp4(source: Address, destination: Address, kind: int, code: int, rest: bytes) -> bytes:
@@ -105,7 +117,26 @@ def icmp4(source: Address, destination: Address, kind: int, code: int, rest: byt
     return ipv4(source, destination, IPPROTO_ICMP, head + struct.pack(">H", total) + rest)
 
 
+def is_syn(packet: Packet, port: int) -> bool:
+    """Whether it asks for a TCP connection to a port."""
+    return packet.protocol == IPPROTO_TCP and packet.destination_port == port and packet.payload[13] & 0x17 == 0x02
+
+
+def intact(packet: Packet) -> bool:
+    """Whether the checksum of a whole TCP, UDP or ICMPv6 packet is right."""
+    return checksum(_pseudo(packet.source, packet.destination, packet.protocol, packet.payload) + packet.payload) == 0
+
+
+def _segment(source: Address, source_port: int, destination: Address, destination_port: int, flags: int) -> bytes:
+    bare = struct.pack(">HHIIBBHHH", source_port, destination_port, 1, 1, 0x50, flags, 65535, 0, 0)
+    return _summed(source, destination, IPPROTO_TCP, bare, 16)
+
+
+def _pseudo(source: Address, destination: Address, protocol: int, payload: bytes) -> bytes:
+    """What the pseudo headers of both families sum up to (RFC 9293 3.1, RFC 8200 8.1)."""
+    return source.packed + destination.packed + struct.pack(">HH", protocol, len(payload))
+
+
 def _summed(source: Address, destination: Address, protocol: int, bare: bytes, at: int) -> bytes:
-    pseudo = source.packed + destination.packed + struct.pack(">HH", protocol, len(bare))
-    total = checksum(pseudo + bare) or 0xFFFF
+    total = checksum(_pseudo(source, destination, protocol, bare) + bare) or 0xFFFF
     return bare[:at] + struct.pack(">H", total) + bare[at + 2 :]

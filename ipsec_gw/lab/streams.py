@@ -1,4 +1,4 @@
-"""A TCP conversation that goes on for the whole of a scenario, and tells how long it ever waited."""
+"""TCP between hosts: one that goes on for the whole of a scenario, and clients that call a server that stays."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import contextlib
 import random
 import socket
 import time
+from collections.abc import AsyncIterator
 
-from ipsec_gw.lab.netns import inside
+from ipsec_gw.lab.talk import endpoint, read_all, send_all
 from ipsec_gw.lab.traffic import Host, TrafficError
 
 BLOCK_BYTES = 512
 PAUSE_SECONDS = 0.1
 PATIENCE_SECONDS = 60.0
+CALLS, BACKLOG = 3, 1024
+"""How often a client calls that is reset, and how many connections may wait to be accepted."""
 
 
 class TcpStream:
@@ -32,21 +35,12 @@ class TcpStream:
 
     async def run(self) -> None:
         """Talk until told to stop. Raises TrafficError as soon as a block does not come back, or not as it was sent."""
-        with inside(self._server.namespace):
-            listening = socket.create_server((str(self._server.address), self._port))
-        with inside(self._client.namespace):
-            connecting = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        for one in (listening, connecting):
-            one.setblocking(False)
-        connecting.bind((str(self._client.address), 0))
-        serving = await asyncio.start_server(_echo, sock=listening)
-        try:
-            async with serving:
-                await self._talk(connecting)
-        except (OSError, asyncio.IncompleteReadError, TimeoutError) as error:
-            raise TrafficError(f"the TCP stream broke after {self.blocks} blocks: {error!r}") from error
-        finally:
-            connecting.close()
+        with contextlib.closing(endpoint(self._client, socket.SOCK_STREAM)) as connecting:
+            try:
+                async with serving(self._server, self._port):
+                    await self._talk(connecting)
+            except (OSError, asyncio.IncompleteReadError, TimeoutError) as error:
+                raise TrafficError(f"the TCP stream broke after {self.blocks} blocks: {error!r}") from error
 
     async def _talk(self, connecting: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -67,6 +61,35 @@ class TcpStream:
     def finish(self) -> None:
         """Let :meth:`run` return after the block that is under way."""
         self._stop.set()
+
+
+@contextlib.asynccontextmanager
+async def serving(host: Host, port: int) -> AsyncIterator[None]:
+    """A TCP server that sends back what comes, to any number of clients."""
+    with contextlib.closing(endpoint(host, socket.SOCK_STREAM, port)) as listening:
+        async with await asyncio.start_server(_echo, sock=listening, backlog=BACKLOG):
+            yield
+
+
+async def call(client: Host, server: Host, port: int, *, size: int, seed: int) -> int:
+    """``size`` seeded bytes there and back over one connection, as :func:`serving` does it. Whoever is reset before
+    any of it came calls again. Returns how many connections were reset; raises TrafficError.
+    """
+    data = random.Random(seed).randbytes(size)  # noqa: S311 - repeatable, not secret
+    for resets in range(CALLS):
+        with contextlib.closing(endpoint(client, socket.SOCK_STREAM)) as caller:
+            try:
+                async with asyncio.timeout(PATIENCE_SECONDS):
+                    await asyncio.get_running_loop().sock_connect(caller, (str(server.address), port))
+                    _, back = await asyncio.gather(send_all(caller, data), read_all(caller, len(data)))
+            except ConnectionResetError:
+                continue
+            except (OSError, TimeoutError) as error:
+                raise TrafficError(f"TCP {client} -> {server} port {port}: {error!r}") from error
+        if back != data:
+            raise TrafficError(f"TCP {client} -> {server} port {port}: {len(back)} of {size} bytes, or changed")
+        return resets
+    raise TrafficError(f"TCP {client} -> {server} port {port}: {CALLS} connections were reset")
 
 
 async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -97,9 +97,9 @@ async def _tcp(
     answering, name = await loop.sock_accept(listening)
     with answering:
         echo = asyncio.create_task(_echo(answering))
-        sending = asyncio.create_task(_send(caller, data))
+        sending = asyncio.create_task(send_all(caller, data))
         try:
-            back = await _read(caller, len(data))
+            back = await read_all(caller, len(data))
             await sending
             heard = _seen(name, caller)
         finally:
@@ -119,12 +119,14 @@ async def _echo(answering: socket.socket) -> None:
         answering.shutdown(socket.SHUT_WR)
 
 
-async def _send(caller: socket.socket, data: bytes) -> None:
+async def send_all(caller: socket.socket, data: bytes) -> None:
+    """Send it, and that it was all."""
     await asyncio.get_running_loop().sock_sendall(caller, data)
     caller.shutdown(socket.SHUT_WR)
 
 
-async def _read(caller: socket.socket, size: int) -> bytes:
+async def read_all(caller: socket.socket, size: int) -> bytes:
+    """What comes until the other side has ended, or has sent more than ``size`` bytes."""
     back = bytearray()
     while len(back) <= size and (block := await asyncio.get_running_loop().sock_recv(caller, BLOCK)):
         back += block

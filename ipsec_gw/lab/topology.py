@@ -61,11 +61,13 @@ class Wire:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A static route of ``role``. What is forwarded along it is at most ``mtu`` bytes long, if given."""
+    """A static route of ``role``, without ``via`` a black hole. What is forwarded along it is at most ``mtu`` bytes
+    long, if given.
+    """
 
     role: Role
     destination: IPv4Network | IPv6Network
-    via: IPv4Address | IPv6Address
+    via: IPv4Address | IPv6Address | None
     mtu: int | None = None
 
 
@@ -379,4 +381,6 @@ def _configure(topology: Topology, role: Role) -> tuple[str, ...]:
 
 
 def _route(route: Route) -> str:
+    if route.via is None:
+        return f"route add blackhole {route.destination}"
     return f"route add {route.destination} via {route.via}" + (f" mtu lock {route.mtu}" if route.mtu else "")

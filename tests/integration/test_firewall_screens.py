@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import socket
 import struct
@@ -14,6 +13,7 @@ from ipaddress import ip_address
 
 import pytest
 
+from ipsec_gw.lab.nmap import port_states
 from tests.integration.conftest import until
 from tests.integration.firewall_world import CLIENT, GATEWAY, SERVER, WAN, FirewallBox, address, firewall_box, transfer
 from tests.reference import build
@@ -75,12 +75,7 @@ def scan(box: FirewallBox, kind: str, ports: int) -> dict[str, int]:
         pytest.skip("nmap is not installed - run make setup")
     words = ("-n", "-Pn", "--disable-arp-ping", "--max-retries", "0", "-T4", "-oG", "-", "-vv")
     said = box.on(SERVER, "nmap", kind, "-p", f"1-{ports}", *words, address(CLIENT, V4))
-    states = re.findall(r"\d+/([a-z|]+)/tcp", said)
-    ignored = re.search(r"Ignored State: ([a-z|]+) \((\d+)\)", said)
-    found = {state: states.count(state) for state in set(states)}
-    if ignored:
-        found[ignored[1]] = found.get(ignored[1], 0) + int(ignored[2])
-    return found
+    return port_states(said)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Junk and other forged packets: as scapy reads them, each with its verdict."""
 
 from collections import Counter
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
@@ -11,11 +11,11 @@ from scapy.packet import raw
 
 from ipsec_gw.lab.capture import Frame
 from ipsec_gw.lab.flood import Flooded
-from ipsec_gw.lab.junk import KINDS, SOURCES, Aim, templates, verdicts
-from ipsec_gw.lab.packets import TooBig, icmp4, packet_of, tcp4, too_big, udp4
+from ipsec_gw.lab.junk import KINDS, SOURCES, Aim, Link, templates, verdicts
+from ipsec_gw.lab.packets import TooBig, icmp4, packet_of, tcp4, tcp6, too_big, udp4
 
 ONE, OTHER = IPv4Address("198.18.1.2"), IPv4Address("192.0.2.1")
-AIM = Aim(b"\2\0\0\0\0\1", b"\2\0\0\0\0\2", OTHER, IPv4Network("10.1.0.0/16"), frozenset({500, 4500, 443}))
+AIM = Aim(Link(b"\2\0\0\0\0\1", b"\2\0\0\0\0\2"), OTHER, IPv4Network("10.1.0.0/16"), frozenset({500, 4500, 443}))
 
 
 def frame(packet):
@@ -32,6 +32,8 @@ def test_udp_is_as_scapy_makes_it(data):
 def test_tcp_is_as_scapy_makes_it():
     segment = TCP(sport=7, dport=9, seq=1, ack=1, flags="SA", window=65535)
     assert tcp4(ONE, 7, OTHER, 9, 0x12) == raw(IP(src=str(ONE), dst=str(OTHER), flags="DF") / segment)
+    one, other = IPv6Address("2001:2::1"), IPv6Address("2001:db8:1::10")
+    assert tcp6(one, 7, other, 9, 0x12) == raw(IPv6(src=str(one), dst=str(other)) / segment)
 
 
 def test_icmp_is_as_scapy_makes_it():

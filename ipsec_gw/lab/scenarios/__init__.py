@@ -45,7 +45,7 @@ class Scenario:
 def scenarios() -> dict[str, Scenario]:
     """All of them, by name."""
     # Here and not above: scenarios import the lab, which imports this package.
-    from ipsec_gw.lab.edge import edge  # noqa: PLC0415
+    from ipsec_gw.lab.edge import beside_ipv4, crowded, edge, renumbered  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.chaos import run as run_chaos  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.daemon_kill import run as run_daemon_kill  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.failover import run as run_failover  # noqa: PLC0415
@@ -57,10 +57,13 @@ def scenarios() -> dict[str, Scenario]:
     from ipsec_gw.lab.scenarios.ipv6 import run as run_ipv6  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.junk import run as run_junk  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.matrix import run as run_matrix  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.nat64 import run as run_nat64  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.nat_t import run as run_nat_t  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.nptv6 import run as run_nptv6  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.overlapping_sites import run as run_overlapping_sites  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.rekey_storm import run as run_rekey_storm  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.roadwarriors import run as run_roadwarriors  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.screens import run as run_screens  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.site_to_site import run as run_site_to_site  # noqa: PLC0415
 
     known = (
@@ -146,6 +149,21 @@ def scenarios() -> dict[str, Scenario]:
             "junk",
             "100,000 packets of junk per second at the WAN while a permitted TCP stream goes on",
             (Part("junk", edge, run_junk, needs_esp=False),),
+        ),
+        Scenario(
+            "screens",
+            "nmap's scans, floods, and SYN cookies before real TCP clients and servers",
+            (Part("screens", crowded, run_screens, needs_esp=False),),
+        ),
+        Scenario(
+            "nat64",
+            "hosts with IPv6 reach servers with IPv4, a thousand flows at once, path MTU and errors included",
+            (Part("nat64", beside_ipv4, run_nat64, needs_esp=False),),
+        ),
+        Scenario(
+            "nptv6",
+            "the LAN's IPv6 prefix is another one outside, both ways, and no checksum changes",
+            (Part("nptv6", renumbered, run_nptv6, needs_esp=False),),
         ),
     )
     return {scenario.name: scenario for scenario in known}

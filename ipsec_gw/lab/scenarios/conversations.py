@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from contextlib import closing
 from typing import Any
 
 from ipsec_gw.lab.context import Lab
-from ipsec_gw.lab.talk import Address, Heard, ping, tcp, udp
-from ipsec_gw.lab.traffic import Host, TrafficError
+from ipsec_gw.lab.talk import SECONDS, Address, Attempt, Heard, ping, tcp, udp
+from ipsec_gw.lab.traffic import Host, TrafficError, until
 
 SIZES = (1, 64, 511, 1200, 1372)
 """Payloads of single datagrams that need no fragments, in a tunnel over a 1500-byte WAN neither."""
@@ -52,3 +53,23 @@ async def answers_ping(lab: Lab, name: str, client: Host, called: Host, identifi
         lab.check(name, True, "answered", measured)
     except TrafficError as error:
         lab.check(name, False, "answered", error)
+
+
+async def refused(lab: Lab, name: str, client: Host, called: tuple[Address, int]) -> None:
+    """Check that TCP and UDP to a port where nobody listens are refused at once, as a host does it."""
+    expected = "TCP ECONNREFUSED, UDP ECONNREFUSED"
+    with closing(Attempt(client, *called)) as attempt:
+        try:
+            await until(lambda: attempt.refused, SECONDS, "both are refused")
+        except TrafficError as error:
+            lab.note(f"{name}: {error}")
+        lab.check(name, str(attempt) == expected, expected, attempt)
+
+
+async def finds_mtu(lab: Lab, name: str, wanted: int, discovery: Coroutine[Any, Any, int]) -> None:
+    """Check the path MTU that datagrams find out."""
+    try:
+        found: object = await discovery
+    except TrafficError as error:
+        found = error
+    lab.check(name, found == wanted, f"{wanted} bytes, which come over whole", found)

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 
 from ipsec_gw.lab import edge
-from ipsec_gw.lab.capture import Captures
 from ipsec_gw.lab.context import Lab
-from ipsec_gw.lab.gateway import GatewayUnderTest
-from ipsec_gw.lab.packets import Packet, TooBig, packet_of, too_big
+from ipsec_gw.lab.packets import TooBig
+from ipsec_gw.lab.scenarios.border import Story, set_up
 from ipsec_gw.lab.scenarios.conversations import TCP_BYTES, answers_ping, both, judged
 from ipsec_gw.lab.scenarios.rules import BARE, DENIED, INTERNAL, OPEN, POOLED, PUBLISHED, REJECTED, plain_rules
-from ipsec_gw.lab.scenarios.start import gateway_of, start_swan
-from ipsec_gw.lab.strongswan import Site
 from ipsec_gw.lab.talk import Address, Attempt, Echo, tcp, udp
-from ipsec_gw.lab.topology import HOST, LAN, MTU, WAN, Role, Topology
+from ipsec_gw.lab.topology import HOST, LAN, MTU, WAN, Role
 from ipsec_gw.lab.traffic import Host, TrafficError, until
-from ipsec_gw.lab.xdp_peer import pass_all
 
 FRAGMENTED = (2000, 4000, 8000)
 COUNT_SECONDS = 30.0
@@ -40,26 +33,9 @@ class Places:
     server: Host
 
 
-@dataclass(frozen=True, slots=True)
-class Story:
-    """Those who take part: captures of what the client's and the router's interface carry."""
-
-    lab: Lab
-    gateway: GatewayUnderTest
-    lan: Captures
-    wan: Captures
-
-    def arrived(self, captures: Captures, wanted: Callable[[Packet], bool]) -> list[Packet]:
-        """What came in on captured interfaces and is wanted."""
-        captures.drain()
-        frames = (frame for capture in captures.captures for frame in capture.frames if not frame.outgoing)
-        packets = (packet_of(frame) for frame in frames)
-        return [packet for packet in packets if packet is not None and wanted(packet)]
-
-
 async def run(lab: Lab) -> None:
     """Play it."""
-    story = await _set_up(lab)
+    story = await set_up(lab, plain_rules(lab.topology))
     for places in _families(lab):
         await _conversations(story, places)
         await _refusals(story, places)
@@ -69,46 +45,6 @@ async def run(lab: Lab) -> None:
     lab.check("the captures are complete", lost == 0, "0 frames lost", lost)
     with lab.step("ipsec-gw off"):
         await story.gateway.off()
-
-
-async def _set_up(lab: Lab) -> Story:
-    lan, wan = Captures([lab.capture(Role.CLIENT, HOST)]), Captures([lab.capture(Role.WAN, edge.TO_GATEWAY)])
-    lab.stack.callback(lab.save_captures, wan)
-    for captures in (lan, wan):
-        lab.stack.callback(captures.close)
-        lab.stack.callback(asyncio.create_task(captures.keep_draining()).cancel)
-    return Story(lab, await start_gateway(lab), lan, wan)
-
-
-async def start_gateway(lab: Lab) -> GatewayUnderTest:
-    """The gateway of :func:`ipsec_gw.lab.edge.edge` with :func:`plain_rules`, beside a strongSwan without tunnels."""
-    for role, interface in ((Role.SWITCH, edge.TO_LAN), (Role.WAN, edge.TO_GATEWAY)):
-        lab.stack.callback(os.close, pass_all(lab.topology.namespace(role), interface))
-    swan = await start_swan(lab, _lonely_site(lab.topology, lab.options.proposal))
-    gateway = gateway_of(lab, swan, plain_rules(lab.topology))
-    with lab.step("start strongSwan and ipsec-gw"):
-        await swan.load()
-        await gateway.start()
-        lab.strongswan = await swan.version()
-    for pid in gateway.pids:
-        lab.watch_process(pid)
-    status = await gateway.status()
-    engine = lab.options.engine
-    lab.check("ipsec-gw runs the engine asked for", status.engine == engine, engine, f"{status.engine}: {status.note}")
-    return gateway
-
-
-def _lonely_site(topology: Topology, proposal: str) -> Site:
-    return Site(
-        identity=Role.GATEWAY_A,
-        peer=Role.GATEWAY_B,
-        namespace=topology.namespace(Role.GATEWAY_A),
-        local=topology.address(Role.GATEWAY_A, WAN),
-        remote=topology.address(Role.SERVER, HOST),
-        local_network=topology.network(Role.GATEWAY_A, LAN),
-        remote_network=topology.network(Role.SERVER, HOST),
-        proposal=proposal,
-    )
 
 
 def _families(lab: Lab) -> tuple[Places, Places]:
@@ -204,13 +140,12 @@ async def _path_mtu(story: Story, at: Places) -> None:
             lambda heard: (heard.peer, heard.mtu) == (at.wan.address, edge.PATH_MTU),
         )
         wanted = TooBig(at.router.address, edge.PATH_MTU, at.client.address, at.server.address)
-        errors = {error for packet in story.arrived(story.lan, lambda _: True) if (error := too_big(packet))}
-        found = {error for error in errors if error.destination == at.server.address}
+        found = {error for error in story.mtu_errors(story.lan) if error.destination == at.server.address}
         lab.check(
             f"{family} path MTU: the error comes back translated",
             found == {wanted},
-            f"from {wanted.teller}, about {wanted.source} -> {wanted.destination}",
-            "; ".join(f"from {error.teller}, about {error.source} -> {error.destination}" for error in found) or "none",
+            str(wanted),
+            "; ".join(map(str, found)) or "none",
         )
 
 

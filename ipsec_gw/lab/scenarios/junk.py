@@ -6,21 +6,20 @@ import asyncio
 import hashlib
 import random
 import socket
-import threading
 from collections import Counter
 from contextlib import closing, suppress
 from dataclasses import dataclass
 
 from ipsec_gw.lab import edge
-from ipsec_gw.lab.capture import Capture, Captures
+from ipsec_gw.lab.capture import Capture
 from ipsec_gw.lab.context import Lab
-from ipsec_gw.lab.flood import Flooded, Sender, dropped, flood
+from ipsec_gw.lab.flood import Flooded, Sender, flooding
 from ipsec_gw.lab.gateway import GatewayUnderTest
 from ipsec_gw.lab.junk import SOURCES, Aim, Junk, templates, verdicts
-from ipsec_gw.lab.netns import mac_address, set_sysctl
+from ipsec_gw.lab.netns import set_sysctl
 from ipsec_gw.lab.packets import packet_of
-from ipsec_gw.lab.scenarios.firewall_plain import start_gateway
-from ipsec_gw.lab.scenarios.rules import INTERNAL, OPEN, PUBLISHED
+from ipsec_gw.lab.scenarios.border import lost_on_the_wan, start_gateway, wan_link, watched
+from ipsec_gw.lab.scenarios.rules import INTERNAL, OPEN, PUBLISHED, plain_rules
 from ipsec_gw.lab.talk import endpoint
 from ipsec_gw.lab.topology import HOST, WAN, Role
 from ipsec_gw.lab.traffic import Host, TrafficError
@@ -51,18 +50,16 @@ async def run(lab: Lab) -> None:
     """Play it."""
     # Its multicast would be counted among the junk.
     set_sysctl(lab.topology.namespace(Role.WAN), f"net/ipv6/conf/{edge.TO_GATEWAY}/disable_ipv6", "1")
-    gateway = await start_gateway(lab)
+    gateway = await start_gateway(lab, plain_rules(lab.topology))
     junk = templates(_aim(lab), TEMPLATES, SEED)
     lab.note(f"seed {SEED}: {TEMPLATES} templates of junk")
     inside_end = lab.capture(Role.SWITCH, edge.TO_LAN)
-    captures = Captures([inside_end])
-    lab.stack.callback(captures.close)
-    lab.stack.callback(asyncio.create_task(captures.keep_draining()).cancel)
-    before, lost_before = Counter((await gateway.status()).verdicts), _lost(lab)
+    watched(lab, inside_end)
+    before, lost_before = Counter((await gateway.status()).verdicts), lost_on_the_wan(lab)
     with lab.step(f"{PACKETS:,} packets of junk at {RATE:,} per second beside a TCP stream"):
         flooded, streamed = await _flood_and_stream(lab, junk)
     await _judge_stream(lab, streamed)
-    after, lost = Counter((await gateway.status()).verdicts), _lost(lab) - lost_before
+    after, lost = Counter((await gateway.status()).verdicts), lost_on_the_wan(lab) - lost_before
     lab.note(f"{flooded.rate:,.0f} packets of junk per second for {flooded.seconds:.1f} s, {lost:,} lost at the veth")
     lab.check("the junk is offered", flooded.sent >= PACKETS, f"{PACKETS:,} packets or more", f"{flooded.sent:,}")
     _judge_verdicts(lab, verdicts(junk, flooded.sent), after - before, lost)
@@ -74,36 +71,27 @@ async def run(lab: Lab) -> None:
 def _aim(lab: Lab) -> Aim:
     topology = lab.topology
     return Aim(
-        from_mac=mac_address(topology.namespace(Role.WAN), edge.TO_GATEWAY),
-        to_mac=mac_address(topology.namespace(Role.GATEWAY_A), WAN),
+        link=wan_link(lab),
         own=topology.address(Role.GATEWAY_A, WAN),
         behind=edge.BEHIND_LAN[0],
         spared=frozenset((*IKE_PORTS, INTERNAL, PUBLISHED)),
     )
 
 
-def _lost(lab: Lab) -> int:
-    """Frames that had no room between router and gateway."""
-    ends = ((Role.WAN, edge.TO_GATEWAY), (Role.GATEWAY_A, WAN))
-    return sum(dropped(lab.topology.namespace(role), interface) for role, interface in ends)
-
-
 async def _flood_and_stream(lab: Lab, junk: tuple[Junk, ...]) -> tuple[Flooded, Streamed]:
-    stop, over = threading.Event(), asyncio.Event()
+    over = asyncio.Event()
     sender = Sender(lab.topology.namespace(Role.WAN), edge.TO_GATEWAY, [one.frame for one in junk])
     streaming = asyncio.create_task(_stream(lab.host(Role.CLIENT, HOST), lab.host(Role.SERVER, HOST), over))
     try:
-        async with asyncio.timeout(LONGEST):
-            flooded = await asyncio.to_thread(flood, sender, PACKETS, RATE, stop)
+        async with asyncio.timeout(LONGEST), flooding(sender, PACKETS, RATE) as sending:
+            flooded = await asyncio.shield(sending)
             over.set()
             return flooded, await streaming
     except TimeoutError:
         raise TrafficError(f"junk and stream did not end within {LONGEST:.0f} s") from None
     finally:
-        stop.set()
         streaming.cancel()
         await asyncio.gather(streaming, return_exceptions=True)
-        sender.close()
 
 
 async def _stream(client: Host, server: Host, over: asyncio.Event) -> Streamed:

@@ -1,0 +1,58 @@
+"""The configuration files of the scenarios `screens`, `nat64` and `nptv6`, whose networks are of
+:mod:`ipsec_gw.lab.edge`. Pure.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv6Network
+
+from ipsec_gw.lab.edge import INSIDE6, OUTSIDE6, POOL
+from ipsec_gw.lab.scenarios.rules import MASQUERADE, OUT_POLICY, ZONES
+from ipsec_gw.lab.topology import HOST, Role, Topology
+
+PREFIX = IPv6Network("2001:db8:6464::/96")
+"""What IPv4 is behind for the LAN."""
+
+CLOSED = 7900
+"""A port where nobody listens."""
+
+FOUR = POOL.network_address + 1
+"""The one address that all of NAT64 is from."""
+
+IN_POLICY = """
+[[policies]]
+name = "in"
+from = "untrust"
+to = "trust"
+action = "permit"
+"""
+
+
+def screens_rules(screens: str, *, syn_check: bool = True) -> str:
+    """LAN and WAN, everything permitted both ways, the WAN behind these screens: lines of their table."""
+    zone = f'screen = "outside"\nsyn_check = {str(syn_check).lower()}\n'
+    return "\n".join((ZONES + zone, OUT_POLICY, IN_POLICY, f"[screens.outside]\n{screens}"))
+
+
+def nptv6_rules() -> str:
+    """LAN and WAN, everything permitted both ways, the LAN's prefix another one on the WAN."""
+    rule = f'[[nat.nptv6]]\nname = "campus"\nzone = "untrust"\nexternal = "{OUTSIDE6}"\ninternal = "{INSIDE6}"\n'
+    return "\n".join((ZONES, OUT_POLICY, IN_POLICY, rule))
+
+
+def nat64_rules(topology: Topology) -> str:
+    """LAN and WAN: IPv6 to :data:`PREFIX` becomes IPv4 from :data:`FOUR`, IPv4 has source NAT, IPv6 goes as it is."""
+    lan = topology.network(Role.CLIENT, HOST)
+    return "\n".join((ZONES, OUT_POLICY, NAT64, MASQUERADE, f'source = "{lan}"\n'))
+
+
+NAT64 = f"""\
+[nat.pools.four]
+addresses = "{FOUR}"
+
+[[nat.nat64]]
+name = "into-ipv4"
+from = "trust"
+prefix = "{PREFIX}"
+translate = {{ pool = "four" }}
+"""
