@@ -155,3 +155,13 @@ async def test_sweep_ends_processes_and_removes_namespaces(state_dir):
         assert session.leftovers(dead, {}) == session.Leftovers((), (), (), ())
     finally:
         await netns.remove(dead.namespaces)
+
+
+async def test_what_dies_by_itself_is_waited_for_and_no_survivor(monkeypatch):
+    dying = await asyncio.create_subprocess_exec(sys.executable, "-c", "pass")
+    lives = await asyncio.create_subprocess_exec("sleep", "1000")
+    monkeypatch.setattr(netns, "processes", lambda _: {dying.pid: "", lives.pid: "sleep 1000"})
+    mine = Session("igw-000001", os.getpid(), 0, ())
+    assert await session.end_processes(mine) == ["sleep 1000"]
+    assert await asyncio.wait_for(lives.wait(), 10) != 0
+    assert await asyncio.wait_for(dying.wait(), 10) is not None
