@@ -250,9 +250,11 @@ def test_without_hugepages_vpp_runs_and_says_what_would_help(box: Box) -> None:
     if not vpp_installed():
         pytest.skip("VPP is not installed")
     free = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("HugePages_Free"))
+    if int(free.split()[1]):
+        pytest.skip("this machine has hugepages")
     up = box.gw("vpp", "up")
     try:
         assert up.returncode == 0, up.stderr
-        assert ("ipsec-gw vpp prepare" in up.stderr) is (int(free.split()[1]) == 0)
+        assert "ipsec-gw vpp prepare" in up.stderr
     finally:
         assert box.gw("vpp", "down").returncode == 0
