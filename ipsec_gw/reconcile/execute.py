@@ -66,15 +66,19 @@ class Executor:
         self._sleep = sleep
         self._clock = clock
 
-    async def run(self, operations: Sequence[Op]) -> Record:
-        """Carry the operations out in order, note each success in the tracker and return what came of them."""
+    async def run(self, operations: Sequence[Op], same_engine: Callable[[], bool]) -> Record:
+        """Carry the operations out in order, note each success in the tracker and return what came of them.
+
+        Nothing is steered any more once ``same_engine`` tells that the engine they were planned for has gone: another
+        one, or the same after a restart, has none of its SAs.
+        """
         started = self._clock()
         failed: set[ObjectKey] = set()
-        steps = [await self._step(op, failed) for op in operations]
+        steps = [await self._step(op, failed, same_engine) for op in operations]
         now = self._clock()
         return Record(at=now, seconds=now - started, steps=tuple(steps))
 
-    async def _step(self, op: Op, failed: set[ObjectKey]) -> Step:
+    async def _step(self, op: Op, failed: set[ObjectKey], same_engine: Callable[[], bool]) -> Step:
         if op.obj is None:
             await self._sleep(self._drain_seconds)
             return Step(op, Outcome.DONE)
@@ -82,6 +86,9 @@ class Executor:
             obstacles = (op.needs | op.frees) & failed
             failed.add(op.obj.key)
             return Step(op, Outcome.SKIPPED, f"an earlier step failed for {', '.join(sorted(map(str, obstacles)))}")
+        if isinstance(op.obj, Steer) and op.action is not Action.DELETE and not same_engine():
+            failed.add(op.obj.key)
+            return Step(op, Outcome.FAILED, "the engine was lost meanwhile")
         try:
             await self._apply(op.action, op.obj)
         except IpsecGwError as error:

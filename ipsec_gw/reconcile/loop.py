@@ -81,6 +81,7 @@ class Reconciler:
         self.decision = Desired()
         self.decided = settings
         self._stale = True
+        self._losses = link.losses
 
     @property
     def in_sync(self) -> bool:
@@ -170,7 +171,7 @@ class Reconciler:
         read.
         """
         try:
-            if self._stale:
+            if self._stale or not self._same_engine():
                 await self._resync()
             self.snapshot = await self._source.snapshot()
             self._forget_the_dead()
@@ -186,7 +187,8 @@ class Reconciler:
         return await self._carry_out(plan({}, self._tracker.in_place))
 
     async def _resync(self) -> None:
-        self._stale = False  # first: a distrust while everything is read must not be lost
+        self._stale = False  # first: a distrust while everything is read must not be lost, and no loss of the engine
+        self._losses = self._link.losses
         try:
             self._tracker.resync(await self._retrieve())
         except BaseException:
@@ -202,6 +204,10 @@ class Reconciler:
             # An engine that was out of reach comes back with what was taken from it meanwhile.
             self.refusals.add(key, "the kernel took it over from the engine: a rekey brings a fresh one")
 
+    def _same_engine(self) -> bool:
+        """What was read of it last is still there."""
+        return self._link.losses == self._losses
+
     def _forget_the_dead(self) -> None:
         alive = frozenset(sa.key for sa in self.snapshot.sas)
         self.refusals.settle(alive)
@@ -216,7 +222,7 @@ class Reconciler:
         record = await self._decide_and_act(waiting)
         waiting = waiting.and_more(self._retries.waiting(self._clock()))
         if len(self._refused(waiting)) != refused:
-            if self._stale:
+            if self._stale or not self._same_engine():
                 await self._resync()
             again = await self._decide_and_act(waiting)
             record = Record(again.at, record.seconds + again.seconds, record.steps + again.steps)
@@ -252,7 +258,7 @@ class Reconciler:
     async def _carry_out(self, operations: tuple[Op, ...]) -> Record:
         if not operations:
             return Record(at=time.time(), seconds=0.0, steps=())
-        record = await self._executor.run(operations)
+        record = await self._executor.run(operations, self._same_engine)
         self.history.add(record)
         spared = _spared(record.failures)
         for step in record.steps:

@@ -12,7 +12,7 @@ from ipsec_gw.desired import Owner
 from ipsec_gw.engines.port import Counters
 from ipsec_gw.errors import EngineError
 from ipsec_gw.model.ids import SaKey, TunnelId
-from ipsec_gw.model.objects import EngineObject, Guard, GuardKey, ManagedObject, ObjectKey, Selector, SteerKey
+from ipsec_gw.model.objects import EngineObject, Guard, GuardKey, ManagedObject, ObjectKey, Selector, SteerKey, Tunnel
 from ipsec_gw.model.snapshot import Snapshot
 from ipsec_gw.ownership.engine_link import EngineLink
 from ipsec_gw.ownership.guard import HAND_BACK_MARGIN, KEPT_AHEAD, GuardDriver
@@ -233,6 +233,29 @@ async def test_a_restarted_engine_never_gets_a_used_key_again(world: World) -> N
     await world.link.open()
     await world.reconciler.run_pass()
     assert OUT not in world.engine.objects
+    assert world.maps.owner == {OUT: "kernel"}
+
+
+async def test_nothing_is_steered_to_an_engine_that_began_anew_during_the_pass(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = world.link.create
+
+    async def restarts_behind(obj: ManagedObject) -> None:
+        await create(obj)
+        if isinstance(obj, Tunnel):
+            world.engine.restart()
+            await world.link.look()
+            await world.link.open()
+
+    monkeypatch.setattr(world.link, "create", restarts_behind)
+    await world.show(established())
+    assert world.link.losses == 1
+    assert world.steer.objects == {}
+    assert any("the engine was lost meanwhile" in str(record.steps) for record in world.reconciler.history)
+    monkeypatch.undo()
+    await world.reconciler.run_pass()
+    assert world.steer.objects == {}
     assert world.maps.owner == {OUT: "kernel"}
 
 
