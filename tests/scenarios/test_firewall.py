@@ -72,6 +72,8 @@ TUNNEL = (
     "no forged packet arrives",
     "the session they imitate goes on",
     "charon counts what the wire carried",
+    "A uses no sequence number and no nonce twice",
+    "B uses no sequence number and no nonce twice",
     "after the tunnel: client to WAN, ICMP",
     "after the tunnel, its sessions do not go on in clear",
     "nothing of the protected networks leaves A in clear",

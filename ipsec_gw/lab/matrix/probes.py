@@ -17,7 +17,7 @@ from typing import Self
 
 from ipsec_gw.lab.capture import Capture, esp_of, header
 from ipsec_gw.lab.matrix.ends import LISTENERS, PLACES, End
-from ipsec_gw.lab.netns import inside
+from ipsec_gw.lab.netns import inside, set_sysctl
 from ipsec_gw.lab.packets import ipv4
 from ipsec_gw.lab.topology import Role, Topology
 from ipsec_gw.lab.traffic import SO_RCVBUFFORCE, checksum, echo_request, echo_request6
@@ -29,6 +29,8 @@ _NUMBER = struct.Struct(">Q")
 _IPV6_HDRINCL = 36
 _IP_MTU_DISCOVER, _IP_PMTUDISC_DONT = 10, 0
 _RST = 0x04
+_NO_ERROR = "255"
+"""An ICMPv6 type that nobody sends (RFC 4443 2.1), for a list that must not be empty."""
 _GRE_OF_NOTHING = b"\0\0\x88\xb5"
 """RFC 2784 §2, with the EtherType that is for experiments (IEEE 802): nobody unpacks it."""
 _RECEIVE_BYTES = 4 << 20
@@ -125,6 +127,7 @@ class Range:
 
     def __enter__(self) -> Self:
         for role in LISTENERS:
+            self._answer_always(role)
             self._ears += [(role, ear) for ear in self._listen(role)]
         self._wan = [Capture(self._topology.namespace(Role.WAN), name) for name in ("to-a", "to-b")]
         for capture in self._wan:
@@ -135,6 +138,14 @@ class Range:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+
+    def _answer_always(self, role: Role) -> None:
+        """A raw socket is no listener: the kernel answers probes with ICMP errors, whose ESP is seen as well. As many
+        as its limits allow would depend on the machine's speed.
+        """
+        namespace = self._topology.namespace(role)
+        set_sysctl(namespace, "net/ipv4/icmp_ratemask", "0")
+        set_sysctl(namespace, "net/ipv6/icmp/ratemask", _NO_ERROR)
 
     def _listen(self, role: Role) -> list[socket.socket]:
         """A raw socket hears what has passed the kernel's policies for packets to itself (``raw_rcv``)."""
