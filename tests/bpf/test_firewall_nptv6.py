@@ -141,3 +141,24 @@ def test_sessions_are_found_by_what_arrives(world: World) -> None:
     packet = tcp(HOST, THERE)
     world.send(DMZ, packet)
     assert world.session().flow == flow_of(packet, world.zone("dmz"))
+
+
+def test_hairpin(world: World) -> None:
+    """RFC 6296, 4.3: a host reaches its neighbour by the address that the world knows it by, and is known so itself."""
+    pair = tuple(map(ip_network, INNER))
+    both = tuple(Nptv6(name, zone, pair[1], pair[0]) for name, zone in (("net", "wan"), ("loop", "dmz")))
+    world.apply(Ruleset(zones=zones(), policies=OPEN, nptv6=both))
+    neighbour = str(ip_network(INNER[0])[0x77])
+    ask = tcp(neighbour, OUTSIDE)
+    there = world.send(DMZ, ask)
+    assert (there.action, there.reason) == (XdpAction.REDIRECT, Reason.FORWARDED)
+    assert_sound(there.frame)
+    assert (there.ip.src, there.ip.dst) == ("2001:db8:77:0:ff8b::77", HOST)
+    assert checksum(there.ip) == checksum(ask)
+    back = changed(tcp(HOST, there.ip.src, 40000, "SA"), sport=80)
+    result = world.send(DMZ, back)
+    assert result.reason is Reason.TO_KERNEL, "nobody knows the client's MAC"
+    assert described(result.frame) == described(DMZ.frame(changed(back, src=OUTSIDE, dst=neighbour)))
+    rules_of = world.ids.rules
+    session = world.session()
+    assert (session.dnat_rule, session.snat_rule) == (rules_of[NameKind.NPTV6, "loop"],) * 2
