@@ -6,6 +6,7 @@ them: of messages with keys it takes two numbers, of all others only what is a n
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -24,25 +25,32 @@ KEYLESS_FIELDS = ("sad_id", "spi")
 
 
 class ApiTrace:
-    """A ring of lines. The same message with the same outcome again and again is one line with a number."""
+    """A ring of lines. The same message with the same outcome again and again is one line with a number.
+
+    It may be read in one thread while another one adds to it.
+    """
 
     def __init__(self) -> None:
         self._rows: deque[tuple[float, str, int]] = deque(maxlen=MOST_ROWS)
+        self._lock = threading.Lock()
 
     def add(self, message: str, fields: Mapping[str, Any], outcome: str) -> None:
         """A request that was answered, or was not."""
         line = f"{message} {_fields(message, fields)}{outcome}"
-        if self._rows and self._rows[-1][1] == line:
-            self._rows[-1] = (time.time(), line, self._rows[-1][2] + 1)
-        else:
-            self._rows.append((time.time(), line, 1))
+        with self._lock:
+            if self._rows and self._rows[-1][1] == line:
+                self._rows[-1] = (time.time(), line, self._rows[-1][2] + 1)
+            else:
+                self._rows.append((time.time(), line, 1))
 
     def text(self) -> str:
         """The oldest first; times are those of the last answer."""
+        with self._lock:
+            rows = tuple(self._rows)
         return "".join(
             f"{datetime.fromtimestamp(when, UTC).isoformat(timespec='milliseconds')} {line}"
             + (f" ({times} times)\n" if times > 1 else "\n")
-            for when, line, times in self._rows
+            for when, line, times in rows
         )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import datetime, tzinfo
 from ipaddress import ip_address, ip_network
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -108,3 +110,21 @@ def test_the_trace_is_a_ring_in_which_the_same_is_one_line() -> None:
 def test_vpps_own_trace_cannot_be_turned_on(word: str) -> None:
     with pytest.raises(ConfigError, match=rf"own\.conf:1: api-trace {word}: VPP would write the keys of all SAs"):
         merge_drop_in("unix { nodaemon }\n", DropIn("own.conf", f"api-trace {{ {word} }}\n"), (26, 6))
+
+
+def test_the_trace_is_read_while_messages_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    trace = ApiTrace()
+    for number in range(3):
+        trace.add("control_ping", {"number": number}, "done")
+
+    class Interrupted(datetime):
+        """Whoever formats a time is overtaken by another message."""
+
+        @classmethod
+        def fromtimestamp(cls, timestamp: float, tz: tzinfo | None = None) -> Self:
+            trace.add("show_version", {"when": len(trace._rows)}, "done")
+            return super().fromtimestamp(timestamp, tz)
+
+    monkeypatch.setattr("vpp_conf.api_trace.datetime", Interrupted)
+    assert [line.split()[1] for line in trace.text().splitlines()] == ["control_ping"] * 3
+    assert trace.text().count("show_version") == 3
