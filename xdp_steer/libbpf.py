@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from enum import IntEnum
 from pathlib import Path
@@ -338,8 +338,13 @@ def prog_load(kind: int, name: str, instructions: bytes) -> int:
         opts.log_buf = ctypes.cast(buffer, ctypes.c_char_p)
         with suppress(OSError):
             return check(_lib.bpf_prog_load(*arguments, ctypes.byref(opts)))
-        said = buffer.value.decode(errors="replace").splitlines()
-        raise OSError(error.errno, "; ".join([f"{name}: {error.strerror}", *said[-3:]])) from error
+        raise _refusal(error, f"{name}: {error.strerror}", [buffer]) from error
+
+
+def _refusal(error: OSError, what: str, logs: Sequence[ctypes.Array[ctypes.c_char]]) -> OSError:
+    """The same, and the last that the verifier says in its logs."""
+    said = [line for log in logs for line in log.value.decode(errors="replace").splitlines()]
+    return OSError(error.errno, "; ".join([what, *said[-3:]]))
 
 
 def verified_instructions(fd: int) -> int | None:
@@ -454,8 +459,7 @@ class BpfObject:
         try:
             check(_lib.bpf_object__load(self._object))
         except OSError as error:
-            said = [line for log in self._logs for line in log.value.decode(errors="replace").splitlines()]
-            raise OSError(error.errno, "; ".join([error.strerror or "load failed", *said[-3:]])) from error
+            raise _refusal(error, error.strerror or "load failed", self._logs) from error
 
     def _map(self, name: str) -> ctypes.c_void_p:
         found = ctypes.c_void_p(_lib.bpf_object__find_map_by_name(self._object, name.encode()))

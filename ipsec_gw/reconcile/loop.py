@@ -171,8 +171,7 @@ class Reconciler:
         read.
         """
         try:
-            if self._stale or not self._same_engine():
-                await self._resync()
+            await self._renew()
             self.snapshot = await self._source.snapshot()
             self._forget_the_dead()
             return await self._converge(self._retries.waiting(self._clock()))
@@ -185,6 +184,11 @@ class Reconciler:
         await self._resync()
         self._tracker.want({})
         return await self._carry_out(plan({}, self._tracker.in_place))
+
+    async def _renew(self) -> None:
+        """Read what is in place anew, unless what was read last still holds."""
+        if self._stale or not self._same_engine():
+            await self._resync()
 
     async def _resync(self) -> None:
         self._stale = False  # first: a distrust while everything is read must not be lost, and no loss of the engine
@@ -222,8 +226,7 @@ class Reconciler:
         record = await self._decide_and_act(waiting)
         waiting = waiting.and_more(self._retries.waiting(self._clock()))
         if len(self._refused(waiting)) != refused:
-            if self._stale or not self._same_engine():
-                await self._resync()
+            await self._renew()
             again = await self._decide_and_act(waiting)
             record = Record(again.at, record.seconds + again.seconds, record.steps + again.steps)
         return record
