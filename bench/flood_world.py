@@ -44,6 +44,11 @@ FOREMOST = -20
 processor to the other one, the stream.
 """
 
+SESSION = Path("/proc/self/autogroup")
+"""The nice value of the session, where the kernel shares processors out to sessions first (CONFIG_SCHED_AUTOGROUP). It
+can be read, but is empty, for a process outside of every session's group (kernel/sched/autogroup.c).
+"""
+
 TEMPLATES, SEED = 16 * BATCH, 20_260
 BLOCK = 1 << 16
 IN_FLIGHT = 1 << 17
@@ -232,20 +237,18 @@ def _arrange(box: FirewallBox, cpus: tuple[int, int]) -> None:
 
 @contextmanager
 def _foremost() -> Iterator[None]:
-    """Before all other processes, with all that is started; and as a session, if the kernel shares processors out to
-    sessions first (CONFIG_SCHED_AUTOGROUP).
-    """
+    """Before all other processes, with all that is started; and as a session."""
     os.setpriority(os.PRIO_PROCESS, 0, FOREMOST)
-    session = Path("/proc/self/autogroup")
-    if not session.exists():
+    told = SESSION.read_text().split() if SESSION.exists() else []
+    if not told:
         yield
         return
-    before = session.read_text().split()[-1]
-    session.write_text(str(FOREMOST))
+    before = told[-1]
+    SESSION.write_text(str(FOREMOST))
     try:
         yield
     finally:
-        session.write_text(before)
+        SESSION.write_text(before)
 
 
 @contextmanager

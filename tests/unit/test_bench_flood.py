@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import os
 
 import pytest
 from rich.console import Console
 
+from bench import flood_world
 from bench.flood_report import TARGET, Case, Report, Round, Window
-from bench.flood_world import cpu_mask
+from bench.flood_world import FOREMOST, cpu_mask
 
 
 def window(megabytes: int, sent: int = 0, again: int = 0, **verdicts: int) -> Window:
@@ -80,3 +82,19 @@ def test_the_tables_say_the_same() -> None:
 )
 def test_a_processor_as_a_mask(cpu: int, mask: str) -> None:
     assert cpu_mask(cpu) == mask
+
+
+@pytest.mark.parametrize(
+    ("told", "during", "after"), [("/autogroup-7 nice 3\n", "-20", "3"), ("", "", ""), (None, None, None)]
+)
+def test_a_flood_goes_first_also_where_sessions_are_no_groups(told, during, after, monkeypatch, tmp_path):
+    """With a group, with an empty file, and on a kernel without the file."""
+    asked, session = [], tmp_path / "autogroup"
+    monkeypatch.setattr(os, "setpriority", lambda *given: asked.append(given))
+    monkeypatch.setattr(flood_world, "SESSION", session)
+    if told is not None:
+        session.write_text(told)
+    now = lambda: session.read_text() if session.exists() else None  # noqa: E731
+    with flood_world._foremost():
+        assert (asked, now()) == ([(os.PRIO_PROCESS, 0, FOREMOST)], during)
+    assert now() == after
