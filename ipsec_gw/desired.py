@@ -6,6 +6,7 @@ to the engine or all of it stays in the kernel, with a sentence that says why (D
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -19,10 +20,13 @@ from ipsec_gw.model.objects import (
     MAX_NAT_T_PORTS,
     NAT_T_PORT,
     EngineSa,
+    EntryKey,
     Exempt,
     ExemptKey,
     Guard,
     GuardKey,
+    InterfaceEntry,
+    InterfaceLead,
     Lead,
     ManagedObject,
     NextHop,
@@ -37,6 +41,7 @@ from ipsec_gw.model.sizes import IPV6_MINIMUM_MTU, inner_mtu
 from ipsec_gw.model.snapshot import Mode, ResolvedHop, Snapshot, XfrmSa
 from ipsec_gw.nat_t import further_ports, local_port, udp_peer
 from ipsec_gw.precedence import Precedence, Share, share_of, why_not_routed
+from ipsec_gw.routed import interface_of, why_not_routed_by, why_not_seen
 
 
 class Owner(StrEnum):
@@ -137,6 +142,7 @@ def _kept(
 ) -> dict[TunnelId, str]:
     """Why tunnels stay in the kernel whatever other tunnels there are; empty where nothing speaks for it."""
     further = further_ports(snapshot)
+    users = Counter(if_id for lineage in lineages for if_id in lineage.if_ids)
     kept: dict[TunnelId, str] = {}
     for lineage in lineages:
         names = _names(lineage, snapshot)
@@ -147,8 +153,10 @@ def _kept(
             or _why_not_policies(lineage)
             or _why_not_path(lineage, settings, snapshot)
             or _why_not_led(lineage, snapshot)
+            or why_not_routed_by(lineage, users, snapshot)
             or _why_not_sas(lineage, offer)
             or _why_not_ports(lineage, further)
+            or _why_not_seen(lineage, names, settings, snapshot)
             or _why_observed(lineage, names, settings, offer)
             or offer.asleep
         )
@@ -199,6 +207,12 @@ def _why_moved(lineage: Lineage, names: frozenset[str], moved: Moved) -> str:
     return MOVED if away else ""
 
 
+def _why_not_seen(lineage: Lineage, names: frozenset[str], settings: Settings, snapshot: Snapshot) -> str:
+    if names & settings.choices.accelerated or (settings.by_name and not names):  # not known yet
+        return ""
+    return why_not_seen(lineage, snapshot, names)
+
+
 def _why_observed(lineage: Lineage, names: frozenset[str], settings: Settings, offer: EngineOffer) -> str:
     if settings.by_name and not names:
         return ""  # not known yet
@@ -224,10 +238,12 @@ def _why_not_policies(lineage: Lineage) -> str:
             return "the policy has several templates (IPComp or AH bundle)"
         if policy.bound:
             return f"the policy for {policy.selector} is limited to an interface or a user"
+        if policy.mark:
+            return "the policy has a mark (VTI, or route-based IPsec by marks)"
+        if policy.if_id:
+            continue
         if unrouted := why_not_routed(policy.selector):
             return unrouted
-        if policy.mark or policy.if_id:
-            return "the policy has a mark or if_id (route-based IPsec)"
         if lineage.local in policy.source and lineage.key.remote in policy.destination:
             return "the selectors include the tunnel's own end points"
     return ""
@@ -247,9 +263,14 @@ def _why_not_led(lineage: Lineage, snapshot: Snapshot) -> str:
     sources = [policy.source for policy in lineage.policies if policy.source.version == 6]
     if not sources:
         return ""
-    if snapshot.limits.all6:
+    routed = any(lineage.if_ids)
+    if snapshot.limits.all6 and not routed:
         return snapshot.limits.all6
-    if snapshot.limits.local6 and any(address in source for source in sources for address in snapshot.local_addresses):
+    if (
+        snapshot.limits.local6
+        and not routed
+        and any(address in source for source in sources for address in snapshot.local_addresses)
+    ):
         return snapshot.limits.local6
     hop = snapshot.next_hops.get(lineage.key.remote)
     mtu = _mtu(lineage, hop) if hop is not None else IPV6_MINIMUM_MTU
@@ -284,7 +305,7 @@ def _why_not_sa(sa: XfrmSa, offer: EngineOffer) -> str:
             "an encapsulation that is not ESP in UDP is left to the kernel",
         ),
         (sa.replay.window > offer.max_replay_window, f"replay window {sa.replay.window} is too large"),
-        (sa.mark is not None or sa.if_id != 0, "the SA has a mark or if_id (route-based IPsec)"),
+        (sa.mark is not None, "the SA has a mark (VTI, or route-based IPsec by marks)"),
         (bool(sa.extras), f"the SA has {', '.join(sorted(sa.extras))}, which no engine honours"),
     )
     return next((reason for failed, reason in checks if failed), "")
@@ -318,13 +339,27 @@ def _build(
     current = lineage.current
     if current in {sa.key for sa in outbound} and current is not None and inbound:
         keys = tuple(sa.key for sa in inbound)
-        selectors = lineage.selectors
-        remote = lineage.key.remote
-        objects.append(Tunnel(lineage.key, lineage.local, remote, keys, current, selectors, share.exceptions))
-        objects += [Steer(SteerKey(sa.key), udp_peer(sa)) for sa in inbound]
-        mtu = _mtu(lineage, hop)
-        objects += [Lead(s, snapshot.sources.get(s.destination), mtu) for s in selectors]
+        tunnel = Tunnel(
+            lineage.key,
+            lineage.local,
+            lineage.key.remote,
+            keys,
+            current,
+            lineage.selectors,
+            share.exceptions,
+            interface_of(lineage, snapshot),
+        )
+        objects += [tunnel, *(Steer(SteerKey(sa.key), udp_peer(sa)) for sa in inbound)]
+        objects += _leads(tunnel, snapshot, _mtu(lineage, hop))
     return {obj.key: obj for obj in objects}
+
+
+def _leads(tunnel: Tunnel, snapshot: Snapshot, mtu: int) -> Sequence[ManagedObject]:
+    """What brings plaintext to a tunnel, and back from it."""
+    if tunnel.interface is None:
+        return [Lead(s, snapshot.sources.get(s.destination), mtu) for s in tunnel.selectors]
+    versions = frozenset(selector.source.version for selector in tunnel.selectors)
+    return [InterfaceEntry(EntryKey(tunnel.interface), versions), InterfaceLead(tunnel.interface, mtu)]
 
 
 def _takeable(sas: tuple[XfrmSa, ...], refused: Mapping[SaKey, str]) -> tuple[XfrmSa, ...]:

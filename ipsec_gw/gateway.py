@@ -39,6 +39,7 @@ from ipsec_gw.ownership.bypass import Bypass, remove_bypass
 from ipsec_gw.ownership.engine_link import EngineLink
 from ipsec_gw.ownership.guard import GuardDriver
 from ipsec_gw.ownership.guardian import Guardian, expirer
+from ipsec_gw.ownership.interfaces import InterfaceDriver
 from ipsec_gw.ownership.lead import LeadDriver
 from ipsec_gw.ownership.moves import MoveWatch
 from ipsec_gw.ownership.refusals import Refusals
@@ -54,6 +55,7 @@ from ipsec_gw.reconcile.record import History
 from vpp_conf.paths import VppPaths
 from xdp_steer.gateway import Role, Steering
 from xdp_steer.waiting import WaitingReader
+from xdp_steer.xfrmi import Uplink
 
 log = structlog.get_logger()
 
@@ -114,6 +116,7 @@ class Plumbing:
 
     steering: Steering
     lead: LeadDriver
+    interfaces: InterfaceDriver
     wan: tuple[Link, ...]
     up_index: int
     up: tuple[Link, Link]
@@ -390,6 +393,7 @@ async def _plumb(
     for link in wan:
         steering.dock(link.name, Role.WAN)
     steering.dock(ENGINE_END, Role.TO_ENGINE)
+    steering.join_uplink(KERNEL_END, ENGINE_END)
     steering.set_engine(True)
     plumbing, context = _pipes(paths, route, steering, wan, (up_kernel, up_engine))
     if fresh:
@@ -405,10 +409,12 @@ def _pipes(
     """The same parts as the control loop sees them and as an engine does. Touches nothing."""
     kernel_end, engine_end = uplink
     lead = LeadDriver(route, kernel_index=kernel_end.index, engine_name=ENGINE_END, engine_mac=engine_end.link.mac)
+    ends = Uplink(kernel_end.index, *(bytes.fromhex(end.link.mac.replace(":", "")) for end in uplink))
+    interfaces = InterfaceDriver(steering.xfrm_interfaces, ends)
     taking = SteerDriver(steering).clear
     context = EngineContext(paths.run_dir, wan, kernel_end.link, engine_end.link, steering.xsks_map, taking)
     up = (kernel_end.link, engine_end.link)
-    return Plumbing(steering, lead, wan, kernel_end.index, up), context
+    return Plumbing(steering, lead, interfaces, wan, kernel_end.index, up), context
 
 
 def _join(
@@ -416,7 +422,7 @@ def _join(
 ) -> Gateway:
     """Tie the parts together. ``moved`` is what the operator had moved to the kernel."""
     tracker: DeltaTracker[ObjectKey, ManagedObject] = DeltaTracker()
-    drivers = Drivers(engine=link, guard=link, steer=link, lead=link)
+    drivers = Drivers(engine=link, guard=link, steer=link, lead=link, interface=link)
     follow: Callable[[Snapshot, frozenset[SaKey]], None] | None = None
     moves: MoveWatch | None = None
     guard: GuardDriver | None = None
@@ -434,13 +440,14 @@ def _join(
             refuse=refusals.add,
             tell=history.trouble,
         )
-        drivers = Drivers(engine=link, guard=guard, steer=steer, lead=plumbing.lead)
+        interfaces = plumbing.interfaces
+        drivers = Drivers(engine=link, guard=guard, steer=steer, lead=plumbing.lead, interface=interfaces)
         follow = guard.follow
         senses.observer.limits = Bypass(senses.kernel, plumbing.up_index).ensure
         link.on_counters = guard.keep_ahead
         moves = MoveWatch(plumbing.steering, senses.kernel, received=link.received, tell=history.trouble)
         link.on_open = partial(_begin, plumbing.steering, guard)
-        readers = [link.retrieve, guard.retrieve, steer.retrieve, plumbing.lead.retrieve]
+        readers = [link.retrieve, guard.retrieve, steer.retrieve, plumbing.lead.retrieve, interfaces.retrieve]
 
     async def retrieve() -> Mapping[ObjectKey, ManagedObject]:
         return {key: obj for read in readers for key, obj in (await read()).items()}
@@ -449,7 +456,9 @@ def _join(
         source=senses.observer,
         link=link,
         settings=Settings(
-            frozenset(wan.name for wan in plumbing.wan) if plumbing else frozenset(), config.choices, moved
+            frozenset(wan.name for wan in plumbing.wan) if plumbing else frozenset(),
+            config.choices,
+            moved,
         ),
         tracker=tracker,
         executor=Executor(drivers, tracker),

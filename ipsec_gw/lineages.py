@@ -37,6 +37,11 @@ class Lineage:
         return tuple(policy.selector for policy in self.policies)
 
     @property
+    def if_ids(self) -> frozenset[int]:
+        """Of its SAs and policies: those of XFRM interfaces, 0 for none. Of a tunnel without interface only 0."""
+        return frozenset(sa.if_id for sa in self.sas) | frozenset(policy.if_id for policy in self.policies)
+
+    @property
     def current(self) -> SaKey | None:
         """The outbound SA that the policies use: the template's SPI is the switch on rekey."""
         spis = {template.spi for policy in self.policies for template in policy.templates}

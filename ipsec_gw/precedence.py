@@ -117,7 +117,7 @@ def _told_apart(inner: Selector, outer: Selector) -> bool:
 def _can_be_excepted(other: XfrmPolicy, lineage: Lineage) -> bool:
     """An exception holds for all of the tunnel's policies, and a routing rule has to find its packets."""
     first = [p for p in lineage.policies if p.priority < other.priority and p.selector.meets(other.selector)]
-    return not (other.bound or other.mark or why_not_routed(other.selector) or first)
+    return not (other.bound or other.mark or other.if_id or why_not_routed(other.selector) or first)
 
 
 def _covers(other: XfrmPolicy) -> str:

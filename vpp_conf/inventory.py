@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ipsec_gw.model.ids import Direction, IpAddress, SaKey, TunnelId
@@ -11,7 +12,7 @@ from vpp_conf.descriptors.base import NO_INDEX, host
 from vpp_conf.descriptors.classify import VERSIONS, Chains, RedirectDescriptor
 from vpp_conf.descriptors.ipsec_itf import IpsecInterfaceDescriptor
 from vpp_conf.descriptors.neighbour import Neighbour, NeighbourDescriptor
-from vpp_conf.descriptors.protect import ProtectDescriptor
+from vpp_conf.descriptors.protect import Protect, ProtectDescriptor
 from vpp_conf.descriptors.route import (
     OUTER_TABLE,
     LocalAddressDescriptor,
@@ -19,6 +20,8 @@ from vpp_conf.descriptors.route import (
     RouteDescriptor,
 )
 from vpp_conf.descriptors.sa import SadEntry, SaDescriptor, real_window
+from vpp_conf.descriptors.vlan import Vlan, VlanDescriptor
+from vpp_conf.doors import Door
 from vpp_conf.journal import Journal
 from vpp_conf.links import Links
 from vpp_conf.records import SaRecord, TunnelRecord, read_hop, read_sa, read_tunnel
@@ -175,6 +178,35 @@ async def _take_hops(
             await LocalAddressDescriptor(api).delete(address)
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What VPP holds of tunnels: protections and VLAN subinterfaces by ``sw_if_index``, redirects by interface and IP
+    version, IPsec interfaces; and the classifier chains that are known already.
+    """
+
+    protects: Mapping[int, Protect]
+    doors: Mapping[int, Vlan]
+    redirects: frozenset[tuple[int, int]]
+    interfaces: frozenset[int]
+    chains: Mapping[int, Chains]
+
+    def redirected(self, sw_if_index: int) -> bool:
+        """In both IP versions."""
+        return all((sw_if_index, version) in self.redirects for version in VERSIONS)
+
+
+async def _find_tunnels(api: VppApi, known: Inventory) -> _Found:
+    parts = [held.parts for held in known.tunnels.values()]
+    checks = [part.check for part in parts] + [part.door.check for part in parts if part.door is not None]
+    return _Found(
+        protects={protect.sw_if_index: protect for protect in await ProtectDescriptor(api).retrieve()},
+        doors={vlan.sw_if_index: vlan for vlan in await VlanDescriptor(api).retrieve()},
+        redirects=frozenset((one.rx_sw_if_index, one.version) for one in await RedirectDescriptor(api).retrieve()),
+        interfaces=frozenset(one.sw_if_index for one in await IpsecInterfaceDescriptor(api).retrieve()),
+        chains={check.sw_if_index: check.chains for check in checks},
+    )
+
+
 async def _take_tunnels(
     api: VppApi,
     journal: Journal,
@@ -183,38 +215,64 @@ async def _take_tunnels(
     known: Inventory,
     routes: frozenset[Route],
 ) -> None:
-    protects = {protect.sw_if_index: protect for protect in await ProtectDescriptor(api).retrieve()}
-    redirects = {(found.rx_sw_if_index, found.version) for found in await RedirectDescriptor(api).retrieve()}
-    interfaces = frozenset(interface.sw_if_index for interface in await IpsecInterfaceDescriptor(api).retrieve())
-    leftovers = set(interfaces)
-    known_chains = {held.parts.check.sw_if_index: held.parts.check.chains for held in known.tunnels.values()}
+    found = await _find_tunnels(api, known)
+    leftovers, doors = set(found.interfaces), dict(found.doors)
     for row in journal.rows("tunnel"):
         record: TunnelRecord = read_tunnel(row)
-        tunnel = record.tunnel
-        keys = (tunnel.outbound, *tunnel.inbound)
-        chains = known_chains.get(record.sw_if_index, Chains()) if record.sw_if_index in leftovers else Chains()
-        if record.sw_if_index in leftovers and not chains.whole:
-            chains = await builder.checks.chains_of(record.sw_if_index)
-        redirected = all((record.sw_if_index, version) in redirects for version in VERSIONS)
-        if not chains.whole or not redirected or any(key not in inventory.sas for key in keys):
-            journal.remove("tunnel", str(tunnel.key))
-            continue
-        parts = builder.parts(
-            record.sw_if_index,
-            inventory.sas[tunnel.outbound].entry.sad_id,
-            frozenset(inventory.sas[key].entry.sad_id for key in tunnel.inbound),
-            Wanted.of(tunnel),
-            chains,
-        )
-        if protects.get(record.sw_if_index) != parts.protect:
-            journal.remove("tunnel", str(tunnel.key))
+        parts = await _parts_of(record, builder, inventory, found)
+        if parts is None or record.sw_if_index not in leftovers:
+            journal.remove("tunnel", str(record.tunnel.key))
             continue
         leftovers.discard(record.sw_if_index)
-        inventory.hold(HeldTunnel(tunnel, parts))
+        if parts.door is not None:
+            doors.pop(parts.door.sw_if_index, None)
+        inventory.hold(HeldTunnel(record.tunnel, parts))
     wanted = {held.parts.interface.sw_if_index: held.parts.selectors for held in inventory.tunnels.values()}
-    await builder.encap.adopt(wanted, routes, interfaces)
+    await builder.encap.adopt(wanted, routes, found.interfaces)
+    for vlan in doors.values():
+        await builder.doors.sweep(vlan)
     for sw_if_index in leftovers:
         await builder.sweep(sw_if_index)
+
+
+async def _parts_of(
+    record: TunnelRecord, builder: TunnelBuilder, inventory: Inventory, found: _Found
+) -> TunnelParts | None:
+    """A recorded tunnel's parts if VPP has all of them, else None."""
+    tunnel, index = record.tunnel, record.sw_if_index
+    if any(key not in inventory.sas for key in (tunnel.outbound, *tunnel.inbound)):
+        return None
+    if index not in found.interfaces or not found.redirected(index):
+        return None
+    chains = await _chains_of(index, builder, found)
+    door = await _door_of(record, builder, found)
+    if not chains.whole or (tunnel.interface is not None and door is None):
+        return None
+    parts = builder.parts(
+        index,
+        inventory.sas[tunnel.outbound].entry.sad_id,
+        frozenset(inventory.sas[key].entry.sad_id for key in tunnel.inbound),
+        Wanted.of(tunnel),
+        chains,
+        door,
+    )
+    return parts if found.protects.get(index) == parts.protect else None
+
+
+async def _door_of(record: TunnelRecord, builder: TunnelBuilder, found: _Found) -> Door | None:
+    """The door of its XFRM interface if VPP has all of it, else None."""
+    tunnel, index = record.tunnel, record.door
+    if tunnel.interface is None or index is None or index not in found.doors or not found.redirected(index):
+        return None
+    chains = await _chains_of(index, builder, found)
+    if not chains.whole or found.doors[index].vlan != tunnel.interface.vlan:
+        return None
+    return builder.doors.door(tunnel.interface.vlan, record.sw_if_index, frozenset(tunnel.selectors), index, chains)
+
+
+async def _chains_of(sw_if_index: int, builder: TunnelBuilder, found: _Found) -> Chains:
+    chains = found.chains.get(sw_if_index, Chains())
+    return chains if chains.whole else await builder.checks.chains_of(sw_if_index)
 
 
 async def _sweep_sas(api: VppApi, inventory: Inventory, own: list[SadEntry]) -> None:

@@ -48,14 +48,14 @@ class HostLink:
 @dataclass(frozen=True, slots=True)
 class Links:
     """``sw_if_index`` of the WAN interfaces by kernel name, of the engine's veth end, and of the loopback that lends
-
-    its addresses to IPsec interfaces; ``punts`` are the arcs from the input classifiers to the punt nodes, ``shut`` the
-    classifier tables that let nothing pass.
+    its addresses to IPsec interfaces; ``kernel_mac`` is the address of the kernel's veth end. ``punts`` are the arcs
+    from the input classifiers to the punt nodes, ``shut`` the classifier tables that let nothing pass.
     """
 
     wan: Mapping[str, int]
     up: int
     lender: int
+    kernel_mac: str
     punts: Pair
     shut: Pair
 
@@ -102,7 +102,7 @@ async def take_links(
     await CheckDescriptor(api).drop_options()
     lender = await _lender(api)
     await _complete(api, lender, DECAP_TABLE, DECAP_ENDS)
-    return Links(taken, up_index, lender, punts, await CheckDescriptor(api).shut_tables(lender))
+    return Links(taken, up_index, lender, kernel_mac, punts, await CheckDescriptor(api).shut_tables(lender))
 
 
 async def _lender(api: VppApi) -> int:

@@ -7,7 +7,7 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 from ipsec_gw.model.ids import SaKey, TunnelId
-from ipsec_gw.model.objects import NextHop, PortMatch, Selector, Tunnel
+from ipsec_gw.model.objects import NextHop, PortMatch, Selector, Tunnel, XfrmInterface
 from vpp_conf.journal import Row
 
 
@@ -23,10 +23,11 @@ class SaRecord:
 
 @dataclass(frozen=True, slots=True)
 class TunnelRecord:
-    """A tunnel and where it is in VPP."""
+    """A tunnel and where it is in VPP: its IPsec interface, and the VLAN subinterface of its XFRM interface."""
 
     tunnel: Tunnel
     sw_if_index: int
+    door: int | None = None
 
 
 def sa_row(record: SaRecord) -> Row:
@@ -65,6 +66,7 @@ def tunnel_row(record: TunnelRecord) -> Row:
         "selectors": [_selector_row(selector) for selector in tunnel.selectors],
         "exceptions": [_selector_row(selector) for selector in tunnel.exceptions],
         "sw_if_index": record.sw_if_index,
+        **_interface_row(record),
     }
 
 
@@ -77,8 +79,14 @@ def read_tunnel(row: Row) -> TunnelRecord:
         outbound=_read_sa_key(row["outbound"]),
         selectors=tuple(map(_read_selector, row["selectors"])),
         exceptions=tuple(map(_read_selector, row.get("exceptions", ()))),  # older versions wrote none
+        interface=XfrmInterface(*row["interface"]) if "interface" in row else None,
     )
-    return TunnelRecord(tunnel, row["sw_if_index"])
+    return TunnelRecord(tunnel, row["sw_if_index"], row.get("door"))
+
+
+def _interface_row(record: TunnelRecord) -> Row:
+    interface = record.tunnel.interface
+    return {} if interface is None else {"interface": [interface.index, interface.name], "door": record.door}
 
 
 def _selector_row(selector: Selector) -> list[Any]:

@@ -11,6 +11,7 @@ from vpp_conf.descriptors.classify import Chains, Check, CheckDescriptor, Redire
 from vpp_conf.descriptors.ipsec_itf import IpsecInterface, IpsecInterfaceDescriptor
 from vpp_conf.descriptors.protect import Protect, ProtectDescriptor
 from vpp_conf.descriptors.route import DECAP_TABLE
+from vpp_conf.doors import Door, DoorBuilder
 from vpp_conf.encap import networks_of
 from vpp_conf.encap_routes import EncapRoutes
 from vpp_conf.links import KERNEL_ENDS, Links
@@ -18,26 +19,31 @@ from vpp_conf.links import KERNEL_ENDS, Links
 
 @dataclass(frozen=True, slots=True)
 class TunnelParts:
-    """The VPP objects of one tunnel."""
+    """The VPP objects of one tunnel; the ``door`` is that of its XFRM interface, if it has one."""
 
     interface: IpsecInterface
     protect: Protect
     check: Check
     redirects: tuple[Redirect, ...]
     selectors: frozenset[Selector]
+    door: Door | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a tunnel is to encrypt, and what may not come out of it although it fits; outbound selectors both."""
+    """What a tunnel is to encrypt, and what may not come out of it although it fits; outbound selectors both. With a
+    ``vlan`` all of it comes and goes by that VLAN ID.
+    """
 
     selectors: frozenset[Selector]
     exceptions: frozenset[Selector] = frozenset()
+    vlan: int = 0
 
     @classmethod
     def of(cls, tunnel: Tunnel) -> Wanted:
         """What a tunnel asks for."""
-        return cls(frozenset(tunnel.selectors), frozenset(tunnel.exceptions))
+        vlan = 0 if tunnel.interface is None else tunnel.interface.vlan
+        return cls(frozenset(tunnel.selectors), frozenset(tunnel.exceptions), vlan)
 
 
 class TunnelBuilder:
@@ -51,6 +57,7 @@ class TunnelBuilder:
         self.checks = CheckDescriptor(api)
         self.redirects = RedirectDescriptor(api)
         self.encap = EncapRoutes(api)
+        self.doors = DoorBuilder(api, links, mtu)
 
     def parts(
         self,
@@ -59,14 +66,17 @@ class TunnelBuilder:
         inbound: frozenset[int],
         wanted: Wanted,
         chains: Chains = Chains(),  # noqa: B008 - a value
+        door: Door | None = None,
     ) -> TunnelParts:
-        """What a tunnel on this interface consists of."""
+        """What a tunnel on this interface, with this door, consists of."""
+        way_out = self._links.up if door is None else door.sw_if_index
         return TunnelParts(
             interface=IpsecInterface(DECAP_TABLE, self._mtu, self._links.lender, sw_if_index),
             protect=Protect(sw_if_index, outbound, inbound),
             check=self._check(sw_if_index, wanted, chains),
-            redirects=tuple(Redirect(sw_if_index, end.version, self._links.up, end) for end in KERNEL_ENDS),
-            selectors=networks_of(wanted.selectors),
+            redirects=tuple(Redirect(sw_if_index, end.version, way_out, end) for end in KERNEL_ENDS),
+            selectors=frozenset() if wanted.vlan else networks_of(wanted.selectors),
+            door=None if door is None else replace(door, check=replace(door.check, selectors=wanted.selectors)),
         )
 
     def _check(self, sw_if_index: int, wanted: Wanted, chains: Chains) -> Check:
@@ -74,11 +84,14 @@ class TunnelBuilder:
         return Check(sw_if_index, selectors, self._links.punts, self._links.shut, chains, exceptions)
 
     async def build(self, outbound: int, inbound: frozenset[int], wanted: Wanted) -> TunnelParts:
-        """Inbound first, routes last: nothing is sent before the answers can be received."""
+        """Routes last: nothing is sent before the answers can be received. By a door nothing is sent before the SAs are
+        in place.
+        """
         async with AsyncExitStack() as undo:
             interface = await self.interfaces.create(IpsecInterface(DECAP_TABLE, self._mtu, self._links.lender))
             undo.push_async_callback(self.interfaces.delete, interface)
-            parts = self.parts(interface.sw_if_index, outbound, inbound, wanted)
+            door = await self._open_door(interface.sw_if_index, wanted, undo)
+            parts = self.parts(interface.sw_if_index, outbound, inbound, wanted, door=door)
             for redirect in parts.redirects:
                 await self.redirects.create(redirect)
                 undo.push_async_callback(self.redirects.delete, redirect)
@@ -90,16 +103,26 @@ class TunnelBuilder:
             undo.pop_all()
             return replace(parts, interface=interface, check=check)
 
+    async def _open_door(self, tunnel: int, wanted: Wanted, undo: AsyncExitStack) -> Door | None:
+        if not wanted.vlan:
+            return None
+        door = await self.doors.open(wanted.vlan, tunnel, wanted.selectors)
+        undo.push_async_callback(self.doors.close, door)
+        return door
+
     async def change(self, old: TunnelParts, new: TunnelParts) -> TunnelParts:
-        """New SAs by one message, without a gap; selectors only where they differ."""
+        """New SAs by one message, without a gap; selectors only where they differ. The door is the same."""
         async with AsyncExitStack() as undo:
             protect = await self.protects.update(old.protect, new.protect)
             undo.push_async_callback(self.protects.update, new.protect, old.protect)
             await self.encap.change(new.interface.sw_if_index, new.selectors)
             undo.push_async_callback(self.encap.change, old.interface.sw_if_index, old.selectors)
             check = await self.checks.update(old.check, new.check)
+            door = new.door
+            if old.door is not None and new.door is not None:
+                door = await self.doors.update(old.door, new.door)
             undo.pop_all()
-            return replace(new, protect=protect, check=check)
+            return replace(new, protect=protect, check=check, door=door)
 
     async def demolish(self, parts: TunnelParts) -> None:
         """Routes first: nothing is sent into a tunnel that is being taken apart."""
@@ -108,6 +131,8 @@ class TunnelBuilder:
         await self.checks.delete(parts.check)
         for redirect in parts.redirects:
             await self.redirects.delete(redirect)
+        if parts.door is not None:
+            await self.doors.close(parts.door)
         await self.interfaces.delete(parts.interface)
 
     async def sweep(self, sw_if_index: int) -> None:

@@ -17,7 +17,7 @@ from ipsec_gw.errors import EnvironmentMissing, SteeringError
 from ipsec_gw.model.ids import IpAddress, SaKey
 from ipsec_gw.model.objects import MAX_NAT_T_PORTS, UdpPeer
 from xdp_steer import dock as docks
-from xdp_steer import guard, libbpf, pipeline, sysctl, tables, taps
+from xdp_steer import guard, libbpf, pipeline, sysctl, tables, taps, xfrmi
 from xdp_steer.dock import Dock, Role
 from xdp_steer.events import lost_events
 from xdp_steer.filter_layout import COPIES, COPIES_LOST
@@ -44,6 +44,7 @@ from xdp_steer.reasons import Reason
 from xdp_steer.screen_layout import SESSION_COUNTS
 from xdp_steer.tables import AddressTable, Count, ExitTable, GuardCount, GuardTable, SteerCount, SteerTable
 from xdp_steer.tunnels import TunnelTable
+from xdp_steer.xfrmi import XfrmiTable
 
 __all__ = ["Count", "DockCount", "GuardCount", "Reason", "Role", "SteerCount", "Steering"]
 
@@ -80,6 +81,7 @@ class Steering:
         self._guard = GuardTable(maps[GUARD_OWNER.name], maps[GUARD_SEEN.name])
         self._addresses = AddressTable(maps[LOCAL_ADDRESSES.name])
         self._exits = ExitTable(maps[EXIT_SLOTS.name], maps[EXITS.name])
+        self.xfrm_interfaces = XfrmiTable(pins, maps, programs.xfrmi.xfrmi_out)
         self._docks: dict[str, Dock] = {}
 
     @classmethod
@@ -131,6 +133,7 @@ class Steering:
                 continue
             self.dock(interface, role)
         self._exits.keep_only(frozenset(dock.ifindex for dock in self._docks.values()))
+        self.xfrm_interfaces.renew()
         for interface in taps.tapped(self._pins):
             try:
                 self.tap(interface)
@@ -198,10 +201,19 @@ class Steering:
         self._exits.disconnect(dock.ifindex)
         _remove_guard(dock.interface, dock.directory)
 
+    def join_uplink(self, kernel_end: str, engine_end: str) -> None:
+        """Put the programs of XFRM interfaces on both ends of the veth pair, or this version's in place of an earlier
+        one's. They go with the pair. Raises EnvironmentMissing and SteeringError.
+        """
+        xfrmi = self._programs.xfrmi
+        for name, program in ((kernel_end, xfrmi.xfrmi_in), (engine_end, xfrmi.xfrmi_back)):
+            guard.attach(name, docks.ifindex_of(name), program, guard.Hook.XFRMI_INGRESS)
+        tables.set_control(self._control, Control.UPLINK, docks.ifindex_of(kernel_end))
+
     def relax(self, interface: str) -> None:
         """Let the kernel take translated packets from a docked interface, until the dock goes."""
         try:
-            sysctl.relax(interface, self._dock(interface).directory)
+            sysctl.change(interface, self._dock(interface).directory)
         except OSError as error:
             raise SteeringError(f"settings of {interface} refused ({error.strerror}) - see net.ipv4.conf") from error
 
@@ -424,6 +436,7 @@ class Steering:
     @staticmethod
     def remove_leftovers(pins: Path) -> None:
         """Do the same without opening anything, also after a crash and for interfaces that are gone."""
+        xfrmi.remove_leftovers(pins)
         for interface in taps.tapped(pins):
             taps.detach(pins, interface)
         for interface in docks.pinned_interfaces(pins):

@@ -33,6 +33,9 @@ beside it exactly 2 KiB."""
 WAITING_RING_BYTES = 8 << 20
 """About 4,000 packets: 20 ms, which a decision takes, at 200,000 packets per second."""
 
+MAX_XFRM_INTERFACES = 4094
+"""XFRM interfaces whose plaintext the engine encrypts: each has a VLAN ID on the veth pair."""
+
 _V4_MAPPED = bytes(10) + b"\xff\xff"
 
 
@@ -74,6 +77,9 @@ class Control(IntEnum):
 
     WAITED_MARK = 12
     """The mark of packets that waited and that the guard lets through; a number that nobody else has, 0 for none."""
+
+    UPLINK = 13
+    """Index of the kernel's end of the veth pair to the engine, 0 without one."""
 
 
 MAX_CONTROL = 32
@@ -172,6 +178,18 @@ class WaitingLeaf(ctypes.Structure):
     )
 
 
+class InterfaceLeadLeaf(ctypes.Structure):
+    """``struct interface_lead``."""
+
+    _fields_ = (
+        ("uplink", ctypes.c_uint32),
+        ("vlan", ctypes.c_uint16),
+        ("mtu", ctypes.c_uint16),
+        ("engine_mac", ctypes.c_uint8 * 6),
+        ("kernel_mac", ctypes.c_uint8 * 6),
+    )
+
+
 class NothingLeaf(ctypes.Structure):
     """Keys and values of a ring buffer."""
 
@@ -216,6 +234,8 @@ GUARD_SEEN = MapSpec("guard_seen", libbpf.MAP_HASH, SaKeyLeaf, GuardRecordLeaf, 
 LOCAL_ADDRESSES = MapSpec("local_addresses", libbpf.MAP_HASH, AddressLeaf, ctypes.c_uint32, MAX_ADDRESSES)
 EXIT_SLOTS = MapSpec("exit_slots", libbpf.MAP_ARRAY, ctypes.c_uint32, ExitSlotLeaf, MAX_EXIT_SLOTS)
 EXITS = MapSpec("exits", libbpf.MAP_PROG_ARRAY, ctypes.c_uint32, ctypes.c_uint32, MAX_DOCKS)
+INTERFACE_LEADS = MapSpec("interface_leads", libbpf.MAP_HASH, ctypes.c_uint32, InterfaceLeadLeaf, MAX_XFRM_INTERFACES)
+INTERFACE_TAGS = MapSpec("interface_tags", libbpf.MAP_HASH, ctypes.c_uint32, ctypes.c_uint32, MAX_XFRM_INTERFACES)
 WAITING = MapSpec("waiting", libbpf.MAP_RINGBUF, NothingLeaf, NothingLeaf, WAITING_RING_BYTES)
 
 MAPS = (
@@ -229,6 +249,8 @@ MAPS = (
     LOCAL_ADDRESSES,
     EXIT_SLOTS,
     EXITS,
+    INTERFACE_LEADS,
+    INTERFACE_TAGS,
     WAITING,
 )
 
@@ -238,7 +260,7 @@ def c_defines() -> str:
     lines = [f"#define OWNER_{owner.name} {owner.value}" for owner in Owner]
     lines += [f"#define CONTROL_{slot.name} {slot.value}" for slot in Control]
     lines += [f"#define MAX_CONTROL {MAX_CONTROL}", f"#define MAX_SAS {MAX_SAS}", f"#define MAX_DOCKS {MAX_DOCKS}"]
-    lines += [f"#define MAX_MOVED {MAX_MOVED}"]
+    lines += [f"#define MAX_MOVED {MAX_MOVED}", f"#define MAX_XFRM_INTERFACES {MAX_XFRM_INTERFACES}"]
     lines += [f"#define MAX_WAITING_FRAME {MAX_WAITING_FRAME}", f"#define WAITING_RING_BYTES {WAITING_RING_BYTES}"]
     lines += [f"#define MAX_ADDRESSES {MAX_ADDRESSES}", f"#define MAX_EXIT_SLOTS {MAX_EXIT_SLOTS}"]
     return "\n".join([*lines, ""])

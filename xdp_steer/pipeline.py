@@ -50,8 +50,15 @@ _STAGES = (
 )
 _CLEAR = ("decrypted", "routed_in", "routed_out")
 """The fields of :class:`ClearPrograms`, and the names of their pins."""
-_ENTRIES = {"pipeline": "xdp_pipeline", "guard": "tc_guard"}
+_ENTRIES = {
+    "pipeline": "xdp_pipeline",
+    "guard": "tc_guard",
+    "xfrmi_out": "tc_xfrmi_out",
+    "xfrmi_in": "tc_xfrmi_in",
+    "xfrmi_back": "tc_xfrmi_back",
+}
 """Functions that are always there, by the names of their pins."""
+_XFRMI = ("xfrmi_out", "xfrmi_in", "xfrmi_back")
 _PRIVATE = ("metas", "stages", "egress_stages")
 """Maps of one version of the programs. Their pins keep the program array filled: the kernel empties one that user space
 has let go of."""
@@ -71,6 +78,17 @@ class ClearPrograms:
 
 
 @dataclass(frozen=True, slots=True)
+class XfrmiPrograms:
+    """Descriptors of the TC programs for XFRM interfaces: on their egress, and on ingress of the kernel's and of the
+    engine's end of the veth pair.
+    """
+
+    xfrmi_out: int
+    xfrmi_in: int
+    xfrmi_back: int
+
+
+@dataclass(frozen=True, slots=True)
 class Programs:
     """Descriptors of the programs; ``clear`` is None without the firewall. ``fresh`` is False when they came from
     their pins.
@@ -78,6 +96,7 @@ class Programs:
 
     pipeline: int
     guard: int
+    xfrmi: XfrmiPrograms
     clear: ClearPrograms | None
     fresh: bool
 
@@ -89,7 +108,8 @@ class Programs:
     def named(self) -> dict[str, int]:
         """Descriptors by the names of their pins."""
         clear = {} if self.clear is None else {name: getattr(self.clear, name) for name in _CLEAR}
-        return {"pipeline": self.pipeline, "guard": self.guard} | clear
+        xfrmi = {name: getattr(self.xfrmi, name) for name in _XFRMI}
+        return {"pipeline": self.pipeline, "guard": self.guard} | xfrmi | clear
 
 
 def source(*, firewall: bool = True) -> str:
@@ -150,19 +170,24 @@ def _bytecode(text: str, map_pins: Path, *, firewall: bool) -> tuple[Bytecode, b
 def _adopt(directory: Path, maps: Mapping[str, int], *, firewall: bool) -> Programs | None:
     fds: dict[str, int] = {}
     try:
-        for name in ("pipeline", "guard", *(_CLEAR if firewall else ())):
+        for name in (*_ENTRIES, *(_CLEAR if firewall else ())):
             fds[name] = libbpf.open_pin(directory / name)
     except OSError:
         for fd in fds.values():
             os.close(fd)
         return None
-    clear = ClearPrograms(**{name: fds[name] for name in _CLEAR}) if firewall else None
-    programs = Programs(fds["pipeline"], fds["guard"], clear, fresh=False)
+    programs = _programs(fds, firewall=firewall, fresh=False)
     ours = {libbpf.map_info(fd).id for fd in maps.values()} | _private_maps(directory)
     if all(libbpf.program_maps(fd) <= ours for fd in fds.values()):
         return programs
     programs.close()  # programs that outlived their maps count into nowhere
     return None
+
+
+def _programs(fds: Mapping[str, int], *, firewall: bool, fresh: bool) -> Programs:
+    xfrmi = XfrmiPrograms(**{name: fds[name] for name in _XFRMI})
+    clear = ClearPrograms(**{name: fds[name] for name in _CLEAR}) if firewall else None
+    return Programs(fds["pipeline"], fds["guard"], xfrmi, clear, fresh)
 
 
 def _private_maps(directory: Path) -> frozenset[int]:
@@ -190,8 +215,7 @@ def _load(bytecode: Bytecode, maps: Mapping[str, int], directory: Path, *, firew
                 fds |= {pin: _own(stack, _load_function(bytecode, f"tc_{pin}", everything)) for pin in _CLEAR}
         except OSError as error:
             raise SteeringError(f"the kernel refuses the XDP pipeline: {error.strerror}") from error
-        clear = ClearPrograms(**{name: fds[name] for name in _CLEAR}) if firewall else None
-        programs = Programs(fds["pipeline"], fds["guard"], clear, fresh=True)
+        programs = _programs(fds, firewall=firewall, fresh=True)
         _pin(directory, programs, private)
         stack.pop_all()
         for fd in private.values():
@@ -230,7 +254,7 @@ def _stages() -> dict[str, tuple[str, int]]:
 
 def _kinds(*, firewall: bool) -> dict[str, int]:
     """All functions, with the kernel's kind of each."""
-    kinds = {"xdp_pipeline": libbpf.PROG_XDP, "tc_guard": libbpf.PROG_SCHED_CLS}
+    kinds = {name: libbpf.PROG_SCHED_CLS for name in _ENTRIES.values()} | {"xdp_pipeline": libbpf.PROG_XDP}
     if firewall:
         arrays = {"stages": libbpf.PROG_XDP, "egress_stages": libbpf.PROG_SCHED_CLS}
         kinds |= {name: arrays[array] for name, (array, _) in _stages().items()}

@@ -14,8 +14,9 @@ MAX_REASONS = 128
 
 @unique
 class Reason(IntEnum):
-    """A verdict of XDP on ESP (1 to 31, none of them drops), of the guard on TC egress (32 to 39), or of the firewall
-    in XDP (40 to 79), on TC egress (80 to 89), by screens in XDP (90 to 121) or by filters there (122 and above).
+    """A verdict of XDP on ESP (1 to 23, none of them drops), of TC on packets of XFRM interfaces (24 to 31), of the
+    guard on TC egress (32 to 39), or of the firewall in XDP (40 to 79), on TC egress (80 to 89), by screens in XDP (90
+    to 121) or by filters there (122 and above).
     """
 
     STEERED = 1
@@ -52,6 +53,19 @@ class Reason(IntEnum):
     """Bare ESP of a steered SA that is encapsulated in UDP, or the other way round: kernel, which drops it."""
     MOVED = 17
     """ESP in UDP of a steered SA from another address or port, which the kernel is to tell charon: kernel."""
+
+    XFRMI_OUT = 24
+    """Plaintext that leaves by an XFRM interface, handed to the engine (TC egress)."""
+    XFRMI_IN = 25
+    """Decrypted by the engine, comes in by its XFRM interface (TC ingress)."""
+    XFRMI_BACK = 26
+    """Plaintext for an engine that is gone, back on its way out of the XFRM interface: kernel."""
+    XFRMI_LOST = 27
+    """The same while an engine is there, of which the queue alone has no socket: dropped."""
+    XFRMI_UNKNOWN = 28
+    """A VLAN tag on the veth pair that is no XFRM interface's: dropped. Expect 0."""
+    XFRMI_PASSED = 29
+    """Behind the tag of an XFRM interface, which the firewall looks at where it comes in by that one (XDP): kernel."""
 
     GUARD_ENGINE = 32
     """The kernel sent ESP of an SA whose numbers the engine owns: dropped."""

@@ -1,25 +1,30 @@
-"""Kernel settings of interfaces whose packets XDP translates before it passes them on, and what they were before.
+"""Kernel settings of interfaces, and what they were before: names of empty directories beside the interface's pins.
 
 A packet that source NAT has given an address of this machine comes in by another interface: the kernel must accept that
 (``accept_local``) and not expect it elsewhere (``rp_filter`` loose, which is the larger number and so wins over
-``all``). The old values are kept as names of empty directories beside the dock's pins.
+``all``).
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 
-_WANTED = {"accept_local": "1", "rp_filter": "2"}
+TRANSLATED = {"accept_local": "1", "rp_filter": "2"}
+"""For interfaces whose packets XDP translates before it passes them on."""
+
+IPV6 = "ipv6:"
+"""Before the names of settings of IPv6; the others are of IPv4."""
 _NOTE = "sysctl:"
 
 
-def relax(interface: str, notes: Path) -> None:
+def change(interface: str, notes: Path, wanted: Mapping[str, str] = TRANSLATED) -> None:
     """Set them, and note what they were. Again is no error. Raises OSError."""
-    noted = {entry.name.removeprefix(_NOTE).split("=")[0] for entry in notes.glob(f"{_NOTE}*")}
-    for name, value in _WANTED.items():
+    before = noted(notes)
+    for name, value in wanted.items():
         setting = _path(interface, name)
-        if name not in noted:
+        if name not in before:
             (notes / f"{_NOTE}{name}={setting.read_text().strip()}").mkdir()
         setting.write_text(value)
 
@@ -33,5 +38,11 @@ def restore(interface: str, notes: Path) -> None:
         entry.rmdir()
 
 
+def noted(notes: Path) -> frozenset[str]:
+    """Names of the settings that were changed."""
+    return frozenset(entry.name.removeprefix(_NOTE).split("=")[0] for entry in notes.glob(f"{_NOTE}*"))
+
+
 def _path(interface: str, name: str) -> Path:
-    return Path(f"/proc/sys/net/ipv4/conf/{interface}/{name}")
+    family = "ipv6" if name.startswith(IPV6) else "ipv4"
+    return Path(f"/proc/sys/net/{family}/conf/{interface}/{name.removeprefix(IPV6)}")

@@ -16,7 +16,7 @@ import structlog
 from ipsec_gw.engines.port import Capabilities, Counters, EngineContext, Vitals
 from ipsec_gw.errors import EngineError, EngineUnavailable
 from ipsec_gw.model.ids import Direction, EngineName, IpAddress, SaKey, TunnelId
-from ipsec_gw.model.objects import MAX_INBOUND, EngineKey, EngineObject, EngineSa, NextHop, Tunnel
+from ipsec_gw.model.objects import MAX_INBOUND, EngineKey, EngineObject, EngineSa, NextHop, Tunnel, XfrmInterface
 from vpp_conf.api import REPLY_SECONDS, VppApi
 from vpp_conf.crypto import crypto_handlers
 from vpp_conf.descriptors.base import host
@@ -349,10 +349,16 @@ class VppEngine:
         held = self._inventory.tunnels.get(tunnel.key)
         if held is None:
             raise EngineError(f"tunnel {tunnel.key} is unknown to VPP")
+        wanted = Wanted.of(tunnel)
+        if wanted.vlan != Wanted.of(held.tunnel).vlan:  # its XFRM interface was made anew
+            await self._delete_tunnel(tunnel.key)
+            await self._create_tunnel(tunnel)
+            return
         _, builder = self._opened()
         outbound, inbound = self._resolve(tunnel)
-        wanted = builder.parts(held.parts.interface.sw_if_index, outbound, inbound, Wanted.of(tunnel))
-        self._hold_tunnel(HeldTunnel(tunnel, await builder.change(held.parts, wanted)))
+        door, index = held.parts.door, held.parts.interface.sw_if_index
+        parts = builder.parts(index, outbound, inbound, wanted, door=door)
+        self._hold_tunnel(HeldTunnel(tunnel, await builder.change(held.parts, parts)))
 
     async def _delete_tunnel(self, key: TunnelId) -> None:
         held = self._inventory.tunnels.get(key)
@@ -365,7 +371,8 @@ class VppEngine:
 
     def _hold_tunnel(self, held: HeldTunnel) -> None:
         self._inventory.hold(held)
-        record = TunnelRecord(held.tunnel, held.parts.interface.sw_if_index)
+        door = held.parts.door
+        record = TunnelRecord(held.tunnel, held.parts.interface.sw_if_index, None if door is None else door.sw_if_index)
         self._journal.put("tunnel", str(held.tunnel.key), tunnel_row(record))
 
     def _resolve(self, tunnel: Tunnel) -> tuple[int, frozenset[int]]:
@@ -380,6 +387,9 @@ class VppEngine:
 
     def _check_overlap(self, tunnel: Tunnel) -> None:
         """Raises EngineError if a packet would match two tunnels."""
+        if tunnel.interface is not None:
+            self._check_interface(tunnel, tunnel.interface)
+            return
         held = self._inventory.tunnels.get(tunnel.key)
         itself = held.parts.interface.sw_if_index if held else None
         _, builder = self._opened()
@@ -389,6 +399,11 @@ class VppEngine:
                 f"tunnel {tunnel.key}: packets of {selector} belong to tunnel {self._inventory.at(other)} as well"
                 " - leave it to the kernel"
             )
+
+    def _check_interface(self, tunnel: Tunnel, interface: XfrmInterface) -> None:
+        for other in self._inventory.tunnels.values():
+            if other.tunnel.key != tunnel.key and Wanted.of(other.tunnel).vlan == interface.vlan:
+                raise EngineError(f"tunnel {tunnel.key}: {interface} is that of tunnel {other.tunnel.key}")
 
     def _sad_id_of(self, tunnel: Tunnel, key: SaKey, direction: Direction) -> int:
         held = self._inventory.sas.get(key)

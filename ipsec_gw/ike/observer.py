@@ -23,7 +23,11 @@ plugin): what has just vanished may be about to come back.
 
 
 class NameSource(Protocol):
-    """Where CHILD_SA names come from."""
+    """Where CHILD_SA names come from, and the version of who gives them."""
+
+    @property
+    def version(self) -> str:
+        """Charon's, empty while it is not known."""
 
     async def child_names(self) -> dict[int, ChildName]:
         """Names by SPI. Raises IkeError if charon cannot be asked."""
@@ -104,6 +108,8 @@ class Observer:
             sources=await self._view.source_hints(),
             # Nothing is put in place for it where nobody has IPv6 inside.
             limits=self.limits(policies) if any(policy.source.version == 6 for policy in policies) else LeadLimits(),
+            interfaces=await self._view.xfrm_interfaces() if any(policy.if_id for policy in policies) else {},
+            charon=self._source.version,
         )
 
     def _dump(self) -> tuple[list[XfrmSa], list[XfrmPolicy]]:

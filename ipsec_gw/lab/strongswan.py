@@ -49,6 +49,7 @@ connections {{
     local_addrs = {local}
     remote_addrs = {remote}
     proposals = aes128gcm16-prfsha256-x25519
+    {options}
     local {{
       auth = psk
       id = {identity}
@@ -78,7 +79,8 @@ secrets {{
 @dataclass(frozen=True, slots=True)
 class Site:
     """One side of the tunnel, as its swanctl.conf says it; ``more`` are further networks, local and remote. After
-    ``inactivity`` seconds without traffic it closes the tunnel, 0: never.
+    ``inactivity`` seconds without traffic it closes the tunnel, 0: never. ``options`` are further lines of the
+    connection.
     """
 
     identity: str
@@ -91,6 +93,7 @@ class Site:
     proposal: str
     more: tuple[tuple[IpNetwork, IpNetwork], ...] = ()
     inactivity: int = 0
+    options: tuple[str, ...] = ()
 
     def conf(self) -> str:
         """Its swanctl.conf."""
@@ -250,6 +253,7 @@ def swanctl_conf(site: Site) -> str:
         local_network=_listed(site.local_network, *(local for local, _ in site.more)),
         remote_network=_listed(site.remote_network, *(remote for _, remote in site.more)),
         proposal=site.proposal,
+        options="\n    ".join(site.options),
     )
 
 

@@ -16,6 +16,7 @@ from ipsec_gw.engines.port import Link
 from ipsec_gw.errors import EnvironmentMissing
 from ipsec_gw.ike.codec import family_of
 from ipsec_gw.model.ids import IpAddress, IpNetwork
+from ipsec_gw.model.objects import XfrmInterface
 from ipsec_gw.model.snapshot import ResolvedHop
 
 CHARON_TABLE = 220
@@ -28,6 +29,8 @@ _NUD_STALE = 0x04
 _NTF_USE = 0x01
 _MAIN_TABLE = 254
 ARPHRD_ETHER = 1
+_XFRM_KIND = "xfrm"
+_IFF_MULTICAST = 0x1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,17 @@ class KernelView:
                 index=int(link.get("index")),
                 ethernet=int(link.get("ifi_type")) == ARPHRD_ETHER and name != "lo",
             )
+        return found
+
+    async def xfrm_interfaces(self) -> dict[int, XfrmInterface]:
+        """The XFRM interfaces by their if_id."""
+        found: dict[int, XfrmInterface] = {}
+        async for link in await self._route.get_links():
+            if link.get(("linkinfo", "kind")) == _XFRM_KIND:
+                if_id = link.get(("linkinfo", "data", "xfrm_if_id"))
+                if if_id:  # without one it takes what others tell it (external)
+                    multicast = bool(int(link.get("flags")) & _IFF_MULTICAST)
+                    found[int(if_id)] = XfrmInterface(int(link.get("index")), str(link.get("ifname")), multicast)
         return found
 
     async def interface(self, name: str) -> Interface:

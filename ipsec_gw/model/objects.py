@@ -1,13 +1,13 @@
 """The objects that ipsec-gw keeps in place: what `desired` asks for and `plan` compares.
 
 Each is a frozen value with a ``key``. Engines hold :class:`EngineSa`, :class:`NextHop` and
-:class:`Tunnel`; the gateway itself holds :class:`Guard`, :class:`Steer`, :class:`Lead` and
-:class:`Exempt`.
+:class:`Tunnel`; the gateway itself holds :class:`Guard`, :class:`Steer`, :class:`Lead`,
+:class:`Exempt`, :class:`InterfaceEntry` and :class:`InterfaceLead`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ipsec_gw.model.algorithms import EspAlgorithm
 from ipsec_gw.model.ids import Direction, IpAddress, IpNetwork, SaKey, TunnelId
@@ -162,12 +162,38 @@ MAX_INBOUND = 4
 """Inbound SAs that one tunnel holds at a time (VPP's tunnel protection, ``ipsec_tun.h``)."""
 
 
+VLAN_IDS = 4094
+"""The VLAN IDs that stand for something are 1 to this (IEEE 802.1Q)."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class XfrmInterface:
+    """An XFRM interface of the kernel (route-based IPsec), by its index; also the key of its :class:`InterfaceLead`.
+
+    ``multicast``: it was told to carry multicast (IFF_MULTICAST), which it does not do by itself.
+    """
+
+    index: int
+    name: str
+    multicast: bool = field(default=False, compare=False)
+
+    @property
+    def vlan(self) -> int:
+        """The VLAN ID that stands for it between kernel and engine. Two whose indices are 4094 apart have the same."""
+        return 1 + self.index % VLAN_IDS
+
+    def __str__(self) -> str:
+        return f"XFRM interface {self.name}"
+
+
 @dataclass(frozen=True, slots=True)
 class Tunnel:
     """A tunnel of an engine: decrypts what its ``inbound`` SAs bring, encrypts ``selectors`` with ``outbound``.
 
     ``inbound`` holds one to four keys (four: VPP's limit, kept by `desired`). ``exceptions`` are what others have of
     its selectors, as outbound policies have them: what comes out of the tunnel and fits one, mirrored, is dropped.
+    With an ``interface`` it encrypts what comes to the engine behind that one's VLAN ID, and gives back what it
+    decrypts behind the same; of that, too, only what fits the selectors.
     """
 
     key: TunnelId
@@ -177,6 +203,12 @@ class Tunnel:
     outbound: SaKey
     selectors: tuple[Selector, ...]
     exceptions: tuple[Selector, ...] = ()
+    interface: XfrmInterface | None = None
+
+    @property
+    def leads(self) -> tuple[LeadKey, ...]:
+        """Keys of what brings plaintext to it."""
+        return self.selectors if self.interface is None else (self.interface,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,8 +302,40 @@ class Exempt:
     unbound: bool
 
 
+@dataclass(frozen=True, slots=True)
+class EntryKey:
+    """Key of an :class:`InterfaceEntry`."""
+
+    interface: XfrmInterface
+
+    def __str__(self) -> str:
+        return f"entry by {self.interface}"
+
+
+@dataclass(frozen=True, slots=True)
+class InterfaceEntry:
+    """What the engine has decrypted and tagged with an XFRM interface's VLAN ID comes into the kernel by it, of these
+    IP ``versions``.
+    """
+
+    key: EntryKey
+    versions: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class InterfaceLead:
+    """What routing sends out by an XFRM interface goes to the engine before XFRM sees it, as packets of ``mtu`` bytes
+    at most, which fit into the tunnel.
+    """
+
+    key: XfrmInterface
+    mtu: int
+
+
+LeadKey = Selector | XfrmInterface
+AnyLead = Lead | InterfaceLead
 EngineObject = EngineSa | NextHop | Tunnel
-GatewayObject = Guard | Steer | Lead | Exempt
+GatewayObject = Guard | Steer | AnyLead | Exempt | InterfaceEntry
 ManagedObject = EngineObject | GatewayObject
 EngineKey = SaKey | IpAddress | TunnelId
-ObjectKey = EngineKey | GuardKey | SteerKey | Selector | ExemptKey
+ObjectKey = EngineKey | GuardKey | SteerKey | LeadKey | ExemptKey | EntryKey

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from ipsec_gw.model.algorithms import SALT_BYTES, EspAlgorithm, find_aead
 from ipsec_gw.model.ids import IpAddress, IpNetwork, SaKey
-from ipsec_gw.model.objects import ANY_PORT, USUAL_COPIES, HeaderCopies, PortMatch, Selector, UdpEncap
+from ipsec_gw.model.objects import ANY_PORT, USUAL_COPIES, HeaderCopies, PortMatch, Selector, UdpEncap, XfrmInterface
 from ipsec_gw.model.secret import Secret
 
 
@@ -151,7 +151,7 @@ class Snapshot:
     """One consistent look: kernel SAs and policies, vici's names by SPI, local addresses, outer next hops.
 
     ``names`` is keyed by both SPIs of a CHILD_SA. ``sources`` are charon's source hints by remote network, ``limits``
-    is what cannot be led.
+    is what cannot be led. ``interfaces`` are the XFRM interfaces by if_id, ``charon`` is strongSwan's version.
     """
 
     sas: tuple[XfrmSa, ...] = ()
@@ -161,6 +161,8 @@ class Snapshot:
     next_hops: dict[IpAddress, ResolvedHop] = field(default_factory=dict)
     sources: dict[IpNetwork, IpAddress] = field(default_factory=dict)
     limits: LeadLimits = LeadLimits()
+    interfaces: dict[int, XfrmInterface] = field(default_factory=dict)
+    charon: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,16 +9,12 @@ anything is sent: connecting one, by the WAN itself and not by the leads, makes 
 from __future__ import annotations
 
 import contextlib
-import re
 import socket
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from ipsec_gw.model.ids import IpAddress, IpNetwork, SaKey, TunnelId
 from ipsec_gw.model.objects import NextHop, ObjectKey, Selector, Tunnel
-
-BY_SAS_SINCE = (5, 9, 10)
-"""From this strongSwan on the times of the SAs count, which the guardian writes."""
 
 REST_SECONDS = 5.0
 """Between two times for one tunnel: `inactivity` is in seconds, and hardly ever less than a minute."""
@@ -31,12 +27,6 @@ _ANYWHERE = {4: "198.51.100.1", 6: "2001:db8::1"}
 """For documentation (RFC 5737, RFC 3849): any address will do where a selector is "any"."""
 
 Connect = Callable[[IpAddress, IpAddress, str], None]
-
-
-def goes_by_policies(version: str) -> bool:
-    """Whether this strongSwan does. One that does not tell a version is a recent one."""
-    numbers = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
-    return numbers is not None and tuple(map(int, numbers.groups())) < BY_SAS_SINCE
 
 
 class Toucher:

@@ -20,7 +20,7 @@ from ipsec_gw.engines.soft.drops import Dropped, DropReason
 from ipsec_gw.engines.soft.esp import EspTransform, parse_header, strip_trailer
 from ipsec_gw.errors import EngineError, IpsecGwError
 from ipsec_gw.model.ids import Direction, SaKey
-from ipsec_gw.model.objects import EngineSa, Lead, ManagedObject, ObjectKey, Tunnel
+from ipsec_gw.model.objects import AnyLead, EngineSa, ManagedObject, ObjectKey, Tunnel
 from ipsec_gw.model.warmth import NOTHING, Volume
 
 DECISION_SECONDS = 1.0
@@ -68,8 +68,8 @@ class Waiting(Protocol):
 class Ways(Protocol):
     """Where packets can go. Both raise OSError for one that is not taken."""
 
-    def to_engine(self, packet: bytes) -> None:
-        """A clear IP packet, by the way that leads lead."""
+    def to_engine(self, packet: bytes, vlan: int) -> None:
+        """A clear IP packet, by the way that leads lead; ``vlan`` stands for an XFRM interface, 0 for none."""
 
     def to_wire(self, ifindex: int, frame: bytes) -> None:
         """An Ethernet frame, out by an interface, past its guard."""
@@ -95,7 +95,7 @@ class WaitingRoom:
         ways: Ways,
         *,
         is_released: Callable[[SaKey], bool],
-        carried: Callable[[SaKey], EngineSa | None],
+        carried: Callable[[SaKey], Carried | None],
         tell: Callable[[str], None],
         patience: float,
         clock_ns: Callable[[], int] = lambda: time.clock_gettime_ns(time.CLOCK_MONOTONIC),
@@ -160,11 +160,11 @@ class WaitingRoom:
 
     def _decide(self, key: SaKey, packets: deque[Waiting]) -> None:
         """Send all of them if their way is known."""
-        sa = self._carried(key)
-        if sa is not None:
-            transform = self._transform(sa)
+        carried = self._carried(key)
+        if carried is not None:
+            transform = self._transform(carried.sa)
             while packets:
-                self._to_engine(transform, packets.popleft())
+                self._to_engine(transform, packets.popleft(), carried.vlan)
         elif self._may_send(key):
             while packets:
                 self._to_wire(packets.popleft())
@@ -183,12 +183,12 @@ class WaitingRoom:
             self._tell(f"it is not known who owns SA {key}, what was held back of it waits: {error}")
             return unknown
 
-    def _to_engine(self, transform: EspTransform | None, packet: Waiting) -> None:
+    def _to_engine(self, transform: EspTransform | None, packet: Waiting, vlan: int) -> None:
         try:
             if transform is None:
                 raise Dropped(DropReason.AUTHENTICATION)
             inner = opened(transform, packet.frame[packet.esp :])
-            self._ways.to_engine(inner)
+            self._ways.to_engine(inner, vlan)
         except (Dropped, OSError) as error:
             self._lose(packet, str(error))
         else:
@@ -232,12 +232,22 @@ def opened(transform: EspTransform, esp: bytes) -> bytes:
     raise Dropped(DropReason.NEXT_HEADER)
 
 
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """An outbound SA that the engine has, and the VLAN ID that its plaintext needs on the way there, 0 for none."""
+
+    sa: EngineSa
+    vlan: int
+
+
 def carried(
     key: SaKey, in_place: Mapping[ObjectKey, ManagedObject], wanted: Mapping[ObjectKey, ManagedObject]
-) -> EngineSa | None:
+) -> Carried | None:
     """The outbound SA of a tunnel that is in place with all of its leads, as it is ``wanted``: with its key."""
     tunnel = next((o for o in in_place.values() if isinstance(o, Tunnel) and o.outbound == key), None)
-    if tunnel is None or not all(isinstance(in_place.get(selector), Lead) for selector in tunnel.selectors):
+    if tunnel is None or not all(isinstance(in_place.get(lead), AnyLead) for lead in tunnel.leads):
         return None
     sa = wanted.get(key)
-    return sa if isinstance(sa, EngineSa) and sa.direction is Direction.OUT else None
+    if not isinstance(sa, EngineSa) or sa.direction is not Direction.OUT:
+        return None
+    return Carried(sa, 0 if tunnel.interface is None else tunnel.interface.vlan)

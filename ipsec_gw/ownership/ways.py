@@ -8,6 +8,7 @@ import struct
 _SOL_PACKET, _PACKET_QDISC_BYPASS = 263, 20
 """linux/if_packet.h. A packet that was judged before it was encrypted is not judged again on TC egress."""
 
+_ETHERTYPE_VLAN = 0x8100
 _ETHERTYPES = {4: 0x0800, 6: 0x86DD}
 
 
@@ -26,9 +27,12 @@ class PacketWays:
         self._plain.setsockopt(_SOL_PACKET, _PACKET_QDISC_BYPASS, 1)
         self._plain.bind((interface, 0))
 
-    def to_engine(self, packet: bytes) -> None:
-        """A clear IP packet into the pair: without an engine it comes back to the kernel, which encrypts it."""
-        self._plain.send(self._addresses + _ETHERTYPES[packet[0] >> 4].to_bytes(2, "big") + packet)
+    def to_engine(self, packet: bytes, vlan: int) -> None:
+        """A clear IP packet into the pair, behind a VLAN ID or, for 0, without one. If there is no engine it comes back
+        to the kernel, which encrypts it.
+        """
+        tag = struct.pack("!HH", _ETHERTYPE_VLAN, vlan) if vlan else b""
+        self._plain.send(self._addresses + tag + _ETHERTYPES[packet[0] >> 4].to_bytes(2, "big") + packet)
 
     def to_wire(self, ifindex: int, frame: bytes) -> None:
         """An Ethernet frame out by an interface, past the programs on its TC egress, the guard among them."""

@@ -8,7 +8,19 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from ipsec_gw.errors import IpsecGwError
-from ipsec_gw.model.objects import EngineSa, Exempt, Guard, Lead, ManagedObject, NextHop, ObjectKey, Steer, Tunnel
+from ipsec_gw.model.objects import (
+    EngineSa,
+    Exempt,
+    Guard,
+    InterfaceEntry,
+    InterfaceLead,
+    Lead,
+    ManagedObject,
+    NextHop,
+    ObjectKey,
+    Steer,
+    Tunnel,
+)
 from ipsec_gw.reconcile.delta import DeltaTracker
 from ipsec_gw.reconcile.plan import Action, Op
 from ipsec_gw.reconcile.record import Outcome, Record, Step
@@ -32,7 +44,7 @@ class Driver(Protocol):
 class Drivers:
     """Which driver is responsible for which kind of object."""
 
-    def __init__(self, *, engine: Driver, guard: Driver, steer: Driver, lead: Driver) -> None:
+    def __init__(self, *, engine: Driver, guard: Driver, steer: Driver, lead: Driver, interface: Driver) -> None:
         self._by_kind: dict[type, Driver] = {
             EngineSa: engine,
             NextHop: engine,
@@ -41,6 +53,8 @@ class Drivers:
             Steer: steer,
             Lead: lead,
             Exempt: lead,
+            InterfaceEntry: interface,
+            InterfaceLead: interface,
         }
 
     def of(self, obj: ManagedObject) -> Driver:

@@ -14,11 +14,11 @@ from ipsec_gw.desired import MOVED, Desired, Owner, SaVerdict, Settings, desired
 from ipsec_gw.errors import IpsecGwError
 from ipsec_gw.model.choices import Choices
 from ipsec_gw.model.ids import Direction, SaKey
-from ipsec_gw.model.objects import EngineSa, Guard, Lead, ManagedObject, ObjectKey, Tunnel
+from ipsec_gw.model.objects import AnyLead, EngineSa, Guard, InterfaceLead, Lead, ManagedObject, ObjectKey, Tunnel
 from ipsec_gw.model.snapshot import Snapshot
 from ipsec_gw.ownership.engine_link import EngineLink
 from ipsec_gw.ownership.refusals import Refusals
-from ipsec_gw.ownership.waiting import carried
+from ipsec_gw.ownership.waiting import Carried, carried
 from ipsec_gw.reconcile.delta import DeltaTracker
 from ipsec_gw.reconcile.execute import Executor
 from ipsec_gw.reconcile.plan import Action, Op, plan
@@ -126,8 +126,8 @@ class Reconciler:
         known = set(due)
         return Outlook(due, tuple(op for op in operations(choices.without_observing()) if op not in known))
 
-    def carried(self, key: SaKey) -> EngineSa | None:
-        """The outbound SA of a tunnel that is in place with all of its leads; None for any other."""
+    def carried(self, key: SaKey) -> Carried | None:
+        """An outbound SA of a tunnel that is in place with all of its leads; None for any other."""
         return carried(key, self._tracker.in_place, self.decision.objects)
 
     @property
@@ -294,7 +294,7 @@ class Reconciler:
                 self.refusals.add(sa.key, f"{op} {why}")
             case Tunnel() as tunnel:
                 self.refusals.add(tunnel.outbound, f"{op} {why}")
-            case Lead():
+            case Lead() | InterfaceLead():
                 for key in op.needs:
                     user = self.decision.objects.get(key)
                     if isinstance(user, Tunnel):
@@ -308,7 +308,7 @@ def _spared(failures: Sequence[Step]) -> frozenset[ObjectKey]:
     failed = {step.op.obj.key for step in failures if step.op.obj is not None}
     spared: set[ObjectKey] = set()
     for step in failures:
-        if step.outcome is Outcome.SKIPPED and isinstance(step.op.obj, Tunnel | Lead):
+        if step.outcome is Outcome.SKIPPED and isinstance(step.op.obj, Tunnel | AnyLead):
             obstacles = (step.op.needs | step.op.frees) & failed
             harmless = {*step.op.obj.inbound} if isinstance(step.op.obj, Tunnel) else spared
             if obstacles <= harmless:

@@ -7,11 +7,12 @@ taken away before its users are gone and nothing is used before it is there::
     1  stop leading plaintext, stop steering       (what goes away)
     2  drain                                       (packets already in the rings)
     3  tunnels                                     (what goes away, and may be in the way of what comes)
-    4  guard outbound SAs                          (the kernel may not send with them any more)
+    4  open XFRM interfaces, guard outbound SAs    (the kernel may not send with them any more)
     5  next hops, SAs                              (what comes)
     6  tunnels: create, or swap their SAs          (the one moment of a rekey)
     7  steer, lead                                 (what comes)
-    8  exemptions, SAs, next hops, guards          (what goes away)
+    8  exemptions, SAs, next hops, guards,
+       XFRM interfaces                             (what goes away)
 """
 
 from __future__ import annotations
@@ -20,14 +21,19 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from types import UnionType
 
 from ipsec_gw.model.ids import Direction
 from ipsec_gw.model.objects import (
+    AnyLead,
     EngineSa,
+    EntryKey,
     Exempt,
     ExemptKey,
     Guard,
     GuardKey,
+    InterfaceEntry,
+    InterfaceLead,
     Lead,
     ManagedObject,
     NextHop,
@@ -78,9 +84,9 @@ def describe(obj: ManagedObject) -> str:
         case Tunnel():
             inbound = ", ".join(f"{key.spi:08x}" for key in obj.inbound)
             return f"tunnel {obj.key} in [{inbound}] out {obj.outbound.spi:08x}"
-        case Lead():
+        case Lead() | InterfaceLead():
             return f"lead of {obj.key}"
-        case Guard() | Steer() | Exempt():
+        case Guard() | Steer() | Exempt() | InterfaceEntry():
             return str(obj.key)
 
 
@@ -89,7 +95,9 @@ def plan(desired: Mapping[ObjectKey, ManagedObject], in_place: Mapping[ObjectKey
     before, after = _Users(in_place), _Users(desired)
     shaken = _shaken(desired, in_place, before, after)
     # Leads whose tunnel is not known, because its engine is out of reach: it may be alive, with any of the SAs.
-    orphans = frozenset(k for k, v in in_place.items() if isinstance(v, Lead) and k not in desired and not before.of(k))
+    orphans = frozenset(
+        k for k, v in in_place.items() if isinstance(v, AnyLead) and k not in desired and not before.of(k)
+    )
     coming = [
         Op(
             Action.UPDATE if key in in_place and key not in shaken else Action.CREATE,
@@ -121,7 +129,7 @@ def _shaken(
     """What brings packets to a tunnel and stays, while the tunnel goes and another one comes (the peer has moved)."""
     staying: dict[ObjectKey, ObjectKey] = {}
     for key, value in in_place.items():
-        if isinstance(value, Steer | Lead) and key in desired:
+        if isinstance(value, Steer | AnyLead) and key in desired:
             staying[key] = value.key.sa if isinstance(value, Steer) else key
     return frozenset(key for key, used in staying.items() if before.of(used) != after.of(used))
 
@@ -133,7 +141,7 @@ class _Users:
         self._users: dict[ObjectKey, list[Tunnel]] = defaultdict(list)
         for tunnel in objects.values():
             if isinstance(tunnel, Tunnel):
-                for key in {*tunnel.inbound, tunnel.outbound, tunnel.remote, *tunnel.selectors}:
+                for key in {*tunnel.inbound, tunnel.outbound, tunnel.remote, *tunnel.leads, *_entries(tunnel)}:
                     self._users[key].append(tunnel)
 
     def of(self, key: ObjectKey) -> frozenset[ObjectKey]:
@@ -151,20 +159,20 @@ class _Users:
 
 def _ordered(coming: list[Op], going: list[Op]) -> Iterator[Op]:
     yield from _of(coming, Exempt)
-    yield from _of(going, Lead)
+    yield from _of(going, AnyLead)
     unsteered = list(_of(going, Steer))
     yield from unsteered
     if unsteered:
         yield Op(Action.DRAIN, None)
     yield from _of(going, Tunnel)
-    for kind in (Guard, NextHop, EngineSa, Tunnel, Steer, Lead):
+    for kind in (InterfaceEntry, Guard, NextHop, EngineSa, Tunnel, Steer, AnyLead):
         yield from _of(coming, kind)
     yield from _of(going, Exempt)
-    for kind in (EngineSa, NextHop, Guard):
+    for kind in (EngineSa, NextHop, Guard, InterfaceEntry):
         yield from _of(going, kind)
 
 
-def _of(operations: list[Op], kind: type[ManagedObject]) -> Iterator[Op]:
+def _of(operations: list[Op], kind: type[ManagedObject] | UnionType) -> Iterator[Op]:
     return (op for op in operations if isinstance(op.obj, kind))
 
 
@@ -173,10 +181,11 @@ def _needs(value: ManagedObject, users: _Users) -> frozenset[ObjectKey]:
         case EngineSa() if value.direction is Direction.OUT:
             return frozenset({GuardKey(value.key)})
         case Tunnel():
-            return frozenset({*value.inbound, value.outbound, value.remote, GuardKey(value.outbound)})
+            guard = GuardKey(value.outbound)
+            return frozenset({*value.inbound, value.outbound, value.remote, guard, *_entries(value)})
         case Steer():
             return users.of(value.key.sa)
-        case Lead():
+        case Lead() | InterfaceLead():
             return users.of(value.key) | users.guards(value.key) | users.exemptions(value.key)
         case _:
             return frozenset()
@@ -195,15 +204,19 @@ def _makes_way(
         return _NONE
     old = in_place.get(value.key)
     lacking = _brings(old, in_place) - _brings(value, in_place) if isinstance(old, Tunnel) else _NONE
-    taken: tuple[ObjectKey, ...] = (*value.inbound, *value.selectors)
+    taken: tuple[ObjectKey, ...] = (*value.inbound, *value.leads)
     holders = _NONE.union(*map(before.of, taken))
     # Not "- desired.keys()": that looks at every one of them.
     return lacking | frozenset(key for key in holders if key not in desired)
 
 
 def _brings(tunnel: Tunnel, in_place: Mapping[ObjectKey, ManagedObject]) -> frozenset[ObjectKey]:
-    users: tuple[ObjectKey, ...] = (*map(SteerKey, tunnel.inbound), *tunnel.selectors)
+    users: tuple[ObjectKey, ...] = (*map(SteerKey, tunnel.inbound), *tunnel.leads)
     return frozenset(key for key in users if key in in_place)
+
+
+def _entries(tunnel: Tunnel) -> tuple[EntryKey, ...]:
+    return () if tunnel.interface is None else (EntryKey(tunnel.interface),)
 
 
 def _frees(value: ManagedObject, tunnels: _Users, in_place: Mapping[ObjectKey, ManagedObject]) -> frozenset[ObjectKey]:
@@ -213,7 +226,7 @@ def _frees(value: ManagedObject, tunnels: _Users, in_place: Mapping[ObjectKey, M
             return frozenset({value.key.sa})
         case EngineSa():
             return tunnels.of(value.key) | ({SteerKey(value.key)} & in_place.keys())
-        case NextHop():
+        case NextHop() | InterfaceEntry():
             return tunnels.of(value.key)
         case Tunnel():
             return _brings(value, in_place)

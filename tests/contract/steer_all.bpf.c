@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0
  *
  * The contract suite's stand-in for the pipeline: a dock (the name, map and marker that libxdp looks for)
- * that hands all ESP and UDP, or with STEER_ALL every IP packet, to the engine's socket.
+ * that hands all ESP and UDP, or with STEER_ALL everything, to the engine's socket.
  */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
@@ -18,28 +18,31 @@ struct {
 	__uint(value_size, sizeof(__u32));
 } xsks_map SEC(".maps");
 
-SEC("xdp")
-int xsk_def_prog(struct xdp_md *ctx)
+static __always_inline int is_for_engine(struct xdp_md *ctx)
 {
+#ifdef STEER_ALL
+	return 1;
+#else
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	struct ethhdr *eth = data;
 	struct iphdr *ip = (void *)(eth + 1);
 	struct ipv6hdr *ip6 = (void *)(eth + 1);
-	__u8 protocol;
+	__u8 protocol = 0;
 
 	if ((void *)(eth + 1) > end)
-		return XDP_PASS;
+		return 0;
 	if (eth->h_proto == bpf_htons(ETH_P_IP) && (void *)(ip + 1) <= end)
 		protocol = ip->protocol;
 	else if (eth->h_proto == bpf_htons(ETH_P_IPV6) && (void *)(ip6 + 1) <= end)
 		protocol = ip6->nexthdr;
-	else
-		return XDP_PASS;
-#ifndef STEER_ALL
-	if (protocol != IPPROTO_ESP && protocol != IPPROTO_UDP)
-		return XDP_PASS;
+	return protocol == IPPROTO_ESP || protocol == IPPROTO_UDP;
 #endif
-	return bpf_redirect_map(&xsks_map, ctx->rx_queue_index, XDP_PASS);
+}
+
+SEC("xdp")
+int xsk_def_prog(struct xdp_md *ctx)
+{
+	return is_for_engine(ctx) ? bpf_redirect_map(&xsks_map, ctx->rx_queue_index, XDP_PASS) : XDP_PASS;
 }
 
 char _license[] SEC("license") = "GPL";

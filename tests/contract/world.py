@@ -7,6 +7,7 @@ import fcntl
 import os
 import select
 import socket
+import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,9 @@ ETH_P_ALL = 3
 SIOCGIFHWADDR = 0x8927
 RECEIVE_SECONDS = 5.0
 FRAME_BYTES = 65535
+SOL_PACKET, PACKET_AUXDATA = 263, 8
+TP_STATUS_VLAN_VALID = 1 << 4
+AUXDATA = struct.Struct("=IIIHHHH")  # linux/if_packet.h: struct tpacket_auxdata
 RECEIVE_BUFFER = 4 << 20
 
 WAN = "wan0"
@@ -67,6 +71,7 @@ class Wire:
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
         self._socket.bind((interface, 0))
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+        self._socket.setsockopt(SOL_PACKET, PACKET_AUXDATA, 1)
         self.mac = _mac(interface)
 
     def send(self, packet: Packet, destination: str) -> None:
@@ -84,10 +89,10 @@ class Wire:
         while (left := deadline - time.monotonic()) > 0:
             if not select.select([self._socket], [], [], left)[0]:
                 break
-            data, address = self._socket.recvfrom(FRAME_BYTES)
+            data, told, _, address = self._socket.recvmsg(FRAME_BYTES, socket.CMSG_SPACE(AUXDATA.size))
             if address[2] == socket.PACKET_OUTGOING:
                 continue
-            frame = Ether(data)
+            frame = Ether(_tagged(data, told))
             if wanted(frame):
                 return frame
             seen.append(frame.summary())
@@ -202,6 +207,16 @@ class World:
     def datagram(self, spi: int) -> Ether:
         """The same, encrypted into UDP."""
         return self.wan.receive(lambda frame: UDP in frame and _spi(frame[UDP]) == spi)
+
+
+def _tagged(data: bytes, told: list[tuple[int, int, bytes]]) -> bytes:
+    """The frame as it was on the wire: the kernel keeps its VLAN tag beside it."""
+    for level, kind, value in told:
+        if (level, kind) == (SOL_PACKET, PACKET_AUXDATA):
+            status, _, _, _, _, tag, protocol = AUXDATA.unpack(value[: AUXDATA.size])
+            if status & TP_STATUS_VLAN_VALID:
+                return data[:12] + struct.pack("!HH", protocol, tag) + data[12:]
+    return data
 
 
 def _spi(packet: Packet) -> int | None:

@@ -24,6 +24,7 @@ from ipsec_gw.model.objects import EngineKey, EngineObject, EngineSa, Selector, 
 from ipsec_gw.model.snapshot import XfrmSa
 from ipsec_gw.ownership.guard import HAND_BACK_MARGIN, KEPT_AHEAD
 from ipsec_gw.ownership.lead import TABLE
+from xdp_steer.xfrmi import Uplink
 
 ANY = "0.0.0.0/0"
 
@@ -147,6 +148,7 @@ class FakeSteering:
         self.gone = False
         self.engine: FakeEngine
         self.routes: FakeRoutes
+        self.devices: FakeDevices
 
     def kernel_sends(self, key: SaKey, count: int) -> None:
         """The kernel gives out numbers; the guard lets them pass or holds them back."""
@@ -229,7 +231,7 @@ class FakeSteering:
 
     def _nobody_else_sends(self, key: SaKey) -> None:
         for tunnel in self.engine.tunnels():
-            if tunnel.outbound == key and any(self.routes.leads(selector) for selector in tunnel.selectors):
+            if tunnel.outbound == key and is_led(tunnel, self.routes, self.devices):
                 raise Broken(f"the guard of {key} opens while plaintext is led to its engine (invariant 3)")
 
 
@@ -540,6 +542,50 @@ class FakeRoutes:
         )
 
 
+class FakeDevices:
+    """What the XDP side keeps of XFRM interfaces, by their index: entries and leads."""
+
+    def __init__(self, edge: Edge) -> None:
+        self.edge = edge
+        self.entries: dict[int, tuple[int, frozenset[int]]] = {}
+        self.leads: dict[int, tuple[int, int]] = {}
+
+    def facts(self) -> set[str]:
+        """To compare with others."""
+        return {f"entry {one}" for one in self.entries.items()} | {f"lead {one}" for one in self.leads.items()}
+
+    def admit(self, index: int, vlan: int, versions: frozenset[int]) -> None:
+        self.edge.cross(f"admit {index}", SteeringError)
+        self.entries[index] = (vlan, versions)
+
+    def shut(self, index: int, vlan: int) -> None:
+        self.edge.cross(f"shut {index} {vlan}", SteeringError)
+        self.entries.pop(index, None)
+
+    def admitted(self) -> dict[int, tuple[int, frozenset[int]]]:
+        self.edge.cross("admitted", SteeringError)
+        return dict(self.entries)
+
+    def lead(self, index: int, vlan: int, mtu: int, _uplink: Uplink) -> None:
+        self.edge.cross(f"lead {index}", SteeringError)
+        self.leads[index] = (vlan, mtu)
+
+    def unlead(self, index: int) -> None:
+        self.edge.cross(f"unlead {index}", SteeringError)
+        self.leads.pop(index, None)
+
+    def led(self) -> dict[int, tuple[int, int]]:
+        self.edge.cross("led", SteeringError)
+        return dict(self.leads)
+
+
+def is_led(tunnel: Tunnel, routes: FakeRoutes, devices: FakeDevices) -> bool:
+    """Whether plaintext comes to the tunnel."""
+    if tunnel.interface is not None:
+        return tunnel.interface.index in devices.leads
+    return any(map(routes.leads, tunnel.selectors))
+
+
 @functools.cache
 def _text(network: IpNetwork) -> str:
     return str(network)
@@ -553,6 +599,7 @@ class Law:
     steering: FakeSteering
     engine: FakeEngine
     routes: FakeRoutes
+    devices: FakeDevices
 
     def check(self) -> None:
         if not self.engine.works:
@@ -564,13 +611,21 @@ class Law:
             raise Broken(f"XDP steers {strangers}, which the engine does not hold (invariant 2)")
         for tunnel in tunnels:
             self._one_owner(tunnel)
+            self._way_in(tunnel)
+
+    def _way_in(self, tunnel: Tunnel) -> None:
+        interface = tunnel.interface
+        if interface is None or self.steering.entries.keys().isdisjoint(tunnel.inbound):
+            return
+        if interface.index not in self.devices.entries:
+            raise Broken(f"what {tunnel.key} decrypts has no way in by {interface}")
 
     def _one_owner(self, tunnel: Tunnel) -> None:
         sa = self.xfrm.sas.get(tunnel.outbound)
         if sa is None or sa.aead is None or sa.aead.secret.reveal() != material(self.engine.sa(tunnel.outbound)):
             return
         claimed = self.steering.owner.get(tunnel.outbound) == "engine" and not self.steering.gone
-        if not claimed and any(map(self.routes.leads, tunnel.selectors)):
+        if not claimed and is_led(tunnel, self.routes, self.devices):
             raise Broken(f"the kernel and the engine may both send with {tunnel.outbound} (invariant 3)")
         encap = self.engine.sa(tunnel.outbound).encap
         if claimed and encap and encap.source_port not in {4500, *self.steering.ports}:

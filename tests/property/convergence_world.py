@@ -16,6 +16,8 @@ from ipsec_gw.model.objects import (
     EngineSa,
     Exempt,
     Guard,
+    InterfaceEntry,
+    InterfaceLead,
     Lead,
     ManagedObject,
     NextHop,
@@ -24,6 +26,7 @@ from ipsec_gw.model.objects import (
     Steer,
     Tunnel,
     UdpEncap,
+    XfrmInterface,
 )
 from ipsec_gw.model.secret import Secret
 from ipsec_gw.model.snapshot import (
@@ -41,6 +44,7 @@ from ipsec_gw.model.snapshot import (
 )
 from ipsec_gw.ownership.engine_link import EngineLink
 from ipsec_gw.ownership.guard import GuardDriver
+from ipsec_gw.ownership.interfaces import InterfaceDriver
 from ipsec_gw.ownership.lead import LeadDriver
 from ipsec_gw.ownership.refusals import Refusals
 from ipsec_gw.ownership.rekey import RekeyPacer
@@ -54,6 +58,7 @@ from tests.property.convergence_edges import (
     Broken,
     Crash,
     Edge,
+    FakeDevices,
     FakeEngine,
     FakeRoutes,
     FakeSteering,
@@ -63,6 +68,7 @@ from tests.property.convergence_edges import (
     nothing_happens,
 )
 from tests.support.world import SETTINGS
+from xdp_steer.xfrmi import Uplink
 
 T = TypeVar("T")
 
@@ -78,6 +84,9 @@ THERE = {
 }
 HINTS = {4: ip_address("192.168.1.1"), 6: ip_address("fd01:1::1")}
 LIMITS = (LeadLimits(all6="no policy"), LeadLimits(local6="no netfilter"), *[LeadLimits()] * 4)
+IF_IDS = (1, 2, 3)
+"""The last one has no XFRM interface."""
+UPLINK = Uplink(7, bytes(6), bytes(6))
 SHUNT = 0
 """The reqid of policies that no tunnel has."""
 
@@ -86,6 +95,7 @@ TALLIED = (
     *("charon restarted", "peer moved", "burst through the engine", "tunnel in the engine at the end"),
     *("NAT mapped anew", "the same with a gap", "encapsulated tunnel in the engine at the end"),
     *("kernel took over by itself", "exception made", "exemption in place at the end"),
+    *("the same by an interface", "interface made anew", "interface led at the end"),
 )
 """What must not be missing in a run of many sequences."""
 
@@ -119,6 +129,7 @@ class Child:
     steps: list[Callable[[], None]] = field(default_factory=list)
     port: int = 0
     ours: int = 0
+    if_id: int = 0
 
     def encap(self, *, inbound: bool) -> UdpEncap | None:
         """Its ports behind a NAT: the peer's, and ours."""
@@ -147,11 +158,12 @@ class Daemon:
         )
         steer = SteerDriver(world.steering)
         self.lead = lead = LeadDriver(world.routes, kernel_index=7, engine_name="vp", engine_mac="02:00:00:00:00:07")
+        interfaces = InterfaceDriver(world.devices, UPLINK, world.name_of)
         tracker: DeltaTracker[ObjectKey, ManagedObject] = DeltaTracker()
 
         async def retrieve() -> Mapping[ObjectKey, ManagedObject]:
             found: dict[ObjectKey, ManagedObject] = {}
-            for read in (self.link.retrieve, guard.retrieve, steer.retrieve, lead.retrieve):
+            for read in (self.link.retrieve, guard.retrieve, steer.retrieve, lead.retrieve, interfaces.retrieve):
                 found |= await read()  # type: ignore[operator]
             return found
 
@@ -165,7 +177,10 @@ class Daemon:
             settings=SETTINGS,
             tracker=tracker,
             executor=Executor(
-                Drivers(engine=self.link, guard=guard, steer=steer, lead=lead), tracker, sleep=drain, clock=world.now
+                Drivers(engine=self.link, guard=guard, steer=steer, lead=lead, interface=interfaces),
+                tracker,
+                sleep=drain,
+                clock=world.now,
             ),
             retrieve=retrieve,
             refusals=self.refusals,
@@ -208,9 +223,12 @@ class World:
         self.steering = FakeSteering(self.edge, self.wire, self.xfrm)
         self.engine = FakeEngine(self.edge, self.wire)
         self.routes = FakeRoutes(self.edge)
+        self.devices = FakeDevices(self.edge)
+        self.interfaces = {if_id: XfrmInterface(10 + if_id, f"ipsec{if_id}") for if_id in IF_IDS[:-1]}
         self.steering.engine, self.steering.routes, self.engine.steering = self.engine, self.routes, self.steering
+        self.steering.devices = self.devices
         self.xfrm.steering = self.steering
-        self.law = Law(self.xfrm, self.steering, self.engine, self.routes)
+        self.law = Law(self.xfrm, self.steering, self.engine, self.routes, self.devices)
         self.edge.law = self.law.check
         self.engine.taking = SteerDriver(self.steering).clear
         self.moved = False
@@ -218,7 +236,7 @@ class World:
         self.engine.being_read = self._read
         self.children: list[Child] = []
         self.policies: dict[tuple[int, Selector], XfrmPolicy] = {}
-        self.spi, self.reqid, self.key = 0x100, 0, 0
+        self.spi, self.reqid, self.key, self.index = 0x100, 0, 0, 20
         self.hops = {peer: ResolvedHop("wan0", peer, "02:00:00:00:00:02", 1500) for peer in PEERS}
         self.unresolved: set[IpAddress] = set()
         self.limits = LeadLimits()
@@ -246,7 +264,15 @@ class World:
             next_hops={peer: hop for peer, hop in self.hops.items() if peer not in self.unresolved},
             sources={network: HINTS[version] for version, networks in THERE.items() for network in networks},
             limits=self.limits,
+            interfaces=dict(self.interfaces),
         )
+
+    def name_of(self, index: int) -> str:
+        """As the kernel tells it."""
+        for interface in self.interfaces.values():
+            if interface.index == index:
+                return interface.name
+        raise OSError(f"no interface {index}")
 
     # Charon
 
@@ -261,7 +287,12 @@ class World:
             selectors += [Selector(one, there, protocol) for one in here]
         port = self.random.choice([0, 0, 4500, self.random.randint(1024, 65000)])
         ours = self.random.choice([4500, 4500, 4501, 4502])
-        child = Child(peer, self.reqid, tuple(selectors), port=port, ours=ours)
+        if_id = self.random.choice([0] * 9 + list(IF_IDS))
+        if if_id and self.random.random() < 0.8:
+            selectors = [
+                Selector(net, net) for net in map(ip_network, ("0.0.0.0/0", "::/0")[: self.random.choice([1, 2])])
+            ]
+        child = Child(peer, self.reqid, tuple(selectors), port=port, ours=ours, if_id=if_id)
         self.children.append(child)
         self._bring(child)
 
@@ -393,6 +424,7 @@ class World:
             replay=Replay(oseq=0, seq=0, window=32, esn=False, extended=False),
             lifetime=Lifetime(0, 0, self.key, 0),
             encap=child.encap(inbound=inbound),
+            if_id=child.if_id,
         )
 
     def _remove(self, child: Child, pair: tuple[int, int]) -> None:
@@ -418,6 +450,7 @@ class World:
             True,
             (template,),
             upper=selector.protocol,
+            if_id=child.if_id,
         )
 
     # Packets
@@ -428,14 +461,17 @@ class World:
         if not leading:
             return
         selector, policy = self.random.choice(leading)
-        if self.random.random() < 0.8 and self.routes.leads(selector) and self.engine.works:
+        interface = self.interfaces.get(policy.if_id)
+        led = self.routes.leads(selector) if interface is None else interface.index in self.devices.leads
+        if self.random.random() < 0.8 and led and self.engine.works:
             count = self._burst()
             for tunnel in self.engine.tunnels():
-                if count and selector in tunnel.selectors:
+                if count and selector in tunnel.selectors and tunnel.interface == interface:
                     self.tally["burst through the engine"] += 1
+                    self.tally["the same by an interface"] += interface is not None
                     self.engine.encrypts(tunnel.outbound, count)
             return
-        if self.routes.leads(selector) and not self.engine.works:
+        if led and not self.engine.works:
             self.steering.plaintext_falls()
             self.tally["kernel took over by itself"] += 1
         key = SaKey(policy.templates[0].destination, policy.templates[0].spi)
@@ -555,6 +591,18 @@ class World:
         self.hops[peer] = replace(self.hops[peer], mac=mac)
         self.unresolved ^= {self.random.choice(PEERS)}
         self.limits = self.random.choice(LIMITS)
+        if self.random.random() < 0.2:
+            self._make_interface_anew()
+
+    def _make_interface_anew(self) -> None:
+        """Or take it away, or bring it back. The programs on it go with it, what is noted of it stays."""
+        self.tally["interface made anew"] += 1
+        if_id = self.random.choice(IF_IDS[:-1])
+        self.index += 1
+        if self.random.random() < 0.3:
+            self.interfaces.pop(if_id, None)
+        else:
+            self.interfaces[if_id] = XfrmInterface(self.index, f"ipsec{if_id}")
 
     def break_something(self) -> None:
         self.edge.fails_in = self.random.randint(1, 30)
@@ -632,6 +680,7 @@ class World:
             if not self.differences() and self.run_pass() and not self.differences():
                 self.tally["call failed"] = self.edge.failures
                 self.tally["tunnel in the engine at the end"] = len(self.engine.tunnels())
+                self.tally["interface led at the end"] = len(self.devices.leads)
                 exempt = [one for one in self.routes.rules if one.get("goto") == 219 and "iifname" not in one]
                 self.tally["exemption in place at the end"] = len(exempt)
                 encapsulated = [t for t in self.engine.tunnels() if self.engine.sa(t.outbound).encap]
@@ -653,7 +702,13 @@ class World:
         for obj in wanted.values():
             if isinstance(obj, Lead | Exempt):
                 finish(writer.create(obj))
+        devices = FakeDevices(ideal.edge)
+        interfaces = InterfaceDriver(devices, UPLINK)
+        for obj in wanted.values():
+            if isinstance(obj, InterfaceEntry | InterfaceLead):
+                finish(interfaces.create(obj))
         checks = {
+            "XFRM interfaces": (self.devices.facts(), devices.facts()),
             "engine": (self.engine.objects, engine),
             "guard": (held, claimed),
             "steering": (

@@ -12,20 +12,24 @@ from ipsec_gw.desired import desired
 from ipsec_gw.model.ids import Direction, SaKey
 from ipsec_gw.model.objects import (
     EngineSa,
+    EntryKey,
     Exempt,
     Guard,
     GuardKey,
+    InterfaceLead,
     Lead,
     ManagedObject,
     ObjectKey,
     Steer,
     SteerKey,
     Tunnel,
+    XfrmInterface,
 )
 from ipsec_gw.model.snapshot import XfrmSa
 from ipsec_gw.reconcile.plan import Action, Op, plan
 from tests.support.world import LOCAL, OFFER, REMOTE, SETTINGS, policy, sa, snapshot
 
+ANYTHING = ip_network("0.0.0.0/0")
 Objects = dict[ObjectKey, ManagedObject]
 
 
@@ -35,10 +39,14 @@ def states(draw: st.DrawFn) -> Objects:
     inbound = draw(st.lists(st.integers(0x100, 0x108), unique=True, max_size=5))
     outbound = draw(st.lists(st.integers(0x200, 0x205), unique=True, max_size=3))
     current = draw(st.sampled_from([0, *outbound, 0x2FF]))
+    interface = draw(st.sampled_from([None, XfrmInterface(17, "ipsec0"), XfrmInterface(18, "ipsec0")]))
+    if_id = 0 if interface is None else 42
+    networks = {} if interface is None else {"source": ANYTHING, "destination": ANYTHING}
     look = snapshot(
-        *[sa(spi, inbound=True, age=n) for n, spi in enumerate(inbound)],
-        *[sa(spi, age=n) for n, spi in enumerate(outbound)],
-        policies=(policy(current),),
+        *[sa(spi, inbound=True, age=n, if_id=if_id) for n, spi in enumerate(inbound)],
+        *[sa(spi, age=n, if_id=if_id) for n, spi in enumerate(outbound)],
+        policies=(policy(current, if_id=if_id, **networks),),
+        interfaces={} if interface is None else {42: interface},
     )
     return dict(desired(OFFER, SETTINGS, look).objects)
 
@@ -49,12 +57,15 @@ def check(state: Objects) -> None:
     for tunnel in tunnels:
         assert {*tunnel.inbound, tunnel.outbound, tunnel.remote} <= state.keys(), "a tunnel uses what is not there"
         assert len(tunnel.inbound) <= 4
+        assert tunnel.interface is None or EntryKey(tunnel.interface) in state, "decrypted packets have no way in"
     for obj in state.values():
         match obj:
             case Steer():
                 assert any(obj.key.sa in t.inbound for t in tunnels), "XDP steers an SPI that the engine does not hold"
             case Lead():
-                assert any(obj.key in t.selectors for t in tunnels), "plaintext is led to an engine without the tunnel"
+                assert any(obj.key in t.leads for t in tunnels), "plaintext is led to an engine without the tunnel"
+            case InterfaceLead():
+                assert any(obj.key in t.leads for t in tunnels), "an interface is led to an engine without the tunnel"
             case EngineSa() if obj.direction is Direction.OUT:
                 assert GuardKey(obj.key) in state, "an engine holds an outbound SA that the kernel may use"
             case _:

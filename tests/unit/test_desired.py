@@ -134,8 +134,8 @@ KEPT = {
     "odd key": ({"aead": AeadKey("rfc4106(gcm(aes))", Secret(CANARY[:-1]), 128)}, "left to the kernel"),
     "lockdown": ({"aead": AeadKey("rfc4106(gcm(aes))", Secret(bytes(20)), 128)}, "lockdown"),
     "encapsulation in something else": ({"encap": UdpEncap(0, 0)}, "not ESP in UDP"),
-    "mark": ({"mark": (1, 0xFF)}, "mark or if_id"),
-    "if_id": ({"if_id": 42}, "mark or if_id"),
+    "mark": ({"mark": (1, 0xFF)}, "the SA has a mark"),
+    "if_id": ({"if_id": 42}, "no XFRM interface with if_id 42"),
     "nic offload": ({"extras": frozenset({"OFFLOAD_DEV"})}, "OFFLOAD_DEV"),
     "window": ({"replay": Replay(0, 0, 8192, False, True)}, "replay window 8192"),
 }
@@ -181,7 +181,8 @@ POLICIES = {
     "limited to an interface": {"bound": True},
     "do not tell apart": {"upper": 1, "source_port": PortMatch(8, 0xFFFF)},
     "ports that are no range": {"upper": 17, "destination_port": PortMatch(1, 0x0001)},
-    "mark or if_id": {"if_id": 7},
+    "the policy has a mark": {"mark": (7, 0xFF)},
+    "no XFRM interface with if_id 7": {"if_id": 7},
     "own end points": {"source": ip_network("10.0.0.0/24"), "destination": ip_network("10.0.0.0/24")},
 }
 

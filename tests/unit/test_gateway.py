@@ -55,7 +55,8 @@ class Steering(Maps):
 
 def gateway(engine: FakeEngine, kernel: Kernel, steering: Steering) -> Gateway:
     senses = SimpleNamespace(kernel=kernel, observer=FakeSource(established()))
-    plumbing = SimpleNamespace(steering=steering, lead=FakeDriver(), wan=(SimpleNamespace(name="wan0"),), up_index=1)
+    wan = (SimpleNamespace(name="wan0"),)
+    plumbing = SimpleNamespace(steering=steering, lead=FakeDriver(), interfaces=FakeDriver(), wan=wan, up_index=1)
     return _join(Config(), cast(Senses, senses), EngineLink(engine), cast(Plumbing, plumbing))
 
 
@@ -72,7 +73,7 @@ async def test_what_cannot_be_led_is_asked_for_with_every_snapshot_of_ipv6(monke
         cast(XfrmSocket, SimpleNamespace(sas=list, policies=lambda: inside)),
         cast(XfrmMonitor, SimpleNamespace(changes=0, drain=lambda: None)),
         cast(KernelView, SimpleNamespace(addresses=none, next_hops=none, source_hints=none)),
-        cast(Any, None),
+        cast(Any, SimpleNamespace(version="6.0.1")),
         names_decide=False,
         named=lambda: None,
     )

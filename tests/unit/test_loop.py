@@ -97,7 +97,9 @@ def join(
         link=link,
         settings=SETTINGS,
         tracker=tracker,
-        executor=Executor(Drivers(engine=link, guard=guard, steer=steer, lead=lead), tracker, sleep=no_sleep),
+        executor=Executor(
+            Drivers(engine=link, guard=guard, steer=steer, lead=lead, interface=lead), tracker, sleep=no_sleep
+        ),
         retrieve=retrieve,
         refusals=refusals,
         follow=guard.follow,

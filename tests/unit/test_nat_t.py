@@ -400,7 +400,7 @@ def looking(dumps: list[list[XfrmSa]]) -> tuple[Observer, list[float]]:
     async def nothing(*_args: Any) -> dict[Any, Any]:
         return {}
 
-    names = SimpleNamespace(child_names=nothing)
+    names = SimpleNamespace(child_names=nothing, version="")
     kernel = SimpleNamespace(sas=lambda: dumps.pop(0), policies=list)
     view = SimpleNamespace(addresses=nothing, next_hops=nothing, source_hints=nothing)
     monitor = SimpleNamespace(changes=0, drain=lambda: None)

@@ -84,7 +84,7 @@ def test_order_is_kept(bench):
 
 def test_a_new_forwarding_state_holds_from_the_next_batch_on(bench):
     bench.still_works()
-    bench.datapath.forwarding = Forwarding.build({}, (), bench.store.forwarding.up)
+    bench.datapath.forwarding = Forwarding.build({}, ())
     bench.up.wire.send(up_frame(TO_PEER))
     bench.wan.wire.send(bench.esp())
     await_that(lambda: bench.dropped(DropReason.NO_TUNNEL) == bench.dropped(DropReason.UNKNOWN_SA) == 1)

@@ -8,9 +8,10 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from ipsec_gw.desired import desired
+from ipsec_gw.model.charon import goes_by_policies
 from ipsec_gw.model.ids import IpAddress, SaKey, TunnelId
 from ipsec_gw.model.objects import NextHop, Selector, Tunnel
-from ipsec_gw.ownership.touch import REST_SECONDS, Toucher, goes_by_policies
+from ipsec_gw.ownership.touch import REST_SECONDS, Toucher
 from tests.support.world import LOCAL, OFFER, REMOTE, SETTINGS, policy, sa, snapshot
 
 IN, OUT = SaKey(LOCAL, 0x11), SaKey(REMOTE, 0x22)

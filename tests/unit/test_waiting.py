@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field, replace
+from ipaddress import ip_network
 
 import pytest
 from scapy.layers.inet import IP, UDP
@@ -14,8 +15,8 @@ from ipsec_gw.desired import desired
 from ipsec_gw.engines.soft.esp import EspPayload, EspTransform
 from ipsec_gw.errors import EngineError, SteeringError
 from ipsec_gw.model.ids import SaKey
-from ipsec_gw.model.objects import EngineSa, Lead, ManagedObject, ObjectKey, Selector
-from ipsec_gw.ownership.waiting import MOST, Passage, WaitingRoom, carried
+from ipsec_gw.model.objects import EngineSa, Lead, ManagedObject, ObjectKey, Selector, XfrmInterface
+from ipsec_gw.ownership.waiting import MOST, Carried, Passage, WaitingRoom, carried
 from tests.support.world import HERE, LOCAL, OFFER, REMOTE, SETTINGS, THERE, policy, sa, snapshot
 from xdp_steer.layout import MAX_WAITING_FRAME, SaKeyLeaf, WaitingLeaf
 from xdp_steer.waiting import WaitingPacket
@@ -51,10 +52,12 @@ class World:
     sent: list[tuple[int, bytes]] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
     full: bool = False
+    vlan: int = 0
 
-    def to_engine(self, plain: bytes) -> None:
+    def to_engine(self, plain: bytes, vlan: int) -> None:
         if self.full:
             raise BlockingIOError("no room")
+        assert vlan == self.vlan
         self.led.append(plain)
 
     def to_wire(self, ifindex: int, frame: bytes) -> None:
@@ -67,8 +70,8 @@ class World:
             raise SteeringError("the map is gone")
         return self.owner == "kernel"
 
-    def carried(self, key: SaKey) -> EngineSa | None:
-        return SA if self.owner == "engine" and isinstance(SA, EngineSa) else None
+    def carried(self, key: SaKey) -> Carried | None:
+        return Carried(SA, self.vlan) if self.owner == "engine" and isinstance(SA, EngineSa) else None
 
     def room(self) -> WaitingRoom:
         return WaitingRoom(
@@ -95,6 +98,12 @@ def test_what_waits_for_the_engine_comes_to_it_in_clear_and_in_order(world: Worl
     room.add([packet(3)])
     assert world.led == [inner(1), inner(2), inner(3)]
     assert (world.sent, room.passage) == ([], Passage(to_engine=3))
+
+
+def test_what_waits_for_a_tunnel_of_an_interface_comes_behind_its_vlan_id(world: World) -> None:
+    world.owner, world.vlan = "engine", 77
+    world.room().add([packet(1)])
+    assert world.led == [inner(1)]
 
 
 def test_what_the_kernel_keeps_leaves_as_it_is(world: World) -> None:
@@ -244,11 +253,24 @@ def test_a_tunnel_is_carried_once_it_is_whole() -> None:
     def without(kind: type[ManagedObject]) -> dict[ObjectKey, ManagedObject]:
         return {key: obj for key, obj in WANTED.items() if not isinstance(obj, kind)}
 
-    assert carried(KEY, WANTED, WANTED) is SA
+    assert carried(KEY, WANTED, WANTED) == Carried(SA, 0)
     assert carried(KEY, without(Lead), WANTED) is None
     assert carried(KEY, WANTED, {}) is None, "its key is not known"
     assert carried(SaKey(LOCAL, 0x11), WANTED, WANTED) is None, "inbound"
     assert isinstance(WANTED[Selector(HERE, THERE)], Lead)
+
+
+def test_a_tunnel_of_an_interface_is_carried_once_that_is_led() -> None:
+    ipsec0, anything = XfrmInterface(76, "ipsec0"), ip_network("0.0.0.0/0")
+    state = snapshot(
+        sa(0x11, inbound=True, if_id=42),
+        sa(0x22, if_id=42),
+        policies=(policy(0x22, source=anything, destination=anything, if_id=42),),
+        interfaces={42: ipsec0},
+    )
+    wanted = desired(OFFER, SETTINGS, state).objects
+    assert carried(KEY, wanted, wanted) == Carried(SA, ipsec0.vlan)
+    assert carried(KEY, {key: obj for key, obj in wanted.items() if key != ipsec0}, wanted) is None
 
 
 def test_records_of_the_guard() -> None:

@@ -132,6 +132,12 @@ static __always_inline struct port *arrival_port(struct xdp_md *ctx, struct meta
 	return port;
 }
 
+/* Decrypted by the engine, and behind the tag of an XFRM interface: it is policed where it comes in by that one. */
+static __always_inline bool is_of_xfrmi(struct xdp_md *ctx, u32 vid)
+{
+	return ctx->ingress_ifindex == control_value(CONTROL_UPLINK) && interface_tags.lookup(&vid);
+}
+
 /* From addresses to the next stage. `sound` is false if parse_ip() found the headers cut short. */
 static __always_inline int enter(struct xdp_md *ctx, struct packet *pkt, bool sound)
 {
@@ -146,7 +152,7 @@ static __always_inline int enter(struct xdp_md *ctx, struct packet *pkt, bool so
 	m->vid = ntohs(pkt->tci) & VID_MASK;
 	port = arrival_port(ctx, m);
 	if (!port)
-		return drop(ctx, REASON_NO_ZONE);
+		return is_of_xfrmi(ctx, m->vid) ? pass(ctx, REASON_XFRMI_PASSED) : drop(ctx, REASON_NO_ZONE);
 	if (!sound || pkt->length < l4 - l3 || l3 + pkt->length > frame)
 		return drop(ctx, REASON_MALFORMED);
 	m->key.saddr = pkt->source;

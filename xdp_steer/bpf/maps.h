@@ -57,6 +57,15 @@ struct waiting_packet {
 	u8 frame[MAX_WAITING_FRAME];
 };
 
+/* Of an XFRM interface whose plaintext is the engine's: where it goes, and behind which tag. */
+struct interface_lead {
+	u32 uplink;	/* the kernel's end of the veth pair */
+	u16 vlan;
+	u16 mtu;	/* of the tunnel, for user space */
+	u8 engine_mac[ETH_ALEN];
+	u8 kernel_mac[ETH_ALEN];
+};
+
 /* At the place that the low bits of its index say. */
 struct exit_slot {
 	u32 ifindex;	/* 0: none */
@@ -86,6 +95,9 @@ BPF_TABLE_PINNED("percpu_array", u32, struct steer_count, steer_counts, MAX_SAS,
 BPF_TABLE_PINNED("hash", struct sa_key, u32, guard_owner, MAX_SAS, PIN_ROOT "/guard_owner");
 BPF_TABLE_PINNED("hash", struct sa_key, struct guard_record, guard_seen, MAX_SAS, PIN_ROOT "/guard_seen");
 BPF_TABLE_PINNED("hash", struct address, u32, local_addresses, MAX_ADDRESSES, PIN_ROOT "/local_addresses");
+BPF_TABLE_PINNED("hash", u32, struct interface_lead, interface_leads, MAX_XFRM_INTERFACES, PIN_ROOT "/interface_leads");
+/* The index of an XFRM interface by its VLAN ID on the veth pair. */
+BPF_TABLE_PINNED("hash", u32, u32, interface_tags, MAX_XFRM_INTERFACES, PIN_ROOT "/interface_tags");
 
 PINNED_RING(waiting, WAITING_RING_BYTES);
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0
  *
- * The programs that BCC compiles: `xdp_pipeline` behind the docks of WAN interfaces (XDP) and `tc_guard` on their
- * TC egress. Without FIREWALL they steer and guard only, which compiles in a fraction of the time.
+ * The programs that BCC compiles: `xdp_pipeline` behind the docks of WAN interfaces (XDP), `tc_guard` on their TC egress,
+ * and those of XFRM interfaces (xfrmi.h). Without FIREWALL they steer and guard only, which compiles in a fraction of the time.
  * pipeline.py puts the numbers shared with Python (reasons, owners, sizes) before this text and
  * the stages in place of the includes: BCC rewrites map calls in its main file only.
  */
@@ -20,6 +20,7 @@
 #include "exit.h"
 #include "steer.h"
 #include "guard.h"
+#include "xfrmi.h"
 #if FIREWALL
 #include "flow_maps.h"
 #include "screen_maps.h"

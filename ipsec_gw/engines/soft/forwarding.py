@@ -31,6 +31,7 @@ from ipsec_gw.engines.soft.packets import (
     parse_ipv4,
     parse_ipv6,
     parse_udp,
+    vlan_of,
 )
 from ipsec_gw.engines.soft.sa import InboundSa, OutboundSa
 from ipsec_gw.model.ids import IpNetwork
@@ -94,7 +95,7 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """Where frames leave: an interface, the addresses in front of the EtherType, the largest IP packet in bytes."""
+    """Where frames leave: an interface, what stands in front of the EtherType, the largest IP packet in bytes."""
 
     interface: str
     addresses: bytes
@@ -117,10 +118,13 @@ class Emission:
 
 @dataclass(frozen=True, slots=True)
 class InboundPath:
-    """An SA that receives, bare or in UDP, and what may come out of it: what ``matches``, and no exception."""
+    """An SA that receives, bare or in UDP, and what may come out of it: what ``matches``, and no exception. It leaves
+    by ``up``.
+    """
 
     sa: InboundSa
     matches: tuple[Match, ...]
+    up: Port
     encapsulated: bool = False
     exceptions: tuple[Match, ...] = ()
     copies: HeaderCopies = USUAL_COPIES
@@ -132,7 +136,9 @@ class InboundPath:
 
 @dataclass(frozen=True, slots=True)
 class OutboundPath:
-    """Plaintext that matches goes into ``sa``, between these outer addresses (and UDP ports), out of ``port``."""
+    """Plaintext that matches and comes behind that VLAN ID, 0 for none, goes into ``sa``, between these outer addresses
+    (and UDP ports), out of ``port``.
+    """
 
     match: Match
     sa: OutboundSa
@@ -141,6 +147,7 @@ class OutboundPath:
     port: Port
     encap: UdpEncap | None = None
     copies: HeaderCopies = USUAL_COPIES
+    vlan: int = 0
 
     @property
     def header_bytes(self) -> int:
@@ -158,13 +165,12 @@ class Forwarding:
 
     inbound: Mapping[WireKey, InboundPath]
     outbound: tuple[OutboundPath, ...]
-    up: Port
 
     @classmethod
-    def build(cls, inbound: Mapping[WireKey, InboundPath], outbound: Iterable[OutboundPath], up: Port) -> Forwarding:
+    def build(cls, inbound: Mapping[WireKey, InboundPath], outbound: Iterable[OutboundPath]) -> Forwarding:
         """A forwarding state that searches narrow selectors first: by destination, then by source, then as given."""
         ordered = sorted(outbound, key=lambda path: (-path.match.destination.mask, -path.match.source.mask))
-        return cls(MappingProxyType(dict(inbound)), tuple(ordered), up)
+        return cls(MappingProxyType(dict(inbound)), tuple(ordered))
 
     def decapsulate(self, frame: bytes) -> Emission:
         """The decrypted packet of an ESP frame from the WAN, on its way to the kernel. Raises Dropped.
@@ -185,15 +191,15 @@ class Forwarding:
         if not path.lets_out(inner):
             raise Dropped(DropReason.SELECTOR)
         data = congestion_mark(inner, outer.traffic_class) if path.copies.ecn else inner.data
-        return self.up.emit(data, ethertype_of(inner.source))
+        return path.up.emit(data, ethertype_of(inner.source))
 
     def encapsulate(self, frame: bytes) -> Emission:
         """The ESP packet for a plaintext frame from the kernel, on its way to the peer. Raises Dropped.
 
         Size is checked first: what cannot leave must not use up a sequence number.
         """
-        inner = parse_frame(frame)
-        path = next((path for path in self.outbound if inner in path.match), None)
+        inner, vlan = parse_frame(frame), vlan_of(frame)
+        path = next((path for path in self.outbound if path.vlan == vlan and inner in path.match), None)
         if path is None:
             raise Dropped(DropReason.NO_TUNNEL)
         if path.header_bytes + sealed_length(len(inner.data)) > path.port.mtu:

@@ -13,7 +13,9 @@ from ipsec_gw.engines.soft.drops import Dropped, DropReason
 
 ETHERTYPE_IPV4 = 0x0800
 ETHERTYPE_IPV6 = 0x86DD
-_ETHERTYPES_VLAN = frozenset((0x8100, 0x88A8))  # 802.1Q, 802.1ad
+ETHERTYPE_VLAN = 0x8100
+_ETHERTYPES_VLAN = frozenset((ETHERTYPE_VLAN, 0x88A8))  # 802.1Q, 802.1ad
+_VLAN_ID_MASK = 0x0FFF
 _ETHERNET_BYTES = 14
 _VLAN_BYTES = 4
 
@@ -109,6 +111,18 @@ def parse_frame(frame: bytes) -> IpPacket:
     if ethertype == ETHERTYPE_IPV6:
         return parse_ipv6(frame[start:])
     raise Dropped(DropReason.NOT_IP)
+
+
+def vlan_of(frame: bytes) -> int:
+    """The VLAN ID of a frame's tag, 0 without one."""
+    if int.from_bytes(frame[12:14], "big") not in _ETHERTYPES_VLAN:
+        return 0
+    return int.from_bytes(frame[14:16], "big") & _VLAN_ID_MASK
+
+
+def vlan_tag(vlan: int) -> bytes:
+    """The tag as it stands between addresses and EtherType; nothing for 0."""
+    return struct.pack("!HH", ETHERTYPE_VLAN, vlan) if vlan else b""
 
 
 def parse_ipv4(data: bytes) -> IpPacket:

@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from ipsec_gw.engines.port import Counters, EngineContext
 from ipsec_gw.engines.soft.forwarding import Forwarding, InboundPath, Match, OutboundPath, Port, WireKey
-from ipsec_gw.engines.soft.packets import parse_mac
+from ipsec_gw.engines.soft.packets import parse_mac, vlan_tag
 from ipsec_gw.engines.soft.sa import InboundSa, LiveSa, OutboundSa
 from ipsec_gw.errors import EngineError, UsedKeyError
 from ipsec_gw.model.ids import Direction, IpAddress, SaKey
@@ -38,7 +38,7 @@ class Store:
         self._inbound: dict[SaKey, InboundSa] = {}
         self._outbound: dict[SaKey, OutboundSa] = {}
         self._keys: dict[int, SaKey] = {}
-        self._forwarding = Forwarding.build({}, (), self._up)
+        self._forwarding = Forwarding.build({}, ())
 
     @property
     def objects(self) -> Mapping[EngineKey, EngineObject]:
@@ -160,7 +160,10 @@ class Store:
         self._check_reference(name, tunnel.outbound, self._outbound, Direction.OUT, tunnel.remote)
         if not isinstance(self._objects.get(tunnel.remote), NextHop):
             raise EngineError(f"{name}: there is no next hop to {tunnel.remote} - create it first")
-        taken = {key for other in self._tunnels() if other.key != tunnel.key for key in other.inbound}
+        others = [other for other in self._tunnels() if other.key != tunnel.key]
+        if holder := next((other for other in others if _vlan(other) and _vlan(other) == _vlan(tunnel)), None):
+            raise EngineError(f"{name}: {tunnel.interface} is that of {_name(holder.key)} - delete that tunnel first")
+        taken = {key for other in others for key in other.inbound}
         for key in tunnel.inbound:
             if key in taken:
                 # Two tunnels would mean two sets of selectors for one SA, and invariant 8 knows one.
@@ -187,19 +190,21 @@ class Store:
         for tunnel in self._tunnels():
             matches = tuple(map(Match.inbound, tunnel.selectors))
             exceptions = tuple(map(Match.inbound, tunnel.exceptions))
+            up = replace(self._up, addresses=self._up.addresses + vlan_tag(_vlan(tunnel)))
             for key in tunnel.inbound:
                 sa = self._objects[key]
                 assert isinstance(sa, EngineSa)
                 path = InboundPath(
                     self._inbound[key],
                     matches,
+                    up,
                     encapsulated=sa.encap is not None,
                     exceptions=exceptions,
                     copies=sa.copies,
                 )
                 inbound[key.destination.packed, key.spi] = path
             outbound.extend(self._outbound_paths(tunnel))
-        self._forwarding = Forwarding.build(inbound, outbound, self._up)
+        self._forwarding = Forwarding.build(inbound, outbound)
 
     def _outbound_paths(self, tunnel: Tunnel) -> list[OutboundPath]:
         sa, hop = self._objects[tunnel.outbound], self._objects[tunnel.remote]
@@ -216,9 +221,14 @@ class Store:
                 port=port,
                 encap=sa.encap,
                 copies=sa.copies,
+                vlan=_vlan(tunnel),
             )
             for selector in tunnel.selectors
         ]
+
+
+def _vlan(tunnel: Tunnel) -> int:
+    return 0 if tunnel.interface is None else tunnel.interface.vlan
 
 
 def _check_ports(sa: EngineSa) -> None:

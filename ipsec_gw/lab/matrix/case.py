@@ -130,7 +130,8 @@ class Case:
 
     ``initiate`` are the children that the ``initiator`` brings up; ``trigger`` is a packet that brings a trap up. ``a``
     and ``b`` are commands in the gateways' namespaces, ``undo_a`` and ``undo_b`` those that take them back. ``reload``
-    are the connections of :attr:`Act.RELOAD`. ``make_before_break`` is charon's setting for reauthentication.
+    are the connections of :attr:`Act.RELOAD`. ``make_before_break`` is charon's setting for reauthentication,
+    ``gateway`` what ipsec-gw's configuration has for it.
 
     ``forged``: gateway B sends packets from and for strangers through the tunnel too; ``crossed``: and what belongs to
     one of two tunnels through the other. Without ``tunnels`` nothing goes through one. ``carrier`` with its ``reason``
@@ -155,6 +156,7 @@ class Case:
     pools: str = ""
     tunnels: bool = True
     make_before_break: bool = False
+    gateway: str = ""
     carrier: Carrier = Carrier.ENGINE
     reason: str = ""
     engines: Mapping[str, tuple[Carrier, str]] | None = None

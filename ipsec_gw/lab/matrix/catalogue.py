@@ -423,8 +423,15 @@ def _routed() -> tuple[Case, ...]:
     ids = ("if_id_in = 42", "if_id_out = 42")
     anything = Child("net", "0.0.0.0/0", "0.0.0.0/0")
     to_b, to_a = ("ip route add 10.2.0.0/24 dev ipsec0",), ("ip route add 10.1.0.0/24 dev ipsec0",)
-    kept: dict[str, Any] = {"forged": False, "carrier": Carrier.KERNEL, "reason": "route-based"}
-    routed: dict[str, Any] = {"undo_a": gone, "undo_b": gone, **kept}
+    kept: dict[str, Any] = {
+        "forged": False,
+        "carrier": Carrier.KERNEL,
+        "reason": "leaves out what XFRM interface ipsec0",
+    }
+    routed: dict[str, Any] = {"undo_a": gone, "undo_b": gone}
+    # strongSwan before 5.9.10 does not see that an XFRM interface is used.
+    carried = Connection("routed", options=ids)
+    accelerate = '\n[connections.routed]\nmode = "accelerate"\n'
     vti = (
         "ip link add ipsec0 type vti local {here} remote {there} key 42",
         "sysctl -qw net.ipv4.conf.ipsec0.disable_policy=1",
@@ -442,21 +449,39 @@ def _routed() -> tuple[Case, ...]:
             a=up + to_b,
             b=up + to_a,
             **routed,
+            **kept,
         ),
         _plain(
             "xfrmi-anything",
             "an XFRM interface for anything, with a route",
             anything,
-            connection=Connection(options=ids),
+            connection=carried,
             a=up + to_b,
             b=up + to_a,
+            gateway=accelerate,
+            forged=False,
+            **routed,
+        ),
+        _plain(
+            "xfrmi-rekey",
+            "the same, rekeyed, both IP versions inside",
+            replace(anything, local="0.0.0.0/0,::/0", remote="0.0.0.0/0,::/0"),
+            connection=carried,
+            a=(*up, *to_b, "ip -6 route add fd02::/64 dev ipsec0"),
+            b=(*up, *to_a, "ip -6 route add fd01::/64 dev ipsec0"),
+            probes=_USUAL + _SIX,
+            acts=(Act.REKEY_A, Act.REKEY_B),
+            gateway=accelerate,
+            forged=False,
             **routed,
         ),
         _plain(
             "xfrmi-two-routes",
             "the same with routes to two networks",
             anything,
-            connection=Connection(options=ids),
+            connection=carried,
+            gateway=accelerate,
+            forged=False,
             a=(*up, *to_b, "ip route add 10.12.0.0/24 dev ipsec0"),
             b=(*up, *to_a, "ip route add 10.11.0.0/24 dev ipsec0"),
             **routed,
@@ -476,7 +501,9 @@ def _routed() -> tuple[Case, ...]:
             _USUAL,
             a=(*tuple(line.format(here="10.0.0.1", there="10.0.0.2") for line in vti), *to_b, first_b),
             b=(*tuple(line.format(here="10.0.0.2", there="10.0.0.1") for line in vti), *to_a, first_a),
-            **{**routed, "undo_a": gone + last, "undo_b": gone + last},
+            undo_a=gone + last,
+            undo_b=gone + last,
+            **{**kept, "reason": "route-based"},
         ),
         _plain(
             "set-mark",

@@ -63,6 +63,8 @@ def scenarios() -> dict[str, Scenario]:
     from ipsec_gw.lab.scenarios.overlapping_sites import run as run_overlapping_sites  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.rekey_storm import run as run_rekey_storm  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.roadwarriors import run as run_roadwarriors  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.route_based import run as run_route_based  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.route_based import run_with_firewall as run_route_based_with_firewall  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.screens import run as run_screens  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.site_to_site import run as run_site_to_site  # noqa: PLC0415
 
@@ -90,6 +92,14 @@ def scenarios() -> dict[str, Scenario]:
             "three clients with virtual addresses, two of them behind one NAT, which then maps them anew",
             (Part("tunnels", topology.roadwarriors, run_roadwarriors),),
             baseline=True,
+        ),
+        Scenario(
+            "route-based",
+            "XFRM interfaces: routing says what goes into the tunnel, also when the engine dies, and with a firewall",
+            (
+                Part("tunnel", topology.site_to_site, run_route_based, vm_seconds=1400.0),
+                Part("firewall", topology.site_to_site, run_route_based_with_firewall, vm_seconds=2400.0),
+            ),
         ),
         Scenario(
             "matrix",

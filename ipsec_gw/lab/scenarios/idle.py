@@ -41,7 +41,7 @@ async def run(lab: Lab) -> None:
     """Play it: a tunnel comes and goes twice."""
     if lab.options.engine != "vpp":
         raise IpsecGwError("only VPP is a process that is started and stopped - run it with --engine vpp")
-    story = await set_up(lab, on_demand=CONFIG)
+    story = await set_up(lab, config=CONFIG, on_demand=True)
     gateway = story.gateway
     if gateway is None:
         raise AssertionError("this is about ipsec-gw alone")

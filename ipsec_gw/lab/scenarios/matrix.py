@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from ipsec_gw.errors import IpsecGwError
 from ipsec_gw.lab.context import Lab
-from ipsec_gw.lab.gateway import GatewayUnderTest, ShownSa
+from ipsec_gw.lab.gateway import PLAIN, GatewayUnderTest, ShownSa
 from ipsec_gw.lab.matrix.case import Carrier, Case
 from ipsec_gw.lab.matrix.catalogue import chosen
 from ipsec_gw.lab.matrix.probes import Fate, Outcome, Range
@@ -99,6 +99,8 @@ async def _play(case: Case, sites: Sites, probes: Range, gateway: GatewayUnderTe
     carriers: tuple[ShownSa, ...] = ()
     failure = ""
     try:
+        if gateway is not None and case.gateway:
+            await gateway.reload(PLAIN + case.gateway)
         await sites.establish(case, probes)
         for act in (None, *case.acts):
             if act is not None:
@@ -112,6 +114,8 @@ async def _play(case: Case, sites: Sites, probes: Range, gateway: GatewayUnderTe
         await sites.abandon(case)
         if gateway is not None:
             await _forgotten(gateway)
+        if gateway is not None and case.gateway:
+            await gateway.reload(PLAIN)
     except FAILURES as error:
         failure = failure or f"taking it down: {type(error).__name__}: {error}"
     return Course(tuple(stages), carriers, failure, time.monotonic() - started)

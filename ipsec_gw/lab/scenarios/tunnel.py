@@ -79,10 +79,12 @@ def wan_frames(story: Story) -> int:
     return sum(len(capture.frames) for capture in story.wan.captures)
 
 
-async def set_up(lab: Lab, sites: Sequence[Site] = (), *, inactivity: int = 0, on_demand: str = "") -> Story:
+async def set_up(
+    lab: Lab, sites: Sequence[Site] = (), *, inactivity: int = 0, config: str = "", on_demand: bool = False
+) -> Story:
     """Both strongSwans and ipsec-gw, and everything that watches them; hosts talk IPv4 unless ``sites`` are given.
-    ``inactivity`` is when A closes the tunnel, in seconds. With the configuration ``on_demand`` the gateway starts VPP
-    itself.
+    ``inactivity`` is when A closes the tunnel, in seconds. With ``on_demand`` the gateway starts VPP itself, as its
+    ``config`` says.
     """
     topology = lab.topology
     wan = Captures([lab.capture(Role.WAN, "to-a"), lab.capture(Role.WAN, "to-b")])
@@ -99,7 +101,7 @@ async def set_up(lab: Lab, sites: Sequence[Site] = (), *, inactivity: int = 0, o
     known = sites or [site_of(topology, role, lab.options.proposal) for role in (Role.GATEWAY_A, Role.GATEWAY_B)]
     known = [replace(known[0], inactivity=inactivity), known[1]]
     a, b = [await start_swan(lab, site) for site in known]
-    gateway = _gateway(lab, a, on_demand)
+    gateway = _gateway(lab, a, config, on_demand=on_demand)
     with lab.step("start two strongSwans" + (" and ipsec-gw" if gateway else "")):
         await all_of(a.load(), b.load(), *([gateway.start()] if gateway else []))
         await receive_on_one_processor(b.site.namespace, WAN)
@@ -112,11 +114,11 @@ async def set_up(lab: Lab, sites: Sequence[Site] = (), *, inactivity: int = 0, o
     return story
 
 
-def _gateway(lab: Lab, a: Swan, on_demand: str) -> GatewayUnderTest | None:
+def _gateway(lab: Lab, a: Swan, config: str, *, on_demand: bool) -> GatewayUnderTest | None:
     if lab.options.baseline:
         lab.note("without ipsec-gw: strongSwan and the kernel alone")
         return None
-    return gateway_of(lab, a, on_demand, on_demand=bool(on_demand))
+    return gateway_of(lab, a, config, on_demand=on_demand)
 
 
 def start_flows(story: Story, *talkers: Talkers) -> None:
