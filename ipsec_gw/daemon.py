@@ -23,6 +23,7 @@ from ipsec_gw.errors import IpsecGwError, XfrmError
 from ipsec_gw.firewall.keeper import Keeper
 from ipsec_gw.gateway import Gateway, Paths, build, check_machine, remove_everything, vpp_runs
 from ipsec_gw.ike.watcher import CharonWatcher
+from ipsec_gw.model.charon import goes_by_policies
 from ipsec_gw.model.ids import EngineName, SaKey
 from ipsec_gw.model.snapshot import XfrmSa
 from ipsec_gw.model.warmth import NOTHING
@@ -45,8 +46,9 @@ from ipsec_gw.observe.views import (
 from ipsec_gw.ownership import hand
 from ipsec_gw.ownership.attendant import Attendant, Service
 from ipsec_gw.ownership.demand import Demand
+from ipsec_gw.ownership.exhaustion import Exhaustion
 from ipsec_gw.ownership.sentry import Sentry
-from ipsec_gw.ownership.touch import Toucher, goes_by_policies
+from ipsec_gw.ownership.touch import Toucher
 from ipsec_gw.reconcile.loop import reconcile_forever
 from vpp_conf.lifecycle import NO_CORE
 from vpp_conf.service import VppService
@@ -101,6 +103,8 @@ class Daemon:
         self._lost = asyncio.Event()
         self._pass_done = asyncio.Event()
         self._toucher = Toucher()
+        reconciler = gateway.reconciler
+        self._exhaustion = Exhaustion(reconciler.refusals.pacer.request, reconciler.history.trouble, time.monotonic)
         self._ending = Ending.STOP
         self._passes = 0
         self._needed = False
@@ -376,6 +380,7 @@ class Daemon:
         """Look at the engine and let the kernel's copies follow; seconds until the next time."""
         gateway, link = self._gateway, self._gateway.link
         losses, heard = link.losses, await link.hear()
+        self._exhaustion.look(heard.counters, gateway.reconciler.snapshot.sas)
         if gateway.guardian is None or not heard.counters:
             return _LOOK_SECONDS
         try:
