@@ -37,7 +37,7 @@ from ipsec_gw.model.objects import (
     Tunnel,
 )
 from ipsec_gw.model.secret import Secret
-from ipsec_gw.model.sizes import IPV6_MINIMUM_MTU, inner_mtu
+from ipsec_gw.model.sizes import IPV6_MINIMUM_MTU, UPLINK_MTU, inner_mtu
 from ipsec_gw.model.snapshot import Mode, ResolvedHop, Snapshot, XfrmSa
 from ipsec_gw.nat_t import further_ports, local_port, udp_peer
 from ipsec_gw.precedence import Precedence, Share, share_of, why_not_routed
@@ -150,6 +150,7 @@ def _kept(
             offer.absent
             or settings.choices.keeps(names)
             or _why_moved(lineage, names, settings.moved)
+            or _why_not_mode(lineage)
             or _why_not_policies(lineage)
             or _why_not_path(lineage, settings, snapshot)
             or _why_not_led(lineage, snapshot)
@@ -185,14 +186,14 @@ def needs_engine(offer: EngineOffer, settings: Settings, snapshot: Snapshot) -> 
 
 
 def _levelled(objects: Mapping[ObjectKey, ManagedObject]) -> dict[ObjectKey, ManagedObject]:
-    """Leads to one destination share its route, and so its MTU: the smallest holds."""
-    smallest: dict[IpNetwork, int] = {}
+    """Leads to one destination share its route, by ports or not, and so its MTU: the smallest holds."""
+    smallest: dict[tuple[IpNetwork, bool], int] = {}
     for obj in objects.values():
         if isinstance(obj, Lead):
-            destination = obj.key.destination
-            smallest[destination] = min(obj.mtu, smallest.get(destination, obj.mtu))
+            shared = obj.key.destination, obj.key.ported
+            smallest[shared] = min(obj.mtu, smallest.get(shared, obj.mtu))
     return {
-        key: replace(obj, mtu=smallest[obj.key.destination]) if isinstance(obj, Lead) else obj
+        key: replace(obj, mtu=smallest[obj.key.destination, obj.key.ported]) if isinstance(obj, Lead) else obj
         for key, obj in objects.items()
     }
 
@@ -230,6 +231,11 @@ def _held(lineage: Lineage, settings: Settings, snapshot: Snapshot, offer: Engin
     if lineage.key.remote not in snapshot.next_hops:
         return Owner.PENDING, f"the kernel has no resolved next hop towards {lineage.key.remote} yet"
     return None
+
+
+def _why_not_mode(lineage: Lineage) -> str:
+    other = next((sa.mode for sa in lineage.sas if sa.mode is not Mode.TUNNEL), None)
+    return f"{other} mode is left to the kernel" if other is not None else ""
 
 
 def _why_not_policies(lineage: Lineage) -> str:
@@ -282,7 +288,8 @@ def _why_not_led(lineage: Lineage, snapshot: Snapshot) -> str:
 def _mtu(lineage: Lineage, hop: ResolvedHop) -> int:
     """What fits into the tunnel, in bytes of inner IP packet."""
     newest = lineage.sas[-1] if not lineage.inbound else lineage.inbound[-1]
-    return inner_mtu(hop.mtu, lineage.key.remote.version, encapsulated=newest.encap is not None)
+    fits = inner_mtu(hop.mtu, lineage.key.remote.version, encapsulated=newest.encap is not None)
+    return min(fits, UPLINK_MTU)
 
 
 def _why_not_sas(lineage: Lineage, offer: EngineOffer) -> str:
@@ -293,7 +300,6 @@ def _why_not_sa(sa: XfrmSa, offer: EngineOffer) -> str:
     """The table of what the engine cannot do right, in the order that helps the reader most."""
     algorithm = sa.aead.known if sa.aead else None
     checks = (
-        (sa.mode is not Mode.TUNNEL, f"{sa.mode} mode is left to the kernel"),
         (sa.aead is not None and sa.aead.secret.is_zero(), "the kernel hides its keys (lockdown=confidentiality)"),
         (algorithm is None, f"algorithm {sa.algorithm} is left to the kernel"),
         (algorithm not in offer.algorithms, f"engine {offer.name} does not have {sa.algorithm}"),
@@ -350,14 +356,17 @@ def _build(
             interface_of(lineage, snapshot),
         )
         objects += [tunnel, *(Steer(SteerKey(sa.key), udp_peer(sa)) for sa in inbound)]
-        objects += _leads(tunnel, snapshot, _mtu(lineage, hop))
+        objects += _leads(tunnel, snapshot, _mtu(lineage, hop), min(hop.mtu, UPLINK_MTU))
     return {obj.key: obj for obj in objects}
 
 
-def _leads(tunnel: Tunnel, snapshot: Snapshot, mtu: int) -> Sequence[ManagedObject]:
-    """What brings plaintext to a tunnel, and back from it."""
+def _leads(tunnel: Tunnel, snapshot: Snapshot, mtu: int, whole: int) -> Sequence[ManagedObject]:
+    """What brings plaintext to a tunnel, and back from it. What is led by ports comes as it is, up to the link's MTU:
+    its fragments would have no ports, neither here nor for the peer. An engine takes ESP apart if need be.
+    """
     if tunnel.interface is None:
-        return [Lead(s, snapshot.sources.get(s.destination), mtu) for s in tunnel.selectors]
+        hints = snapshot.sources
+        return [Lead(s, hints.get(s.destination), whole if s.ported else mtu) for s in tunnel.selectors]
     versions = frozenset(selector.source.version for selector in tunnel.selectors)
     return [InterfaceEntry(EntryKey(tunnel.interface), versions), InterfaceLead(tunnel.interface, mtu)]
 

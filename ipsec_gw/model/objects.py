@@ -273,7 +273,8 @@ class Lead:
     """Policy routing that leads plaintext of a selector to the engine before XFRM sees it.
 
     ``source_hint`` is the source address that charon's own route gives to locally generated packets, or None;
-    ``mtu`` is what fits into the tunnel, in bytes of inner IP packet. Both depend on the destination alone.
+    ``mtu`` is what fits into the tunnel, in bytes of inner IP packet, or, of what is led by ports, what the link takes.
+    Both depend on the destination alone, and on whether there are ports.
     """
 
     key: Selector

@@ -14,6 +14,9 @@ _ALIGNMENT = 4
 IPV6_MINIMUM_MTU = 1280
 """What every link that carries IPv6 takes (RFC 8200 §5)."""
 
+UPLINK_MTU = 1500
+"""What the veth pair to an engine takes, in bytes of IP packet: a longer one is lost there."""
+
 
 def inner_mtu(link_mtu: int, version: int, *, encapsulated: bool) -> int:
     """The largest inner IP packet, in bytes, whose AEAD tunnel-mode ESP fits into ``link_mtu``.

@@ -11,7 +11,8 @@
 170 and 199 are for prefixes on both sides of any protocol; the numbers that follow are for any source, any destination,
 both, and then the same with protocol and ports. All of it precedes strongSwan's own rule (220). The routes of table T
 lead to a next hop that exists only as a permanent neighbour (the IPv4 dummy address of RFC 7600, or a link-local one),
-on a device that XFRM leaves alone.
+on a device that XFRM leaves alone. They have the tunnel's MTU, so that the kernel takes apart what is too long; what is
+led by ports must stay whole, as fragments have none, and has a table and routes of its own.
 
 IPv6 has the same but the rule for packets without a source: charon's own route gives them one, and they are routed once
 more before XFRM takes them (:mod:`ipsec_gw.ownership.bypass`).
@@ -32,7 +33,8 @@ from ipsec_gw.errors import IpsecGwError
 from ipsec_gw.model.ids import IpAddress, IpNetwork
 from ipsec_gw.model.objects import Exempt, ExemptKey, Lead, ManagedObject, PortMatch, Selector
 
-TABLE = 21700
+TABLE, WHOLE_TABLE = 21700, 21701
+"""Of leads, and of those by ports."""
 _EXEMPT_RULE, _RETURN_RULE, _LEAD_RULE, _AFTER_RULE = 170, 198, 199, 219
 _ANY_SOURCE, _ANY_DESTINATION, _NARROWED, _KINDS = 1, 2, 4, 20
 """What tells the priorities of one kind of rule apart, and how many there are."""
@@ -106,14 +108,14 @@ class LeadDriver:
     async def retrieve(self) -> Mapping[Selector | ExemptKey, Lead | Exempt]:
         """What is in place. A lead that lacks a part differs from any that could be wanted; leftovers are removed."""
         routes, rules = await self._routes(), await self._rules()
-        led = {rule.selector.destination for rule in rules if rule.leads and not rule.unbound}
+        led = {_place(rule.selector) for rule in rules if rule.leads and not rule.unbound}
         found: dict[Selector | ExemptKey, Lead | Exempt] = {}
         for rule in rules:
             if rule.unbound:
                 continue
             has_unbound = replace(rule, selector=_unbound(rule.selector), unbound=True) in rules
             if rule.leads:
-                lead = _lead_of(rule.selector, routes.get(rule.selector.destination))
+                lead = _lead_of(rule.selector, routes.get(_place(rule.selector)))
                 found[lead.key] = lead if has_unbound or not _binds(lead) else replace(lead, mtu=0)
             else:
                 found[ExemptKey(rule.selector)] = Exempt(ExemptKey(rule.selector), has_unbound)
@@ -146,8 +148,10 @@ class LeadDriver:
         await self._forgiving(self._route.rule("del", **_request(rule)))
         others = await self._others(obj)
         await self._settle_unbound(obj, others)
-        if isinstance(obj, Lead) and not any(one.leads for one in await self._to(obj.key.destination)):
-            await self._drop_route(obj.key.destination)
+        if isinstance(obj, Lead):
+            place = _place(obj.key)
+            if not any(one.leads and _place(one.selector) == place for one in await self._to(obj.key.destination)):
+                await self._drop_route(place)
 
     async def remove(self) -> None:
         """Take all rules and routes away, also those of an earlier life."""
@@ -156,17 +160,17 @@ class LeadDriver:
         for family in _FAMILIES.values():
             for priority in (_RETURN_RULE, _AFTER_RULE):
                 await self._forgiving(self._route.rule("del", family=family.number, priority=priority))
-        for destination in await self._routes():
-            await self._drop_route(destination)
+        for place in await self._routes():
+            await self._drop_route(place)
 
-    async def _sweep(self, rules: Sequence[_Rule], destinations: Set[IpNetwork]) -> None:
+    async def _sweep(self, rules: Sequence[_Rule], places: Set[_Place]) -> None:
         """What an interrupted change left: rules for unbound packets beside no other, routes that nothing leads to."""
         whole = {replace(rule, selector=_unbound(rule.selector), unbound=True) for rule in rules if not rule.unbound}
         for rule in rules:
             if rule.unbound and rule not in whole:
                 await self._forgiving(self._route.rule("del", **_request(rule)))
-        for destination in destinations:
-            await self._drop_route(destination)
+        for place in places:
+            await self._drop_route(place)
 
     async def _to(self, destination: IpNetwork) -> list[_Rule]:
         return [rule for rule in await self._rules() if not rule.unbound and rule.selector.destination == destination]
@@ -210,9 +214,10 @@ class LeadDriver:
         except NetlinkError as error:
             raise _refused(lead, error) from None
 
-    async def _drop_route(self, destination: IpNetwork) -> None:
+    async def _drop_route(self, place: _Place) -> None:
+        table, destination = place
         family = _FAMILIES[destination.version].number
-        await self._forgiving(self._route.route("del", family=family, table=TABLE, dst=str(destination)))
+        await self._forgiving(self._route.route("del", family=family, table=table, dst=str(destination)))
 
     async def _put_route(self, lead: Lead) -> None:
         extra = {"prefsrc": str(lead.source_hint)} if lead.source_hint else {}
@@ -220,7 +225,7 @@ class LeadDriver:
         await self._route.route(
             "replace",
             family=family.number,
-            table=TABLE,
+            table=_table_of(lead.key),
             dst=str(lead.key.destination),
             gateway=family.dummy_hop,
             oif=self._index,
@@ -229,15 +234,16 @@ class LeadDriver:
             **extra,
         )
 
-    async def _routes(self) -> dict[IpNetwork, _Route]:
-        found: dict[IpNetwork, _Route] = {}
+    async def _routes(self) -> dict[_Place, _Route]:
+        found: dict[_Place, _Route] = {}
         for family in _FAMILIES.values():
-            for message in await _read(self._route.get_routes(table=TABLE, family=family.number)):
-                metrics = dict(slot[:2] for slot in (message.get_attr("RTA_METRICS") or {"attrs": []})["attrs"])
-                hint = message.get("prefsrc")
-                found[_network(message, "dst", family)] = _Route(
-                    ip_address(hint) if hint else None, int(metrics.get("RTAX_MTU", 0))
-                )
+            for table in _TABLES:
+                for message in await _read(self._route.get_routes(table=table, family=family.number)):
+                    metrics = dict(slot[:2] for slot in (message.get_attr("RTA_METRICS") or {"attrs": []})["attrs"])
+                    hint = message.get("prefsrc")
+                    found[table, _network(message, "dst", family)] = _Route(
+                        ip_address(hint) if hint else None, int(metrics.get("RTAX_MTU", 0))
+                    )
         return found
 
     async def _rules(self) -> list[_Rule]:
@@ -257,6 +263,19 @@ class LeadDriver:
         except NetlinkError as error:
             if error.code not in _GONE:
                 raise IpsecGwError(f"policy routing cannot be removed: {error} - see `ip rule`") from None
+
+
+_TABLES = (TABLE, WHOLE_TABLE)
+_Place = tuple[int, IpNetwork]
+"""A table and a destination: where a route is."""
+
+
+def _table_of(selector: Selector) -> int:
+    return WHOLE_TABLE if selector.ported else TABLE
+
+
+def _place(selector: Selector) -> _Place:
+    return _table_of(selector), selector.destination
 
 
 _GONE = frozenset({2, 3, 19})
@@ -337,7 +356,7 @@ def _request(rule: _Rule) -> dict[str, Any]:
         if match.mask and match.range is not None:
             named[name] = f"{match.range[0]}:{match.range[1]}"
     named |= {"iifname": "lo"} if rule.unbound else {}
-    way: dict[str, Any] = {"table": TABLE} if rule.leads else {"action": "goto", "goto": _AFTER_RULE}
+    way: dict[str, Any] = {"table": _table_of(selector)} if rule.leads else {"action": "goto", "goto": _AFTER_RULE}
     family = _FAMILIES[selector.destination.version].number
     return {"family": family, "priority": _priority(rule), **way, **named}
 
@@ -357,7 +376,7 @@ def _priority(rule: _Rule) -> int:
 def _rule_of(message: Any, family: _Family) -> _Rule | None:
     """A rule of ours, None for the fixed ones and those of others."""
     priority = int(message.get("priority") or 0)
-    leads = message.get("table") == TABLE and _LEAD_RULE <= priority < _LEAD_RULE + _KINDS
+    leads = message.get("table") in _TABLES and _LEAD_RULE <= priority < _LEAD_RULE + _KINDS
     exempts = message.get("goto") == _AFTER_RULE and _EXEMPT_RULE <= priority < _EXEMPT_RULE + _KINDS
     if not leads and not exempts:
         return None

@@ -20,6 +20,7 @@ from ipsec_gw.errors import EnvironmentMissing
 from ipsec_gw.mirror.ethtool import STSO, STXCSUM, turn_off
 from ipsec_gw.mirror.kernel import Interface, KernelView
 from ipsec_gw.model.firewall import TUNNEL_INTERFACES
+from ipsec_gw.model.sizes import UPLINK_MTU
 from xdp_steer.flow_layout import TUNNEL_PORT_MAC
 
 ENGINE_END = "ipsecgw-vp"
@@ -69,7 +70,8 @@ async def raise_uplink(route: AsyncIPRoute) -> tuple[Interface, Interface]:
     view = KernelView(route)
     try:
         if KERNEL_END not in await view.interfaces():
-            await route.link("add", ifname=KERNEL_END, kind="veth", peer={"ifname": ENGINE_END})
+            peer = {"ifname": ENGINE_END, "mtu": UPLINK_MTU}
+            await route.link("add", ifname=KERNEL_END, kind="veth", mtu=UPLINK_MTU, peer=peer)
         for name in (KERNEL_END, ENGINE_END):
             _apply_sysctls(name)
             # veth leaves checksums to a NIC that does not exist; an engine must see them filled in. TSO goes with them.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from scapy.layers.inet import IP, UDP
+from scapy.layers.inet import IP, UDP, defragment
 from scapy.layers.ipsec import ESP
 from scapy.packet import Raw
 
@@ -170,6 +170,18 @@ async def test_packets_of_all_lengths_pass(engine: Engine, world: World, length:
     world.to_engine_up(back)
     frame = world.ciphertext(site.outbound.key.spi)
     assert inner(oracle(site.outbound).decrypt(IP(inner(frame)))) == bytes(back)
+
+
+@pytest.mark.parametrize("length", [1447, 1480, 1500])
+async def test_what_is_too_long_for_the_wan_leaves_in_fragments(engine: Engine, world: World, length: int) -> None:
+    """Of the ESP packet: the packet inside stays whole, as a selector of ports needs it."""
+    site = await make_site(engine)
+    sent = IP(bytes(IP(src=HERE, dst=THERE, id=2) / UDP(sport=1, dport=2) / Raw(bytes(length - 28))))
+    world.to_engine_up(sent)
+    pieces = [world.wan.receive(lambda frame: IP in frame and frame[IP].proto == 50)[IP] for _ in range(2)]
+    assert all(piece.len <= 1500 for piece in pieces)
+    (whole,) = defragment([IP(inner(piece)) for piece in pieces])
+    assert inner(oracle(site.outbound).decrypt(IP(bytes(whole)))) == bytes(sent)
 
 
 @pytest.mark.parametrize("protocol", [1, 6, 47, 50, 89, 132])

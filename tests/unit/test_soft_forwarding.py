@@ -6,10 +6,11 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
-from scapy.layers.inet import ICMP, IP, UDP
+from scapy.layers.inet import ICMP, IP, UDP, defragment
 from scapy.layers.inet6 import IPv6
 from scapy.layers.ipsec import ESP
 from scapy.layers.l2 import Dot1Q, Ether
+from scapy.utils import checksum
 
 from ipsec_gw.engines.port import Counters, Link
 from ipsec_gw.engines.soft.drops import Dropped, DropReason
@@ -62,10 +63,12 @@ class Gateway:
         self.peer = oracle(self.inbound)
 
     def decapsulate(self, frame: bytes):
-        return self.store.forwarding.decapsulate(frame)
+        (emission,) = self.store.forwarding.decapsulate(frame)
+        return emission
 
     def encapsulate(self, frame: bytes):
-        return self.store.forwarding.encapsulate(frame)
+        (emission,) = self.store.forwarding.encapsulate(frame)
+        return emission
 
     def drops(self, frame: bytes) -> DropReason:
         with pytest.raises(Dropped) as dropped:
@@ -317,12 +320,30 @@ def test_what_exceeds_the_mtu_uses_up_no_number(outer6, overhead):
     fits = (1400 - overhead) // 4 * 4 - 2  # two bytes of trailer, no padding
 
     def inner(length: int) -> bytes:
-        return up_frame(IP(src="10.1.0.1", dst="10.2.0.1") / bytes(length - 20))
+        return up_frame(IP(src="10.1.0.1", dst="10.2.0.1", flags="DF") / bytes(length - 20))
 
     assert gateway.refuses(inner(fits + 1)) is DropReason.TOO_BIG
     emission = gateway.encapsulate(inner(fits))
     assert len(emission.frame) == 14 + 1400
     assert Ether(emission.frame)[ESP].seq == 1
+
+
+@pytest.mark.parametrize("length", [1349, 1480, 1500])
+def test_what_may_be_fragmented_leaves_in_fragments(length):
+    gateway = Gateway(replace(WAN, mtu=1400))
+    sent = IP(bytes(IP(src="10.1.0.1", dst="10.2.0.1", id=7) / UDP(sport=1, dport=2) / bytes(length - 28)))
+    frames = [Ether(one.frame) for one in gateway.store.forwarding.encapsulate(up_frame(sent))]
+    assert len(frames) == 2
+    assert all(frame[IP].len <= 1400 for frame in frames)
+    assert all(checksum(bytes(frame[IP])[:20]) == 0 for frame in frames)
+    (whole,) = defragment([frame[IP] for frame in frames])
+    opened = oracle(gateway.outbound).decrypt(IP(bytes(whole)))
+    assert bytes(opened[IP]) == bytes(sent)
+
+
+def test_over_ipv6_nothing_is_fragmented():
+    gateway = Gateway(replace(WAN, mtu=1400), outer6=True)
+    assert gateway.refuses(up_frame(IP(src="10.1.0.1", dst="10.2.0.1") / bytes(1400))) is DropReason.TOO_BIG
 
 
 def test_a_decrypted_packet_that_exceeds_the_veth_is_dropped():
@@ -379,7 +400,8 @@ def test_a_forwarding_state_in_use_is_not_touched_by_changes():
     before = gateway.store.forwarding
     gateway.store.delete(gateway.tunnel.key)
     assert gateway.refuses(up_frame(TO_PEER)) is DropReason.NO_TUNNEL
-    assert before.encapsulate(up_frame(TO_PEER)).interface == WAN.name
+    (emission,) = before.encapsulate(up_frame(TO_PEER))
+    assert emission.interface == WAN.name
 
 
 def test_duplicate_spis_with_different_destinations():

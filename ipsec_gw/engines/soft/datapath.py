@@ -52,7 +52,7 @@ class _Source:
 
     interface: str
     socket: FrameSocket
-    process: Callable[[Forwarding, bytes], Emission]
+    process: Callable[[Forwarding, bytes], tuple[Emission, ...]]
 
 
 class Datapath:
@@ -131,8 +131,7 @@ class Datapath:
         outgoing: defaultdict[str, list[bytes]] = defaultdict(list)
         forwarding = self.forwarding
         for frame in frames:
-            emission = self._process(source, forwarding, frame)
-            if emission is not None:
+            for emission in self._process(source, forwarding, frame):
                 outgoing[emission.interface].append(emission.frame)
         for interface, batch in outgoing.items():
             self._send(interface, batch)
@@ -144,14 +143,14 @@ class Datapath:
             self._report("receiving failed", error)
             return None
 
-    def _process(self, source: _Source, forwarding: Forwarding, frame: bytes) -> Emission | None:
+    def _process(self, source: _Source, forwarding: Forwarding, frame: bytes) -> tuple[Emission, ...]:
         try:
             return source.process(forwarding, frame)
         except Dropped as dropped:
             self._counter.add(dropped.reason)
         except Exception as error:  # a bug in here must cost one packet and not the gateway
             self._report("packet failed", error)
-        return None
+        return ()
 
     def _send(self, interface: str, frames: list[bytes]) -> None:
         """Hand a batch to an interface. The rest of a full ring is offered once more: the kernel just emptied it."""

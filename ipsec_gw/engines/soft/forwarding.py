@@ -26,6 +26,7 @@ from ipsec_gw.engines.soft.packets import (
     build_udp,
     congestion_mark,
     ethertype_of,
+    fragments,
     ip_header_bytes,
     parse_frame,
     parse_ipv4,
@@ -172,7 +173,7 @@ class Forwarding:
         ordered = sorted(outbound, key=lambda path: (-path.match.destination.mask, -path.match.source.mask))
         return cls(MappingProxyType(dict(inbound)), tuple(ordered))
 
-    def decapsulate(self, frame: bytes) -> Emission:
+    def decapsulate(self, frame: bytes) -> tuple[Emission, ...]:
         """The decrypted packet of an ESP frame from the WAN, on its way to the kernel. Raises Dropped.
 
         The inner TTL is left alone: the kernel behind the veth is the same hop.
@@ -191,10 +192,11 @@ class Forwarding:
         if not path.lets_out(inner):
             raise Dropped(DropReason.SELECTOR)
         data = congestion_mark(inner, outer.traffic_class) if path.copies.ecn else inner.data
-        return path.up.emit(data, ethertype_of(inner.source))
+        return (path.up.emit(data, ethertype_of(inner.source)),)
 
-    def encapsulate(self, frame: bytes) -> Emission:
-        """The ESP packet for a plaintext frame from the kernel, on its way to the peer. Raises Dropped.
+    def encapsulate(self, frame: bytes) -> tuple[Emission, ...]:
+        """The ESP packet for a plaintext frame from the kernel, on its way to the peer, in fragments if it may be and
+        has to. Raises Dropped.
 
         Size is checked first: what cannot leave must not use up a sequence number.
         """
@@ -202,14 +204,19 @@ class Forwarding:
         path = next((path for path in self.outbound if path.vlan == vlan and inner in path.match), None)
         if path is None:
             raise Dropped(DropReason.NO_TUNNEL)
-        if path.header_bytes + sealed_length(len(inner.data)) > path.port.mtu:
+        outer = _outer_of(path, inner)
+        whole = outer.dont_fragment or len(outer.source) != _IPV4_ADDRESS_BYTES
+        if whole and path.header_bytes + sealed_length(len(inner.data)) > path.port.mtu:
             raise Dropped(DropReason.TOO_BIG)
         packet = path.sa.seal(EspPayload(inner.encapsulated_as, inner.data))
         if path.encap is not None:
             packet = build_udp(path.encap.source_port, path.encap.destination_port, len(packet)) + packet
-        return path.port.emit(build_outer(_outer_of(path, inner), len(packet)) + packet, ethertype_of(path.source))
+        sealed = build_outer(outer, len(packet)) + packet
+        pieces = (sealed,) if whole else fragments(sealed, path.port.mtu)
+        return tuple(path.port.emit(piece, ethertype_of(path.source)) for piece in pieces)
 
 
+_IPV4_ADDRESS_BYTES = 4
 _DSCP_MASK, _ECN_MASK = 0xFC, 0x03
 """The parts of a traffic class (RFC 2474 §3, RFC 3168 §5)."""
 

@@ -30,6 +30,8 @@ _IPV4_BYTES = 20
 _IPV6_BYTES = 40
 UDP_BYTES = 8
 _IPV4_DF = 0x4000
+_IPV4_MF = 0x2000
+_FRAGMENT_UNIT = 8  # bytes: what offsets are counted in
 _IPV4_FRAGMENT = 0x3FFF  # more-fragments flag and offset
 _OUTER_TTL = 64
 
@@ -187,6 +189,25 @@ def build_outer(outer: OuterHeader, payload_bytes: int) -> bytes:
     fields = (0x45, outer.traffic_class, total, outer.identification, flags, _OUTER_TTL, outer.protocol)
     bare = _IPV4.pack(*fields, 0, outer.source, outer.destination)
     return _IPV4.pack(*fields, checksum(bare), outer.source, outer.destination)
+
+
+def fragments(packet: bytes, mtu: int) -> tuple[bytes, ...]:
+    """An IPv4 packet of :func:`build_outer` as it is, or in pieces of at most ``mtu`` bytes (RFC 791, 3.2)."""
+    if len(packet) <= mtu:
+        return (packet,)
+    header, payload = packet[:_IPV4_BYTES], packet[_IPV4_BYTES:]
+    room = (mtu - _IPV4_BYTES) // _FRAGMENT_UNIT * _FRAGMENT_UNIT
+    made = []
+    for offset in range(0, len(payload), room):
+        piece = payload[offset : offset + room]
+        more = _IPV4_MF if offset + room < len(payload) else 0
+        head = bytearray(header)
+        struct.pack_into("!H", head, 2, _IPV4_BYTES + len(piece))
+        struct.pack_into("!H", head, 6, more | offset // _FRAGMENT_UNIT)
+        struct.pack_into("!H", head, 10, 0)
+        struct.pack_into("!H", head, 10, checksum(bytes(head)))
+        made.append(bytes(head) + piece)
+    return tuple(made)
 
 
 def parse_udp(data: bytes) -> bytes:

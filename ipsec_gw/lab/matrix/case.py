@@ -79,7 +79,9 @@ class Child:
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """A connection's section, with pre-shared keys; ``sides`` are the gateways that have it."""
+    """A connection's section, with pre-shared keys; ``sides`` are the gateways that have it. ``role`` is behind both
+    identities: connections that differ in nothing but their children are one to charon.
+    """
 
     name: str = "site"
     children: tuple[Child, ...] = (Child(),)
@@ -90,15 +92,19 @@ class Connection:
     b: tuple[str, ...] = ()
     sides: tuple[Role, ...] = (Role.GATEWAY_A, Role.GATEWAY_B)
     shunts: bool = False
+    role: str = ""
 
     def text(self, role: Role) -> str:
         """The section, names in braces still in it."""
         six = "6" if self.outer == 6 else ""
         ends = [f"local_addrs = {{here{six}}}", f"remote_addrs = {{there{six}}}", f"proposals = {self.ike}"]
-        auth = [_section("local", ["auth = psk", "id = {me}"]), _section("remote", ["auth = psk", "id = {peer}"])]
+        auth = [_section(end, ["auth = psk", f"id = {who}{self.role}"]) for end, who in _IDENTITIES]
         children = _section("children", [child.text(role) for child in self.children])
         own = self.a if role is Role.GATEWAY_A else self.b
         return _section(self.name, [*([] if self.shunts else [*ends, *auth]), *self.options, *own, children])
+
+
+_IDENTITIES = (("local", "{me}"), ("remote", "{peer}"))
 
 
 def _section(name: str, lines: list[str]) -> str:
@@ -113,7 +119,7 @@ class Act(StrEnum):
     BOTH_REKEY = "both rekey at once"
     REAUTHENTICATE = "A reauthenticates"
     RELOAD = "both load another configuration and A initiates"
-    AGAIN = "A initiates once more"
+    AGAIN = "B, which has forgotten it, initiates"
 
 
 class Carrier(StrEnum):

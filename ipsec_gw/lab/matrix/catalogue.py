@@ -196,14 +196,17 @@ def _several() -> tuple[Case, ...]:
         Case(
             "two-connections",
             "two connections between the same gateways",
-            (Connection(), Connection("second", (second,))),
+            (Connection(), Connection("second", (second,), role="-second")),
             _USUAL,
             initiate=("net", "net2"),
         ),
         Case(
             "unique-replace",
-            "unique = replace, and the tunnel initiated again",
-            (Connection(options=("unique = replace",)),),
+            "unique = replace, and the peer comes again without having taken the tunnel down",
+            (
+                Connection(options=("unique = replace",)),
+                Connection("other", (Child("again"),), options=("dpd_delay = 300s",), sides=_B),
+            ),
             _USUAL,
             acts=(Act.AGAIN,),
         ),

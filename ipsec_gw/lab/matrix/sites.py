@@ -44,6 +44,10 @@ class Party:
         return _NOTHING
 
 
+AGAIN = "again"
+"""The child of gateway B's other connection for :attr:`Act.AGAIN`: to charon it is not the one that is up."""
+
+
 class Sites:
     """Gateways A and B with a charon each."""
 
@@ -81,7 +85,7 @@ class Sites:
                 await self._load(case, case.reload)
                 await self._initiate(case, case.initiate[0])
             case Act.AGAIN:
-                await self._initiate(case, case.initiate[0])
+                await self.b.swanctl("--initiate", "--child", AGAIN, "--timeout", str(int(UP_SECONDS)))
         await until(
             lambda: bool({claim.spi for claim in self._sas(self.a)} - before), UP_SECONDS, f"{case.name}: {act}"
         )
