@@ -232,6 +232,30 @@ async def test_a_lead_for_a_port_leads_no_other() -> None:
         assert way("192.168.2.9", "ipproto", "udp", "dport", "5001")["dev"] == "wan0"
 
 
+def led_mtu(*words: str) -> int:
+    """What a packet may have on its way to the engine, the device's own if the route says nothing."""
+    return int(way("192.168.2.9", "from", "192.168.1.7", "iif", "lan0", *words)["metrics"][0]["mtu"])
+
+
+async def test_what_is_led_by_ports_may_be_longer_than_the_rest_of_its_destination() -> None:
+    """It must not be fragmented on the way: fragments have no ports."""
+    selector = replace(SELECTOR, protocol=17, destination_port=PORTS[1])
+    by_port = Lead(selector, LEAD.source_hint, 1500)
+    port = ("ipproto", "udp", "sport", "7", "dport", "5000")
+    async with AsyncIPRoute() as route:
+        made = await driver(route)
+        for lead in (LEAD, by_port):
+            await made.create(lead)
+        assert await made.retrieve() == {SELECTOR: LEAD, selector: by_port}
+        assert led_mtu("ipproto", "tcp", "sport", "7", "dport", "5000") == LEAD.mtu
+        await made.delete(LEAD)
+        assert led_mtu(*port) == by_port.mtu
+        await made.create(LEAD)
+        await made.delete(by_port)
+        assert led_mtu(*port) == LEAD.mtu
+        assert shown("route", "show", "table", "21701") == ""
+
+
 async def test_what_is_exempted_goes_the_way_of_xfrm() -> None:
     part = Selector(ip_network("192.168.1.0/28"), SELECTOR.destination, 6)
     forwarded = ("192.168.2.9", "from", "192.168.1.7", "iif", "lan0", "ipproto")

@@ -452,3 +452,22 @@ def test_ipv6_that_cannot_be_led_keeps_its_tunnel_in_the_kernel(case: str) -> No
 
 def test_own_ipv6_packets_that_cannot_be_led_do_not_concern_a_selector_without_own_addresses() -> None:
     assert TUNNEL in desired(OFFER, SETTINGS, dual(limits=LeadLimits(local6="own packets"))).objects
+
+
+def test_what_is_led_by_ports_is_led_whole() -> None:
+    """Fragments have no ports: what the kernel takes apart would not fit the policy, neither here nor at the peer."""
+    ported = policy(0x22, upper=17, destination_port=PortMatch(5000, 0xFFFF))
+    state = established(policies=(ported,))
+    assert desired(OFFER, SETTINGS, state).objects[ported.selector].mtu == 1500
+    small = replace(state.next_hops[REMOTE], mtu=1400)
+    assert desired(OFFER, SETTINGS, replace(state, next_hops={REMOTE: small})).objects[ported.selector].mtu == 1400
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"upper": 17, "destination_port": PortMatch(5000, 0xFFFF)}], ids=["all", "port"]
+)
+def test_nothing_is_led_that_the_veth_pair_does_not_take(changes: dict[str, object]) -> None:
+    led = policy(0x22, **changes)
+    jumbo = {REMOTE: ResolvedHop("wan0", REMOTE, "02:00:00:00:00:02", 9000)}
+    found = desired(OFFER, SETTINGS, established(policies=(led,), next_hops=jumbo))
+    assert found.objects[led.selector].mtu == 1500
