@@ -46,7 +46,6 @@ from ipsec_gw.observe.views import (
 from ipsec_gw.ownership import hand
 from ipsec_gw.ownership.attendant import Attendant, Service
 from ipsec_gw.ownership.demand import Demand
-from ipsec_gw.ownership.exhaustion import Exhaustion
 from ipsec_gw.ownership.sentry import Sentry
 from ipsec_gw.ownership.touch import Toucher
 from ipsec_gw.reconcile.loop import reconcile_forever
@@ -103,8 +102,6 @@ class Daemon:
         self._lost = asyncio.Event()
         self._pass_done = asyncio.Event()
         self._toucher = Toucher()
-        reconciler = gateway.reconciler
-        self._exhaustion = Exhaustion(reconciler.refusals.pacer.request, reconciler.history.trouble, time.monotonic)
         self._ending = Ending.STOP
         self._passes = 0
         self._needed = False
@@ -380,7 +377,8 @@ class Daemon:
         """Look at the engine and let the kernel's copies follow; seconds until the next time."""
         gateway, link = self._gateway, self._gateway.link
         losses, heard = link.losses, await link.hear()
-        self._exhaustion.look(heard.counters, gateway.reconciler.snapshot.sas)
+        if gateway.exhaustion is not None:
+            gateway.exhaustion.look(heard.counters, gateway.reconciler.snapshot.sas)
         if gateway.guardian is None or not heard.counters:
             return _LOOK_SECONDS
         try:

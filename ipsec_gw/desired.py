@@ -368,7 +368,7 @@ def _leads(tunnel: Tunnel, snapshot: Snapshot, mtu: int, whole: int) -> Sequence
         hints = snapshot.sources
         return [Lead(s, hints.get(s.destination), whole if s.ported else mtu) for s in tunnel.selectors]
     versions = frozenset(selector.source.version for selector in tunnel.selectors)
-    return [InterfaceEntry(EntryKey(tunnel.interface), versions), InterfaceLead(tunnel.interface, mtu)]
+    return [InterfaceEntry(EntryKey(tunnel.interface), versions), InterfaceLead(tunnel.interface, mtu, versions)]
 
 
 def _takeable(sas: tuple[XfrmSa, ...], refused: Mapping[SaKey, str]) -> tuple[XfrmSa, ...]:

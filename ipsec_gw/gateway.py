@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
@@ -37,6 +38,7 @@ from ipsec_gw.model.warmth import NOTHING, Volume
 from ipsec_gw.ownership import hand
 from ipsec_gw.ownership.bypass import Bypass, remove_bypass
 from ipsec_gw.ownership.engine_link import EngineLink
+from ipsec_gw.ownership.exhaustion import Exhaustion
 from ipsec_gw.ownership.guard import GuardDriver
 from ipsec_gw.ownership.guardian import Guardian, expirer
 from ipsec_gw.ownership.interfaces import InterfaceDriver
@@ -141,8 +143,8 @@ class Queue:
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """Everything of one running gateway; ``plumbing``, ``guard``, ``moves``, ``guardian`` and ``waiting`` are None with
-    the kernel engine, that only watches, ``keeper`` without a firewall.
+    """Everything of one running gateway; ``plumbing``, ``guard``, ``moves``, ``guardian``, ``waiting`` and
+    ``exhaustion`` are None with the kernel engine, that only watches, ``keeper`` without a firewall.
     """
 
     senses: Senses
@@ -154,6 +156,7 @@ class Gateway:
     keeper: Keeper | None = None
     guardian: Guardian | None = None
     waiting: Queue | None = None
+    exhaustion: Exhaustion | None = None
 
     def is_local(self, key: SaKey) -> bool:
         """Whether an SA is inbound, as the last snapshot has it."""
@@ -248,8 +251,10 @@ async def build(config: Config, paths: Paths, charon: CharonWatcher, stack: Asyn
     waiting = _queue(plumbing, gateway.reconciler, config.gateway.hold_seconds, stack)
     if gateway.guard is not None:
         gateway.guard.before_release = waiting.send
-    guardian = _guardian(senses.kernel, gateway.reconciler.history, stack, waiting.room.through)
-    return replace(gateway, keeper=keeper, guardian=guardian, waiting=waiting)
+    history = gateway.reconciler.history
+    guardian = _guardian(senses.kernel, history, stack, waiting.room.through)
+    exhaustion = Exhaustion(gateway.reconciler.refusals.pacer.request, history.trouble, time.monotonic)
+    return replace(gateway, keeper=keeper, guardian=guardian, waiting=waiting, exhaustion=exhaustion)
 
 
 def _queue(plumbing: Plumbing, reconciler: Reconciler, hold_seconds: float, stack: AsyncExitStack) -> Queue:

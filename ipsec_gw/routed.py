@@ -34,7 +34,6 @@ def why_not_routed_by(lineage: Lineage, users: Mapping[int, int], snapshot: Snap
     checks = (
         (len(lineage.if_ids) > 1, "its SAs and policies have more than one if_id"),
         (max(users[if_id] for if_id in lineage.if_ids) > 1, f"{interface} has several tunnels"),
-        (interface.multicast, f"{interface} carries multicast (`ip link set {interface.name} multicast on`)"),
         (narrowed is not None, f"the selector {narrowed} leaves out what {interface} may send"),
         (bool(twins), f"{interface} and {', '.join(twins)} share the VLAN ID {interface.vlan}: make one of them anew"),
     )

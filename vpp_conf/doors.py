@@ -13,7 +13,7 @@ from ipsec_gw.model.objects import Selector
 from vpp_conf.api import VppApi
 from vpp_conf.descriptors.classify import VERSIONS, Chains, Check, CheckDescriptor, Redirect, RedirectDescriptor
 from vpp_conf.descriptors.neighbour import Neighbour, NeighbourDescriptor
-from vpp_conf.descriptors.route import DECAP_TABLE
+from vpp_conf.descriptors.route import ROUTED_TABLE
 from vpp_conf.descriptors.vlan import Vlan, VlanDescriptor
 from vpp_conf.links import KERNEL_ENDS, Links
 
@@ -55,7 +55,7 @@ class DoorBuilder:
         """What the door of a VLAN ID into the IPsec interface ``tunnel`` consists of, at that subinterface."""
         links = self._links
         return Door(
-            Vlan(links.up, vlan, DECAP_TABLE, self._mtu, links.lender, sw_if_index),
+            Vlan(links.up, vlan, ROUTED_TABLE, self._mtu, links.lenders[ROUTED_TABLE], sw_if_index),
             tuple(Neighbour(sw_if_index, end, links.kernel_mac) for end in KERNEL_ENDS),
             tuple(Redirect(sw_if_index, version, tunnel) for version in VERSIONS),
             Check(sw_if_index, selectors, links.punts, links.shut, chains),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 from ipsec_gw.model.ids import IpAddress
 from vpp_conf.api import VppApi
@@ -20,8 +20,18 @@ from vpp_conf.descriptors.classify import (
 )
 from vpp_conf.descriptors.interface import OWNER_TAG, bind, bring_up, tag
 from vpp_conf.descriptors.loopback import Loopback, LoopbackDescriptor
+from vpp_conf.descriptors.multicast import Groups, GroupsDescriptor
 from vpp_conf.descriptors.neighbour import Neighbour, NeighbourDescriptor
-from vpp_conf.descriptors.route import DECAP_TABLE, ENCAP_TABLE, OUTER_TABLE, LocalAddress, LocalAddressDescriptor
+from vpp_conf.descriptors.route import (
+    DECAP_TABLE,
+    ENCAP_TABLE,
+    OUTER_TABLE,
+    ROUTED_TABLE,
+    LocalAddress,
+    LocalAddressDescriptor,
+    Route,
+    RouteDescriptor,
+)
 
 KERNEL_ENDS = (ip_address("169.254.254.1"), ip_address("100::1"))
 """Stand for the kernel's end of the veth pair in VPP's neighbour table; they are on no packet (the IPv6 ones are of the
@@ -31,10 +41,11 @@ ENGINE_ENDS = (ip_address("169.254.254.2"), ip_address("100::2"))
 """VPP's own end: without an address of an IP version VPP drops its packets on an interface."""
 
 DECAP_ENDS = (ip_address("169.254.254.3"), ip_address("100::3"))
-"""On a loopback in the decap table, lent to the IPsec interfaces there (a lender has to be in the same table)."""
+"""On a loopback in each table of IPsec interfaces, lent to those there (a lender has to be in the same table)."""
 
 LOOPBACK_MTU = 1500
-TABLE_NAMES = {ENCAP_TABLE: "ipsec-gw encap", DECAP_TABLE: "ipsec-gw decap"}
+ANYWHERE = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
+TABLE_NAMES = {ENCAP_TABLE: "ipsec-gw encap", DECAP_TABLE: "ipsec-gw decap", ROUTED_TABLE: "ipsec-gw routed"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +58,14 @@ class HostLink:
 
 @dataclass(frozen=True, slots=True)
 class Links:
-    """``sw_if_index`` of the WAN interfaces by kernel name, of the engine's veth end, and of the loopback that lends
-    its addresses to IPsec interfaces; ``kernel_mac`` is the address of the kernel's veth end. ``punts`` are the arcs
-    from the input classifiers to the punt nodes, ``shut`` the classifier tables that let nothing pass.
+    """``sw_if_index`` of the WAN interfaces by kernel name, of the engine's veth end, and of the loopbacks that lend
+    their addresses to IPsec interfaces, by table; ``kernel_mac`` is the address of the kernel's veth end. ``punts`` are
+    the arcs from the input classifiers to the punt nodes, ``shut`` the classifier tables that let nothing pass.
     """
 
     wan: Mapping[str, int]
     up: int
-    lender: int
+    lenders: Mapping[int, int]
     kernel_mac: str
     punts: Pair
     shut: Pair
@@ -100,18 +111,23 @@ async def take_links(
     punts = await punt_next_indices(api)
     await _keep_ttl(api, up_index, punts)
     await CheckDescriptor(api).drop_options()
-    lender = await _lender(api)
-    await _complete(api, lender, DECAP_TABLE, DECAP_ENDS)
-    return Links(taken, up_index, lender, kernel_mac, punts, await CheckDescriptor(api).shut_tables(lender))
+    for version in VERSIONS:
+        await GroupsDescriptor(api).create(Groups(ROUTED_TABLE, version))
+        # VPP's local stack takes nothing from a source that it has no route to. Nothing is sent by this one.
+        await RouteDescriptor(api).create(Route(ROUTED_TABLE, ANYWHERE[version], up_index))
+    lenders = {table: await _lender(api, table) for table in (DECAP_TABLE, ROUTED_TABLE)}
+    await _complete(api, lenders[DECAP_TABLE], DECAP_TABLE, DECAP_ENDS)
+    shut = await CheckDescriptor(api).shut_tables(lenders[DECAP_TABLE])
+    return Links(taken, up_index, lenders, kernel_mac, punts, shut)
 
 
-async def _lender(api: VppApi) -> int:
+async def _lender(api: VppApi, table: int) -> int:
     loopbacks = LoopbackDescriptor(api)
     for held in await loopbacks.retrieve():
-        if held.instance == DECAP_TABLE:
+        if held.instance == table:
             return held.sw_if_index
-    made = await loopbacks.create(Loopback(DECAP_TABLE))
-    await bring_up(api, made.sw_if_index, DECAP_TABLE, LOOPBACK_MTU)
+    made = await loopbacks.create(Loopback(table))
+    await bring_up(api, made.sw_if_index, table, LOOPBACK_MTU)
     await _give(api, made.sw_if_index, DECAP_ENDS)
     await tag(api, made.sw_if_index, OWNER_TAG)
     return made.sw_if_index

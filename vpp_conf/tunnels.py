@@ -10,7 +10,7 @@ from vpp_conf.api import VppApi
 from vpp_conf.descriptors.classify import Chains, Check, CheckDescriptor, Redirect, RedirectDescriptor
 from vpp_conf.descriptors.ipsec_itf import IpsecInterface, IpsecInterfaceDescriptor
 from vpp_conf.descriptors.protect import Protect, ProtectDescriptor
-from vpp_conf.descriptors.route import DECAP_TABLE
+from vpp_conf.descriptors.route import DECAP_TABLE, ROUTED_TABLE
 from vpp_conf.doors import Door, DoorBuilder
 from vpp_conf.encap import networks_of
 from vpp_conf.encap_routes import EncapRoutes
@@ -71,13 +71,17 @@ class TunnelBuilder:
         """What a tunnel on this interface, with this door, consists of."""
         way_out = self._links.up if door is None else door.sw_if_index
         return TunnelParts(
-            interface=IpsecInterface(DECAP_TABLE, self._mtu, self._links.lender, sw_if_index),
+            interface=self._interface(wanted, sw_if_index),
             protect=Protect(sw_if_index, outbound, inbound),
             check=self._check(sw_if_index, wanted, chains),
             redirects=tuple(Redirect(sw_if_index, end.version, way_out, end) for end in KERNEL_ENDS),
             selectors=frozenset() if wanted.vlan else networks_of(wanted.selectors),
             door=None if door is None else replace(door, check=replace(door.check, selectors=wanted.selectors)),
         )
+
+    def _interface(self, wanted: Wanted, sw_if_index: int = 0) -> IpsecInterface:
+        table = ROUTED_TABLE if wanted.vlan else DECAP_TABLE
+        return IpsecInterface(table, self._mtu, self._links.lenders[table], sw_if_index)
 
     def _check(self, sw_if_index: int, wanted: Wanted, chains: Chains) -> Check:
         selectors, exceptions = _mirrored(wanted.selectors), _mirrored(wanted.exceptions)
@@ -88,7 +92,7 @@ class TunnelBuilder:
         in place.
         """
         async with AsyncExitStack() as undo:
-            interface = await self.interfaces.create(IpsecInterface(DECAP_TABLE, self._mtu, self._links.lender))
+            interface = await self.interfaces.create(self._interface(wanted))
             undo.push_async_callback(self.interfaces.delete, interface)
             door = await self._open_door(interface.sw_if_index, wanted, undo)
             parts = self.parts(interface.sw_if_index, outbound, inbound, wanted, door=door)
@@ -147,7 +151,7 @@ class TunnelBuilder:
         for redirect in await self.redirects.retrieve():
             if redirect.rx_sw_if_index == sw_if_index:
                 await self.redirects.delete(redirect)
-        await self.interfaces.delete(IpsecInterface(DECAP_TABLE, self._mtu, self._links.lender, sw_if_index))
+        await self.interfaces.delete(self._interface(Wanted(frozenset()), sw_if_index))
 
 
 def _mirrored(selectors: frozenset[Selector]) -> frozenset[Selector]:

@@ -36,6 +36,9 @@ WAITING_RING_BYTES = 8 << 20
 MAX_XFRM_INTERFACES = 4094
 """XFRM interfaces whose plaintext the engine encrypts: each has a VLAN ID on the veth pair."""
 
+XFRMI_VERSIONS = {4: 1, 6: 2}
+"""Bits for the IP versions of an XFRM interface's tunnel."""
+
 _V4_MAPPED = bytes(10) + b"\xff\xff"
 
 
@@ -185,9 +188,16 @@ class InterfaceLeadLeaf(ctypes.Structure):
         ("uplink", ctypes.c_uint32),
         ("vlan", ctypes.c_uint16),
         ("mtu", ctypes.c_uint16),
+        ("versions", ctypes.c_uint32),
         ("engine_mac", ctypes.c_uint8 * 6),
         ("kernel_mac", ctypes.c_uint8 * 6),
     )
+
+
+class InterfaceEntryLeaf(ctypes.Structure):
+    """``struct interface_entry``."""
+
+    _fields_ = (("ifindex", ctypes.c_uint32), ("versions", ctypes.c_uint32))
 
 
 class NothingLeaf(ctypes.Structure):
@@ -235,7 +245,7 @@ LOCAL_ADDRESSES = MapSpec("local_addresses", libbpf.MAP_HASH, AddressLeaf, ctype
 EXIT_SLOTS = MapSpec("exit_slots", libbpf.MAP_ARRAY, ctypes.c_uint32, ExitSlotLeaf, MAX_EXIT_SLOTS)
 EXITS = MapSpec("exits", libbpf.MAP_PROG_ARRAY, ctypes.c_uint32, ctypes.c_uint32, MAX_DOCKS)
 INTERFACE_LEADS = MapSpec("interface_leads", libbpf.MAP_HASH, ctypes.c_uint32, InterfaceLeadLeaf, MAX_XFRM_INTERFACES)
-INTERFACE_TAGS = MapSpec("interface_tags", libbpf.MAP_HASH, ctypes.c_uint32, ctypes.c_uint32, MAX_XFRM_INTERFACES)
+INTERFACE_TAGS = MapSpec("interface_tags", libbpf.MAP_HASH, ctypes.c_uint32, InterfaceEntryLeaf, MAX_XFRM_INTERFACES)
 WAITING = MapSpec("waiting", libbpf.MAP_RINGBUF, NothingLeaf, NothingLeaf, WAITING_RING_BYTES)
 
 MAPS = (
@@ -261,6 +271,7 @@ def c_defines() -> str:
     lines += [f"#define CONTROL_{slot.name} {slot.value}" for slot in Control]
     lines += [f"#define MAX_CONTROL {MAX_CONTROL}", f"#define MAX_SAS {MAX_SAS}", f"#define MAX_DOCKS {MAX_DOCKS}"]
     lines += [f"#define MAX_MOVED {MAX_MOVED}", f"#define MAX_XFRM_INTERFACES {MAX_XFRM_INTERFACES}"]
+    lines += [f"#define XFRMI_IPV{version} {bit}" for version, bit in XFRMI_VERSIONS.items()]
     lines += [f"#define MAX_WAITING_FRAME {MAX_WAITING_FRAME}", f"#define WAITING_RING_BYTES {WAITING_RING_BYTES}"]
     lines += [f"#define MAX_ADDRESSES {MAX_ADDRESSES}", f"#define MAX_EXIT_SLOTS {MAX_EXIT_SLOTS}"]
     return "\n".join([*lines, ""])

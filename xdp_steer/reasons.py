@@ -59,13 +59,13 @@ class Reason(IntEnum):
     XFRMI_IN = 25
     """Decrypted by the engine, comes in by its XFRM interface (TC ingress)."""
     XFRMI_BACK = 26
-    """Plaintext for an engine that is gone, back on its way out of the XFRM interface: kernel."""
-    XFRMI_LOST = 27
-    """The same while an engine is there, of which the queue alone has no socket: dropped."""
-    XFRMI_UNKNOWN = 28
+    """Plaintext that found no socket of the engine, back on its way out of the XFRM interface: kernel."""
+    XFRMI_UNKNOWN = 27
     """A VLAN tag on the veth pair that is no XFRM interface's: dropped. Expect 0."""
-    XFRMI_PASSED = 29
+    XFRMI_PASSED = 28
     """Behind the tag of an XFRM interface, which the firewall looks at where it comes in by that one (XDP): kernel."""
+    XFRMI_VERSION = 29
+    """Of an IP version that the tunnel of the XFRM interface has no selectors for (TC): dropped."""
 
     GUARD_ENGINE = 32
     """The kernel sent ESP of an SA whose numbers the engine owns: dropped."""

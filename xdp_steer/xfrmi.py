@@ -19,7 +19,13 @@ from pathlib import Path
 from ipsec_gw.errors import SteeringError
 from xdp_steer import guard, libbpf, sysctl
 from xdp_steer.dock import remove_tree
-from xdp_steer.layout import INTERFACE_LEADS, INTERFACE_TAGS, InterfaceLeadLeaf
+from xdp_steer.layout import (
+    INTERFACE_LEADS,
+    INTERFACE_TAGS,
+    XFRMI_VERSIONS,
+    InterfaceEntryLeaf,
+    InterfaceLeadLeaf,
+)
 from xdp_steer.rtnl import link_mtu, set_link_mtu
 from xdp_steer.tables import refused
 
@@ -56,7 +62,7 @@ class XfrmiTable:
         notes.mkdir(parents=True, exist_ok=True)
         self._set(index, {_DISABLE_POLICY[version]: "1" for version in versions})
         with refused(f"entry by {_name(index)}"):
-            libbpf.map_update(self._tags, ctypes.c_uint32(vlan), ctypes.c_uint32(index))
+            libbpf.map_update(self._tags, ctypes.c_uint32(vlan), InterfaceEntryLeaf(index, _bits(versions)))
 
     def shut(self, index: int, vlan: int) -> None:
         """Let nothing in by it any more, and give its settings back. Not there is no error."""
@@ -67,13 +73,13 @@ class XfrmiTable:
     def admitted(self) -> Mapping[int, tuple[int, frozenset[int]]]:
         """VLAN ID and IP versions of those that the engine may deliver by, by index."""
         with refused("reading of the XFRM interfaces"):
-            vlans = [leaf.value for leaf in libbpf.map_keys(self._tags, ctypes.c_uint32)]
-            found = {libbpf.map_lookup(self._tags, ctypes.c_uint32(v), ctypes.c_uint32()).value: v for v in vlans}
-        return {index: (vlan, self._versions(index)) for index, vlan in found.items()}
+            vlans = list(libbpf.map_keys(self._tags, ctypes.c_uint32))
+            found = {vlan.value: libbpf.map_lookup(self._tags, vlan, InterfaceEntryLeaf()) for vlan in vlans}
+        return {leaf.ifindex: (vlan, self._versions(leaf)) for vlan, leaf in found.items()}
 
-    def lead(self, index: int, vlan: int, mtu: int, uplink: Uplink) -> None:
-        """What leaves by the interface goes to the engine, in packets of ``mtu`` bytes at most. Again, with other
-        values, is no error. Raises SteeringError.
+    def lead(self, index: int, vlan: int, mtu: int, versions: frozenset[int], uplink: Uplink) -> None:
+        """What leaves by the interface goes to the engine, in packets of ``mtu`` bytes at most and of these IP versions
+        alone. Again, with other values, is no error. Raises SteeringError.
         """
         notes, name = self._notes(index), _name(index)
         notes.mkdir(parents=True, exist_ok=True)
@@ -81,8 +87,9 @@ class XfrmiTable:
             (notes / _CLSACT_NOTE).mkdir(exist_ok=True)
         self._shrink(index, mtu)
         macs = (ctypes.c_uint8 * 6)(*uplink.engine_mac), (ctypes.c_uint8 * 6)(*uplink.kernel_mac)
+        leaf = InterfaceLeadLeaf(uplink.index, vlan, mtu, _bits(versions), *macs)
         with refused(f"lead of {name}"):
-            libbpf.map_update(self._leads, ctypes.c_uint32(index), InterfaceLeadLeaf(uplink.index, vlan, mtu, *macs))
+            libbpf.map_update(self._leads, ctypes.c_uint32(index), leaf)
 
     def unlead(self, index: int) -> None:
         """Leave what goes out by it to the kernel. Not led, or gone, is no error."""
@@ -91,14 +98,16 @@ class XfrmiTable:
         notes = self._notes(index)
         _release(index, notes)
 
-    def led(self) -> Mapping[int, tuple[int, int]]:
-        """VLAN ID and MTU of those whose plaintext goes to the engine, by index: with the program in its place."""
-        found: dict[int, tuple[int, int]] = {}
+    def led(self) -> Mapping[int, tuple[int, int, frozenset[int]]]:
+        """VLAN ID, MTU and IP versions of those whose plaintext goes to the engine, by index. Without the program in
+        its place the MTU is 0.
+        """
+        found: dict[int, tuple[int, int, frozenset[int]]] = {}
         with refused("reading of the XFRM interfaces"):
             for key in libbpf.map_keys(self._leads, ctypes.c_uint32):
                 leaf = libbpf.map_lookup(self._leads, key, InterfaceLeadLeaf())
                 whole = guard.attached(key.value, guard.Hook.XFRMI_EGRESS)
-                found[key.value] = (leaf.vlan, leaf.mtu if whole else 0)
+                found[key.value] = (leaf.vlan, leaf.mtu if whole else 0, _versions_of(leaf.versions))
         return found
 
     def renew(self) -> None:
@@ -110,9 +119,11 @@ class XfrmiTable:
     def _notes(self, index: int) -> Path:
         return self._pins / str(index)
 
-    def _versions(self, index: int) -> frozenset[int]:
-        changed = sysctl.noted(self._notes(index))
-        return frozenset(version for version, name in _DISABLE_POLICY.items() if name in changed)
+    def _versions(self, leaf: InterfaceEntryLeaf) -> frozenset[int]:
+        """Those that may come in and that XFRM does not stop."""
+        changed = sysctl.noted(self._notes(leaf.ifindex))
+        open_ = frozenset(version for version, name in _DISABLE_POLICY.items() if name in changed)
+        return open_ & _versions_of(leaf.versions)
 
     def _set(self, index: int, wanted: Mapping[str, str]) -> None:
         notes = self._notes(index)
@@ -171,6 +182,14 @@ def _noted_mtu(notes: Path) -> tuple[int, int] | None:
         theirs, ours = entry.name.removeprefix(_MTU_NOTE).split(":")
         return int(theirs), int(ours)
     return None
+
+
+def _bits(versions: frozenset[int]) -> int:
+    return sum(XFRMI_VERSIONS[version] for version in versions)
+
+
+def _versions_of(bits: int) -> frozenset[int]:
+    return frozenset(version for version, bit in XFRMI_VERSIONS.items() if bits & bit)
 
 
 def _name(index: int) -> str:

@@ -30,7 +30,6 @@ _NTF_USE = 0x01
 _MAIN_TABLE = 254
 ARPHRD_ETHER = 1
 _XFRM_KIND = "xfrm"
-_IFF_MULTICAST = 0x1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +66,7 @@ class KernelView:
             if link.get(("linkinfo", "kind")) == _XFRM_KIND:
                 if_id = link.get(("linkinfo", "data", "xfrm_if_id"))
                 if if_id:  # without one it takes what others tell it (external)
-                    multicast = bool(int(link.get("flags")) & _IFF_MULTICAST)
-                    found[int(if_id)] = XfrmInterface(int(link.get("index")), str(link.get("ifname")), multicast)
+                    found[int(if_id)] = XfrmInterface(int(link.get("index")), str(link.get("ifname")))
         return found
 
     async def interface(self, name: str) -> Interface:

@@ -7,7 +7,7 @@ Each is a frozen value with a ``key``. Engines hold :class:`EngineSa`, :class:`N
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ipsec_gw.model.algorithms import EspAlgorithm
 from ipsec_gw.model.ids import Direction, IpAddress, IpNetwork, SaKey, TunnelId
@@ -168,14 +168,10 @@ VLAN_IDS = 4094
 
 @dataclass(frozen=True, slots=True, order=True)
 class XfrmInterface:
-    """An XFRM interface of the kernel (route-based IPsec), by its index; also the key of its :class:`InterfaceLead`.
-
-    ``multicast``: it was told to carry multicast (IFF_MULTICAST), which it does not do by itself.
-    """
+    """An XFRM interface of the kernel (route-based IPsec), by its index; also the key of its :class:`InterfaceLead`."""
 
     index: int
     name: str
-    multicast: bool = field(default=False, compare=False)
 
     @property
     def vlan(self) -> int:
@@ -326,11 +322,12 @@ class InterfaceEntry:
 @dataclass(frozen=True, slots=True)
 class InterfaceLead:
     """What routing sends out by an XFRM interface goes to the engine before XFRM sees it, as packets of ``mtu`` bytes
-    at most, which fit into the tunnel.
+    at most, which fit into the tunnel, and of these IP ``versions`` alone.
     """
 
     key: XfrmInterface
     mtu: int
+    versions: frozenset[int]
 
 
 LeadKey = Selector | XfrmInterface

@@ -22,14 +22,14 @@ class InterfaceMaps(Protocol):
     def admitted(self) -> Mapping[int, tuple[int, frozenset[int]]]:
         """VLAN ID and IP versions by index."""
 
-    def lead(self, index: int, vlan: int, mtu: int, uplink: Uplink) -> None:
+    def lead(self, index: int, vlan: int, mtu: int, versions: frozenset[int], uplink: Uplink) -> None:
         """Lead what goes out to the engine."""
 
     def unlead(self, index: int) -> None:
         """Leave it to the kernel."""
 
-    def led(self) -> Mapping[int, tuple[int, int]]:
-        """VLAN ID and MTU by index."""
+    def led(self) -> Mapping[int, tuple[int, int, frozenset[int]]]:
+        """VLAN ID, MTU and IP versions by index."""
 
 
 class InterfaceDriver:
@@ -51,9 +51,9 @@ class InterfaceDriver:
             interface = self._interface(index)
             key = EntryKey(interface)
             found[key] = InterfaceEntry(key, versions if vlan == interface.vlan else frozenset())
-        for index, (vlan, mtu) in self._maps.led().items():
+        for index, (vlan, mtu, versions) in self._maps.led().items():
             interface = self._interface(index)
-            found[interface] = InterfaceLead(interface, mtu if vlan == interface.vlan else 0)
+            found[interface] = InterfaceLead(interface, mtu if vlan == interface.vlan else 0, versions)
         return found
 
     async def create(self, obj: ManagedObject) -> None:
@@ -62,7 +62,7 @@ class InterfaceDriver:
             case InterfaceEntry():
                 self._maps.admit(obj.key.interface.index, obj.key.interface.vlan, obj.versions)
             case InterfaceLead():
-                self._maps.lead(obj.key.index, obj.key.vlan, obj.mtu, self._uplink)
+                self._maps.lead(obj.key.index, obj.key.vlan, obj.mtu, obj.versions, self._uplink)
             case _:
                 raise _stranger(obj)
 

@@ -18,10 +18,13 @@ from ipsec_gw.model.objects import EngineSa, NextHop, Selector, Tunnel, XfrmInte
 from tests.contract.conftest import make_engine
 from tests.contract.values import (
     GATEWAY,
+    HERE,
     HOP,
     LOCAL,
     PEER,
+    THERE,
     inbound_packet,
+    inner,
     make_sa,
     make_site,
     oracle,
@@ -107,6 +110,37 @@ async def test_ipv6_inside_is_tagged_too(engine: Engine, world: World) -> None:
     world.to_engine_wan(sealed)
     frame = world.up.receive(lambda one: IPv6 in one and UDP in one and one[UDP].dport == 8)
     assert (vlan_of(frame), frame[IPv6].hlim) == (FIRST.vlan, 1)
+
+
+@pytest.mark.parametrize("protocol", [89, 17, 103, 2])
+async def test_multicast_of_routing_protocols_passes_both_ways(engine: Engine, world: World, protocol: int) -> None:
+    """OSPF, RIP, PIM and IGMP, with the TTL that they have."""
+    made = await make_routed(engine)
+    group = "224.0.0.5"
+    payload = UDP(sport=520, dport=520) / Raw(b"rip") if protocol == 17 else Raw(bytes(range(44)))
+    out = IP(bytes(IP(src=HERE, dst=group, id=1, ttl=1, proto=protocol) / payload))
+    send_tagged(world, out, FIRST.vlan)
+    frame = world.ciphertext(made.outbound.key.spi)
+    assert inner(oracle(made.outbound).decrypt(IP(bytes(frame[IP])))) == bytes(out)
+    back = IP(bytes(IP(src=THERE, dst=group, id=2, ttl=1, proto=protocol) / payload))
+    world.to_engine_wan(oracle(made.inbound).encrypt(back))
+    frame = world.plaintext(lambda ip: ip.id == 2)
+    assert (vlan_of(frame), inner(frame)) == (FIRST.vlan, bytes(back))
+
+
+async def test_multicast_of_ipv6_passes_both_ways(engine: Engine, world: World) -> None:
+    made = await make_routed(engine, selectors=(ANY4, ANY6))
+    for protocol in (89, 17):
+        payload = UDP(sport=6696, dport=6696) / Raw(b"babel") if protocol == 17 else Raw(bytes(range(44)))
+        out = IPv6(bytes(IPv6(src="fe80::1", dst="ff02::5", hlim=1, nh=protocol) / payload))
+        send_tagged(world, out, FIRST.vlan)
+        frame = world.ciphertext(made.outbound.key.spi)
+        assert bytes(oracle(made.outbound).decrypt(IP(bytes(frame[IP])))[IPv6]) == bytes(out)
+    peer = oracle(made.inbound)
+    back = IPv6(bytes(IPv6(src="fe80::2", dst="ff02::5", hlim=1, nh=89) / Raw(bytes(range(44)))))
+    world.to_engine_wan(peer.encrypt(back))
+    frame = world.up.receive(lambda one: IPv6 in one and one[IPv6].dst == "ff02::5")
+    assert (vlan_of(frame), bytes(frame[IPv6])[: len(back)]) == (FIRST.vlan, bytes(back))
 
 
 async def test_two_tunnels_for_anything_are_told_apart(engine: Engine, world: World) -> None:

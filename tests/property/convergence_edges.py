@@ -548,7 +548,7 @@ class FakeDevices:
     def __init__(self, edge: Edge) -> None:
         self.edge = edge
         self.entries: dict[int, tuple[int, frozenset[int]]] = {}
-        self.leads: dict[int, tuple[int, int]] = {}
+        self.leads: dict[int, tuple[int, int, frozenset[int]]] = {}
 
     def facts(self) -> set[str]:
         """To compare with others."""
@@ -566,15 +566,15 @@ class FakeDevices:
         self.edge.cross("admitted", SteeringError)
         return dict(self.entries)
 
-    def lead(self, index: int, vlan: int, mtu: int, _uplink: Uplink) -> None:
+    def lead(self, index: int, vlan: int, mtu: int, versions: frozenset[int], _uplink: Uplink) -> None:
         self.edge.cross(f"lead {index}", SteeringError)
-        self.leads[index] = (vlan, mtu)
+        self.leads[index] = (vlan, mtu, versions)
 
     def unlead(self, index: int) -> None:
         self.edge.cross(f"unlead {index}", SteeringError)
         self.leads.pop(index, None)
 
-    def led(self) -> dict[int, tuple[int, int]]:
+    def led(self) -> dict[int, tuple[int, int, frozenset[int]]]:
         self.edge.cross("led", SteeringError)
         return dict(self.leads)
 

@@ -18,7 +18,7 @@ from ipsec_gw.observe import control
 from ipsec_gw.observe.views import record_view
 from ipsec_gw.reconcile.plan import Action, Op
 from ipsec_gw.reconcile.record import History, Outcome, Record, Step
-from tests.property.convergence_world import HERE, PEERS, THERE, Child, World
+from tests.property.convergence_world import HERE, IF_IDS, PEERS, THERE, Child, World
 
 SEED = 5
 KINDS = (
@@ -26,7 +26,7 @@ KINDS = (
     *("dump policies", "dump SAs", "set local", "claimed", "guarded", "guard counters", "peers", "ports", "get rules"),
     *("get routes", "GETSA", "NEWAE", "EXPIRE", "claim ", "release", "forget", "steer ", "unsteer", "rule add"),
     *("rule del", "route replace", "route del", "engine open", "engine retrieve", "engine create", "engine update"),
-    *("engine delete", "engine counters"),
+    *("engine delete", "engine counters", "admitted", "admit ", "shut", "lead ", "led", "unlead"),
 )
 """Every kind of call that the control plane makes."""
 
@@ -40,18 +40,22 @@ def _quiet() -> Iterator[None]:
 
 
 def live(fails_at: int) -> World:
-    """Birth, a rekey, a moved peer, a lost engine and the end of two tunnels. One call fails; with 0 none does."""
+    """Birth, a rekey, a moved peer, a lost engine and the end of tunnels, one of which has an XFRM interface. One call
+    fails; with 0 none does.
+    """
     world = World(SEED)
     world.log.clear()
     world.unrest = world.edge.loses_answers = 0.0
     world.edge.fails_in = fails_at
-    world.establish()
-    world.establish()
-    first, second = world.children
-    first.peer, second.peer = PEERS[:2]
+    for _ in range(3):
+        world.establish()
+    first, second, routed = world.children
+    first.peer, second.peer, routed.peer = PEERS[:3]
     first.selectors, second.selectors = (Selector(HERE[4][1], THERE[4][1]),), (Selector(HERE[4][3], THERE[4][2]),)
-    finish(world, first)
-    finish(world, second)
+    routed.selectors = (Selector(HERE[4][3], HERE[4][3]),)
+    first.if_id, second.if_id, routed.if_id = 0, 0, IF_IDS[0]
+    for child in (first, second, routed):
+        finish(world, child)
     settle(world)
     world.rekey(first)
     while first.steps:
@@ -73,6 +77,7 @@ def live(fails_at: int) -> World:
     world.terminate(first)
     settle(world)
     world.terminate(second)
+    world.terminate(routed)
     settle(world)
     return world
 

@@ -55,7 +55,7 @@ def test_it_is_led_by_its_interface_and_not_by_networks() -> None:
     tunnel = found.objects[TUNNEL]
     assert isinstance(tunnel, Tunnel)
     assert (tunnel.interface, tunnel.selectors) == (IPSEC0, (Selector(ANY4, ANY4),))
-    assert found.objects[IPSEC0] == InterfaceLead(IPSEC0, 1446)
+    assert found.objects[IPSEC0] == InterfaceLead(IPSEC0, 1446, frozenset({4}))
     assert found.objects[EntryKey(IPSEC0)] == InterfaceEntry(EntryKey(IPSEC0), frozenset({4}))
     assert not any(isinstance(obj, Lead) for obj in found.objects.values())
     assert {verdict.owner for verdict in found.verdicts} == {Owner.ENGINE}
@@ -91,10 +91,6 @@ KEPT = {
     "the same VLAN ID": (
         routed(interfaces={IF_ID: IPSEC0, 43: TWIN}),
         "XFRM interface ipsec0 and XFRM interface ipsec9 share the VLAN ID 18",
-    ),
-    "multicast": (
-        routed(interfaces={IF_ID: replace(IPSEC0, multicast=True)}),
-        "XFRM interface ipsec0 carries multicast (`ip link set ipsec0 multicast on`)",
     ),
     "a mark beside it": (
         routed(policies=(policy(0x22, source=ANY4, destination=ANY4, if_id=IF_ID, mark=(1, 1)),)),

@@ -139,8 +139,8 @@ def test_a_moved_source_goes_into_the_outer_header(store):
     moved = ip_address("192.0.2.77")
     before = store.forwarding
     store.update(replace(OUT, source=moved))
-    assert IP(before.encapsulate(PLAINTEXT).frame[14:]).src == str(LOCAL)
-    packet = IP(store.forwarding.encapsulate(PLAINTEXT).frame[14:])
+    assert IP(before.encapsulate(PLAINTEXT)[0].frame[14:]).src == str(LOCAL)
+    packet = IP(store.forwarding.encapsulate(PLAINTEXT)[0].frame[14:])
     assert (packet.src, packet["ESP"].seq) == (str(moved), 2)  # the numbers go on
     refused(store, lambda: store.update(replace(OUT, source=LOCAL6)), "of another family")
 
@@ -227,6 +227,6 @@ def test_both_directions_may_share_an_spi_and_peers_may_share_one_too(store):
     network = Selector(SELECTOR.source, ip_network("10.3.0.0/16"))
     other = tunnel([SPARE_IN], twin, key=TunnelId(TUNNEL_ID.reqid, far), remote=far, selectors=(network,))
     store.create(other)
-    to_far = store.forwarding.encapsulate(up_frame(IP(src="10.1.0.1", dst="10.3.0.1") / UDP()))
+    (to_far,) = store.forwarding.encapsulate(up_frame(IP(src="10.1.0.1", dst="10.3.0.1") / UDP()))
     assert IP(to_far.frame[14:]).dst == str(far)
-    assert IP(store.forwarding.encapsulate(PLAINTEXT).frame[14:]).dst == str(PEER)
+    assert IP(store.forwarding.encapsulate(PLAINTEXT)[0].frame[14:]).dst == str(PEER)

@@ -11,13 +11,13 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from ipsec_gw.mirror.kernel import KernelView
 from ipsec_gw.model.objects import XfrmInterface
 
-IFF_UP, IFF_NOARP, IFF_MULTICAST = 0x1, 0x80, 0x1000
+IFF_UP, IFF_NOARP = 0x1, 0x80
 
 
-def link(index: int, name: str, kind: str, data: list[tuple[str, object]], flags: int = IFF_UP | IFF_NOARP) -> ifinfmsg:
+def link(index: int, name: str, kind: str, data: list[tuple[str, object]]) -> ifinfmsg:
     info = {"attrs": [("IFLA_INFO_KIND", kind), ("IFLA_INFO_DATA", {"attrs": data})]}
     made = ifinfmsg()
-    made["index"], made["flags"] = index, flags
+    made["index"], made["flags"] = index, IFF_UP | IFF_NOARP
     made["attrs"] = [("IFLA_IFNAME", name), ("IFLA_MTU", 1500), ("IFLA_LINKINFO", info)]
     made.encode()
     read = ifinfmsg(made.data)
@@ -50,14 +50,7 @@ async def test_they_are_found_by_their_if_id() -> None:
         link(18, "ipsec1", "xfrm", [("IFLA_XFRM_IF_ID", 0xFFFF0001)]),
     )
     assert found == {42: XfrmInterface(17, "ipsec0"), 0xFFFF0001: XfrmInterface(18, "ipsec1")}
-    assert not any(one.multicast for one in found.values())
 
 
 async def test_one_that_is_told_its_if_id_by_others_is_none_of_ours() -> None:
     assert await seen(link(17, "ipsec0", "xfrm", [("IFLA_XFRM_LINK", 2)])) == {}
-
-
-async def test_one_that_carries_multicast_says_so() -> None:
-    data = [("IFLA_XFRM_IF_ID", 42)]
-    found = await seen(link(17, "ipsec0", "xfrm", data, IFF_UP | IFF_NOARP | IFF_MULTICAST))
-    assert found[42].multicast

@@ -15,8 +15,10 @@ from vpp_conf.descriptors.interface import keep_silent
 OUTER_TABLE = 0
 ENCAP_TABLE = 4701
 DECAP_TABLE = 4702
-"""The three tables of the gateway: next hops and our own addresses; remote selectors; everything to the kernel."""
-
+ROUTED_TABLE = 4703
+"""The tables of the gateway: next hops and our own addresses; remote selectors; everything to the kernel; the same of
+tunnels with an XFRM interface, both ways, multicast too.
+"""
 
 SHARED_TABLES = range(4710, 4966)
 """For remote selectors that tunnels share: a table for each, in which the source is looked up. An IPv4 table takes VPP
@@ -80,7 +82,7 @@ class RouteDescriptor(Descriptor[Route]):
         """
         shared = [table.table for table in await TableDescriptor(self._api).retrieve()]
         found = []
-        for table, version in itertools.product((OUTER_TABLE, ENCAP_TABLE, DECAP_TABLE, *shared), (4, 6)):
+        for table, version in itertools.product((OUTER_TABLE, ENCAP_TABLE, DECAP_TABLE, ROUTED_TABLE, *shared), (4, 6)):
             for detail in await self._api.dump("ip_route_dump", table={"table_id": table, "is_ip6": version == 6}):
                 route = _route_of(table, detail.route)
                 if route is not None:

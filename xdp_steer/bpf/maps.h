@@ -62,8 +62,15 @@ struct interface_lead {
 	u32 uplink;	/* the kernel's end of the veth pair */
 	u16 vlan;
 	u16 mtu;	/* of the tunnel, for user space */
+	u32 versions;	/* of IP that the tunnel takes: XFRMI_IPV4, XFRMI_IPV6 */
 	u8 engine_mac[ETH_ALEN];
 	u8 kernel_mac[ETH_ALEN];
+};
+
+/* The interface that a VLAN ID stands for, and the IP versions that its tunnel may bring. */
+struct interface_entry {
+	u32 ifindex;
+	u32 versions;
 };
 
 /* At the place that the low bits of its index say. */
@@ -96,8 +103,8 @@ BPF_TABLE_PINNED("hash", struct sa_key, u32, guard_owner, MAX_SAS, PIN_ROOT "/gu
 BPF_TABLE_PINNED("hash", struct sa_key, struct guard_record, guard_seen, MAX_SAS, PIN_ROOT "/guard_seen");
 BPF_TABLE_PINNED("hash", struct address, u32, local_addresses, MAX_ADDRESSES, PIN_ROOT "/local_addresses");
 BPF_TABLE_PINNED("hash", u32, struct interface_lead, interface_leads, MAX_XFRM_INTERFACES, PIN_ROOT "/interface_leads");
-/* The index of an XFRM interface by its VLAN ID on the veth pair. */
-BPF_TABLE_PINNED("hash", u32, u32, interface_tags, MAX_XFRM_INTERFACES, PIN_ROOT "/interface_tags");
+/* By the VLAN ID on the veth pair. */
+BPF_TABLE_PINNED("hash", u32, struct interface_entry, interface_tags, MAX_XFRM_INTERFACES, PIN_ROOT "/interface_tags");
 
 PINNED_RING(waiting, WAITING_RING_BYTES);
 

@@ -5,6 +5,7 @@
  * with the kernel alone. On the veth pair between kernel and engine a VLAN ID stands for the interface, both ways.
  */
 #define VLAN_ID_MASK	0x0fff
+#define XFRMI_BACK	0x6977	/* in tc_index, which nobody else looks at on these interfaces: it is not led again */
 
 struct tagged_header {
 	u8 destination[ETH_ALEN];
@@ -20,6 +21,21 @@ static __always_inline bool has_engine(void)
 	return control_value(CONTROL_ENGINE) && !control_value(CONTROL_ENGINE_GONE);
 }
 
+static __always_inline int refuse_xfrmi(struct __sk_buff *skb, u32 reason)
+{
+	count_verdict(reason, skb->len, 1);
+	return TC_ACT_SHOT;
+}
+
+/* Its tunnel has no selectors of this IP version: the kernel would drop it too. Not all of it meets the engine's own
+ * check (multicast). */
+static __always_inline bool is_other_version(struct __sk_buff *skb, u32 versions)
+{
+	u32 version = skb->protocol == htons(ETH_P_IP) ? XFRMI_IPV4 : skb->protocol == htons(ETH_P_IPV6) ? XFRMI_IPV6 : 0;
+
+	return !(versions & version);
+}
+
 /* TC egress of an XFRM interface, whose packets begin with the IP header. The tag is written into the frame: as metadata
  * it would be lost where the veth pair makes an XDP frame of the packet. */
 int tc_xfrmi_out(struct __sk_buff *skb)
@@ -28,8 +44,10 @@ int tc_xfrmi_out(struct __sk_buff *skb)
 	u32 ifindex = skb->ifindex;
 	struct interface_lead *lead = interface_leads.lookup(&ifindex);
 
-	if (!lead || !has_engine())
+	if (!lead || !has_engine() || skb->tc_index == XFRMI_BACK)
 		return TC_ACT_UNSPEC;
+	if (is_other_version(skb, lead->versions))
+		return refuse_xfrmi(skb, REASON_XFRMI_VERSION);
 	header.tag = htons(lead->vlan);
 	header.protocol = (__be16)skb->protocol;
 	__builtin_memcpy(header.destination, lead->engine_mac, ETH_ALEN);
@@ -40,44 +58,48 @@ int tc_xfrmi_out(struct __sk_buff *skb)
 	return bpf_redirect(lead->uplink, 0);
 }
 
-/* The XFRM interface that a frame's tag stands for, the tag taken off; 0 for none. */
-static __always_inline u32 take_tag(struct __sk_buff *skb)
+/* The XFRM interface that a frame's tag stands for, the tag taken off; NULL for none, or if it may not bring that. */
+static __always_inline struct interface_entry *take_tag(struct __sk_buff *skb, u32 *reason)
 {
-	u32 vlan = skb->vlan_tci & VLAN_ID_MASK, *ifindex = interface_tags.lookup(&vlan);
+	u32 vlan = skb->vlan_tci & VLAN_ID_MASK;
+	struct interface_entry *entry = interface_tags.lookup(&vlan);
 
-	if (!ifindex || bpf_skb_vlan_pop(skb)) {
-		count_verdict(REASON_XFRMI_UNKNOWN, skb->len, 1);
-		return 0;
-	}
-	return *ifindex;
+	*reason = REASON_XFRMI_UNKNOWN;
+	if (!entry || bpf_skb_vlan_pop(skb))
+		return NULL;
+	*reason = REASON_XFRMI_VERSION;
+	return is_other_version(skb, entry->versions) ? NULL : entry;
 }
 
 /* TC ingress of the kernel's end of the pair: decrypted by the engine. */
 int tc_xfrmi_in(struct __sk_buff *skb)
 {
-	u32 ifindex;
+	struct interface_entry *entry;
+	u32 reason;
 
 	if (!skb->vlan_present)
 		return TC_ACT_UNSPEC;
-	ifindex = take_tag(skb);
-	if (!ifindex)
-		return TC_ACT_SHOT;
+	entry = take_tag(skb, &reason);
+	if (!entry)
+		return refuse_xfrmi(skb, reason);
 	count_verdict(REASON_XFRMI_IN, skb->len, 1);
-	return bpf_redirect(ifindex, BPF_F_INGRESS);
+	return bpf_redirect(entry->ifindex, BPF_F_INGRESS);
 }
 
-/* TC ingress of the engine's end of the pair: plaintext that found no socket. Once more out by its interface, where
- * nobody leads it any more; were an engine there, it would go round for ever. */
+/* TC ingress of the engine's end of the pair: plaintext that found no socket goes once more out by its interface, and
+ * this time the kernel encrypts it. If the engine is there after all, with a socket for another queue, the guard holds
+ * back what the kernel made of it, and the daemon sends it again. */
 int tc_xfrmi_back(struct __sk_buff *skb)
 {
-	bool lost = has_engine();
-	u32 ifindex;
+	struct interface_entry *entry;
+	u32 reason;
 
 	if (!skb->vlan_present)
 		return TC_ACT_UNSPEC;
-	ifindex = take_tag(skb);
-	if (!ifindex)
-		return TC_ACT_SHOT;
-	count_verdict(lost ? REASON_XFRMI_LOST : REASON_XFRMI_BACK, skb->len, 1);
-	return lost ? TC_ACT_SHOT : bpf_redirect(ifindex, 0);
+	entry = take_tag(skb, &reason);
+	if (!entry)
+		return refuse_xfrmi(skb, reason);
+	skb->tc_index = XFRMI_BACK;
+	count_verdict(REASON_XFRMI_BACK, skb->len, 1);
+	return bpf_redirect(entry->ifindex, 0);
 }

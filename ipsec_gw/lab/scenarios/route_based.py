@@ -6,6 +6,9 @@ of the tunnel, and one that comes brings it in, without a word to strongSwan.
 
 from __future__ import annotations
 
+import asyncio
+import socket
+import struct
 from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
@@ -27,6 +30,8 @@ from ipsec_gw.lab.traffic import TrafficError, udp_echo, until
 INTERFACE, IF_ID = "ipsec0", 42
 ANYTHING = ip_network("0.0.0.0/0")
 SILENT_SECONDS = 30.0
+GROUP, GROUP_PORT, GROUP_SECONDS = "224.0.0.250", 7444, 10.0
+"""Of the local network control block, unassigned (RFC 5771)."""
 OTHER_GATEWAY = {Role.GATEWAY_A: Role.GATEWAY_B, Role.GATEWAY_B: Role.GATEWAY_A}
 
 ACCELERATE = f"""
@@ -95,6 +100,7 @@ async def _play(lab: Lab, config: str) -> None:
     await bring_up(story, evidence)
     await carry(story, evidence)
     await bracketed_exchange(story, "payload exchange")
+    await _multicast(lab)
     if config == RULES:
         await _denied(lab)
     await rekey_under_traffic(story, evidence)
@@ -116,7 +122,7 @@ async def _raise_interface(lab: Lab, role: Role) -> None:
     namespace = lab.topology.namespace(role)
     for words in (
         f"link add {INTERFACE} type xfrm dev {WAN} if_id {IF_ID}",
-        f"link set {INTERFACE} up",
+        f"link set {INTERFACE} up multicast on",
         f"route add {lab.topology.network(OTHER_GATEWAY[role], LAN)} dev {INTERFACE}",
     ):
         await call(["ip", *words.split()], namespace=namespace)
@@ -133,6 +139,31 @@ async def _settings(lab: Lab) -> str:
 def _disable_policy(namespace: str) -> str:
     with inside(namespace):
         return Path(f"/proc/sys/net/ipv4/conf/{INTERFACE}/disable_policy").read_text().strip()
+
+
+async def _multicast(lab: Lab) -> None:
+    """As routing protocols speak: to a group on the link, with a TTL of 1."""
+    for role, other in OTHER_GATEWAY.items():
+        with inside(lab.topology.namespace(other)):
+            listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            index = socket.if_nametoindex(INTERFACE)
+            listener.bind((GROUP, GROUP_PORT))
+            joined = socket.inet_aton(GROUP) + bytes(4) + struct.pack("=i", index)
+            listener.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, joined)
+            listener.setblocking(False)
+        with inside(lab.topology.namespace(role)):
+            sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            sender.bind((str(lab.topology.address(role, LAN)), 0))
+            by = bytes(8) + struct.pack("=i", socket.if_nametoindex(INTERFACE))
+            sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, by)
+        with listener, sender:
+            said = f"hello of {role}".encode()
+            sender.sendto(said, (GROUP, GROUP_PORT))
+            try:
+                heard = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(listener, 100), GROUP_SECONDS)
+            except TimeoutError:
+                heard = b"nothing"
+        lab.check(f"multicast of {role} comes through its interface", heard == said, said.decode(), heard.decode())
 
 
 async def _denied(lab: Lab) -> None:
