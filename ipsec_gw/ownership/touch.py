@@ -39,7 +39,8 @@ class Toucher:
 
     def touch(self, moved: Collection[SaKey], objects: Mapping[ObjectKey, object], nat: Collection[SaKey]) -> None:
         """``moved`` are SAs that have carried something, ``objects`` what the engine is to have. Of tunnels through a
-        NAT, whose outbound SAs are ``nat``, only packets that go out count: for others, charon sends keepalives.
+        NAT, whose outbound SAs are ``nat``, only packets that go out count: for others, charon sends keepalives. The
+        policies of an XFRM interface are asked by nobody but itself.
         """
         now = self._clock()
         tunnels = [one for one in objects.values() if isinstance(one, Tunnel) and _has_moved(one, moved, nat)]
@@ -67,6 +68,8 @@ def connect_once(source: IpAddress, destination: IpAddress, interface: str) -> N
 
 
 def _has_moved(tunnel: Tunnel, moved: Collection[SaKey], nat: Collection[SaKey]) -> bool:
+    if tunnel.interface is not None:
+        return False
     if tunnel.outbound in moved:
         return True
     return tunnel.outbound not in nat and any(key in moved for key in tunnel.inbound)
