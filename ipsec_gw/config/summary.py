@@ -49,13 +49,18 @@ def describe(rules: Ruleset) -> dict[str, Any]:
             *map(_nat64, rules.nat64),
             *map(_source, rules.source_nat),
         ],
-        "pools": [_pool(pool) for pool in rules.pools],
+        "pools": pools_view(rules),
         "screens": [_screens(screens) for screens in rules.screens],
         "filters": [_filter(one) for one in rules.filters],
         "filterTerms": [_filter_term(term) for term in rules.filter_terms],
         "policers": [_policer(policer) for policer in rules.policers],
         "sessions": {"maximum": rules.sessions.maximum},
     }
+
+
+def pools_view(rules: Ruleset) -> list[dict[str, Any]]:
+    """The pools of NAT."""
+    return [_pool(pool) for pool in rules.pools]
 
 
 def service_text(service: Service) -> str:
