@@ -18,6 +18,7 @@ import structlog
 
 from ipsec_gw import __version__
 from ipsec_gw.config.model import Config, EngineChoice
+from ipsec_gw.config.summary import pools_view
 from ipsec_gw.engines.port import Counters
 from ipsec_gw.errors import IpsecGwError, XfrmError
 from ipsec_gw.firewall.keeper import Keeper
@@ -32,6 +33,7 @@ from ipsec_gw.observe.carriers import Carriers
 from ipsec_gw.observe.sdnotify import notify
 from ipsec_gw.observe.sessions import CLEAR as CLEAR_QUESTION
 from ipsec_gw.observe.sessions import QUESTION as SESSIONS_QUESTION
+from ipsec_gw.observe.sessions import sources_of, with_translations
 from ipsec_gw.observe.views import (
     Carried,
     DockView,
@@ -148,15 +150,13 @@ class Daemon:
 
     async def answer(self, question: str) -> Any:
         """Answer the control socket: ``sas``, ``status``, ``history``, ``sessions``, ``clear-sessions``, ``firewall``,
-        ``reload``, ``plan``, ``fallback``, ``return`` or ``off``.
+        ``nat``, ``reload``, ``plan``, ``fallback``, ``return`` or ``off``.
         """
         match question:
-            case "firewall" | "plan" | "reload":
+            case "firewall" | "nat" | "plan" | "reload":
                 return await self._firewall(question)
             case str() if question.partition(" ")[0] in {SESSIONS_QUESTION, CLEAR_QUESTION}:
-                keeper = self._keeper()
-                work = keeper.sessions if question.startswith(SESSIONS_QUESTION) else keeper.clear_sessions
-                return await asyncio.to_thread(work, question, self._carriers(keeper))
+                return await self._sessions(question)
             case "sas":
                 return {"sas": await self._sas()}
             case "status":
@@ -176,7 +176,17 @@ class Daemon:
             case _:
                 raise IpsecGwError(f"the daemon does not know '{question}' - it is older than this command")
 
+    async def _sessions(self, question: str) -> Any:
+        keeper = self._keeper()
+        if not question.startswith(SESSIONS_QUESTION):
+            return await asyncio.to_thread(keeper.clear_sessions, question, self._carriers(keeper))
+        answer = await asyncio.to_thread(keeper.sessions, question, self._carriers(keeper))
+        return with_translations(answer, await keeper.pools.translated(sources_of(answer)))
+
     async def _firewall(self, question: str) -> Any:
+        if question == "nat":
+            keeper = self._keeper()
+            return {"pools": pools_view(keeper.ruleset), **await keeper.pools.view()}
         if question == "firewall":
             keeper = self._keeper()
             return {
@@ -324,7 +334,7 @@ class Daemon:
             self._gateway.link,
             demand,
             service,
-            needed=lambda: self._needed,
+            needed=lambda: self._needed or self._has_pools,
             empty=lambda: reconciler.empty,
             settle=self._whole_pass,
             look=self._engine_lost,
@@ -338,6 +348,11 @@ class Daemon:
             self._pass_done.clear()
             self._gateway.senses.dirty.set()
             await self._pass_done.wait()
+
+    @property
+    def _has_pools(self) -> bool:
+        """Pools of VPP need it, whatever tunnels there are."""
+        return self._gateway.keeper is not None and self._gateway.keeper.pools.wanted
 
     def _sentry(self, steering: Steering) -> Sentry:
         return Sentry(
@@ -398,6 +413,8 @@ class Daemon:
         self._toucher.touch(moved, reconciler.decision.objects, nat)
 
     def _engine_lost(self) -> None:
+        if self._gateway.keeper is not None:
+            self._gateway.keeper.pools.look_again()
         self._lost.set()
         self._look_again()
 

@@ -23,6 +23,7 @@ from ipsec_gw.engines.kernel import KernelEngine
 from ipsec_gw.engines.port import Capabilities, Engine, EngineContext, Link
 from ipsec_gw.errors import EngineUnavailable, EnvironmentMissing, IpsecGwError, XfrmError
 from ipsec_gw.firewall.keeper import Keeper, prepare
+from ipsec_gw.firewall.pools import TranslatorEngine
 from ipsec_gw.ike.aevent import StateSocket
 from ipsec_gw.ike.observer import Observer
 from ipsec_gw.ike.watcher import CharonWatcher
@@ -47,7 +48,14 @@ from ipsec_gw.ownership.moves import MoveWatch
 from ipsec_gw.ownership.refusals import Refusals
 from ipsec_gw.ownership.rekey import RekeyPacer
 from ipsec_gw.ownership.steer import SteerDriver
-from ipsec_gw.ownership.uplink import ENGINE_END, KERNEL_END, raise_uplink, remove_tunnel_port, remove_uplink
+from ipsec_gw.ownership.uplink import (
+    ENGINE_END,
+    KERNEL_END,
+    raise_uplink,
+    remove_translator,
+    remove_tunnel_port,
+    remove_uplink,
+)
 from ipsec_gw.ownership.waiting import DECISION_SECONDS, WaitingRoom
 from ipsec_gw.ownership.ways import PacketWays
 from ipsec_gw.reconcile.delta import DeltaTracker
@@ -244,10 +252,15 @@ async def build(config: Config, paths: Paths, charon: CharonWatcher, stack: Asyn
         gateway = _join(config, senses, EngineLink(engine, expected), plumbing, moved)
         senses.observer.names_decide = gateway.reconciler.settings.by_name
         await _open_engine(gateway.link, patient=adopting or config.gateway.starts_vpp)
-        keeper = await _wall(config, plumbing.steering, wan, senses.kernel)
+        translator = _translator(choice, paths)
+        if translator is not None:
+            undo.push_async_callback(translator.close)
+        keeper = await _wall(config, plumbing.steering, wan, senses.kernel, translator)
         undo.pop_all()
     stack.callback(plumbing.steering.close)
     stack.push_async_callback(engine.close)
+    if translator is not None:
+        stack.push_async_callback(translator.close)
     waiting = _queue(plumbing, gateway.reconciler, config.gateway.hold_seconds, stack)
     if gateway.guard is not None:
         gateway.guard.before_release = waiting.send
@@ -313,11 +326,17 @@ def _open_steering(config: Config | None, pins: Path) -> Steering:
     return Steering.open(pins, hold, sessions=2 * config.firewall.sessions.maximum)
 
 
-async def _wall(config: Config, steering: Steering, wan: tuple[Link, ...], kernel: XfrmSocket) -> Keeper | None:
+async def _wall(
+    config: Config,
+    steering: Steering,
+    wan: tuple[Link, ...],
+    kernel: XfrmSocket,
+    translator: TranslatorEngine | None = None,
+) -> Keeper | None:
     if config.firewall is None:
         return None
     prepare(steering)
-    keeper = Keeper(steering, config.firewall, frozenset(link.name for link in wan), kernel)
+    keeper = Keeper(steering, config.firewall, frozenset(link.name for link in wan), kernel, translator)
     await keeper.follow_policies()  # first: what is protected is known before anything is let through
     await keeper.apply()
     return keeper
@@ -381,6 +400,15 @@ def _engine(name: EngineName, context: EngineContext) -> Engine:
     from ipsec_gw.engines.soft import SoftEngine  # noqa: PLC0415
 
     return SoftEngine(context)
+
+
+def _translator(name: EngineName, paths: Paths) -> TranslatorEngine | None:
+    """VPP for pools of NAT; other engines translate nothing."""
+    if name is not EngineName.VPP:
+        return None
+    from ipsec_gw.engines.vpp_nat import VppTranslator  # noqa: PLC0415
+
+    return VppTranslator(paths.run_dir)
 
 
 async def _plumb(
@@ -522,3 +550,4 @@ async def remove_everything(paths: Paths) -> None:
         hand.forget(paths.run_dir)
         await remove_uplink(route)
         await remove_tunnel_port(route)
+        await remove_translator(route)

@@ -20,7 +20,7 @@ from vpp_conf.descriptors.route import (
     RouteDescriptor,
 )
 from vpp_conf.descriptors.sa import SadEntry, SaDescriptor, real_window
-from vpp_conf.descriptors.vlan import Vlan, VlanDescriptor
+from vpp_conf.descriptors.subif import SubInterface
 from vpp_conf.doors import Door
 from vpp_conf.journal import Journal
 from vpp_conf.links import Links
@@ -185,7 +185,7 @@ class _Found:
     """
 
     protects: Mapping[int, Protect]
-    doors: Mapping[int, Vlan]
+    doors: Mapping[int, SubInterface]
     redirects: frozenset[tuple[int, int]]
     interfaces: frozenset[int]
     chains: Mapping[int, Chains]
@@ -195,12 +195,12 @@ class _Found:
         return all((sw_if_index, version) in self.redirects for version in VERSIONS)
 
 
-async def _find_tunnels(api: VppApi, known: Inventory) -> _Found:
+async def _find_tunnels(api: VppApi, builder: TunnelBuilder, known: Inventory) -> _Found:
     parts = [held.parts for held in known.tunnels.values()]
     checks = [part.check for part in parts] + [part.door.check for part in parts if part.door is not None]
     return _Found(
         protects={protect.sw_if_index: protect for protect in await ProtectDescriptor(api).retrieve()},
-        doors={vlan.sw_if_index: vlan for vlan in await VlanDescriptor(api).retrieve()},
+        doors={vlan.sw_if_index: vlan for vlan in await builder.doors.vlans.retrieve()},
         redirects=frozenset((one.rx_sw_if_index, one.version) for one in await RedirectDescriptor(api).retrieve()),
         interfaces=frozenset(one.sw_if_index for one in await IpsecInterfaceDescriptor(api).retrieve()),
         chains={check.sw_if_index: check.chains for check in checks},
@@ -215,7 +215,7 @@ async def _take_tunnels(
     known: Inventory,
     routes: frozenset[Route],
 ) -> None:
-    found = await _find_tunnels(api, known)
+    found = await _find_tunnels(api, builder, known)
     leftovers, doors = set(found.interfaces), dict(found.doors)
     for row in journal.rows("tunnel"):
         record: TunnelRecord = read_tunnel(row)
@@ -265,7 +265,7 @@ async def _door_of(record: TunnelRecord, builder: TunnelBuilder, found: _Found) 
     if tunnel.interface is None or index is None or index not in found.doors or not found.redirected(index):
         return None
     chains = await _chains_of(index, builder, found)
-    if not chains.whole or found.doors[index].vlan != tunnel.interface.vlan:
+    if not chains.whole or found.doors[index].vid != tunnel.interface.vlan:
         return None
     return builder.doors.door(tunnel.interface.vlan, record.sw_if_index, frozenset(tunnel.selectors), index, chains)
 

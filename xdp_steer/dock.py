@@ -27,8 +27,9 @@ OBJECT = Path(__file__).parent / "bpf" / "dock.bpf.o"
 ENTRY = "xsk_def_prog"
 EXIT = "to_vpp"
 PLAIN_ENTRY = "plain_to_vpp"
+NAT_ENTRY = "nat_to_vpp"
 _MAPS = ("xsks_map", "pipeline", "dock_counts")
-_PROGRAMS = (ENTRY, EXIT, PLAIN_ENTRY)
+_PROGRAMS = (ENTRY, EXIT, PLAIN_ENTRY, NAT_ENTRY)
 _LINK = "link"
 _ROLE_NOTE = "role:"
 _OBJECT_NOTE = "object:"
@@ -46,6 +47,8 @@ class Role(StrEnum):
     """The same, on an interface of the firewall that no tunnel comes in by."""
     TO_ENGINE = "to-engine"
     """Every packet goes to the engine's socket, or to the kernel, which may then send what the engine would have."""
+    TO_TRANSLATOR = "to-translator"
+    """Every packet goes to VPP's socket, to be translated, or is dropped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +64,17 @@ class Dock:
     counts: int
     exit: int
     plain: int
+    nat: int
 
-    def install(self, role: Role, entry: int) -> None:
-        """Put a program behind the dock, by one write, and note the role."""
+    def install(self, role: Role, pipeline: int) -> None:
+        """Put the program of a role behind the dock, by one write, and note the role."""
+        entry = {Role.TO_ENGINE: self.plain, Role.TO_TRANSLATOR: self.nat}.get(role, pipeline)
         libbpf.map_update(self.pipeline, ctypes.c_uint32(0), ctypes.c_uint32(entry))
         _note(self.directory, _ROLE_NOTE, role)
 
     def close(self) -> None:
         """Close the descriptors. The dock stays attached."""
-        for fd in (self.link, self.xsks_map, self.pipeline, self.counts, self.exit, self.plain):
+        for fd in (self.link, self.xsks_map, self.pipeline, self.counts, self.exit, self.plain, self.nat):
             os.close(fd)
 
 
@@ -126,7 +131,7 @@ def open_dock(pins: Path, interface: str, role: Role, pipeline: int) -> Dock:
         if not _has_note(directory, _OBJECT_NOTE, object_digest()):
             _upgrade(directory, link)
         dock = _adopt(directory, interface, ifindex, link)
-        dock.install(role, dock.plain if role is Role.TO_ENGINE else pipeline)
+        dock.install(role, pipeline)
         return dock
 
 
@@ -195,7 +200,8 @@ def _attach(directory: Path, interface: str, ifindex: int, role: Role, pipeline:
     link = None
     try:
         _check_counts(interface, obj.map("dock_counts"))
-        entry = obj.program(PLAIN_ENTRY) if role is Role.TO_ENGINE else pipeline
+        entries = {Role.TO_ENGINE: PLAIN_ENTRY, Role.TO_TRANSLATOR: NAT_ENTRY}
+        entry = obj.program(entries[role]) if role in entries else pipeline
         libbpf.map_update(obj.map("pipeline"), ctypes.c_uint32(0), ctypes.c_uint32(entry))
         directory.mkdir(parents=True)
         for name in _MAPS:
@@ -281,7 +287,7 @@ def _check_counts(dock_name: str, counts_map: int) -> None:
 
 def _adopt(directory: Path, interface: str, ifindex: int, link: int) -> Dock:
     xsks_map, pipeline, dock_counts = (libbpf.open_pin(directory / name) for name in _MAPS)
-    exits = [libbpf.open_pin(directory / name) for name in (EXIT, PLAIN_ENTRY)]
+    exits = [libbpf.open_pin(directory / name) for name in (EXIT, PLAIN_ENTRY, NAT_ENTRY)]
     return Dock(interface, ifindex, directory, link, xsks_map, pipeline, dock_counts, *exits)
 
 

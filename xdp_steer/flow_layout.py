@@ -36,6 +36,14 @@ TUNNEL_PORT_MAC = bytes.fromhex("02697073656d")
 """Ethernet address of the tunnels' port; the zone is in the last two octets of the source address."""
 TUNNEL_PORT_ZONE_AT = 10
 """Offset of the zone in a frame to the tunnels' port."""
+TRANSLATOR_MAC, TRANSLATOR_PORT_MAC = bytes.fromhex("02697073766e"), bytes.fromhex("026970736b6e")
+"""Ethernet addresses of the pair of NAT: VPP's end, and the kernel's."""
+TRANSLATOR_OUTSIDE = 100
+"""VLAN tag on that pair of what is outside; each pool of VPP has one of its own, from 1 on."""
+TRANSLATOR_SIDE = 2 * MAX_TABLES
+"""``prefix_key.side`` of the addresses that are VPP's; their class is the tag of their pool."""
+TRANSLATOR_MTU = 1500
+"""Of that pair, in bytes of IP; two bytes less than VPP's small buffers hold with their headers would do as well."""
 MAX_SESSIONS = 2 * 262_144
 """Entries of the session table unless configured otherwise: one for each direction."""
 MAX_TIMEOUTS = 8
@@ -150,6 +158,10 @@ class PortFlag(IntFlag):
     """A filter looks at what arrives."""
     HOST_FILTER = 8192
     """A filter looks at what is for this machine."""
+    TRANSLATED = 16384
+    """VPP's NAT sends by it."""
+    POOLS = 32768
+    """Its zone is the one that flows of a pool of VPP lead to."""
 
 
 class TunnelSide(IntEnum):
@@ -177,6 +189,8 @@ class SessionFlag(IntFlag):
     FIN = 32
     NAT64 = 64
     """Its packets become such of the other family."""
+    TRANSLATOR = 128
+    """VPP translates its packets."""
 
 
 class State(IntEnum):
@@ -239,6 +253,8 @@ class Stage(IntEnum):
     HOST_FILTER = 15
     COOKIE = 16
     TUNNEL_NAT = 17
+    TRANSLATE = 18
+    TRANSLATED = 19
 
 
 class EgressStage(IntEnum):
@@ -362,6 +378,7 @@ class PoolLeaf(ctypes.Structure):
         ("overflow", ctypes.c_uint32),
         ("block", ctypes.c_uint32),
         ("subscribers", ctypes.c_uint32),
+        ("translator", ctypes.c_uint32),
     )
 
 
@@ -691,6 +708,11 @@ def c_defines() -> str:
     lines += [f"#define TUNNEL_{action.name} {action.value}" for action in TunnelAction]
     lines += [f"#define {name} {globals()[name]}" for name in ("TUNNEL_NET_BITS", "TUNNEL_PORT_ZONE_AT")]
     lines += [f"#define TUNNEL_PORT_MAC {{ {', '.join(map(str, TUNNEL_PORT_MAC))}, 2 }}"]
+    for name in ("TRANSLATOR_MAC", "TRANSLATOR_PORT_MAC"):
+        lines.append(f"#define {name} {{ {', '.join(map(str, globals()[name]))} }}")
+    lines += [
+        f"#define {name} {globals()[name]}" for name in ("TRANSLATOR_OUTSIDE", "TRANSLATOR_SIDE", "TRANSLATOR_MTU")
+    ]
     lines += [f"#define {name} {value}" for name, value in globals().items() if name.startswith("MAX_")]
     lines += [f"#define {name} {globals()[name]}" for name in ("SERVICE_CHUNK", "NAT_TRIES", "NAT_STEP")]
     lines += [f"#define {name} {globals()[name]}" for name in ("FRAGMENT_SECONDS", "EVENT_RING_BYTES")]

@@ -51,6 +51,9 @@ __all__ = ["Count", "DockCount", "GuardCount", "Reason", "Role", "SteerCount", "
 _CLSACT_NOTE = "clsact"
 """A directory in a dock's pins: the guard brought clsact, so it goes with it."""
 
+_CLOCK_MONOTONIC_COARSE = 6
+"""``linux/time.h``; the clock of sessions. One that begins after a reading of it is never older than that."""
+
 DEFAULT_HOLD_MS = 2000
 """Longer than a busy daemon needs to decide on a newborn SPI, and no longer than a silent one counts as alive."""
 
@@ -186,7 +189,7 @@ class Steering:
         self._docks[interface] = dock
 
     def _connect(self, dock: Dock, role: Role) -> None:
-        if role is Role.TO_ENGINE:
+        if role in (Role.TO_ENGINE, Role.TO_TRANSLATOR):
             self._disconnect(dock)
             return
         if guard.attach(dock.interface, dock.ifindex, self._programs.guard):
@@ -244,6 +247,27 @@ class Steering:
         """Indices of the veth pair that leads what the kernel decrypted into the pipeline, 0 for none."""
         tables.set_control(self._control, Control.TUNNEL_ENTRY, entry)
         tables.set_control(self._control, Control.TUNNEL_PORT, port)
+
+    def set_translator_port(self, port: int) -> None:
+        """Index of the kernel's end of the veth pair of NAT, 0 for none."""
+        tables.set_control(self._control, Control.TRANSLATOR_PORT, port)
+
+    def translates(self) -> bool:
+        """Whether VPP gets the new flows of its pools. VPP's death ends that without anybody's doing."""
+        return bool(tables.control(self._control, Control.TRANSLATOR))
+
+    def begin_translation(self, life: int, *, anew: bool) -> None:
+        """VPP has the pools in place and gets their new flows. ``life`` (not 0) tells one VPP from the next; with
+        ``anew``, or in another life, what it knew of flows before is gone: their sessions are over.
+        """
+        if anew or not self.translates() or tables.control(self._control, Control.TRANSLATOR_LIFE) != life:
+            now = time.clock_gettime_ns(_CLOCK_MONOTONIC_COARSE)
+            tables.set_control(self._control, Control.TRANSLATOR_LIFE, life)
+            tables.set_control(self._control, Control.TRANSLATOR, now)
+
+    def end_translation(self) -> None:
+        """XDP translates what is new in VPP's place, with addresses of its own; what VPP translated is dropped."""
+        tables.set_control(self._control, Control.TRANSLATOR, 0)
 
     def seed_firewall(self, seed: int, answers_per_second: int) -> None:
         """The seed of NAT's choices, kept if there is one, and how many packets may be answered (0: all of them)."""

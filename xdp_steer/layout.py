@@ -80,8 +80,15 @@ class Control(IntEnum):
 
     WAITED_MARK = 12
     """The mark of packets that waited and that the guard lets through; a number that nobody else has, 0 for none."""
+    TRANSLATOR = 13
+    """CLOCK_MONOTONIC_COARSE since when VPP knows of NAT's flows; 0: VPP is away, XDP translates what is new. Set by
+    user space alone, cleared by the dock of VPP's end as well."""
+    TRANSLATOR_PORT = 14
+    """Index of the kernel's end of the veth pair of NAT, 0 without pools of VPP."""
+    TRANSLATOR_LIFE = 15
+    """Whose table TRANSLATOR is about, for user space alone."""
 
-    UPLINK = 13
+    UPLINK = 16
     """Index of the kernel's end of the veth pair to the engine, 0 without one."""
 
 

@@ -47,6 +47,8 @@ _STAGES = (
     Stage.HOST_FILTER,
     Stage.COOKIE,
     Stage.TUNNEL_NAT,
+    Stage.TRANSLATE,
+    Stage.TRANSLATED,
 )
 _CLEAR = ("decrypted", "routed_in", "routed_out")
 """The fields of :class:`ClearPrograms`, and the names of their pins."""

@@ -15,8 +15,8 @@ MAX_REASONS = 128
 @unique
 class Reason(IntEnum):
     """A verdict of XDP on ESP (1 to 23, none of them drops), of TC on packets of XFRM interfaces (24 to 31), of the
-    guard on TC egress (32 to 39), or of the firewall in XDP (40 to 79), on TC egress (80 to 89), by screens in XDP (90
-    to 121) or by filters there (122 and above).
+    guard on TC egress (32 to 39), or of the firewall in XDP (40 to 79 and 112 to 119), on TC egress (80 to 89), by
+    screens in XDP (90 to 111) or by filters there (122 and above).
     """
 
     STEERED = 1
@@ -170,6 +170,9 @@ class Reason(IntEnum):
     """Source NAT and the IPsec policies disagree: it is protected and would leave in clear as what it becomes, or would
     be protected by a tunnel whose policies were not asked: dropped."""
 
+    TRANSLATE = 79
+    """Handed to VPP's NAT; when it comes back, another verdict follows."""
+
     EGRESS_SESSION = 80
     """Sent by the kernel in a session: passed."""
     EGRESS_NEW = 81
@@ -231,6 +234,15 @@ class Reason(IntEnum):
     """More TCP SYNs from its zone than allowed in a window: answered with a cookie."""
     SCREEN_COOKIE_VALID = 109
     """A TCP ACK with a cookie: its source is believed from then on, and the connection is reset."""
+
+    TRANSLATOR_AWAY = 112
+    """Of a flow that VPP's NAT translates, or to an address of VPP's, while VPP is away: dropped."""
+    TRANSLATOR_UNFIT = 113
+    """The same with IPv4 options, which VPP would act upon itself: dropped."""
+    TRANSLATOR_UNKNOWN = 114
+    """Came back from VPP's NAT and belongs to no session or pool: dropped."""
+    TRANSLATOR_PASSED = 115
+    """Of a flow that VPP's NAT translates, with the addresses from before, and not from VPP: dropped."""
 
     FILTER_DISCARD = 122
     """A term of an input filter or of the host filter discards it."""

@@ -142,8 +142,10 @@ def _print_firewall(firewall: dict[str, Any]) -> None:
     _table(console, "Terms of filters", ("filter/term", "matches", "then"), terms)
     policers = [(policer["name"], policer["buckets"], policer["colours"]) for policer in firewall["policers"]]
     _table(console, "Policers", ("policer", "buckets", "colours"), policers)
-    pools = [(pool["name"], pool["addresses"], pool["ports"], pool["options"]) for pool in firewall["pools"]]
-    _table(console, "Pools", ("pool", "addresses", "ports", "options"), pools)
+    pools = [
+        (pool["name"], pool["engine"], pool["addresses"], pool["ports"], pool["options"]) for pool in firewall["pools"]
+    ]
+    _table(console, "Pools", ("pool", "engine", "addresses", "ports", "options"), pools)
 
 
 def _matches(rule: dict[str, Any]) -> str:

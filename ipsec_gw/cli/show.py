@@ -93,6 +93,31 @@ def firewall(options: Options, as_json: bool) -> None:
 @show.command()
 @_json
 @click.pass_obj
+def nat(options: Options, as_json: bool) -> None:
+    """The pools of NAT, and who translates with them now."""
+    answer = control.ask(options.run_dir, "nat")
+    if as_json:
+        _print_json(answer)
+        return
+    from rich.table import Table  # noqa: PLC0415
+
+    console = terminal.console()
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
+    for column in ("pool", "engine", "addresses", "ports", "options"):
+        table.add_column(column, overflow="fold")
+    for pool in answer["pools"]:
+        table.add_row(*(pool[name] for name in ("name", "engine", "addresses", "ports")), ", ".join(pool["options"]))
+    console.print(table if answer["pools"] else "no pools")
+    if answer["state"]:
+        console.print(f"new flows of VPP's pools are translated by {answer['state']}", highlight=False)
+    if answer["most"]:
+        room = f"{answer['translations']:,} flows; each of its threads has room for {answer['most']:,}"
+        console.print(f"VPP translates {room}", highlight=False)
+
+
+@show.command()
+@_json
+@click.pass_obj
 def status(options: Options, as_json: bool) -> None:
     """The engine, whether everything is in sync, and the steering counters."""
     answer = control.ask(options.run_dir, "status")

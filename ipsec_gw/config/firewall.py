@@ -12,7 +12,7 @@ from ipsec_gw.config.limits import MAX_SECONDS, MAX_SESSIONS
 from ipsec_gw.config.ports import protocol_of, span_of
 from ipsec_gw.config.problems import Refused
 from ipsec_gw.config.section import Section
-from ipsec_gw.model.firewall import Range, Sessions, Timeouts
+from ipsec_gw.model.firewall import PoolEngine, Range, Sessions, Timeouts
 
 DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 
@@ -31,6 +31,15 @@ def _port(value: Any) -> Range:
 
 def _pool_ports(value: Any) -> Range:
     return span_of(value, first=1)
+
+
+def _pool_engine(value: Any) -> PoolEngine:
+    if value == "auto":
+        raise Refused('"auto" is not known yet', 'write engine = "xdp" or "vpp"')
+    try:
+        return PoolEngine(value)
+    except ValueError:
+        raise Refused(f"{value!r} is no engine of a pool", 'write engine = "xdp" or "vpp"') from None
 
 
 def _protocol(value: Any) -> int | None:
@@ -141,6 +150,7 @@ class PoolShape(Section):
     ports: Annotated[Range, PlainValidator(_pool_ports)] = (1024, 65535)
     persistent: bool = False
     overflow: str | None = None
+    engine: Annotated[PoolEngine, PlainValidator(_pool_engine)] = PoolEngine.XDP
     block: Annotated[int, Field(ge=1, le=65535)] | None = None
     subscribers: str | None = None
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from ipsec_gw.config.context import Context, Names, Shadows, elements, tables
 from ipsec_gw.config.firewall import DestinationNatShape, Nat64Shape, Nptv6Shape, SourceNatShape, StaticNatShape
@@ -13,6 +15,7 @@ from ipsec_gw.config.prefix_nat import destination_rule, nptv6_rule, static_rule
 from ipsec_gw.config.problems import Report
 from ipsec_gw.config.section import unknown
 from ipsec_gw.config.source_nat import source_rule
+from ipsec_gw.config.vpp_pools import VppPools
 from ipsec_gw.model.firewall import DestinationNat, Nat64, Nptv6, Pool, SourceNat, StaticNat
 
 _TABLES = ["pools", "source", "destination", "static", "nptv6", "nat64"]
@@ -40,7 +43,7 @@ def resolve_nat(raw: object, context: Context) -> Nat:
     pools = Pools(parts.get("pools", {}), context)
     names = Names(report)
     outside = Outside(report)
-    return Nat(
+    nat = Nat(
         pools=tuple(pools.found.values()),
         source=_source(parts.get("source", []), context, pools, names),
         destination=_destination(parts.get("destination", []), context, names),
@@ -48,6 +51,25 @@ def resolve_nat(raw: object, context: Context) -> Nat:
         nptv6=_nptv6(parts.get("nptv6", []), context, names, outside),
         nat64=_nat64(parts.get("nat64", []), context, pools, names),
     )
+    _check_vpp(nat, parts, VppPools(pools.found, context))
+    return nat
+
+
+def _check_vpp(nat: Nat, parts: Mapping[str, Any], pools: VppPools) -> None:
+    """Rules as they are used with pools of VPP, each at its place in the file."""
+
+    def path(kind: str, name: str) -> Path:
+        rules = parts.get(kind, [])
+        return ("nat", kind, next(place for place, rule in enumerate(rules) if rule.get("name") == name))
+
+    for source in nat.source:
+        pools.check_source(path("source", source.name), source.pool, source.to_zone)
+    for nat64 in nat.nat64:
+        pools.check_nat64(path("nat64", nat64.name), nat64.pool)
+    for destination in nat.destination:
+        pools.check_apart((*path("destination", destination.name), "destination"), destination.destination)
+    for static in nat.static:
+        pools.check_apart((*path("static", static.name), "external"), static.external)
 
 
 def _source(raw: object, context: Context, pools: Pools, names: Names) -> tuple[SourceNat, ...]:

@@ -12,6 +12,7 @@ from ipsec_gw.config.names import check_name
 from ipsec_gw.config.positions import Path
 from ipsec_gw.config.problems import Refused, Report, dotted, one_of
 from ipsec_gw.config.section import read
+from ipsec_gw.config.vpp_pools import check_vpp_pool
 from ipsec_gw.model.firewall import Blocks, Pool
 
 PREFIX: Path = ("nat", "pools")
@@ -68,6 +69,8 @@ class Pools:
         if other.blocks is not None:
             message = f"pool {other.name} has blocks, which are subscribers' for good"
             self._report.add(path, message, "name a pool without blocks")
+        if other.engine is not pool.engine:
+            self._report.add(path, f"pool {other.name} is VPP's, this one is XDP's", "name a pool of XDP")
         if other.first.version != pool.first.version:
             message = f"pool {other.name} is IPv{other.first.version}, this one is IPv{pool.first.version}"
             self._report.add(path, message, "name a pool of the same family")
@@ -91,7 +94,9 @@ def _pool(name: str, value: object, report: Report) -> Pool | None:
     except Refused as refused:
         report.refuse((*path, "addresses"), refused)
         return None
-    pool = Pool(name, first, last, shape.ports, shape.persistent, shape.overflow)
+    pool = Pool(name, first, last, shape.ports, shape.persistent, shape.overflow, engine=shape.engine)
+    if not check_vpp_pool(path, pool, shape, report):
+        return None
     return _with_blocks(pool, shape, path, report)
 
 

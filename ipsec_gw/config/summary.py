@@ -26,7 +26,7 @@ from ipsec_gw.model.firewall import (
     Translation,
     Zone,
 )
-from ipsec_gw.model.ids import IpNetwork
+from ipsec_gw.model.ids import IpAddress, IpNetwork
 from ipsec_gw.model.screens import Screens
 
 _NAMES = {number: name for name, number in PROTOCOLS.items()}
@@ -49,13 +49,18 @@ def describe(rules: Ruleset) -> dict[str, Any]:
             *map(_nat64, rules.nat64),
             *map(_source, rules.source_nat),
         ],
-        "pools": [_pool(pool) for pool in rules.pools],
+        "pools": pools_view(rules),
         "screens": [_screens(screens) for screens in rules.screens],
         "filters": [_filter(one) for one in rules.filters],
         "filterTerms": [_filter_term(term) for term in rules.filter_terms],
         "policers": [_policer(policer) for policer in rules.policers],
         "sessions": {"maximum": rules.sessions.maximum},
     }
+
+
+def pools_view(rules: Ruleset) -> list[dict[str, Any]]:
+    """The pools of NAT."""
+    return [_pool(pool) for pool in rules.pools]
 
 
 def service_text(service: Service) -> str:
@@ -219,5 +224,17 @@ def _pool(pool: Pool) -> dict[str, Any]:
     options += [f"overflow {pool.overflow}"] if pool.overflow else []
     if pool.blocks:
         options += [f"{pool.blocks.size} ports for each of {pool.blocks.subscribers}"]
-    addresses = str(pool.first) if pool.first == pool.last else f"{pool.first}-{pool.last}"
-    return {"name": pool.name, "addresses": addresses, "ports": _span(pool.ports), "options": options}
+    if pool.of_vpp:
+        options += [f"VPP has {_addresses(pool.of_vpp)}", f"XDP {_addresses(pool.of_xdp)}"]
+    return {
+        "name": pool.name,
+        "addresses": _addresses((pool.first, pool.last)),
+        "ports": _span(pool.ports),
+        "engine": pool.engine.value,
+        "options": options,
+    }
+
+
+def _addresses(span: tuple[IpAddress, IpAddress]) -> str:
+    first, last = span
+    return str(first) if first == last else f"{first}-{last}"

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime
 from typing import Any
@@ -18,21 +18,29 @@ from ipsec_gw.errors import IpsecGwError
 from ipsec_gw.firewall import collector as collecting
 from ipsec_gw.firewall.ageing import Close, CloseReason, Filter
 from ipsec_gw.firewall.collector import Collector
+from ipsec_gw.firewall.pools import PoolWatch, TranslatorEngine, doubts
 from ipsec_gw.ike.messages import XFRMNLGRP_POLICY
 from ipsec_gw.ike.xfrm import XfrmMonitor, XfrmSocket
 from ipsec_gw.mirror import proxy
 from ipsec_gw.mirror.ports import INTERFACES, ROUTES, Changes, local_addresses, port_infos
-from ipsec_gw.model.firewall import TUNNEL_INTERFACES, Ruleset
+from ipsec_gw.model.firewall import TRANSLATOR_PORT, TUNNEL_INTERFACES, Ruleset
 from ipsec_gw.observe.carriers import Carriers
 from ipsec_gw.observe.flowlog import Decoder, to_json
 from ipsec_gw.observe.sessions import Query, by_engine, chosen_by, sessions_view
-from ipsec_gw.ownership.uplink import KERNEL_END, TUNNEL_PORT, raise_tunnel_port
+from ipsec_gw.ownership.uplink import (
+    KERNEL_END,
+    TRANSLATOR_END,
+    TUNNEL_PORT,
+    raise_translator,
+    raise_tunnel_port,
+)
 from xdp_steer.compile.changes import Change, plan
 from xdp_steer.compile.ids import Ids, assign
 from xdp_steer.compile.rows import PortInfo
 from xdp_steer.compile.ruleset import compile_ruleset
 from xdp_steer.compile.schedule import next_change
 from xdp_steer.compile.screens import limited_zones
+from xdp_steer.compile.translators import translators_of
 from xdp_steer.compile.tunnels import tunnel_lists
 from xdp_steer.events import EventReader
 from xdp_steer.gateway import Role, Steering
@@ -51,11 +59,16 @@ flow_log = structlog.get_logger("flow")
 
 class Keeper:
     """The firewall of a running gateway. ``wan`` are interfaces that ESP comes and goes by; ``kernel`` tells the IPsec
-    policies, None for no IPsec at all.
+    policies, None for no IPsec at all; ``translator`` is VPP, for the pools that are its own.
     """
 
     def __init__(
-        self, steering: Steering, ruleset: Ruleset, wan: frozenset[str], kernel: XfrmSocket | None = None
+        self,
+        steering: Steering,
+        ruleset: Ruleset,
+        wan: frozenset[str],
+        kernel: XfrmSocket | None = None,
+        translator: TranslatorEngine | None = None,
     ) -> None:
         self.steering = steering
         self._firewall = steering.firewall
@@ -66,11 +79,13 @@ class Keeper:
         counts = SessionCounts(steering.session_counts_map)
         self._collector = Collector(self._table, ruleset.sessions, self._tell_closed, session_counts=counts)
         self._offset_ns = time.time_ns() - time.monotonic_ns()
+        self.pools = PoolWatch(steering, translator, self._dock_translator)
         self._dirty = asyncio.Event()
         self._routes = asyncio.Event()
         self._policies = asyncio.Event()
         self._lock = asyncio.Lock()
         self._unmirrored = 0
+        self._doubted: set[str] = set()
         self._former: Ids | None = None  # what numbers meant, while sessions of what is gone are ended
         self.ruleset = ruleset
         self.missing: frozenset[str] = frozenset()
@@ -85,16 +100,21 @@ class Keeper:
             before = self._firewall.ids()
             ids = assign(before, wanted)
             self.steering.set_tunnel_port(*await raise_tunnel_port(route))
+            if translators_of(wanted):
+                self.steering.set_translator_port(await raise_translator(route))
             infos = await self._infos(route, wanted)
             mirrors = {term.mirror for term in wanted.filter_terms if term.mirror}  # not docked: they are in no zone
             others = await port_infos(route, mirrors, self.steering.is_generic, self._wan)
             rows = compile_ruleset(wanted, ids, {**others, **infos}, now=datetime.now())
-            self.steering.set_local(await local_addresses(route))
+            here = await local_addresses(route)
+            self.steering.set_local(here)
+            self._warn(doubts(translators_of(wanted), here, []))
             if not self._firewall.apply(rows, ids):
                 await self._dock(route, infos)
                 await proxy.hold(route, (await proxy.wanted(route, wanted)).given)
                 return
             await self._dock(route, infos)
+            self.pools.want(wanted)
             self.ruleset = wanted
             await asyncio.to_thread(self._collector.configure, wanted.sessions, limited_zones(rows.screens))
             if self._wan and not any(zone.tunnels for zone in wanted.zones):
@@ -107,7 +127,9 @@ class Keeper:
         """Bring the IPsec policies of this moment to the data path. Raises XfrmError and SteeringError."""
         if self._kernel is None:
             return
-        found = tunnel_lists(await asyncio.to_thread(self._kernel.policies))
+        policies = await asyncio.to_thread(self._kernel.policies)
+        self._warn(doubts(translators_of(self.ruleset), frozenset(), policies))
+        found = tunnel_lists(policies)
         if self._tunnels.replace(found.lists):
             self.steering.routes_changed()
             for network in found.cut:
@@ -141,6 +163,7 @@ class Keeper:
                 tasks.create_task(self._follow_routes())
                 tasks.create_task(self._follow_interfaces())
                 tasks.create_task(self._follow_policies())
+                tasks.create_task(self.pools.run())
 
     def tunnel_zones(self) -> frozenset[int]:
         """Numbers of the zones that packets of tunnels come from and go to."""
@@ -186,6 +209,7 @@ class Keeper:
 
     async def _infos(self, route: AsyncIPRoute, ruleset: Ruleset) -> dict[str, PortInfo]:
         names = [TUNNEL_PORT, *(name for zone in ruleset.zones for name in zone.ports)]
+        names += [TRANSLATOR_PORT] if translators_of(ruleset) else []
         infos = await port_infos(route, names, self.steering.is_generic, self._wan)
         missing = frozenset(names) - infos.keys() - {TUNNEL_INTERFACES[0]}  # that one comes with an engine
         if missing != self.missing:
@@ -209,6 +233,18 @@ class Keeper:
             self.steering.undock(name)
         for name in sorted(self.steering.tapped() - routed):
             self.steering.untap(name)
+
+    def _warn(self, warnings: Iterable[str]) -> None:
+        """Each of them once."""
+        for warning in warnings:
+            if warning not in self._doubted:
+                log.warning(warning)
+            self._doubted.add(warning)
+
+    async def _dock_translator(self) -> None:
+        """VPP's end of the pair of NAT, before VPP takes it."""
+        if TRANSLATOR_END not in self.steering.docked(Role.TO_TRANSLATOR):
+            self.steering.dock(TRANSLATOR_END, Role.TO_TRANSLATOR)
 
     def _end_orphaned(self, before: Ids, now: Ids) -> None:
         """A number may be given to another zone or rule later: no session keeps that of one that is gone."""

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 TUNNEL_INTERFACES = ("ipsecgw-up", "ipsecgw-kd")
 """Where packets of tunnels come out in clear: decrypted by an engine, and by the kernel."""
 
+TRANSLATOR_PORT = "ipsecgw-kn"
+"""The kernel's end of the veth pair by which VPP translates for pools."""
+
 SELF = "self"
 """The zone that is this machine: what is delivered to it and what it sends."""
 
@@ -122,12 +125,28 @@ class Blocks:
     subscribers: IpNetwork
 
 
+@unique
+class PoolEngine(StrEnum):
+    """Who translates with the addresses of a pool."""
+
+    XDP = "xdp"
+    VPP = "vpp"
+
+
+RESERVED_SHARE = 8
+"""Of so many addresses of a pool of VPP one is XDP's, at least one of all."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pool:
     """Addresses to translate to, first and last included; with ``ports`` also the ports (and ICMP identifiers).
 
     ``persistent``: a source keeps its address. ``overflow`` names the pool that is asked when this one has no
     free port. With ``blocks`` neither is set, and what is no subscriber's is not translated but dropped.
+
+    With the engine VPP it is IPv4, has two addresses at least and all ports from 1024 on, neither overflow nor blocks,
+    and the rules with it lead to one zone. VPP has the first addresses; the last ones are XDP's, for flows that begin
+    while VPP is away, and for what VPP does not translate.
     """
 
     name: str
@@ -137,6 +156,25 @@ class Pool:
     persistent: bool = False
     overflow: str | None = None
     blocks: Blocks | None = None
+    engine: PoolEngine = PoolEngine.XDP
+
+    @property
+    def reserved(self) -> int:
+        """How many addresses at the end are XDP's; all of them if XDP translates."""
+        count = int(self.last) - int(self.first) + 1
+        return count if self.engine is PoolEngine.XDP else max(1, count // RESERVED_SHARE)
+
+    @property
+    def of_xdp(self) -> tuple[IpAddress, IpAddress]:
+        """The first and the last address that XDP translates to."""
+        return self.last - (self.reserved - 1), self.last
+
+    @property
+    def of_vpp(self) -> tuple[IpAddress, IpAddress] | None:
+        """The first and the last address that VPP translates to; None if XDP has them all."""
+        if self.engine is PoolEngine.XDP:
+            return None
+        return self.first, self.last - self.reserved
 
     @property
     def blocks_of_an_address(self) -> int:
@@ -286,3 +324,7 @@ class Ruleset:
     filters: tuple[Filter, ...] = ()
     filter_terms: tuple[FilterTerm, ...] = ()
     policers: tuple[Policer, ...] = ()
+
+    def zone_of_pool(self, name: str) -> str | None:
+        """The zone that the rules with a pool lead to; None if there is no such rule, or the first one is for any."""
+        return next((rule.to_zone for rule in self.source_nat if rule.pool == name), None)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from ipaddress import ip_network
+from ipaddress import IPv4Address, ip_network
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from ipsec_gw.errors import ConfigError
+from ipsec_gw.model.firewall import PoolEngine
+from xdp_steer.flow_layout import SessionFlag
 
 if TYPE_CHECKING:
     # The daemon has these loaded; the command would wait for numpy.
     from ipsec_gw.firewall.ageing import Counts, Filter
+    from ipsec_gw.firewall.pools import Translated
     from ipsec_gw.firewall.talkers import Talker
     from ipsec_gw.observe.carriers import Carrier, Carriers
     from ipsec_gw.observe.flowlog import Decoder
@@ -24,6 +27,7 @@ ENGINES = ("xdp", "vpp", "soft", "kernel", "pending")
 """What may carry a session: XDP alone, or whoever has the outbound SA of its tunnel."""
 DEFAULT_LIMIT = 100
 _SECOND = 1_000_000_000
+_ICMP = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,7 @@ class SessionView:
     """One session. ``natSource`` and ``natDestination`` are null where nothing was translated; times in seconds.
 
     ``engine`` is one of ENGINES; ``tunnel`` (connection/child) and ``spi`` (outbound, hexadecimal) are empty for a
-    session that goes into none.
+    session that goes into none. ``translator`` is ``vpp`` where VPP translates, with a ``natSource`` that VPP tells.
     """
 
     id: int
@@ -106,6 +110,7 @@ class SessionView:
     engine: str
     tunnel: str
     spi: str
+    translator: str
     idle: float
     timeout: int
     age: float
@@ -163,6 +168,7 @@ def session_view(session: Session, carrier: Carrier | None, decoder: Decoder, no
         engine=carrier.engine if carrier else ENGINES[0],
         tunnel=carrier.tunnel if carrier else "",
         spi=carrier.spi if carrier else "",
+        translator=PoolEngine.VPP.value if session.flags & SessionFlag.TRANSLATOR else "",
         idle=_seconds(now_ns - session.last_seen_ns),
         timeout=session.timeout,
         age=_seconds(now_ns - session.created_ns),
@@ -199,6 +205,30 @@ def sessions_view(
         more=len(found) > query.limit,
         talkers=tuple(_talkers(table, chosen, query, carriers)) if query.top else (),
     )
+
+
+def sources_of(answer: Mapping[str, Any]) -> frozenset[IPv4Address]:
+    """Sources of the sessions of an answer that VPP translates."""
+    return frozenset(IPv4Address(row["source"]["address"]) for row in answer["sessions"] if row["translator"])
+
+
+def with_translations(answer: Mapping[str, Any], found: Iterable[Translated]) -> dict[str, Any]:
+    """The same answer, with what VPP makes of sources."""
+    known = {
+        (one.protocol, *one.inside, one.far[0], 0 if one.protocol == _ICMP else one.far[1]): one.outside
+        for one in found
+    }
+
+    def joined(row: dict[str, Any]) -> dict[str, Any]:
+        if not row["translator"]:
+            return row
+        source, far = row["source"], row["natDestination"] or row["destination"]
+        port = 0 if row["protocol"] == _ICMP else far["port"]  # an identifier, which is the source's
+        place = row["protocol"], IPv4Address(source["address"]), source["port"], IPv4Address(far["address"]), port
+        end = known.get(place)
+        return row if end is None else {**row, "natSource": asdict(EndView(str(end[0]), end[1]))}
+
+    return {**answer, "sessions": [joined(row) for row in answer["sessions"]]}
 
 
 def chosen_by(query: Query, zones: Mapping[str, int], carriers: Carriers, now_ns: int) -> Filter:

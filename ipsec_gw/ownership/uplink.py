@@ -1,5 +1,5 @@
 """The veth pairs by which clear packets of tunnels come and go: between the kernel and the engine, and from the
-kernel's own IPsec to the firewall.
+kernel's own IPsec to the firewall; and the pair by which VPP translates.
 
 ``ipsecgw-up`` is the kernel's end: decrypted packets come out of it, plaintext to encrypt goes into it.
 ``ipsecgw-vp`` is the engine's end: an AF_XDP socket takes what arrives there. With no live socket the dock
@@ -7,6 +7,8 @@ passes packets on, they come back into the kernel by ``ipsecgw-vp`` and take XFR
 
 What the kernel decrypts is led into ``ipsecgw-ki`` and comes out of ``ipsecgw-kd``, the tunnels' port, where the
 pipeline sees it as it sees any packet.
+
+By ``ipsecgw-vn`` and ``ipsecgw-kn`` the pipeline gives packets to VPP's NAT and gets them back.
 """
 
 from __future__ import annotations
@@ -19,14 +21,15 @@ from pyroute2.netlink.exceptions import NetlinkError
 from ipsec_gw.errors import EnvironmentMissing
 from ipsec_gw.mirror.ethtool import STSO, STXCSUM, turn_off
 from ipsec_gw.mirror.kernel import Interface, KernelView
-from ipsec_gw.model.firewall import TUNNEL_INTERFACES
+from ipsec_gw.model.firewall import TRANSLATOR_PORT, TUNNEL_INTERFACES
 from ipsec_gw.model.sizes import UPLINK_MTU
-from xdp_steer.flow_layout import TUNNEL_PORT_MAC
+from xdp_steer.flow_layout import TRANSLATOR_MAC, TRANSLATOR_MTU, TRANSLATOR_PORT_MAC, TUNNEL_PORT_MAC
 
 ENGINE_END = "ipsecgw-vp"
 KERNEL_END, TUNNEL_PORT = TUNNEL_INTERFACES
 TUNNEL_ENTRY = "ipsecgw-ki"
-_DUMMY, _SCOPE_HOST = "192.0.0.12", 254
+TRANSLATOR_END = "ipsecgw-vn"
+_DUMMY, _TRANSLATOR_DUMMY, _SCOPE_HOST = "192.0.0.12", "192.0.0.13", 254
 """Of the IETF block 192.0.0.0/24 (RFC 6890): by an interface without any address a loose rp_filter lets nothing in
 (fib_frontend.c). Not the gateway of the leads, which must be nobody's own."""
 _TUNNEL_MTU = 3498
@@ -46,6 +49,9 @@ _SYSCTLS = {
     # The state that decrypted a packet is held against its policy before: here nothing is left of it.
     TUNNEL_PORT: {"disable_policy": 1, "rp_filter": 0, "accept_local": 1, "forwarding": 1},
     TUNNEL_ENTRY: {"rp_filter": 0},
+    # What VPP has translated has addresses that lead elsewhere.
+    TRANSLATOR_PORT: {"rp_filter": 0, "accept_local": 1, "forwarding": 1},
+    TRANSLATOR_END: {"rp_filter": 0},
 }
 _NO_ADDRESS = {"addr_gen_mode": 1, "accept_ra": 0}
 """No address is made (1), and so nothing is solicited or announced either."""
@@ -100,6 +106,33 @@ async def raise_tunnel_port(route: AsyncIPRoute) -> tuple[int, int]:
         raise EnvironmentMissing(f"the veth pair {TUNNEL_PORT} cannot be made ({error}) - is veth loaded?") from None
     found = await view.interfaces()
     return found[TUNNEL_ENTRY].index, found[TUNNEL_PORT].index
+
+
+async def raise_translator(route: AsyncIPRoute) -> int:
+    """Create the pair of VPP's NAT if it is not there; returns the index of the kernel's end."""
+    view = KernelView(route)
+    try:
+        if TRANSLATOR_PORT not in await view.interfaces():
+            end = {"ifname": TRANSLATOR_END, "address": TRANSLATOR_MAC.hex(":"), "mtu": TRANSLATOR_MTU}
+            mac = TRANSLATOR_PORT_MAC.hex(":")
+            await route.link("add", ifname=TRANSLATOR_PORT, kind="veth", address=mac, mtu=TRANSLATOR_MTU, peer=end)
+            for name in (TRANSLATOR_END, TRANSLATOR_PORT):
+                _apply_sysctls(name)
+                turn_off(name, STXCSUM, STSO)
+                interface = await view.interface(name)
+                await route.link("set", index=interface.index, state="up", arp=False)
+            await route.addr("add", index=interface.index, address=_TRANSLATOR_DUMMY, prefixlen=32, scope=_SCOPE_HOST)
+    except NetlinkError as error:
+        raise EnvironmentMissing(
+            f"the veth pair {TRANSLATOR_PORT} cannot be made ({error}) - is veth loaded?"
+        ) from None
+    return (await view.interfaces())[TRANSLATOR_PORT].index
+
+
+async def remove_translator(route: AsyncIPRoute) -> None:
+    """Remove the pair of VPP's NAT, if it is there."""
+    for index in await route.link_lookup(ifname=TRANSLATOR_PORT):
+        await route.link("del", index=index)
 
 
 async def remove_tunnel_port(route: AsyncIPRoute) -> None:

@@ -336,6 +336,9 @@ class World:
         """Whole ones of the clock that windows are made of."""
         return now_ns() // SECOND
 
+    def control_value(self, slot: Control) -> int:
+        return tables.control(self.maps["control"], slot)
+
     def control(self, slot: Control, value: int) -> None:
         tables.set_control(self.maps["control"], slot, value)
 

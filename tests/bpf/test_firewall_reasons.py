@@ -395,7 +395,7 @@ def unmappable() -> Iterator[Case]:
     yield Case("source", name, LAN, packet, TX, answer(packet, LAN, LAN.own(6), "source"), rules=NPTV6)
 
 
-OF_OTHER_TESTS = {Stage.FILTER, Stage.HOST_FILTER, Stage.COOKIE, Stage.TUNNEL_NAT}
+OF_OTHER_TESTS = {Stage.FILTER, Stage.HOST_FILTER, Stage.COOKIE, Stage.TUNNEL_NAT, Stage.TRANSLATE, Stage.TRANSLATED}
 """test_filters.py, test_syn_cookies.py, test_tunnel_nat.py."""
 OF_NAT64 = {Stage.NAT64_TO_IPV4, Stage.NAT64_TO_IPV6, Stage.NAT64_ERROR}
 """Their cases are in :func:`not_for_nat64`."""
@@ -586,13 +586,23 @@ OF_TUNNELS = {
 }
 
 
+OF_TRANSLATOR = {
+    Reason.TRANSLATE,
+    Reason.TRANSLATOR_AWAY,
+    Reason.TRANSLATOR_UNFIT,
+    Reason.TRANSLATOR_UNKNOWN,
+    Reason.TRANSLATOR_PASSED,
+}
+"""test_firewall_translator.py."""
+
+
 OF_SCREENS = {Reason(Reason.SCREEN_LAND + screen) for screen in Screen} | {Reason.SCREEN_COOKIE_VALID}
 """test_screens.py, test_screen_thresholds.py, test_syn_cookies.py."""
 
 
 def test_every_reason_of_the_firewall_has_a_case() -> None:
     missing = {reason for reason in Reason if reason >= Reason.FORWARDED} - {case.reason for case in CASES} - OF_TUNNELS
-    assert not missing - OF_SCREENS
+    assert not missing - OF_SCREENS - OF_TRANSLATOR
 
 
 def test_no_case_twice() -> None:

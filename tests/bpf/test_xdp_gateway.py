@@ -161,6 +161,32 @@ def test_plaintext_without_any_socket_opens_the_guard_for_good(steering: Steerin
         closing.close()
 
 
+def test_what_is_to_be_translated_is_vpps_or_nobodys(steering: Steering, wire: Wire) -> None:
+    """Without a socket it is dropped, and the first such packet ends the translation of new flows."""
+    steering.dock(wire.near, Role.TO_TRANSLATOR)
+    xsk = XskSocket(wire.near, frames=64)
+    xsk.enter(steering.xsks_map(wire.near))
+    steering.begin_translation(1, anew=True)
+    wire.inject(MARKER)
+    assert await_frames(xsk, 1) == [bytes(MARKER)]
+    assert steering.translates()
+    xsk.close()
+    assert steering.translates()  # nothing is known yet
+    wire.inject(MARKER)
+    until(lambda: not steering.translates())
+    assert steering.dock_counts(wire.near) == DockCount(to_engine=1, fell_to_kernel=1)
+    assert not steering.engine_gone()
+    again = XskSocket(wire.near, frames=64)
+    again.enter(steering.xsks_map(wire.near))
+    wire.inject(MARKER)
+    assert await_frames(again, 1) == [bytes(MARKER)]
+    assert not steering.translates()  # user space alone gives it back
+    steering.dock(wire.near, Role.WAN)
+    again.close()
+    wire.inject(MARKER)
+    assert wire.kernel_got(MARKER) == []  # all that came before was not for the kernel
+
+
 def test_a_socket_on_another_queue_keeps_the_guard_closed(steering: Steering, wire: Wire) -> None:
     """Plaintext that falls to the kernel by one queue does not tell that the engine is dead."""
     ip("link add up8 numrxqueues 2 numtxqueues 2 type veth peer name vp8 numrxqueues 2 numtxqueues 2")

@@ -144,10 +144,15 @@ def box(tmp_path: Path) -> Iterator[Box]:
         made.lower()
 
 
-@pytest.fixture
-def vpp() -> None:
-    """VPP is installed."""
+@pytest.fixture(scope="session")
+def vpp_installed() -> None:
+    """VPP is installed: for fixtures that live longer than a test."""
     try:
         locate_vpp()
     except EnvironmentMissing as missing:
         pytest.skip(str(missing))
+
+
+@pytest.fixture
+def vpp(vpp_installed: None) -> None:
+    """VPP is installed."""

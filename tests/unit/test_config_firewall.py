@@ -39,6 +39,7 @@ from ipsec_gw.model.firewall import (
     Nptv6,
     Policy,
     Pool,
+    PoolEngine,
     Ruleset,
     Schedule,
     Service,
@@ -743,6 +744,33 @@ def test_check_as_json() -> None:
         "schedule": "monday, tuesday, wednesday, thursday, friday 07:00-19:30",
     }
     assert answer["firewall"]["nat"][0]["becomes"] == "pool clients-out"
+
+
+@pytest.mark.parametrize(
+    ("addresses", "of_vpp", "of_xdp"),
+    [
+        ("203.0.113.4/31", "203.0.113.4", "203.0.113.5"),
+        ("203.0.113.16/28", "203.0.113.16-203.0.113.29", "203.0.113.30-203.0.113.31"),
+        ("203.0.113.0/24", "203.0.113.0-203.0.113.223", "203.0.113.224-203.0.113.255"),
+    ],
+)
+def test_a_pool_of_vpp_leaves_an_eighth_of_its_addresses_to_xdp(
+    tmp_path: Path, addresses: str, of_vpp: str, of_xdp: str
+) -> None:
+    zones = "".join(f'[zones.{name}]\ninterfaces = ["{name}0"]\n' for name in ("lan", "wan"))
+    rule = '[[nat.source]]\nname = "out"\nfrom = "lan"\nto = "wan"\ntranslate = { pool = "fast" }\n'
+    path = tmp_path / "c.toml"
+    path.write_text(f'{zones}[nat.pools.fast]\naddresses = "{addresses}"\nengine = "vpp"\n{rule}')
+    (pool,) = ruleset(path).pools
+    assert (pool.engine, ruleset(path).zone_of_pool("fast")) == (PoolEngine.VPP, "wan")
+    answer = json.loads(CliRunner().invoke(cli, ["--config", str(path), "check", "--json", "--file-only"]).stdout)
+    (told,) = answer["firewall"]["pools"]
+    assert (told["engine"], told["options"]) == ("vpp", [f"VPP has {of_vpp}", f"XDP {of_xdp}"])
+
+
+def test_a_pool_of_xdp_has_all_of_its_addresses() -> None:
+    pool = Pool("p", IPv4Address("203.0.113.16"), IPv4Address("203.0.113.31"))
+    assert (pool.of_vpp, pool.of_xdp) == (None, (pool.first, pool.last))
 
 
 def test_check_shows_global_policies_after_those_of_zones() -> None:

@@ -145,6 +145,7 @@ static __always_inline int reserve(struct meta *m)
 	m->fresh.own_packets = 0;
 	m->fresh.own_octets = 0;
 	m->fresh.owner = 0;
+	m->fresh.flags |= m->flags & META_TRANSLATOR ? SESSION_TRANSLATOR : 0;
 	if (m->key.zone == ZONE_SELF)
 		m->fresh.flags |= SESSION_TO_SELF;
 	if (m->flags & META_NAT)
@@ -215,9 +216,16 @@ static __always_inline u32 choose_source(struct meta *m, struct source *source)
 	source->tried = action == NAT_INTERFACE || action == NAT_POOL;
 	if (!source->tried)
 		return NEXT;
+	chosen = action == NAT_POOL ? take_pool(source, m->bank, pool) : NULL;
+	if (chosen && is_for_translator(m, chosen)) {
+		source->tried = false;
+		m->flags |= META_TRANSLATOR;
+		m->embedded = chosen->translator;
+		m->fresh.embedded = chosen->translator;
+		return NEXT;
+	}
 	m->flags |= META_NAT;
 	if (action == NAT_POOL) {
-		chosen = take_pool(source, m->bank, pool);
 		if (chosen && chosen->block)
 			take_block(source, chosen->block, ntohl(m->key.saddr.addr[3]) - ntohl(chosen->subscribers));
 		return NEXT;
@@ -306,7 +314,7 @@ static __always_inline int put_forward(struct meta *m)
 {
 	struct session *s = &m->fresh;
 
-	s->flags = 0;
+	s->flags = m->flags & META_TRANSLATOR ? SESSION_TRANSLATOR : 0;
 	if (m->flags & META_NAT)
 		s->flags |= SESSION_NAT;
 	if (m->flags & META_NAT64)

@@ -13,9 +13,10 @@
 #define MAX_QUEUES	64	/* sockets, one per RX queue */
 #define PIPELINE_SLOTS	8	/* slot 0 is the entry, the rest is reserved for stages */
 #define NEVER_A_QUEUE	0xffffffff
-/* Mirrors: xdp_steer/layout.py, MAX_CONTROL and Control.ENGINE_GONE. */
+/* Mirrors: xdp_steer/layout.py, MAX_CONTROL, Control.ENGINE_GONE and Control.TRANSLATOR. */
 #define MAX_CONTROL	32
 #define ENGINE_GONE	11
+#define TRANSLATOR	13
 
 struct {
 	__uint(type, BPF_MAP_TYPE_XSKMAP);
@@ -63,12 +64,12 @@ int xsk_def_prog(struct xdp_md *ctx)
 	return XDP_PASS;
 }
 
-/* With no live socket on the queue (engine absent or dead) the packet goes to the kernel. */
-static __always_inline int hand_over(struct xdp_md *ctx)
+/* To the live socket of the queue; with none (engine absent or dead) the packet ends in `otherwise`. */
+static __always_inline int hand_over(struct xdp_md *ctx, int otherwise)
 {
 	__u32 zero = 0;
 	struct dock_count *count = bpf_map_lookup_elem(&dock_counts, &zero);
-	int action = bpf_redirect_map(&xsks_map, ctx->rx_queue_index, XDP_PASS);
+	int action = bpf_redirect_map(&xsks_map, ctx->rx_queue_index, otherwise);
 
 	if (count) {
 		if (action == XDP_REDIRECT)
@@ -83,7 +84,7 @@ static __always_inline int hand_over(struct xdp_md *ctx)
 SEC("xdp")
 int to_vpp(struct xdp_md *ctx)
 {
-	return hand_over(ctx);
+	return hand_over(ctx, XDP_PASS);
 }
 
 static __always_inline int any_socket(void)
@@ -108,7 +109,7 @@ static __always_inline int any_socket(void)
 SEC("xdp")
 int plain_to_vpp(struct xdp_md *ctx)
 {
-	int action = hand_over(ctx);
+	int action = hand_over(ctx, XDP_PASS);
 	__u32 slot = ENGINE_GONE;
 	__u64 *gone;
 
@@ -117,6 +118,23 @@ int plain_to_vpp(struct xdp_md *ctx)
 	gone = bpf_map_lookup_elem(&control, &slot);
 	if (gone && !*gone && !any_socket())
 		*gone = 1;
+	return action;
+}
+
+/* The entry of VPP's end of the pair of NAT. What is to be translated is nobody else's: without a socket it is dropped. One
+ * that finds none at all proves that VPP has ended: no new flow is given to it, until user space says so again. */
+SEC("xdp")
+int nat_to_vpp(struct xdp_md *ctx)
+{
+	int action = hand_over(ctx, XDP_DROP);
+	__u32 slot = TRANSLATOR;
+	__u64 *since;
+
+	if (action == XDP_REDIRECT)
+		return action;
+	since = bpf_map_lookup_elem(&control, &slot);
+	if (since && *since && !any_socket())
+		*since = 0;
 	return action;
 }
 

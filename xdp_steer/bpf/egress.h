@@ -124,6 +124,19 @@ static __always_inline bool is_judged_error(struct __sk_buff *skb, struct meta *
 	return has_live(&key, inner.protocol);
 }
 
+/* What VPP has translated has no session of its own: it comes by VPP's port, from an address of a pool that leads there. */
+static __always_inline bool is_translated(struct __sk_buff *skb, struct meta *m)
+{
+	struct port *port;
+	u32 pool;
+
+	if (skb->ingress_ifindex != control_value(CONTROL_TRANSLATOR_PORT))
+		return false;
+	pool = translator_of(m->bank, &m->key.saddr);
+	port = pool ? port_of_pool(m->bank, pool) : NULL;
+	return port && port->zone == m->out_zone;
+}
+
 /* An error of this machine (most say that fragmentation is needed) about what XDP has translated into a tunnel, to the
  * address that its source became. */
 static __always_inline bool is_about_translated(struct __sk_buff *skb, struct meta *m, u16 zone)
@@ -270,7 +283,7 @@ static __always_inline int egress(struct __sk_buff *skb, struct packet *pkt, boo
 		judged = is_judged_error(skb, m);
 	else
 		judged = is_judged(m);
-	if (judged)
+	if (judged || is_translated(skb, m))
 		return let_go(skb, m, REASON_EGRESS_SESSION);
 	if (local_addresses.lookup(&m->key.saddr))
 		return egress_local(skb, m);

@@ -189,7 +189,9 @@ static __always_inline int enter(struct xdp_md *ctx, struct packet *pkt, bool so
 		return drop(ctx, REASON_MALFORMED);
 	if (m->v6 && is_icmp(m) && m->code >> 8 >= NDP_FIRST && m->code >> 8 <= NDP_LAST && m->ttl == NDP_HOP_LIMIT)
 		return pass(ctx, REASON_NDP);
-	if (m->in_flags & (PORT_SCREEN | PORT_FILTER)) {	/* one test for those that have neither */
+	if (m->in_flags & (PORT_SCREEN | PORT_FILTER | PORT_TRANSLATED)) {	/* one test for those that have none */
+		if (m->in_flags & PORT_TRANSLATED)
+			return go(ctx, STAGE_TRANSLATED);
 		if (m->in_flags & PORT_FILTER)
 			return go(ctx, STAGE_FILTER);
 		if (is_suspect(m))

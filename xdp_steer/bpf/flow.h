@@ -17,6 +17,7 @@
 #define META_SCREENED	0x100	/* what the screens have against new flows was looked at */
 #define META_FAR	0x400	/* IPsec policies cover where it goes */
 #define META_INTO	0x800	/* and one protects it */
+#define META_TRANSLATOR	0x1000	/* VPP translates it */
 
 #define TCP_FIN		0x01
 #define TCP_SYN		0x02

@@ -93,6 +93,7 @@ struct pool {
 	u32 overflow;	/* index + 1 */
 	u32 block;	/* ports of each subscriber, 0: shared by all */
 	__be32 subscribers;	/* the first one's address */
+	u32 translator;	/* tag by which VPP translates, with other addresses than these; 0: VPP does not */
 };
 
 /* The far side of policies (XFRM), in each direction. */
@@ -142,7 +143,7 @@ struct session {
 	u32 ack;		/* last acknowledgement number, if SESSION_ACKED */
 	u16 flags;		/* SESSION_ */
 	u8 state;		/* STATE_, the same in both directions */
-	u8 embedded;		/* NAT64: bits of the prefix before an IPv4 address (RFC 6052) */
+	u8 embedded;		/* NAT64: bits of the prefix before an IPv4 address (RFC 6052); SESSION_TRANSLATOR: the tag */
 	u16 out_zone;
 	u16 mss;		/* cap, 0: none */
 	u32 fib_generation;	/* of the route below, 0: none yet */

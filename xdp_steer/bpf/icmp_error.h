@@ -185,6 +185,8 @@ int stage_icmp_error(struct xdp_md *ctx)
 	struct flow_key key = {}, reply;
 	struct session *s, *peer;
 	struct inner inner = {};
+	bool over = false;
+	u32 reason;
 	u64 now;
 
 	if (!m)
@@ -210,6 +212,8 @@ int stage_icmp_error(struct xdp_md *ctx)
 	m->flags = META_ERROR;
 	remain(m);
 	if (!s) {
+		if (is_to_translate(m))
+			return translate_in(ctx, m);
 		if (is_about_ipsec(&inner) && route(ctx, m) == ROUTE_LOCAL)
 			return pass(ctx, REASON_HOST_IKE);
 		/* About what this machine sent into a tunnel: the kernel holds it against its sockets. */
@@ -217,6 +221,11 @@ int stage_icmp_error(struct xdp_md *ctx)
 		    same_address(&inner.saddr, &m->key.daddr))
 			return deliver(ctx, m, REASON_HOST_SOCKET);
 		return drop(ctx, REASON_ICMP_NO_SESSION);
+	}
+	if (s->flags & SESSION_TRANSLATOR) {
+		reason = translator_step(m, s, &over);
+		if (reason != NEXT || over)
+			return drop(ctx, over ? REASON_ICMP_NO_SESSION : reason);
 	}
 	if (s->flags & SESSION_NAT64) {	/* both become what they are in the other family when the route is known */
 		become(m, s);

@@ -150,6 +150,12 @@ int stage_new(struct xdp_md *ctx)
 		return drop(ctx, REASON_NO_STAGE);
 	if (m->flags & META_LATER)	/* its session ended meanwhile */
 		return drop(ctx, REASON_FRAGMENT_UNKNOWN);
+	if (m->in_flags & (PORT_TRANSLATED | PORT_POOLS)) {
+		if (m->in_flags & PORT_TRANSLATED)
+			return drop(ctx, REASON_TRANSLATOR_UNKNOWN);
+		if (is_to_translate(m))
+			return translate_in(ctx, m);
+	}
 	if (m->in_flags & PORT_SCREEN_NEW && !(m->flags & META_SCREENED))
 		return go(ctx, STAGE_SCREEN_NEW);
 	remain(m);
@@ -206,6 +212,8 @@ int stage_fragment(struct xdp_md *ctx)
 		m->key = first->key;
 		return go(ctx, STAGE_FLOW);
 	}
+	if (is_to_translate(m))
+		return translate_in(ctx, m);
 	remain(m);
 	if (route(ctx, m) == ROUTE_LOCAL) {
 		if (is_ipsec_to_us(m))

@@ -186,23 +186,22 @@ static __always_inline void lower_ttl(void *l3, void *end, struct meta *m)
 	ip->check = changed(ip->check, difference16(old, *word));
 }
 
-/* Out by the egress port, with its tag or none; the ingress tag goes. `octets` are counted. */
-static __always_inline int redirect(struct xdp_md *ctx, struct meta *m, u64 octets)
+/* The Ethernet header of the egress port, with its tag or none; the ingress tag goes. NEXT, or why not. */
+static __always_inline u32 put_ethernet(struct xdp_md *ctx, struct meta *m)
 {
 	bool tagged = m->shape & SHAPE_TAGGED;
 	struct vlan_tag *tag;
 	struct ethhdr *eth;
 	__be16 protocol;
 
-	lower_ttl((void *)(long)ctx->data + (m->l3 & OFFSET_MASK), (void *)(long)ctx->data_end, m);
 	if (tagged && !m->out_vid && bpf_xdp_adjust_head(ctx, VLAN_OCTETS))
-		return drop(ctx, REASON_NO_STAGE);
+		return REASON_NO_STAGE;
 	if (!tagged && m->out_vid && bpf_xdp_adjust_head(ctx, -VLAN_OCTETS))
-		return drop(ctx, REASON_NO_STAGE);
+		return REASON_NO_STAGE;
 	eth = (void *)(long)ctx->data;
 	tag = (void *)(eth + 1);
 	if ((void *)(tag + 1) > (void *)(long)ctx->data_end)
-		return drop(ctx, REASON_MALFORMED);
+		return REASON_MALFORMED;
 	__builtin_memcpy(eth->h_dest, m->dmac, ETH_ALEN);
 	__builtin_memcpy(eth->h_source, m->smac, ETH_ALEN);
 	protocol = m->v6 ? htons(ETH_P_IPV6) : htons(ETH_P_IP);
@@ -213,8 +212,39 @@ static __always_inline int redirect(struct xdp_md *ctx, struct meta *m, u64 octe
 	} else {
 		eth->h_proto = protocol;
 	}
+	return NEXT;
+}
+
+/* Out by the egress port. `octets` are counted. */
+static __always_inline int redirect(struct xdp_md *ctx, struct meta *m, u64 octets)
+{
+	u32 reason;
+
+	lower_ttl((void *)(long)ctx->data + (m->l3 & OFFSET_MASK), (void *)(long)ctx->data_end, m);
+	reason = put_ethernet(ctx, m);
+	if (reason != NEXT)
+		return drop(ctx, reason);
 	count_verdict(REASON_FORWARDED, octets, 1);
 	return bpf_redirect(m->out_ifindex, 0);
+}
+
+/* The kernel knows nothing of the tags by which VPP sends. */
+static __always_inline bool take_tag(struct xdp_md *ctx)
+{
+	u8 macs[2 * ETH_ALEN];
+
+	return !bpf_xdp_load_bytes(ctx, 0, macs, sizeof(macs)) && !bpf_xdp_adjust_head(ctx, VLAN_OCTETS) &&
+	       !bpf_xdp_store_bytes(ctx, 0, macs, sizeof(macs));
+}
+
+static __always_inline int leave_to_kernel(struct xdp_md *ctx, struct meta *m)
+{
+	u64 octets = (void *)(long)ctx->data_end - (void *)(long)ctx->data;
+
+	if (m->in_flags & PORT_TRANSLATED && m->shape & SHAPE_TAGGED && !take_tag(ctx))
+		return drop(ctx, REASON_NO_STAGE);
+	count_verdict(REASON_TO_KERNEL, octets, 1);
+	return XDP_PASS;
 }
 
 /* The last step of every packet that goes on: checks of the route, then the change, then out. */
@@ -222,9 +252,12 @@ static __always_inline int leave_by(struct xdp_md *ctx, struct meta *m, bool cla
 {
 	if (m->ttl <= 1)
 		return answer_icmp(ctx, m, m->v6 ? ICMP6_TIME_EXCEEDED : ICMP_TIME_EXCEEDED, 0, 0, REASON_TTL_EXPIRED);
-	if (m->flags & META_NAT64)
+	if (m->flags & (META_NAT64 | META_TRANSLATOR)) {
+		if (m->flags & META_TRANSLATOR)
+			return go(ctx, STAGE_TRANSLATE);
 		return go(ctx, m->flags & META_ERROR ? STAGE_NAT64_ERROR
 						     : m->v6 ? STAGE_NAT64_TO_IPV4 : STAGE_NAT64_TO_IPV6);
+	}
 	if (m->mtu && m->length > m->mtu) {
 		if (m->v6)
 			return answer_icmp(ctx, m, ICMP6_TOO_BIG, 0, m->mtu, REASON_TOO_BIG);
@@ -237,6 +270,6 @@ static __always_inline int leave_by(struct xdp_md *ctx, struct meta *m, bool cla
 		clamp_mss(ctx, m);
 	if (!(m->flags & META_ROUTED) || !(m->out_flags & PORT_REDIRECT) || m->flags & META_PARTIAL ||
 	    (m->mtu && m->length > m->mtu))
-		return pass(ctx, REASON_TO_KERNEL);
+		return leave_to_kernel(ctx, m);
 	return redirect(ctx, m, (void *)(long)ctx->data_end - (void *)(long)ctx->data);
 }

@@ -238,7 +238,11 @@ int stage_flow(struct xdp_md *ctx)
 	if (!s)
 		return go(ctx, STAGE_NEW);
 	now = bpf_ktime_get_coarse_ns();
-	reason = flow_step(m, s, now, &over);
+	reason = NEXT;
+	if (s->flags & SESSION_TRANSLATOR)
+		reason = translator_step(m, s, &over);
+	if (reason == NEXT && !over)
+		reason = flow_step(m, s, now, &over);
 	if (reason != NEXT)
 		return drop(ctx, reason);
 	if (over) {

@@ -59,7 +59,7 @@ int tc_xfrmi_out(struct __sk_buff *skb)
 }
 
 /* The XFRM interface that a frame's tag stands for, the tag taken off; NULL for none, or if it may not bring that. */
-static __always_inline struct interface_entry *take_tag(struct __sk_buff *skb, u32 *reason)
+static __always_inline struct interface_entry *take_xfrmi_tag(struct __sk_buff *skb, u32 *reason)
 {
 	u32 vlan = skb->vlan_tci & VLAN_ID_MASK;
 	struct interface_entry *entry = interface_tags.lookup(&vlan);
@@ -79,7 +79,7 @@ int tc_xfrmi_in(struct __sk_buff *skb)
 
 	if (!skb->vlan_present)
 		return TC_ACT_UNSPEC;
-	entry = take_tag(skb, &reason);
+	entry = take_xfrmi_tag(skb, &reason);
 	if (!entry)
 		return refuse_xfrmi(skb, reason);
 	count_verdict(REASON_XFRMI_IN, skb->len, 1);
@@ -96,7 +96,7 @@ int tc_xfrmi_back(struct __sk_buff *skb)
 
 	if (!skb->vlan_present)
 		return TC_ACT_UNSPEC;
-	entry = take_tag(skb, &reason);
+	entry = take_xfrmi_tag(skb, &reason);
 	if (!entry)
 		return refuse_xfrmi(skb, reason);
 	skb->tc_index = XFRMI_BACK;

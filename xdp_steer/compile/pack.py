@@ -145,7 +145,7 @@ def _rule(row: RuleRow) -> fl.RuleRowLeaf:
 def _pool(row: PoolRow) -> fl.PoolLeaf:
     first = address_leaf(row.first)
     subscribers = socket.htonl(int(row.subscribers)) if row.subscribers else 0
-    numbers = row.addresses, row.low, row.high, row.persistent, row.overflow, row.block, subscribers
+    numbers = row.addresses, row.low, row.high, row.persistent, row.overflow, row.block, subscribers, row.translator
     return fl.PoolLeaf(first, *numbers)
 
 
@@ -182,6 +182,8 @@ def _prefixes(rows: Rows, bank: int) -> Write:
             side = fl.side(table, destination=destination)
             keys += [_prefix_key(row, bank, side) for row in prefixes]
             classes += [ctypes.c_uint32(row.class_id) for row in prefixes]
+    keys += [_prefix_key(row, bank, fl.TRANSLATOR_SIDE) for row in rows.translated]
+    classes += [ctypes.c_uint32(row.class_id) for row in rows.translated]
     return _entries(fl.PREFIXES, keys, classes)
 
 

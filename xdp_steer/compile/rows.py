@@ -77,7 +77,10 @@ class PrefixRow:
 
 @dataclass(frozen=True, slots=True)
 class PoolRow:
-    """Of ``pools``; ``overflow`` is an index + 1, 0 for none. ``subscribers`` is the first one's address."""
+    """Of ``pools``; ``overflow`` is an index + 1, 0 for none. ``subscribers`` is the first one's address.
+
+    ``translator`` is the tag by which VPP translates, with addresses of its own; 0: VPP does not.
+    """
 
     first: IpAddress
     addresses: int
@@ -87,6 +90,7 @@ class PoolRow:
     overflow: int
     block: int = 0
     subscribers: IpAddress | None = None
+    translator: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +164,7 @@ class FilterRows:
 @dataclass(frozen=True, slots=True)
 class Rows:
     """Everything that one bank holds. ``timeouts`` are seconds, indexed by :class:`xdp_steer.flow_layout.Timeout`;
-    ``screens`` are by the number of the zone.
+    ``screens`` are by the number of the zone; ``translated`` are VPP's addresses, the tags of their pools the classes.
     """
 
     ports: tuple[PortRow, ...]
@@ -170,3 +174,4 @@ class Rows:
     default: PolicyAction
     screens: Mapping[int, ScreenRow] = field(default_factory=dict)
     filters: FilterRows = FilterRows()
+    translated: tuple[PrefixRow, ...] = ()

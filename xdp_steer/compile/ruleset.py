@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
 
-from ipsec_gw.model.firewall import TUNNEL_INTERFACES, Pool, Ruleset, Zone
+from ipsec_gw.model.firewall import TRANSLATOR_PORT, TUNNEL_INTERFACES, Pool, Ruleset, Zone
+from ipsec_gw.model.ids import IpAddress
 from xdp_steer.compile.classify import prefix_rows, service_rows, source_port_rows, zone_bits
 from xdp_steer.compile.errors import CompileError
 from xdp_steer.compile.filters import Bound, bind, filter_terms
@@ -14,11 +15,13 @@ from xdp_steer.compile.ids import Ids
 from xdp_steer.compile.rows import PoolRow, PortInfo, PortRow, Rows, ScreenRow, TableRows
 from xdp_steer.compile.screens import screen_flags, screen_rows
 from xdp_steer.compile.terms import ACTIONS, Term, Terms
+from xdp_steer.compile.translators import Translator, translated_rows, translators_of
 from xdp_steer.flow_layout import (
     MAX_POOLS,
     MAX_PORTS,
     MAX_PREFIXES,
     MAX_ROWS,
+    TRANSLATOR_OUTSIDE,
     Dimension,
     PortFlag,
     Table,
@@ -42,17 +45,22 @@ def compile_ruleset(ruleset: Ruleset, ids: Ids, interfaces: Mapping[str, PortInf
         Table.DNAT: _table(Table.DNAT, terms.dnat()),
         Table.FILTER: _table(Table.FILTER, of_filters),
     }
+    translators = translators_of(ruleset)
     _check_prefixes(tables)
     timeouts = tuple(int(getattr(ruleset.sessions.timeouts, timeout.name.lower())) for timeout in Timeout)
     screens = screen_rows(ruleset, ids)
     return Rows(
-        ports=tuple(_ports(ruleset.zones, ids, interfaces, screens, bind(ruleset))),
+        ports=(
+            *_ports(ruleset.zones, ids, interfaces, screens, bind(ruleset), {one.zone for one in translators}),
+            *_translator_ports(translators, ids, interfaces),
+        ),
         tables=tables,
-        pools=tuple(_pools(ruleset.pools)),
+        pools=tuple(_pools(ruleset.pools, {one.pool: one.tag for one in translators})),
         timeouts=timeouts,
         default=ACTIONS[ruleset.default],
         screens=screens,
         filters=filters,
+        translated=tuple(translated_rows(translators)),
     )
 
 
@@ -93,6 +101,7 @@ def _ports(
     interfaces: Mapping[str, PortInfo],
     screens: Mapping[int, ScreenRow],
     bound: Bound,
+    answered: set[str],
 ) -> Iterator[PortRow]:
     taken: dict[tuple[int, int], str] = {}
     for zone in zones:
@@ -107,7 +116,8 @@ def _ports(
             if len(taken) == MAX_PORTS:
                 raise CompileError(f"zone {zone.name}: {name} is one interface too many, {MAX_PORTS} are possible")
             taken[place] = f"{name} of zone {zone.name}"
-            made = PortRow(info, ids.zones[zone.name], _port_flags(zone, name, info, row), zone.tcp_mss or 0)
+            flags = _port_flags(zone, name, info, row) | PortFlag.POOLS * (zone.name in answered)
+            made = PortRow(info, ids.zones[zone.name], flags, zone.tcp_mss or 0)
             yield _with_filters(made, bound.input.get(name, 0), bound.output.get(name, 0), bound.host)
         yield from _routed(zone, ids, interfaces, row, bound)
 
@@ -152,7 +162,19 @@ def _port_flags(zone: Zone, name: str, info: PortInfo, screens: ScreenRow | None
     return PortFlag(sum(flag for flag, wanted in flags.items() if wanted)) | screen_flags(screens)
 
 
-def _pools(pools: tuple[Pool, ...]) -> Iterator[PoolRow]:
+def _translator_ports(
+    translators: tuple[Translator, ...], ids: Ids, interfaces: Mapping[str, PortInfo]
+) -> Iterator[PortRow]:
+    """What VPP sends by the tag of a pool comes from the zone that the pool's flows lead to."""
+    port = interfaces.get(TRANSLATOR_PORT)
+    if port is None or not translators:
+        return
+    for one in translators:
+        yield PortRow(replace(port, vid=one.tag), ids.zones[one.zone], PortFlag.TRANSLATED, 0)
+    yield PortRow(replace(port, vid=TRANSLATOR_OUTSIDE), ids.zones[translators[0].zone], PortFlag.TRANSLATED, 0)
+
+
+def _pools(pools: tuple[Pool, ...], tags: Mapping[str, int]) -> Iterator[PoolRow]:
     if len(pools) > MAX_POOLS:
         raise CompileError(f"pool {pools[MAX_POOLS].name}: {len(pools)} pools, {MAX_POOLS} are possible - merge some")
     numbers = {pool.name: index + 1 for index, pool in enumerate(pools)}
@@ -161,14 +183,15 @@ def _pools(pools: tuple[Pool, ...]) -> Iterator[PoolRow]:
         if pool.overflow is not None and families.get(pool.overflow) != pool.first.version:
             raise CompileError(f"pool {pool.name}: there is no pool {pool.overflow} of its family to overflow into")
         overflow = numbers[pool.overflow] if pool.overflow is not None else 0
-        row = PoolRow(pool.first, _addresses(pool), *pool.ports, pool.persistent, overflow)
+        first, last = pool.of_xdp
+        row = PoolRow(first, _addresses(pool, first, last), *pool.ports, pool.persistent, overflow)
         if pool.blocks is not None:
             row = replace(row, block=pool.blocks.size, subscribers=pool.blocks.subscribers.network_address)
-        yield row
+        yield replace(row, translator=tags.get(pool.name, 0))
 
 
-def _addresses(pool: Pool) -> int:
-    count = int(pool.last) - int(pool.first) + 1
+def _addresses(pool: Pool, first: IpAddress, last: IpAddress) -> int:
+    count = int(last) - int(first) + 1
     if pool.first.version != pool.last.version or not 1 <= count < 1 << 32:
         raise CompileError(
             f"pool {pool.name}: {pool.first} to {pool.last} are not 1 to {(1 << 32) - 1} addresses of one family - "
