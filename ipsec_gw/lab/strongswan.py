@@ -25,6 +25,7 @@ STRONGSWAN_CONF = """\
 charon-systemd {{
   load = random nonce openssl hmac kdf gcm pem pkcs1 x509 pubkey curve25519 kernel-netlink socket-default vici updown
   i_dont_care_about_security_and_use_aggressive_mode_psk = yes
+  send_vendor_id = yes
   filelog {{
     log {{
       path = {log}
