@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -56,6 +59,7 @@ class ShownSa:
     state: str
     reason: str
     packets: int
+    child: str = ""
 
     @property
     def key(self) -> str:
@@ -110,6 +114,7 @@ def parse_sas(text: str) -> tuple[ShownSa, ...]:
                 state=sa["state"],
                 reason=sa["reason"] or "",
                 packets=sa["packets"],
+                child=sa["child"],
             )
             for sa in listed
         )
@@ -225,6 +230,18 @@ class GatewayUnderTest:
         (self._session.run_dir / CONFIG).write_text(config)
         await self._call("reload")
 
+    @contextmanager
+    def deaf(self) -> Iterator[None]:
+        """The daemon is stopped meanwhile (SIGSTOP), and an engine that lives in it."""
+        pids = self.pids
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+
     async def kill(self) -> None:
         """The daemon dies, without a chance to do anything."""
         daemon, self._daemon = self._daemon, None
@@ -270,6 +287,16 @@ class GatewayUnderTest:
         return parse_status(
             json.dumps(await asyncio.to_thread(control.ask, self._session.gateway_dir, "status"))
         ).in_sync
+
+    async def planned(self) -> list[str]:
+        """What `plan` would print, asked as in :meth:`sas_now`."""
+        answer = await asyncio.to_thread(control.ask, self._session.gateway_dir, "plan")
+        return [*answer["changes"], *answer["operations"]]
+
+    async def steps(self) -> int:
+        """How many operations `show history` tells of, asked as in :meth:`sas_now`; it keeps the last 256 passes."""
+        answer = await asyncio.to_thread(control.ask, self._session.gateway_dir, "history")
+        return sum(len(record["steps"]) for record in answer["passes"])
 
     async def status(self) -> Status:
         """`show status`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from ipsec_gw.lab.capture import IPPROTO_ESP, Frame, esp_of, header, without_hops
@@ -53,7 +53,7 @@ class Numbers:
 
 @dataclass(frozen=True, slots=True)
 class Decrypted:
-    """A captured ESP packet and the IP packet inside."""
+    """A captured ESP packet, its whole sequence number known, and the IP packet inside."""
 
     esp: EspPacket
     inner: bytes
@@ -120,10 +120,21 @@ def open_all(packets: Iterable[EspPacket], sas: Mapping[SaIndex, KernelSa]) -> O
             unknown.append(f"{packet.destination}/{packet.spi:08x}")
             continue
         try:
-            opened.append(Decrypted(packet, oracle.open(packet, sa).inner))
+            found = oracle.open(packet, sa)
         except NotGenuine as error:
             forged.append(str(error))
+            continue
+        opened.append(Decrypted(replace(packet, high=found.high), found.inner))
     return Opening(tuple(opened), tuple(unknown), tuple(forged))
+
+
+def together(openings: Sequence[Opening]) -> Opening:
+    """Of several captures."""
+    return Opening(
+        tuple(item for opening in openings for item in opening.opened),
+        tuple(item for opening in openings for item in opening.unknown),
+        tuple(item for opening in openings for item in opening.forged),
+    )
 
 
 def clear_packets(frames: Iterable[Frame], protected: Sequence[IpNetwork]) -> list[str]:
