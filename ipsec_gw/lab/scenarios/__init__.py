@@ -62,6 +62,7 @@ def scenarios() -> dict[str, Scenario]:
     from ipsec_gw.lab.scenarios.nptv6 import run as run_nptv6  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.overlapping_sites import run as run_overlapping_sites  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.rekey_storm import run as run_rekey_storm  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.reload import run as run_reload  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.roadwarriors import run as run_roadwarriors  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.screens import run as run_screens  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.site_to_site import run as run_site_to_site  # noqa: PLC0415
@@ -100,6 +101,12 @@ def scenarios() -> dict[str, Scenario]:
             "rekey-storm",
             "rekeys from either side and both at once, one after the other, under steady traffic",
             (Part("tunnel", topology.site_to_site, run_rekey_storm, vm_seconds=2400.0),),
+            baseline=True,
+        ),
+        Scenario(
+            "reload",
+            "swanctl loads other connections under traffic: a network, a cipher and a child more, and one less",
+            (Part("tunnels", topology.guarded, run_reload, vm_seconds=1400.0),),
             baseline=True,
         ),
         Scenario(

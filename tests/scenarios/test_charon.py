@@ -1,0 +1,60 @@
+"""What charon does with its tunnels under the traffic of real strongSwans: the engine follows, for each engine."""
+
+import pytest
+
+from tests.scenarios.lab_command import check_names, need, play, skip_slow_machine, skip_unless_all
+
+pytestmark = [pytest.mark.scenario, pytest.mark.root, pytest.mark.timeout(3600)]
+
+ENGINES = pytest.mark.parametrize("engine", ["soft", pytest.param("vpp", marks=pytest.mark.vpp)])
+
+ALWAYS = (
+    "the captures are complete",
+    "the oracle opens every ESP packet of both directions",
+    "A uses no sequence number and no nonce twice",
+    "B uses no sequence number and no nonce twice",
+    "nothing of the protected networks crosses the WAN in clear while the tunnel is up",
+    "the engine holds no SA after termination",
+    "the steering and guard maps are empty after termination",
+    "no process is left",
+    "no pin is left",
+)
+GAPLESS = ("A leaves no sequence number out", "sequence numbers from the engine strictly increase")
+TAKEN_OVER = ("no number of A goes back beyond the reordering of one ring, whoever sends",)
+
+
+def story(scenario, engine, request):
+    """Play it where it is not too slow; what was checked. What all tales have in common was."""
+    skip_slow_machine(request)
+    need(engine)
+    names = check_names(play(scenario, "--engine", engine))
+    counted = f"{scenario}: charon counts what the wire carried"
+    assert missing([*ALWAYS, counted] if scenario != "selectors" else [], names) == []
+    return names
+
+
+def lossless(names, what, *ways):
+    """Whether it was checked that nothing is lost, for each way of traffic."""
+    return all(f"no packet {way} is lost or doubled {what}" in names for way in ways)
+
+
+def missing(wanted, names):
+    return [name for name in wanted if name not in names]
+
+
+THERE, BACK = "10.1.0.10 -> 10.2.0.10", "10.2.0.10 -> 10.1.0.10"
+SECOND = ("10.11.0.10 -> 10.12.0.10", "10.12.0.10 -> 10.11.0.10")
+
+
+@ENGINES
+def test_what_is_up_stays_when_charon_loads_something_else(engine, request):
+    names = story("reload", engine, request)
+    loads = ("the same once more by --load-all", "the same once more by --load-conns", "a network more")
+    loads += ("another cipher", "a second child", "the second child alone")
+    wanted = [f"what is up stays when charon loads {what}" for what in loads]
+    wanted += [f"nothing is planned and nothing is done when charon loads {what}" for what in loads]
+    assert missing([*GAPLESS, *wanted], names) == []
+    assert all(lossless(names, f"when charon loads {what}", THERE, BACK) for what in loads[:-1])
+    assert lossless(names, "when the same selectors are made anew", THERE)
+    assert lossless(names, "when a second child comes up", THERE, BACK)
+    assert lossless(names, "when the first child is taken down", *SECOND)
