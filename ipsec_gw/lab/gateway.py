@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ipsec_gw.errors import IpsecGwError
-from ipsec_gw.lab.process import CommandFailed, Daemon, run
+from ipsec_gw.lab.process import Daemon, run
 from ipsec_gw.lab.session import Session
 from ipsec_gw.observe import control
 from vpp_conf.paths import VppPaths
@@ -282,11 +282,13 @@ class GatewayUnderTest:
         answer = await asyncio.to_thread(control.ask, self._session.gateway_dir, "sas")
         return parse_sas(json.dumps(answer))
 
+    async def status_now(self) -> Status:
+        """What `show status` would print, asked as in :meth:`sas_now`."""
+        return parse_status(json.dumps(await asyncio.to_thread(control.ask, self._session.gateway_dir, "status")))
+
     async def in_sync(self) -> bool:
         """Whether all that is wanted is in place, asked as in :meth:`sas_now`."""
-        return parse_status(
-            json.dumps(await asyncio.to_thread(control.ask, self._session.gateway_dir, "status"))
-        ).in_sync
+        return (await self.status_now()).in_sync
 
     async def planned(self) -> list[str]:
         """What `plan` would print, asked as in :meth:`sas_now`."""
@@ -318,8 +320,10 @@ class GatewayUnderTest:
     async def sas_when(
         self, holds: Callable[[tuple[ShownSa, ...]], bool], seconds: float, what: str
     ) -> tuple[ShownSa, ...]:
-        """Ask `show sas` until a condition holds. Raises GatewayMisbehaved with the last answer after ``seconds``."""
-        return await self._when(self.sas, holds, seconds, what)
+        """Ask as in :meth:`sas_now` until a condition holds. Raises GatewayMisbehaved with the last answer after
+        ``seconds``.
+        """
+        return await self._when(self.sas_now, holds, seconds, what)
 
     async def carrying(self) -> tuple[ShownSa, ...]:
         """`show sas` once the engine has both directions; the kernel only says why. Raises GatewayMisbehaved."""
@@ -332,22 +336,22 @@ class GatewayUnderTest:
         return await self.sas_when(settled, CARRY_SECONDS, f"both directions in {self.engine}")
 
     async def status_when(self, holds: Callable[[Status], bool], seconds: float, what: str) -> Status:
-        """Ask `show status` until a condition holds, as :meth:`sas_when` does."""
-        return await self._when(self.status, holds, seconds, what)
+        """Ask what `show status` would print until a condition holds, as :meth:`sas_when` does."""
+        return await self._when(self.status_now, holds, seconds, what)
 
     async def _when(
         self, ask: Callable[[], Awaitable[Answer]], holds: Callable[[Answer], bool], seconds: float, what: str
     ) -> Answer:
         deadline = time.monotonic() + seconds
         while True:
-            said: Answer | CommandFailed
+            said: Answer | IpsecGwError
             if self._daemon is not None:
                 self._daemon.ensure_running()
             try:
                 said = await ask()
                 if holds(said):
                     return said
-            except CommandFailed as error:
+            except IpsecGwError as error:
                 said = error
             if time.monotonic() > deadline:
                 log = self._daemon.tail() if self._daemon else ""

@@ -36,7 +36,7 @@ async def counter_truth(
     What the guard held back for good, the kernel had counted, and no wire has seen it.
     """
     with lab.step("counters of charon"):
-        guard = (await gateway.status()).guard if gateway else {}
+        guard = (await gateway.status_now()).guard if gateway else {}
         wanted = {}
         for sa in dump(swan.site.namespace):
             if sent_by is not None and str(sa.source) not in sent_by:

@@ -186,7 +186,7 @@ async def carry(story: Story, evidence: Evidence) -> None:
         sas = await gateway.carrying()
     judge_carriers(lab, engine, sas)
     evidence.engine_took(sas)
-    status = await gateway.status()
+    status = await gateway.status_now()
     lab.check("ipsec-gw runs the engine asked for", status.engine == engine, engine, f"{status.engine}: {status.note}")
 
 
