@@ -58,3 +58,19 @@ def test_what_is_up_stays_when_charon_loads_something_else(engine, request):
     assert lossless(names, "when the same selectors are made anew", THERE)
     assert lossless(names, "when a second child comes up", THERE, BACK)
     assert lossless(names, "when the first child is taken down", *SECOND)
+
+
+
+@ENGINES
+def test_what_was_not_heard_is_found_out(engine, request):
+    names = story("lost-netlink", engine, request)
+    wanted = (
+        "the daemon tells that it lost notifications",
+        "the SAs that it did not hear of are carried",
+        "SAs are carried before charon has named them",
+        "charon's names are known again",
+    )
+    assert missing([*TAKEN_OVER, *wanted], names) == []
+    assert lossless(names, "through what came unheard", *SECOND)
+    for when in ("while the daemon hears nothing of the kernel", "while charon tells nothing"):
+        assert lossless(names, when, THERE, BACK) is (engine == "vpp"), "an engine in the daemon is stopped with it"

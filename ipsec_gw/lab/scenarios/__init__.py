@@ -56,6 +56,7 @@ def scenarios() -> dict[str, Scenario]:
     from ipsec_gw.lab.scenarios.idle import run as run_idle  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.ipv6 import run as run_ipv6  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.junk import run as run_junk  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.lost_netlink import run as run_lost_netlink  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.matrix import run as run_matrix  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.nat64 import run as run_nat64  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.nat_t import run as run_nat_t  # noqa: PLC0415
@@ -108,6 +109,11 @@ def scenarios() -> dict[str, Scenario]:
             "swanctl loads other connections under traffic: a network, a cipher and a child more, and one less",
             (Part("tunnels", topology.guarded, run_reload, vm_seconds=1400.0),),
             baseline=True,
+        ),
+        Scenario(
+            "lost-netlink",
+            "the daemon hears nothing of the kernel, then nothing of charon, while tunnels come, go and are rekeyed",
+            (Part("tunnels", topology.guarded, run_lost_netlink, vm_seconds=1400.0),),
         ),
         Scenario(
             "firewall",
