@@ -74,3 +74,13 @@ def test_what_was_not_heard_is_found_out(engine, request):
     assert lossless(names, "through what came unheard", *SECOND)
     for when in ("while the daemon hears nothing of the kernel", "while charon tells nothing"):
         assert lossless(names, when, THERE, BACK) is (engine == "vpp"), "an engine in the daemon is stopped with it"
+
+
+@ENGINES
+def test_the_tunnel_is_carried_after_each_reauthentication(engine, request):
+    names = story("reauth", engine, request)
+    ways = [f"{way} by {who}" for way in ("break before make", "make before break") for who in ("gwa", "gwb")]
+    assert missing([*GAPLESS, *(f"{way}: the IKE_SA is another one" for way in ways)], names) == []
+    assert all(lossless(names, f"after {way}", THERE, BACK) for way in ways)
+    assert lossless(names, "make before break by gwa", THERE)
+    assert lossless(names, "make before break by gwb", BACK)

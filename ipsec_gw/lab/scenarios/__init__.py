@@ -62,6 +62,7 @@ def scenarios() -> dict[str, Scenario]:
     from ipsec_gw.lab.scenarios.nat_t import run as run_nat_t  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.nptv6 import run as run_nptv6  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.overlapping_sites import run as run_overlapping_sites  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.reauth import run as run_reauth  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.rekey_storm import run as run_rekey_storm  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.reload import run as run_reload  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.roadwarriors import run as run_roadwarriors  # noqa: PLC0415
@@ -114,6 +115,12 @@ def scenarios() -> dict[str, Scenario]:
             "lost-netlink",
             "the daemon hears nothing of the kernel, then nothing of charon, while tunnels come, go and are rekeyed",
             (Part("tunnels", topology.guarded, run_lost_netlink, vm_seconds=1400.0),),
+        ),
+        Scenario(
+            "reauth",
+            "reauthentication from either side, break before make and make before break",
+            (Part("tunnels", topology.guarded, run_reauth, vm_seconds=1400.0),),
+            baseline=True,
         ),
         Scenario(
             "firewall",
