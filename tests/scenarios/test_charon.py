@@ -60,6 +60,19 @@ def test_what_is_up_stays_when_charon_loads_something_else(engine, request):
     assert lossless(names, "when the first child is taken down", *SECOND)
 
 
+@ENGINES
+def test_charon_is_stopped_and_killed(engine, request):
+    names = story("charon-restart", engine, request)
+    wanted = (
+        "nothing is steered or guarded without a charon",
+        "the tunnel is back with fresh keys after a stop",
+        "the SAs outlive a charon that is killed",
+        "the tunnel is back with fresh keys after a kill",
+    )
+    assert missing([*GAPLESS, *wanted], names) == []
+    assert lossless(names, "when charon is killed and started", THERE, BACK)
+    assert lossless(names, "when orphans are deleted", THERE, BACK)
+
 
 @ENGINES
 def test_what_was_not_heard_is_found_out(engine, request):

@@ -47,6 +47,7 @@ def scenarios() -> dict[str, Scenario]:
     # Here and not above: scenarios import the lab, which imports this package.
     from ipsec_gw.lab.edge import beside_ipv4, crowded, edge, renumbered  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.chaos import run as run_chaos  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.charon_restart import run as run_charon_restart  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.daemon_kill import run as run_daemon_kill  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.failover import run as run_failover  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.firewall import run as run_firewall  # noqa: PLC0415
@@ -109,6 +110,12 @@ def scenarios() -> dict[str, Scenario]:
             "reload",
             "swanctl loads other connections under traffic: a network, a cipher and a child more, and one less",
             (Part("tunnels", topology.guarded, run_reload, vm_seconds=1400.0),),
+            baseline=True,
+        ),
+        Scenario(
+            "charon-restart",
+            "charon is stopped and started, then killed and started, under traffic: the engine has what the kernel has",
+            (Part("tunnels", topology.guarded, run_charon_restart, vm_seconds=1400.0),),
             baseline=True,
         ),
         Scenario(
