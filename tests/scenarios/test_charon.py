@@ -2,6 +2,7 @@
 
 import pytest
 
+from ipsec_gw.lab.scenarios.trap import ROUNDS
 from tests.scenarios.lab_command import check_names, need, play, skip_slow_machine, skip_unless_all
 
 pytestmark = [pytest.mark.scenario, pytest.mark.root, pytest.mark.timeout(3600)]
@@ -96,3 +97,15 @@ def test_the_tunnel_is_carried_after_each_reauthentication(engine, request):
     assert missing([*GAPLESS, *(f"{way}: the IKE_SA is another one" for way in ways)], names) == []
     assert all(lossless(names, f"after {way}", THERE, BACK) for way in ways)
     assert lossless(names, "make before break by gwb", BACK)
+
+
+
+@ENGINES
+def test_packets_bring_the_tunnel_up_again_and_again(engine, request):
+    names = story("trap", engine, request)
+    rounds = range(1, ROUNDS + 1)
+    firsts = [BACK, THERE]
+    wanted = [f"round {number}: the tunnel's first SAs are carried" for number in rounds]
+    wanted += [f"round {number}: of {firsts[number % 2]} only the first packets are lost" for number in rounds]
+    wanted += [f"round {number}: no packet {firsts[1 - number % 2]} is lost or doubled" for number in rounds]
+    assert missing([*GAPLESS, *wanted], names) == []

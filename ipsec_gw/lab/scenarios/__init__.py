@@ -69,6 +69,7 @@ def scenarios() -> dict[str, Scenario]:
     from ipsec_gw.lab.scenarios.roadwarriors import run as run_roadwarriors  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.screens import run as run_screens  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.site_to_site import run as run_site_to_site  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.trap import run as run_trap  # noqa: PLC0415
 
     known = (
         Scenario(
@@ -127,6 +128,12 @@ def scenarios() -> dict[str, Scenario]:
             "reauth",
             "reauthentication from either side, break before make and make before break",
             (Part("tunnels", topology.guarded, run_reauth, vm_seconds=1400.0),),
+            baseline=True,
+        ),
+        Scenario(
+            "trap",
+            "a packet brings the tunnel up, from either side, and it goes by DELETE or for inactivity, again and again",
+            (Part("tunnels", topology.guarded, run_trap, vm_seconds=1400.0),),
             baseline=True,
         ),
         Scenario(
