@@ -22,6 +22,7 @@ from ipsec_gw.lab.wire import (
     numbers,
     open_all,
     together,
+    without_returned,
 )
 from ipsec_gw.model.ids import IpAddress
 
@@ -169,7 +170,7 @@ def judge_capture(
         lost = wan.lost() + lans.lost()
         lab.check("the captures are complete", lost == 0, "0 frames lost", f"{lost} frames lost")
         sas = {index: sa for diary in diaries for index, sa in diary.all().items()}
-        sent = [esp_packets(capture.frames) for capture in wan.captures]
+        sent = without_returned(*(esp_packets(capture.frames) for capture in wan.captures))
         openings = [open_all(packets, sas) for packets in sent]
         opening = together(openings)
     _judge_opening(lab, opening, sum(map(len, sent)))
