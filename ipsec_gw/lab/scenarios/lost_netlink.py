@@ -12,7 +12,7 @@ import signal
 import time
 
 from ipsec_gw.lab.context import Lab
-from ipsec_gw.lab.gateway import PLAIN, GatewayUnderTest
+from ipsec_gw.lab.gateway import GatewayUnderTest
 from ipsec_gw.lab.matrix.case import Child, Connection
 from ipsec_gw.lab.matrix.ends import End
 from ipsec_gw.lab.noise import make_noise
@@ -39,7 +39,6 @@ ADDED = Child("net4", "{near2}", "{far}", local_b="{near}", remote_b="{far2}")
 CONNECTION = Connection(children=(UNTOUCHED, REKEYED, DELETED, ADDED))
 
 VICI_SECONDS = 4.0
-CONFIG = f"{PLAIN}vici_timeout = {VICI_SECONDS}\n"
 NOTICE_SECONDS, NAME_SECONDS = 60.0, 60.0
 
 
@@ -125,7 +124,12 @@ async def _judge_untouched(story: Story, gateway: GatewayUnderTest, marks: list[
 
 
 TALE = Tale(
-    "lost-netlink", CONNECTION, _play, config=CONFIG, judged=Judged(taken_over=True, lossy=True), baseline=False
+    "lost-netlink",
+    CONNECTION,
+    _play,
+    settings=f"vici_timeout = {VICI_SECONDS}\n",
+    judged=Judged(taken_over=True, lossy=True),
+    baseline=False,
 )
 
 

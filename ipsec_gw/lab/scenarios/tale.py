@@ -31,6 +31,10 @@ from ipsec_gw.lab.scenarios.verdicts import Evidence, Judged, judge_capture
 from ipsec_gw.lab.strongswan import CONNECTION
 from ipsec_gw.lab.traffic import until
 
+PATIENT = "[gateway]\nhang_seconds = 10.0\nhold_seconds = 15.0\n"
+"""None of the tales is about a VPP that hangs, and on a loaded emulated machine one that is well may be silent for some
+seconds."""
+
 FAILURES = (IpsecGwError, OSError, TimeoutError)
 BREAK_SECONDS = 30.0
 
@@ -40,15 +44,15 @@ class Tale:
     """A connection of both gateways and what happens to it, told by ``play`` with the child ``net`` up and traffic
     between its networks.
 
-    ``springs``: nothing is up, a packet has to bring it up. ``config`` is the gateway's own. ``judged`` is what the
-    captures may show. Without a ``baseline`` it is about ipsec-gw alone.
+    ``springs``: nothing is up, a packet has to bring it up. ``settings`` are lines of the gateway's own configuration.
+    ``judged`` is what the captures may show. Without a ``baseline`` it is about ipsec-gw alone.
     """
 
     name: str
     connection: Connection
     play: Callable[[Story, Evidence], Awaitable[None]]
     springs: bool = False
-    config: str = ""
+    settings: str = ""
     judged: Judged = field(default_factory=Judged)
     baseline: bool = True
 
@@ -57,7 +61,7 @@ async def tell(lab: Lab, *tales: Tale) -> None:
     """Tell them, from no tunnel to no tunnel each, and judge everything that was captured."""
     if lab.options.baseline and not all(tale.baseline for tale in tales):
         raise IpsecGwError("this is about ipsec-gw alone - run it without --baseline")
-    config = next((tale.config for tale in tales if tale.config), "")
+    config = PATIENT + "".join(tale.settings for tale in tales)
     story = await set_up(lab, both(lab, tales[0].connection), config=config)
     told: list[Evidence] = []
     for number, tale in enumerate(tales):

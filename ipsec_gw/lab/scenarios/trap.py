@@ -22,8 +22,8 @@ from ipsec_gw.lab.scenarios.verdicts import Evidence, Judged, few
 from ipsec_gw.lab.traffic import UdpFlow, until
 
 ROUNDS = 5
-INACTIVITY = 15
-"""Seconds."""
+INACTIVITY = 40
+"""Seconds: longer than it takes to ask charon for its counters on an emulated machine that is loaded."""
 
 CHILD = Child(options=("start_action = trap",), a=(f"inactivity = {INACTIVITY}s",))
 
