@@ -99,6 +99,19 @@ def test_the_tunnel_is_carried_after_each_reauthentication(engine, request):
     assert lossless(names, "make before break by gwb", BACK)
 
 
+@ENGINES
+def test_a_used_key_never_comes_back_to_the_engine_when_a_gateway_moves(engine, request):
+    names = story("mobike", engine, request)
+    moves = ("gwb goes away", "gwa goes away", "gwb goes back", "gwa goes back")
+    wanted = [
+        f"{move}: {what}"
+        for move in moves[::2]
+        for what in ("charon is asked for a rekey", "the engine has fresh keys")
+    ]
+    wanted.append("no number and no nonce is used twice with a key, whatever its addresses")
+    assert missing([*TAKEN_OVER, *wanted], names) == []
+    assert all(lossless(names, f"after {move}", THERE, BACK) for move in moves)
+
 
 @ENGINES
 def test_packets_bring_the_tunnel_up_again_and_again(engine, request):

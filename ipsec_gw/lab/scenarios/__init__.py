@@ -59,6 +59,7 @@ def scenarios() -> dict[str, Scenario]:
     from ipsec_gw.lab.scenarios.junk import run as run_junk  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.lost_netlink import run as run_lost_netlink  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.matrix import run as run_matrix  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.mobike import run as run_mobike  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.nat64 import run as run_nat64  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.nat_t import run as run_nat_t  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.nptv6 import run as run_nptv6  # noqa: PLC0415
@@ -128,6 +129,12 @@ def scenarios() -> dict[str, Scenario]:
             "reauth",
             "reauthentication from either side, break before make and make before break",
             (Part("tunnels", topology.guarded, run_reauth, vm_seconds=1400.0),),
+            baseline=True,
+        ),
+        Scenario(
+            "mobike",
+            "the peer's outer address changes under traffic, then our own: the kernel carries on until a rekey",
+            (Part("tunnels", topology.guarded, run_mobike, vm_seconds=1400.0),),
             baseline=True,
         ),
         Scenario(
