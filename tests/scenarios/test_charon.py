@@ -2,6 +2,7 @@
 
 import pytest
 
+from ipsec_gw.lab.scenarios.selectors import SETS
 from ipsec_gw.lab.scenarios.trap import ROUNDS
 from tests.scenarios.lab_command import check_names, need, play, skip_slow_machine, skip_unless_all
 
@@ -122,3 +123,15 @@ def test_packets_bring_the_tunnel_up_again_and_again(engine, request):
     wanted += [f"round {number}: of {firsts[number % 2]} only the first packets are lost" for number in rounds]
     wanted += [f"round {number}: no packet {firsts[1 - number % 2]} is lost or doubled" for number in rounds]
     assert missing([*GAPLESS, *wanted], names) == []
+
+
+@ENGINES
+def test_what_belongs_to_one_tunnel_does_not_come_out_of_another(engine, request):
+    names = story("selectors", engine, request)
+    for name, tunnels in SETS.items():
+        pairs = len(tunnels) * (len(tunnels) - 1)
+        for what in ("nothing is delivered", "the SA that carried it counts it"):
+            checked = [one for one in names if one.startswith(f"{name}: ") and one.endswith(f": {what}")]
+            assert len(checked) == pairs
+        assert f"{name}: each tunnel carries its own" in names
+    assert missing(["no process is left", "no pin is left"], names) == []

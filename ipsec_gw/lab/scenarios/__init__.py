@@ -69,6 +69,7 @@ def scenarios() -> dict[str, Scenario]:
     from ipsec_gw.lab.scenarios.reload import run as run_reload  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.roadwarriors import run as run_roadwarriors  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.screens import run as run_screens  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.selectors import run as run_selectors  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.site_to_site import run as run_site_to_site  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.trap import run as run_trap  # noqa: PLC0415
 
@@ -141,6 +142,12 @@ def scenarios() -> dict[str, Scenario]:
             "trap",
             "a packet brings the tunnel up, from either side, and it goes by DELETE or for inactivity, again and again",
             (Part("tunnels", topology.guarded, run_trap, vm_seconds=1400.0),),
+            baseline=True,
+        ),
+        Scenario(
+            "selectors",
+            "a peer sends what belongs to one tunnel through another: ports, 0.0.0.0/0 and shared networks",
+            (Part("tunnels", topology.crossroads, run_selectors, vm_seconds=1400.0),),
             baseline=True,
         ),
         Scenario(
