@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ipsec_gw.errors import IpsecGwError
-from ipsec_gw.lab.process import CommandFailed, Daemon, run
+from ipsec_gw.lab.process import Daemon, run
 from ipsec_gw.lab.session import Session
 from ipsec_gw.observe import control
 from vpp_conf.paths import VppPaths
@@ -56,6 +59,7 @@ class ShownSa:
     state: str
     reason: str
     packets: int
+    child: str = ""
 
     @property
     def key(self) -> str:
@@ -110,6 +114,7 @@ def parse_sas(text: str) -> tuple[ShownSa, ...]:
                 state=sa["state"],
                 reason=sa["reason"] or "",
                 packets=sa["packets"],
+                child=sa["child"],
             )
             for sa in listed
         )
@@ -225,6 +230,18 @@ class GatewayUnderTest:
         (self._session.run_dir / CONFIG).write_text(config)
         await self._call("reload")
 
+    @contextmanager
+    def deaf(self) -> Iterator[None]:
+        """The daemon is stopped meanwhile (SIGSTOP), and an engine that lives in it."""
+        pids = self.pids
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+
     async def kill(self) -> None:
         """The daemon dies, without a chance to do anything."""
         daemon, self._daemon = self._daemon, None
@@ -265,11 +282,23 @@ class GatewayUnderTest:
         answer = await asyncio.to_thread(control.ask, self._session.gateway_dir, "sas")
         return parse_sas(json.dumps(answer))
 
+    async def status_now(self) -> Status:
+        """What `show status` would print, asked as in :meth:`sas_now`."""
+        return parse_status(json.dumps(await asyncio.to_thread(control.ask, self._session.gateway_dir, "status")))
+
     async def in_sync(self) -> bool:
         """Whether all that is wanted is in place, asked as in :meth:`sas_now`."""
-        return parse_status(
-            json.dumps(await asyncio.to_thread(control.ask, self._session.gateway_dir, "status"))
-        ).in_sync
+        return (await self.status_now()).in_sync
+
+    async def planned(self) -> list[str]:
+        """What `plan` would print, asked as in :meth:`sas_now`."""
+        answer = await asyncio.to_thread(control.ask, self._session.gateway_dir, "plan")
+        return [*answer["changes"], *answer["operations"]]
+
+    async def steps(self) -> int:
+        """How many operations `show history` tells of, asked as in :meth:`sas_now`; it keeps the last 256 passes."""
+        answer = await asyncio.to_thread(control.ask, self._session.gateway_dir, "history")
+        return sum(len(record["steps"]) for record in answer["passes"])
 
     async def status(self) -> Status:
         """`show status`."""
@@ -291,8 +320,10 @@ class GatewayUnderTest:
     async def sas_when(
         self, holds: Callable[[tuple[ShownSa, ...]], bool], seconds: float, what: str
     ) -> tuple[ShownSa, ...]:
-        """Ask `show sas` until a condition holds. Raises GatewayMisbehaved with the last answer after ``seconds``."""
-        return await self._when(self.sas, holds, seconds, what)
+        """Ask as in :meth:`sas_now` until a condition holds. Raises GatewayMisbehaved with the last answer after
+        ``seconds``.
+        """
+        return await self._when(self.sas_now, holds, seconds, what)
 
     async def carrying(self) -> tuple[ShownSa, ...]:
         """`show sas` once the engine has both directions; the kernel only says why. Raises GatewayMisbehaved."""
@@ -305,22 +336,22 @@ class GatewayUnderTest:
         return await self.sas_when(settled, CARRY_SECONDS, f"both directions in {self.engine}")
 
     async def status_when(self, holds: Callable[[Status], bool], seconds: float, what: str) -> Status:
-        """Ask `show status` until a condition holds, as :meth:`sas_when` does."""
-        return await self._when(self.status, holds, seconds, what)
+        """Ask what `show status` would print until a condition holds, as :meth:`sas_when` does."""
+        return await self._when(self.status_now, holds, seconds, what)
 
     async def _when(
         self, ask: Callable[[], Awaitable[Answer]], holds: Callable[[Answer], bool], seconds: float, what: str
     ) -> Answer:
         deadline = time.monotonic() + seconds
         while True:
-            said: Answer | CommandFailed
+            said: Answer | IpsecGwError
             if self._daemon is not None:
                 self._daemon.ensure_running()
             try:
                 said = await ask()
                 if holds(said):
                     return said
-            except CommandFailed as error:
+            except IpsecGwError as error:
                 said = error
             if time.monotonic() > deadline:
                 log = self._daemon.tail() if self._daemon else ""

@@ -25,11 +25,22 @@ NLMSG_ERROR, NLMSG_DONE = 2, 3
 XFRM_MSG_NEWSA, XFRM_MSG_DELSA, XFRM_MSG_GETSA, XFRM_MSG_UPDSA = 0x10, 0x11, 0x12, 0x1A
 NLM_F_REQUEST, NLM_F_DUMP = 0x1, 0x300
 XFRMA_ALG_AEAD = 18
+XFRM_STATE_ESN = 128
 ALGORITHMS = frozenset((1, 2, 3, XFRMA_ALG_AEAD, 20))
 """XFRMA_ALG_AUTH, CRYPT, COMP, AEAD and AUTH_TRUNC."""
 
 HEADER = struct.Struct("=IHHII")
-USERSA_BYTES, DESTINATION, SPI, PROTOCOL, SOURCE, CURRENT, REQID, FAMILY = 224, 56, 72, 76, 80, 160, 208, 212
+USERSA_BYTES, DESTINATION, SPI, PROTOCOL, SOURCE, CURRENT, REQID, FAMILY, FLAGS = (
+    224,
+    56,
+    72,
+    76,
+    80,
+    160,
+    208,
+    212,
+    216,
+)
 """Offsets into ``xfrm_usersa_info``: the selector takes 56 bytes, then id, saddr, lft, curlft, stats, seq."""
 
 RECEIVE_BYTES = 4 << 20
@@ -49,6 +60,7 @@ class KernelSa:
     salt: Secret
     octets: int
     packets: int
+    esn: bool = False
 
 
 def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -97,6 +109,7 @@ def parse_sa(body: bytes) -> KernelSa | None:
         salt=Secret(key[-SALT_BYTES:]),
         octets=octets,
         packets=packets,
+        esn=bool(body[FLAGS] & XFRM_STATE_ESN),
     )
 
 
@@ -110,7 +123,7 @@ def _open(namespace: str) -> socket.socket:
 
 def dump(namespace: str) -> tuple[KernelSa, ...]:
     """The ESP SAs with an AEAD that the kernel holds now. Raises XfrmError."""
-    return tuple(sa for body in _dump(namespace) if (sa := parse_sa(body)) is not None)
+    return tuple(sa for body in bodies(namespace) if (sa := parse_sa(body)) is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +139,7 @@ class Claim:
 
 def claims(namespace: str) -> tuple[Claim, ...]:
     """All SAs that the kernel holds now; without transforms are those whose SPI is only allocated. Raises XfrmError."""
-    return tuple(_claim(body) for body in _dump(namespace) if len(body) >= USERSA_BYTES)
+    return tuple(_claim(body) for body in bodies(namespace) if len(body) >= USERSA_BYTES)
 
 
 def _claim(body: bytes) -> Claim:
@@ -140,7 +153,8 @@ def _claim(body: bytes) -> Claim:
     )
 
 
-def _dump(namespace: str) -> tuple[bytes, ...]:
+def bodies(namespace: str) -> tuple[bytes, ...]:
+    """Each SA that the kernel holds, as ``xfrm_usersa_info`` with its attributes. Raises XfrmError."""
     with _open(namespace) as link:
         link.settimeout(10.0)
         link.send(HEADER.pack(HEADER.size, XFRM_MSG_GETSA, NLM_F_REQUEST | NLM_F_DUMP, 1, 0))

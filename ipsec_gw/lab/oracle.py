@@ -1,6 +1,6 @@
 """An ESP receiver of our own: what the wire really carried, said by neither kernel nor engine.
 
-RFC 4303 (ESP), RFC 4106 (AES-GCM), RFC 7634 (ChaCha20-Poly1305), tunnel mode, 32-bit sequence numbers.
+RFC 4303 (ESP), RFC 4106 (AES-GCM), RFC 7634 (ChaCha20-Poly1305), tunnel mode, sequence numbers of 32 and of 64 bits.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from ipsec_gw.lab.kernel_sas import KernelSa
 from ipsec_gw.model.ids import IpAddress
 
 IPPROTO_IPIP, IPPROTO_IPV6 = 4, 41
+HIGH = (0, 1)
+"""Upper halves of extended sequence numbers that are tried; no lab goes further."""
+
 IV_BYTES, ICV_BYTES, ESP_HEADER_BYTES = 8, 16, 8
 
 CIPHERS: dict[str, Callable[[bytes], AESGCM | ChaCha20Poly1305]] = {
@@ -31,21 +34,25 @@ class NotGenuine(IpsecGwError):
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A decrypted ESP packet: sequence number, IV and the inner IP packet."""
+    """A decrypted ESP packet: sequence number, its upper half alone, IV and the inner IP packet."""
 
     sequence: int
     iv: bytes
     inner: bytes
+    high: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class EspPacket:
-    """ESP as the WAN saw it: outer addresses and the ESP payload; in UDP (RFC 3948) its ports, source first."""
+    """ESP as the WAN saw it: outer addresses and the ESP payload; in UDP (RFC 3948) its ports, source first. ``high``
+    is the upper half of an extended sequence number, which the wire does not tell (RFC 4303 §2.2.1).
+    """
 
     source: IpAddress
     destination: IpAddress
     payload: bytes
     ports: tuple[int, int] | None = None
+    high: int = 0
 
     @property
     def spi(self) -> int:
@@ -54,8 +61,8 @@ class EspPacket:
 
     @property
     def sequence(self) -> int:
-        """The 32 bits on the wire."""
-        return int.from_bytes(self.payload[4:8], "big")
+        """The 32 bits on the wire, above them those that are known besides."""
+        return self.high << 32 | int.from_bytes(self.payload[4:8], "big")
 
     @property
     def iv(self) -> bytes:
@@ -74,12 +81,15 @@ class Oracle:
         name = f"ESP {packet.destination}/{packet.spi:08x} seq {packet.sequence}"
         if len(packet.payload) < ESP_HEADER_BYTES + IV_BYTES + ICV_BYTES + 2:
             raise NotGenuine(f"{name}: {len(packet.payload)} bytes are too short")
-        nonce = sa.salt.reveal() + packet.iv
-        try:
-            plain = self._cipher(sa).decrypt(nonce, packet.payload[16:], packet.payload[:ESP_HEADER_BYTES])
-        except InvalidTag:
-            raise NotGenuine(f"{name}: the tag does not verify") from None
-        return Opened(packet.sequence, packet.iv, strip_trailer(plain, name))
+        nonce, spi, number = sa.salt.reveal() + packet.iv, packet.payload[:4], packet.payload[4:8]
+        for high in HIGH if sa.esn else (0,):
+            above = high.to_bytes(4, "big") if sa.esn else b""
+            try:
+                plain = self._cipher(sa).decrypt(nonce, packet.payload[16:], spi + above + number)
+            except InvalidTag:
+                continue
+            return Opened(high << 32 | packet.sequence, packet.iv, strip_trailer(plain, name), high)
+        raise NotGenuine(f"{name}: the tag does not verify")
 
     def _cipher(self, sa: KernelSa) -> AESGCM | ChaCha20Poly1305:
         index = (str(sa.destination), sa.spi)

@@ -44,6 +44,9 @@ swanctl {{
 }}
 """
 
+MAKE_BEFORE_BREAK = "charon-systemd {\n  make_before_break = yes\n}\n"
+"""A setting for reauthentication (with IKEv2)."""
+
 SWANCTL_CONF = """\
 connections {{
   {connection} {{
@@ -238,8 +241,13 @@ class Files:
     def write(self, site: Party) -> None:
         """Make the directory and both configuration files, readable by us alone."""
         self.directory.mkdir(mode=0o700)
-        (self.directory / "strongswan.conf").write_text(STRONGSWAN_CONF.format(log=self.log, vici=self.vici))
+        self.write_settings()
         (self.directory / "swanctl.conf").write_text(site.conf())
+
+    def write_settings(self, more: str = "") -> None:
+        """Charon's own settings: the usual ones, and these."""
+        usual = STRONGSWAN_CONF.format(log=self.log, vici=self.vici)
+        (self.directory / "strongswan.conf").write_text(usual + more)
 
 
 def swanctl_conf(site: Site) -> str:
@@ -283,10 +291,32 @@ def parse_list_sas(text: str) -> Established:
     return Established(ike is not None, child is not None, child.group(1) if child else "")
 
 
+def parse_children(text: str, child: str) -> list[int]:
+    """The numbers of the installed CHILD_SAs of a name in `swanctl --list-sas`, in ascending order."""
+    return sorted(map(int, re.findall(rf"^\s+{child}: #(\d+), .*\bINSTALLED\b", text, re.MULTILINE)))
+
+
+def parse_inbound(text: str, child: str) -> int | None:
+    """The inbound SPI of the first CHILD_SA of a name in `swanctl --list-sas`, or None."""
+    found = re.search(rf"^\s+{child}: #\d+, .*?^\s+in\s+([0-9a-f]{{8}})\b", text, re.MULTILINE | re.DOTALL)
+    return int(found.group(1), 16) if found else None
+
+
 def parse_virtual_address(text: str) -> IPv4Address | None:
     """Our own virtual address in `swanctl --list-sas`, or None: it stands behind address and port of our end."""
     found = re.search(r"^\s+local\s+\S+ @ \S+\[\d+\] \[([\d.]+)\]$", text, re.MULTILINE)
     return IPv4Address(found.group(1)) if found else None
+
+
+async def _run_charon(site: Party, directory: Path, *, outlive: bool = False) -> Daemon:
+    return await Daemon.start(
+        f"charon of {site.identity}",
+        ["charon-systemd"],
+        directory / "stderr.log",
+        namespace=site.namespace,
+        env={"STRONGSWAN_CONF": str(directory / "strongswan.conf")},
+        outlive=outlive,
+    )
 
 
 class Swan:
@@ -302,17 +332,14 @@ class Swan:
         """Write the configuration and start charon; it answers once :meth:`load` returned."""
         files = Files(directory)
         files.write(site)
-        daemon = await Daemon.start(
-            f"charon of {site.identity}",
-            ["charon-systemd"],
-            directory / "stderr.log",
-            namespace=site.namespace,
-            env={"STRONGSWAN_CONF": str(directory / "strongswan.conf")},
-            outlive=outlive,
-        )
-        return cls(site, files, daemon)
+        return cls(site, files, await _run_charon(site, directory, outlive=outlive))
 
-    async def load(self) -> None:
+    async def run_again(self) -> None:
+        """Start charon after it was stopped or killed; it answers once :meth:`load` returned."""
+        (self.files.directory / "vici").unlink(missing_ok=True)  # one that was killed leaves its socket
+        self.daemon = await _run_charon(self.site, self.files.directory)
+
+    async def load(self, command: str = "--load-all") -> None:
         """Wait for the vici socket and load the configuration. Raises CommandFailed or TrafficError."""
 
         def ready() -> bool:
@@ -320,13 +347,18 @@ class Swan:
             return (self.files.directory / "vici").exists()
 
         await until(ready, START_SECONDS, f"vici socket of {self.site.identity}")
-        await self.swanctl("--load-all", "--file", str(self.files.directory / "swanctl.conf"))
+        await self.swanctl(command, "--file", str(self.files.directory / "swanctl.conf"))
 
-    async def reconfigure(self, site: Site) -> None:
-        """Take another configuration, with no tunnel up."""
+    async def reconfigure(self, site: Party, load: str = "--load-all") -> None:
+        """Take another configuration, by swanctl's command ``load``. Raises CommandFailed or TrafficError."""
         self.site = site
-        (self.files.directory / "swanctl.conf").write_text(swanctl_conf(site))
-        await self.load()
+        (self.files.directory / "swanctl.conf").write_text(site.conf())
+        await self.load(load)
+
+    async def settle(self, more: str = "") -> None:
+        """Charon takes these settings besides the usual ones, and those before them no more. Raises CommandFailed."""
+        self.files.write_settings(more)
+        await self.swanctl("--reload-settings")
 
     async def swanctl(self, *arguments: str, timeout: float = 60.0) -> str:
         """Run swanctl against this charon. Raises CommandFailed."""
@@ -334,13 +366,28 @@ class Swan:
         done = await run(["swanctl", *arguments, "--uri", self.files.vici], env=env, timeout=timeout)
         return done.stdout
 
-    async def initiate(self) -> None:
+    async def initiate(self, child: str = CHILD) -> None:
         """Bring the tunnel up."""
-        await self.swanctl("--initiate", "--child", CHILD, "--timeout", "45")
+        await self.swanctl("--initiate", "--child", child, "--timeout", "45")
 
-    async def rekey(self) -> None:
+    async def rekey(self, child: str = CHILD) -> None:
         """Ask for a new CHILD_SA; returns when charon has accepted the wish."""
-        await self.swanctl("--rekey", "--child", CHILD)
+        await self.swanctl("--rekey", "--child", child)
+
+    async def children(self, child: str = CHILD) -> list[int]:
+        """The numbers that charon gives the installed CHILD_SAs of this name, the oldest first."""
+        return parse_children(await self.swanctl("--list-sas"), child)
+
+    async def inbound(self, child: str = CHILD) -> int:
+        """The SPI that the CHILD_SA of this name is received with. Raises IpsecGwError without one."""
+        found = parse_inbound(await self.swanctl("--list-sas"), child)
+        if found is None:
+            raise IpsecGwError(f"{self.site.identity} has no CHILD_SA {child} - see charon.log")
+        return found
+
+    async def terminate_child(self, number: int) -> None:
+        """Take one CHILD_SA down, the tunnel's others stay."""
+        await self.swanctl("--terminate", "--child-id", str(number), "--timeout", "30")
 
     async def terminate(self) -> None:
         """Take the tunnel down."""

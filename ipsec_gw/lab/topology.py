@@ -141,6 +141,11 @@ class Topology:
         port = self.port(role, name)
         return tuple(address.network for address in (port.address, port.address6) if address is not None)
 
+    def behind(self, role: Role) -> tuple[IpNetwork, ...]:
+        """All networks that a gateway has on its inner side."""
+        further = (address.network for address in self.port(role, LAN).further)
+        return (*self.networks(role, LAN), *further)
+
     def network(self, role: Role, name: str) -> IPv4Network:
         """The connected network of an interface. Raises KeyError if it has no address."""
         address = self.port(role, name).address
@@ -273,21 +278,24 @@ def crossroads(tag: str) -> Topology:
     def more(port: Port) -> Port:
         return replace(port, further=further.get((port.role, port.name), ()))
 
-    behind = [
-        (role, network)
-        for role in (Role.GATEWAY_A, Role.GATEWAY_B)
-        for network in (*plain.networks(role, LAN), *(one.network for one in further[role, LAN]))
-    ]
+    wired = replace(plain, wires=tuple(Wire(more(wire.left), more(wire.right)) for wire in plain.wires))
     routes = [
         Route(Role.WAN, network, next(via for via in plain.addresses(role, WAN) if via.version == network.version))
-        for role, network in behind
+        for role in (Role.GATEWAY_A, Role.GATEWAY_B)
+        for network in wired.behind(role)
     ]
-    return replace(
-        plain,
-        wires=tuple(Wire(more(wire.left), more(wire.right)) for wire in plain.wires),
-        routes=(*plain.routes, *routes),
-        forwarding=(*plain.forwarding, Role.WAN),
-    )
+    return replace(wired, routes=(*plain.routes, *routes), forwarding=(*plain.forwarding, Role.WAN))
+
+
+def guarded(tag: str) -> Topology:
+    """:func:`crossroads` as careful operators have it: what finds no tunnel goes into a black hole, not to the WAN.
+
+    Charon's own routes (table 220) go before it while there is a tunnel.
+    """
+    plain = crossroads(tag)
+    pairs = ((Role.GATEWAY_A, Role.GATEWAY_B), (Role.GATEWAY_B, Role.GATEWAY_A))
+    holes = [Route(here, network, None) for here, there in pairs for network in plain.behind(there)]
+    return replace(plain, routes=(*plain.routes, *holes))
 
 
 def behind_nat(tag: str) -> Topology:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from ipsec_gw.lab.capture import IPPROTO_ESP, Frame, esp_of, header, without_hops
+from ipsec_gw.lab.capture import IPPROTO_ESP, IPPROTO_UDP, Frame, Header, esp_of, header, without_hops
 from ipsec_gw.lab.kernel_sas import KernelSa
 from ipsec_gw.lab.oracle import EspPacket, NotGenuine, Oracle
 from ipsec_gw.model.ids import IpAddress, IpNetwork
+
+IKE_PORTS = {500, 4500}
 
 SaIndex = tuple[IpAddress, int]
 """Destination and SPI."""
@@ -53,7 +56,7 @@ class Numbers:
 
 @dataclass(frozen=True, slots=True)
 class Decrypted:
-    """A captured ESP packet and the IP packet inside."""
+    """A captured ESP packet, its whole sequence number known, and the IP packet inside."""
 
     esp: EspPacket
     inner: bytes
@@ -72,6 +75,19 @@ def esp_packets(frames: Iterable[Frame]) -> list[EspPacket]:
     """The ESP among the frames that came in."""
     packets = (esp_of(frame) for frame in frames if not frame.outgoing)
     return [packet for packet in packets if packet is not None]
+
+
+def without_returned(first: Sequence[EspPacket], second: Sequence[EspPacket]) -> tuple[list[EspPacket], ...]:
+    """What each of two gateways has sent, without the other one's packets: a gateway that has moved away forwards what
+    still comes for the address that it had.
+    """
+    return _without(first, second), _without(second, first)
+
+
+def _without(own: Sequence[EspPacket], other: Sequence[EspPacket]) -> list[EspPacket]:
+    here, there = (Counter(packet.source for packet in one) for one in (own, other))
+    seen = {(packet.source, packet.payload) for packet in other}
+    return [p for p in own if (p.source, p.payload) not in seen or here[p.source] >= there[p.source]]
 
 
 def numbers(packets: Sequence[EspPacket]) -> list[Numbers]:
@@ -120,21 +136,41 @@ def open_all(packets: Iterable[EspPacket], sas: Mapping[SaIndex, KernelSa]) -> O
             unknown.append(f"{packet.destination}/{packet.spi:08x}")
             continue
         try:
-            opened.append(Decrypted(packet, oracle.open(packet, sa).inner))
+            found = oracle.open(packet, sa)
         except NotGenuine as error:
             forged.append(str(error))
+            continue
+        opened.append(Decrypted(replace(packet, high=found.high), found.inner))
     return Opening(tuple(opened), tuple(unknown), tuple(forged))
 
 
+def together(openings: Sequence[Opening]) -> Opening:
+    """Of several captures."""
+    return Opening(
+        tuple(item for opening in openings for item in opening.opened),
+        tuple(item for opening in openings for item in opening.unknown),
+        tuple(item for opening in openings for item in opening.forged),
+    )
+
+
+def _is_ike(packet: bytes, parsed: Header) -> bool:
+    if parsed.protocol != IPPROTO_UDP or parsed.fragment:
+        return False
+    ports = struct.unpack_from(">HH", packet, parsed.header_bytes)
+    return set(ports) <= IKE_PORTS
+
+
 def clear_packets(frames: Iterable[Frame], protected: Sequence[IpNetwork]) -> list[str]:
-    """IP packets from or to the protected networks that are not inside ESP, in words."""
+    """IP packets from or to the protected networks that are not inside ESP, in words. IKE is no such: MOBIKE tries it
+    from every address of a gateway.
+    """
     found = []
     for frame in frames:
         packet = frame.ip
         if frame.outgoing or packet is None:
             continue
         parsed = header(packet)
-        if parsed.protocol == IPPROTO_ESP:
+        if parsed.protocol == IPPROTO_ESP or _is_ike(packet, parsed):
             continue
         if any(address in network for network in protected for address in (parsed.source, parsed.destination)):
             found.append(f"{parsed.source} -> {parsed.destination} protocol {parsed.protocol}")

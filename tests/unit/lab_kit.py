@@ -16,7 +16,7 @@ SALT = b"\xa1\xb2\xc3\xd4"
 KERNEL_NAMES = {"AES-GCM": "rfc4106(gcm(aes))", "CHACHA20-POLY1305": "rfc7539esp(chacha20,poly1305)"}
 
 
-def kernel_sa(key=bytes(range(16)), spi=0x1000ABCD, cipher="AES-GCM", salt=SALT):
+def kernel_sa(key=bytes(range(16)), spi=0x1000ABCD, cipher="AES-GCM", salt=SALT, *, esn=False):
     return KernelSa(
         source=IPv4Address(A),
         destination=IPv4Address(B),
@@ -27,6 +27,7 @@ def kernel_sa(key=bytes(range(16)), spi=0x1000ABCD, cipher="AES-GCM", salt=SALT)
         salt=Secret(salt),
         octets=0,
         packets=0,
+        esn=esn,
     )
 
 
@@ -38,8 +39,8 @@ def inner(payload=b"hello", ttl=63):
     return IP(src="10.1.0.10", dst="10.2.0.10", ttl=ttl) / UDP(sport=1, dport=2) / payload
 
 
-def esp_frame(sa, packet, *, seq=1, iv=None):
-    protected = sa.encrypt(packet, seq_num=seq, iv=iv)
+def esp_frame(sa, packet, *, seq=1, iv=None, high=None):
+    protected = sa.encrypt(packet, seq_num=seq, iv=iv, esn_en=high is not None, esn=high or 0)
     return frame(Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02") / protected)
 
 

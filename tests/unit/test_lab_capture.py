@@ -1,6 +1,7 @@
 """Frames, pcap files, and what the lab reads from a capture of the WAN."""
 
 from collections import Counter
+from dataclasses import replace
 from ipaddress import IPv4Network, ip_network
 
 import pytest
@@ -20,6 +21,7 @@ from ipsec_gw.lab.wire import (
     not_among,
     numbers,
     open_all,
+    without_returned,
 )
 from tests.unit.lab_kit import A, B, arp_frame, clear_frame, esp_frame, frame, inner, kernel_sa, scapy_sa
 
@@ -154,6 +156,21 @@ def test_everything_is_opened_or_named():
 )
 def test_clear_packets_of_protected_networks(source, destination, clear):
     assert bool(clear_packets([clear_frame(source, destination)], PROTECTED)) is clear
+
+
+@pytest.mark.parametrize(("source", "destination", "clear"), [(4500, 4500, False), (500, 500, False), (4500, 53, True)])
+def test_ike_is_no_clear_packet(source, destination, clear):
+    probing = frame(Ether() / IP(src="10.1.0.1", dst=B) / UDP(sport=source, dport=destination) / b"IKE")
+    assert bool(clear_packets([probing], PROTECTED)) is clear
+
+
+def test_what_a_gateway_that_has_moved_sends_back_is_not_its_own():
+    sent, answers = esp_packets(esp(1, 2, 3)), esp_packets(esp(1, 2))
+    answers = [replace(packet, source=packet.destination, destination=packet.source) for packet in answers]
+    first, second = without_returned(sent, [*answers, sent[1]])
+    assert (first, second) == (sent, answers)
+    again = esp_packets(esp(2, iv=b"another1"))
+    assert without_returned(sent, [*answers, *again])[1] == [*answers, *again], "only the same packet comes back"
 
 
 def test_esp_and_outgoing_copies_are_not_clear_packets():

@@ -13,6 +13,8 @@ from ipsec_gw.lab.strongswan import (
     Concentrator,
     Established,
     Roadwarrior,
+    parse_children,
+    parse_inbound,
     parse_list_sas,
     parse_virtual_address,
     swanctl_conf,
@@ -103,6 +105,18 @@ def test_swanctl_lists_an_established_tunnel():
 def test_swanctl_lists_something_else(old, new, said):
     assert parse_list_sas(LIST_SAS.replace(old, new)) == said
     assert parse_list_sas("") == Established(False, False, "")
+
+
+def test_children_are_told_apart_by_name_and_number():
+    second = LIST_SAS.partition("\n  net:")[2].replace(" #1,", " #12,").replace("c2ab1e3c", "c0000001")
+    other = second.replace(" #12,", " #7,").replace("c0000001", "c0000002")
+    text = f"{LIST_SAS}  net:{second}  net2:{other}"
+    assert parse_children(text, "net") == [1, 12]
+    assert parse_children(text, "net2") == [7]
+    assert parse_children(text.replace("INSTALLED", "DELETING", 1), "net") == [12]
+    assert parse_inbound(text, "net2") == 0xC0000002
+    assert parse_inbound(text, "net") == 0xC2AB1E3C
+    assert parse_inbound(text, "no") is None
 
 
 @pytest.mark.parametrize("proposal", PROPOSALS)

@@ -21,11 +21,11 @@ def aead(name=b"rfc4106(gcm(aes))", key=KEY + SALT):
     return attribute(XFRMA_ALG_AEAD, name.ljust(64, b"\0") + struct.pack("=II", len(key) * 8, 128) + key)
 
 
-def usersa(protocol=socket.IPPROTO_ESP, family=socket.AF_INET):
+def usersa(protocol=socket.IPPROTO_ESP, family=socket.AF_INET, flags=0):
     selector = bytes(56)
     identity = address("10.0.0.2") + struct.pack(">I", 0xC0FFEE01) + struct.pack("=Bxxx", protocol)
     limits, current = bytes(64), struct.pack("=4Q", 8400, 100, 1700000000, 0)
-    rest = struct.pack("=3I", 0, 0, 0) + struct.pack("=II", 0, 7) + struct.pack("=HBBB7x", family, 1, 32, 0)
+    rest = struct.pack("=3I", 0, 0, 0) + struct.pack("=II", 0, 7) + struct.pack("=HBBB7x", family, 1, 32, flags)
     return selector + identity + address("10.0.0.1") + limits + current + rest
 
 
@@ -46,6 +46,11 @@ def test_an_sa_between_ipv6_end_points():
     raw[80:96], raw[56:72] = (end.packed for end in ends)
     sa = parse_sa(bytes(raw) + aead())
     assert (sa.source, sa.destination) == ends
+
+
+def test_extended_numbers_are_told_by_a_flag():
+    assert parse_sa(usersa(flags=128) + aead()).esn
+    assert not parse_sa(usersa(flags=127) + aead()).esn
 
 
 def test_the_key_is_not_printed():

@@ -8,6 +8,7 @@ from scapy.layers.inet6 import IPv6
 
 from ipsec_gw.lab.capture import esp_of
 from ipsec_gw.lab.oracle import EspPacket, NotGenuine, Oracle, strip_trailer
+from ipsec_gw.lab.wire import open_all
 from tests.unit.lab_kit import esp_frame, inner, kernel_sa, scapy_sa
 
 CIPHERS = [("AES-GCM", 16), ("AES-GCM", 24), ("AES-GCM", 32), ("CHACHA20-POLY1305", 32)]
@@ -37,6 +38,22 @@ def test_another_key_or_salt_is_refused():
     for wrong in (kernel_sa(bytes(16)), kernel_sa(salt=b"\xd4\xc3\xb2\xa1")):
         with pytest.raises(NotGenuine, match="does not verify"):
             Oracle().open(esp, wrong)
+
+
+@pytest.mark.parametrize("high", [0, 1])
+def test_the_upper_half_of_an_extended_number_is_found(high):
+    frame = esp_frame(scapy_sa(), inner(), seq=5, high=high)
+    opened = Oracle().open(esp_of(frame), kernel_sa(esn=True))
+    assert (opened.sequence, opened.high, opened.inner) == (high << 32 | 5, high, bytes(inner()))
+    (found,) = open_all([esp_of(frame)], {(esp_of(frame).destination, 0x1000ABCD): kernel_sa(esn=True)}).opened
+    assert found.esp.sequence == high << 32 | 5
+
+
+def test_extended_and_short_numbers_do_not_open_each_other():
+    extended, short = esp_of(esp_frame(scapy_sa(), inner(), high=0)), esp_of(esp_frame(scapy_sa(), inner()))
+    for packet, esn in ((extended, False), (short, True)):
+        with pytest.raises(NotGenuine, match="does not verify"):
+            Oracle().open(packet, kernel_sa(esn=esn))
 
 
 def test_names_the_packet_without_its_key():

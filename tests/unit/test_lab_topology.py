@@ -14,6 +14,8 @@ from ipsec_gw.lab.topology import (
     Role,
     batches,
     behind_nat,
+    crossroads,
+    guarded,
     roadwarriors,
     site_to_site,
     two_families,
@@ -48,6 +50,22 @@ def test_each_wire_that_carries_addresses_is_one_network(make):
         ends = [end.address for end in (wire.left, wire.right) if end.address is not None]
         assert len({end.network for end in ends}) == 1
         assert len({end.ip for end in ends}) == len(ends)
+
+
+def test_guarded_gateways_have_a_black_hole_for_each_other():
+    topology = guarded(TAG)
+    holes = {(route.role, route.destination) for route in topology.routes if route.via is None}
+    assert (Role.GATEWAY_A, IPv4Network("10.2.0.0/24")) in holes
+    assert (Role.GATEWAY_B, IPv4Network("10.11.0.0/24")) in holes
+    for role, other in ((Role.GATEWAY_A, Role.GATEWAY_B), (Role.GATEWAY_B, Role.GATEWAY_A)):
+        assert {network for where, network in holes if where is role} == set(topology.behind(other))
+    assert set(crossroads(TAG).routes) < set(topology.routes)
+
+
+def test_all_that_a_gateway_has_behind_it_counts():
+    assert site_to_site(TAG).behind(Role.GATEWAY_A) == (IPv4Network("10.1.0.0/24"),)
+    behind = crossroads(TAG).behind(Role.GATEWAY_B)
+    assert {"10.2.0.0/24", "10.12.0.0/24", "10.66.0.0/24", "fd12::/64"} <= set(map(str, behind))
 
 
 def test_two_families_are_wired_alike():

@@ -12,7 +12,15 @@ from scapy.layers.l2 import Ether
 
 from ipsec_gw.lab.context import Lab, Options
 from ipsec_gw.lab.gateway import GuardCount, ShownSa, Status, SteerCount
-from ipsec_gw.lab.scenarios.verdicts import Evidence, Reading, few, judge_capture, judge_carriers, judge_counters
+from ipsec_gw.lab.scenarios.verdicts import (
+    Evidence,
+    Judged,
+    Reading,
+    few,
+    judge_capture,
+    judge_carriers,
+    judge_counters,
+)
 from ipsec_gw.lab.session import Session
 from ipsec_gw.lab.topology import site_to_site
 from tests.unit.lab_kit import KERNEL_NAMES, SALT, A, B, frame, kernel_sa
@@ -183,7 +191,7 @@ def judged(engine="vpp", lossy=False, **changed):
     evidence = Evidence([0, 0], [len(capture.frames) for capture in wan.captures])
     evidence.engine_took([shown("in"), shown("out")])
     diary = SimpleNamespace(all=lambda: parts["sas"])
-    judge_capture(run, evidence, wan, Fixed(parts["client"], parts["server"]), [diary], lossy=lossy)
+    judge_capture(run, evidence, wan, Fixed(parts["client"], parts["server"]), [diary], Judged(lossy=lossy))
     return run
 
 

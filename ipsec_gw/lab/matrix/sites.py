@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from ipsec_gw.errors import IpsecGwError
 from ipsec_gw.lab.kernel_sas import Claim, claims
@@ -11,14 +11,13 @@ from ipsec_gw.lab.matrix.case import Act, Case, Connection
 from ipsec_gw.lab.matrix.ends import PLACES, End
 from ipsec_gw.lab.matrix.probes import Range
 from ipsec_gw.lab.process import all_of, run
-from ipsec_gw.lab.strongswan import Swan
+from ipsec_gw.lab.strongswan import MAKE_BEFORE_BREAK, Swan
 from ipsec_gw.lab.topology import Role
 from ipsec_gw.lab.traffic import until
 from ipsec_gw.model.ids import IpAddress
 
 UP_SECONDS, GONE_SECONDS = 20.0, 8.0
 _NOTHING = "connections {\n}\n"
-_MAKE_BEFORE_BREAK = "charon-systemd {\n  make_before_break = yes\n}\n"
 
 _STRANGE = (
     ("10.66.0.0/24", "10.1.0.0/24"),
@@ -53,13 +52,12 @@ class Sites:
 
     def __init__(self, a: Swan, b: Swan) -> None:
         self.a, self.b = a, b
-        self._settings = {swan: self._settings_file(swan).read_text() for swan in (a, b)}
         self._strange: list[str] = []
 
     async def establish(self, case: Case, probes: Range) -> None:
         """Load it and bring it up. Raises CommandFailed, or TrafficError if it does not come up."""
         if case.make_before_break:
-            await all_of(*(self._settle(swan, self._settings[swan] + _MAKE_BEFORE_BREAK) for swan in (self.a, self.b)))
+            await all_of(self.a.settle(MAKE_BEFORE_BREAK), self.b.settle(MAKE_BEFORE_BREAK))
         await all_of(self._commands(self.a, case.a), self._commands(self.b, case.b))
         await self._load(case, case.connections)
         for child in case.initiate:
@@ -92,7 +90,7 @@ class Sites:
 
     async def abandon(self, case: Case) -> None:
         """Take everything back. Raises TrafficError if SAs stay."""
-        await self._be_honest()
+        await self.be_honest()
         if case.lives_by_itself:
             await all_of(self._write(self.a, _NOTHING), self._write(self.b, _NOTHING))
         await self._terminate(case, force=False)
@@ -103,7 +101,7 @@ class Sites:
             await until(self._empty, GONE_SECONDS, f"{case.name} goes by force")
         await all_of(self._commands(self.a, case.undo_a), self._commands(self.b, case.undo_b))
         if case.make_before_break:
-            await all_of(*(self._settle(swan, self._settings[swan]) for swan in (self.a, self.b)))
+            await all_of(self.a.settle(), self.b.settle())
 
     def carried(self) -> frozenset[tuple[IpAddress, int]]:
         """Destination and SPI of the ESP SAs that gateway A has."""
@@ -149,14 +147,6 @@ class Sites:
         for line in lines:
             await run(line.split(), namespace=swan.site.namespace)
 
-    @staticmethod
-    def _settings_file(swan: Swan) -> Path:
-        return swan.files.directory / "strongswan.conf"
-
-    async def _settle(self, swan: Swan, text: str) -> None:
-        self._settings_file(swan).write_text(text)
-        await swan.swanctl("--reload-settings")
-
     async def _be_strange(self, *, crossed: bool) -> None:
         """Gateway B encrypts for gateway A what no selector allows."""
         ours = {PLACES[End.OUTSIDE_B].address(version): PLACES[End.OUTSIDE_A].address(version) for version in (4, 6)}
@@ -166,15 +156,25 @@ class Sites:
         pairs = [(selector, outbound[0]) for selector in _STRANGE]
         if crossed:
             pairs += list(zip(_CROSSED, (outbound[-1], outbound[0]), strict=True))
-        self._strange = [f"src {left} dst {right} dir out" for (left, right), _ in pairs]
-        templates = [
-            f"tmpl src {there[one.destination]} dst {one.destination} proto esp reqid {one.reqid} mode tunnel"
-            for _, one in pairs
-        ]
-        lines = zip(self._strange, templates, strict=True)
-        await self._ip([f"xfrm policy add {selector} priority 1 {template}" for selector, template in lines])
+        await self._misuse([(f"src {left} dst {right}", there[one.destination], one) for (left, right), one in pairs])
 
-    async def _be_honest(self) -> None:
+    async def misuse(self, selectors: Sequence[str], sa: Claim) -> None:
+        """Gateway B encrypts what fits these selectors (as ``ip xfrm policy`` has them) with this SA of its own, whose
+        end points are IPv4. Until :meth:`be_honest`.
+        """
+        await self._misuse([(selector, PLACES[End.OUTSIDE_B].address(4), sa) for selector in selectors])
+
+    async def _misuse(self, strange: Sequence[tuple[str, IpAddress, Claim]]) -> None:
+        self._strange = [f"{selector} dir out" for selector, *_ in strange]
+        lines = [
+            f"xfrm policy add {selector} dir out priority 1"
+            f" tmpl src {source} dst {sa.destination} proto esp reqid {sa.reqid} mode tunnel"
+            for selector, source, sa in strange
+        ]
+        await self._ip(lines)
+
+    async def be_honest(self) -> None:
+        """Gateway B encrypts by its own policies alone."""
         lines = [f"xfrm policy delete {selector}" for selector in self._strange]
         self._strange = []
         if lines:

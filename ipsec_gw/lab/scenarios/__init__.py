@@ -47,6 +47,7 @@ def scenarios() -> dict[str, Scenario]:
     # Here and not above: scenarios import the lab, which imports this package.
     from ipsec_gw.lab.edge import beside_ipv4, crowded, edge, renumbered  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.chaos import run as run_chaos  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.charon_restart import run as run_charon_restart  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.daemon_kill import run as run_daemon_kill  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.failover import run as run_failover  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.firewall import run as run_firewall  # noqa: PLC0415
@@ -56,17 +57,23 @@ def scenarios() -> dict[str, Scenario]:
     from ipsec_gw.lab.scenarios.idle import run as run_idle  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.ipv6 import run as run_ipv6  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.junk import run as run_junk  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.lost_netlink import run as run_lost_netlink  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.matrix import run as run_matrix  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.mobike import run as run_mobike  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.nat64 import run as run_nat64  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.nat_t import run as run_nat_t  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.nptv6 import run as run_nptv6  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.overlapping_sites import run as run_overlapping_sites  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.reauth import run as run_reauth  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.rekey_storm import run as run_rekey_storm  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.reload import run as run_reload  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.roadwarriors import run as run_roadwarriors  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.route_based import run as run_route_based  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.route_based import run_with_firewall as run_route_based_with_firewall  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.screens import run as run_screens  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.selectors import run as run_selectors  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.site_to_site import run as run_site_to_site  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.trap import run as run_trap  # noqa: PLC0415
 
     known = (
         Scenario(
@@ -110,6 +117,47 @@ def scenarios() -> dict[str, Scenario]:
             "rekey-storm",
             "rekeys from either side and both at once, one after the other, under steady traffic",
             (Part("tunnel", topology.site_to_site, run_rekey_storm, vm_seconds=2400.0),),
+            baseline=True,
+        ),
+        Scenario(
+            "reload",
+            "swanctl loads other connections under traffic: a network, a cipher and a child more, and one less",
+            (Part("tunnels", topology.guarded, run_reload, vm_seconds=1400.0),),
+            baseline=True,
+        ),
+        Scenario(
+            "charon-restart",
+            "charon is stopped and started, then killed and started, under traffic: the engine has what the kernel has",
+            (Part("tunnels", topology.guarded, run_charon_restart, vm_seconds=1400.0),),
+            baseline=True,
+        ),
+        Scenario(
+            "lost-netlink",
+            "the daemon hears nothing of the kernel, then nothing of charon, while tunnels come, go and are rekeyed",
+            (Part("tunnels", topology.guarded, run_lost_netlink, vm_seconds=1400.0),),
+        ),
+        Scenario(
+            "reauth",
+            "reauthentication from either side, break before make and make before break",
+            (Part("tunnels", topology.guarded, run_reauth, vm_seconds=1400.0),),
+            baseline=True,
+        ),
+        Scenario(
+            "mobike",
+            "the peer's outer address changes under traffic, then our own: the kernel carries on until a rekey",
+            (Part("tunnels", topology.guarded, run_mobike, vm_seconds=1400.0),),
+            baseline=True,
+        ),
+        Scenario(
+            "trap",
+            "a packet brings the tunnel up, from either side, and it goes by DELETE or for inactivity, again and again",
+            (Part("tunnels", topology.guarded, run_trap, vm_seconds=1400.0),),
+            baseline=True,
+        ),
+        Scenario(
+            "selectors",
+            "a peer sends what belongs to one tunnel through another: ports, 0.0.0.0/0 and shared networks",
+            (Part("tunnels", topology.crossroads, run_selectors, vm_seconds=1400.0),),
             baseline=True,
         ),
         Scenario(

@@ -89,15 +89,9 @@ class Chaos:
         """More notifications than the daemon's socket holds while it does not listen, and a rekey among them."""
         if not self.daemon_lives:
             return
-        pids = self.gateway.pids
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
-        try:
+        with self.gateway.deaf():
             await self.rekey()
             await asyncio.to_thread(make_noise, self.story.a.site.namespace, MISSED)
-        finally:
-            for pid in pids:
-                os.kill(pid, signal.SIGCONT)
         await self.gateway.status_when(lambda now: now.overruns > 0, NOTICE_SECONDS, "lost notifications")
 
     async def send_again(self) -> None:

@@ -8,7 +8,7 @@ from ipsec_gw.errors import IpsecGwError
 from ipsec_gw.lab.context import Lab
 from ipsec_gw.lab.gateway import GatewayUnderTest
 from ipsec_gw.lab.scenarios.failover import begin, finish, flowing
-from ipsec_gw.lab.scenarios.tunnel import REKEY_SECONDS, Story, carried_again, only_new, spis
+from ipsec_gw.lab.scenarios.tunnel import REKEY_SECONDS, Story, carried_again, lossless, only_new, spis
 from ipsec_gw.lab.scenarios.verdicts import Evidence, few
 from ipsec_gw.lab.traffic import until
 
@@ -45,12 +45,7 @@ async def daemon_kills(story: Story, gateway: GatewayUnderTest, evidence: Eviden
             await _return(story, gateway, evidence)
             if number % 2 == 0:
                 await _rekey(story, gateway, evidence)
-    for flow, mark in zip(story.flows, marks, strict=True):
-        flow.pause()
-        tally = await flow.settle(mark)
-        what = f"no packet {flow.source} -> {flow.destination} is lost or doubled by {count} deaths of the daemon"
-        lab.check(what, tally.perfect, "0 lost, 0 twice, 0 corrupted", tally)
-        flow.resume()
+    await lossless(story, story.flows, marks, f"by {count} deaths of the daemon")
     loaded = gateway.said(LOADED)
     lab.check("a restart compiles nothing", loaded == 1, "loaded once", f"{loaded} times")
 

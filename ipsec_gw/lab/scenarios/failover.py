@@ -31,7 +31,7 @@ from ipsec_gw.lab.scenarios.tunnel import (
     spis,
     terminate,
 )
-from ipsec_gw.lab.scenarios.verdicts import Evidence, few, judge_capture
+from ipsec_gw.lab.scenarios.verdicts import Evidence, Judged, few, judge_capture
 from ipsec_gw.lab.streams import TcpStream
 from ipsec_gw.lab.topology import HOST, WAN, Role
 from ipsec_gw.lab.traffic import UdpFlow, until
@@ -119,7 +119,7 @@ async def finish(story: Story, gateway: GatewayUnderTest, evidence: Evidence, *,
     await quiet(story)
     await counter_truth(story.lab, story.a, gateway, count_by_sa(packets(story)))
     await terminate(story, evidence)
-    judge_capture(story.lab, evidence, story.wan, story.lans, story.diaries, taken_over=True, lossy=lossy)
+    judge_capture(story.lab, evidence, story.wan, story.lans, story.diaries, Judged(taken_over=True, lossy=lossy))
     with story.lab.step("ipsec-gw off"):
         await gateway.off()
 
@@ -248,9 +248,9 @@ def recorded(story: Story) -> list[Frame]:
     return found
 
 
-async def replay(story: Story, frames: Sequence[Frame]) -> int:
-    """Send towards A again what was recorded, and count what the host behind it gets twice."""
-    flow, topology = story.flows[1], story.lab.topology  # the one towards A
+async def replay(story: Story, frames: Sequence[Frame], flow: UdpFlow | None = None) -> int:
+    """Send towards A again what was recorded, and count what the host behind it gets twice of a flow."""
+    flow, topology = flow or story.flows[1], story.lab.topology  # the first one towards A
     with inside(topology.namespace(Role.WAN)):
         wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         wire.bind(("to-a", 0))

@@ -22,7 +22,7 @@ from ipsec_gw.lab.scenarios.tunnel import (
     set_up,
     terminate,
 )
-from ipsec_gw.lab.scenarios.verdicts import Evidence, judge_capture
+from ipsec_gw.lab.scenarios.verdicts import Evidence, Judged, judge_capture
 from ipsec_gw.lab.topology import WAN, Role
 from ipsec_gw.lab.traffic import UdpFlow, until
 
@@ -57,7 +57,7 @@ async def run(lab: Lab) -> None:
     clear.pause()
     tally = await clear.settle(beginning)
     lab.check("no packet in clear is lost when VPP comes and goes", tally.perfect, "0 lost, 0 twice", tally)
-    judge_capture(lab, evidence, story.wan, story.lans, story.diaries)
+    judge_capture(lab, evidence, story.wan, story.lans, story.diaries, Judged())
     with lab.step("ipsec-gw off"):
         await gateway.off()
 

@@ -11,7 +11,7 @@ from ipsec_gw.lab.process import all_of
 from ipsec_gw.lab.scenarios.site_to_site import bracketed_exchange, charon_counts, leave, rekey_under_traffic
 from ipsec_gw.lab.scenarios.truth import TOLD
 from ipsec_gw.lab.scenarios.tunnel import Story, Talkers, bring_up, carry, quiet, set_up, start_flows, terminate
-from ipsec_gw.lab.scenarios.verdicts import Evidence, judge_capture
+from ipsec_gw.lab.scenarios.verdicts import Evidence, Judged, judge_capture
 from ipsec_gw.lab.sites import site_of_versions
 from ipsec_gw.lab.strongswan import Site
 from ipsec_gw.lab.topology import HOST, LAN, Role
@@ -67,7 +67,7 @@ async def run(lab: Lab) -> None:
                 await all_of(story.a.reconfigure(sites[0]), story.b.reconfigure(sites[1]))
         tunnels.append(await _play(story, shape))
     if story is not None:
-        judge_capture(lab, tunnels[-1], story.wan, story.lans, story.diaries, earlier=tunnels[:-1])
+        judge_capture(lab, tunnels[-1], story.wan, story.lans, story.diaries, Judged(), earlier=tunnels[:-1])
         await leave(story)
 
 

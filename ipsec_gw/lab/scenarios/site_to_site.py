@@ -17,6 +17,7 @@ from ipsec_gw.lab.scenarios.tunnel import (
     bring_up,
     carried_again,
     carry,
+    lossless,
     only_new,
     packets,
     quiet,
@@ -25,7 +26,7 @@ from ipsec_gw.lab.scenarios.tunnel import (
     spis,
     terminate,
 )
-from ipsec_gw.lab.scenarios.verdicts import Evidence, Reading, judge_capture, judge_counters
+from ipsec_gw.lab.scenarios.verdicts import Evidence, Judged, Reading, judge_capture, judge_counters
 from ipsec_gw.lab.strongswan import Swan
 from ipsec_gw.lab.topology import WAN, Role
 from ipsec_gw.lab.traffic import TrafficError, ping, tcp_echo, udp_echo, until
@@ -58,7 +59,7 @@ async def conclude(story: Story, evidence: Evidence, flow_marks: tuple[int, ...]
         lab.note(f"UDP {flow.source} -> {flow.destination} since the tunnel is up: {flow.tally(mark)}")
     await charon_counts(story)
     await terminate(story, evidence)
-    judge_capture(lab, evidence, story.wan, story.lans, story.diaries, lossy=Role.NAT in lab.topology.roles)
+    judge_capture(lab, evidence, story.wan, story.lans, story.diaries, Judged(lossy=Role.NAT in lab.topology.roles))
     await leave(story)
 
 
@@ -135,13 +136,4 @@ async def rekey_under_traffic(story: Story, evidence: Evidence, initiators: Sequ
             await until(partial(only_new, story, old), REKEY_SECONDS, "new SAs alone")
             if story.gateway is not None:
                 await carried_again(story, story.gateway, evidence)
-    for flow, mark in zip(story.flows, marks, strict=True):
-        flow.pause()
-        tally = await flow.settle(mark)
-        lab.check(
-            f"no packet {flow.source} -> {flow.destination} is lost or doubled by {REKEYS[len(initiators)]}",
-            tally.perfect,
-            "0 lost, 0 twice, 0 corrupted",
-            tally,
-        )
-    resume(story)
+    await lossless(story, story.flows, marks, f"by {REKEYS[len(initiators)]}")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 from ipsec_gw.lab.capture import Captures
 from ipsec_gw.lab.context import Lab
-from ipsec_gw.lab.gateway import GatewayUnderTest
+from ipsec_gw.lab.gateway import GatewayUnderTest, ShownSa
 from ipsec_gw.lab.kernel_sas import SaDiary, dump
 from ipsec_gw.lab.netns import receive_on_one_processor
 from ipsec_gw.lab.oracle import EspPacket
@@ -17,16 +17,20 @@ from ipsec_gw.lab.process import all_of
 from ipsec_gw.lab.scenarios.start import gateway_of, start_swan
 from ipsec_gw.lab.scenarios.verdicts import Evidence, judge_carriers
 from ipsec_gw.lab.sites import site_of
-from ipsec_gw.lab.strongswan import Site, Swan
+from ipsec_gw.lab.strongswan import Party, Swan
 from ipsec_gw.lab.topology import HOST, LAN, WAN, Role
 from ipsec_gw.lab.traffic import Host, TrafficError, UdpFlow, until
-from ipsec_gw.lab.wire import esp_packets
+from ipsec_gw.lab.wire import esp_packets, without_returned
 from vpp_conf.locate import locate_vpp
 
 FLOW_RATE, FLOW_BYTES = 50.0, 200
 """Packets per second in each direction and UDP payload: what an emulated processor carries without sweat."""
 
 REKEY_SECONDS = 60.0
+FOLLOW_SECONDS = 120.0
+"""A tunnel may have to be rekeyed before an engine can have it, and an emulated machine may be loaded."""
+
+POLL_SECONDS = 0.1
 QUIET_SECONDS = 0.6
 
 
@@ -80,11 +84,11 @@ def wan_frames(story: Story) -> int:
 
 
 async def set_up(
-    lab: Lab, sites: Sequence[Site] = (), *, inactivity: int = 0, config: str = "", on_demand: bool = False
+    lab: Lab, sites: Sequence[Party] = (), *, inactivity: int = 0, config: str = "", on_demand: bool = False
 ) -> Story:
     """Both strongSwans and ipsec-gw, and everything that watches them; hosts talk IPv4 unless ``sites`` are given.
-    ``inactivity`` is when A closes the tunnel, in seconds. With ``on_demand`` the gateway starts VPP itself, as its
-    ``config`` says.
+    ``inactivity`` is when A closes the tunnel, in seconds. ``config`` is the gateway's own, ``on_demand``: by that it
+    starts VPP itself.
     """
     topology = lab.topology
     wan = Captures([lab.capture(Role.WAN, "to-a"), lab.capture(Role.WAN, "to-b")])
@@ -98,9 +102,9 @@ async def set_up(
     for captures in (wan, lans):
         task = asyncio.create_task(captures.keep_draining())
         lab.stack.callback(task.cancel)
-    known = sites or [site_of(topology, role, lab.options.proposal) for role in (Role.GATEWAY_A, Role.GATEWAY_B)]
-    known = [replace(known[0], inactivity=inactivity), known[1]]
-    a, b = [await start_swan(lab, site) for site in known]
+    usual = [site_of(topology, role, lab.options.proposal) for role in (Role.GATEWAY_A, Role.GATEWAY_B)]
+    usual[0] = replace(usual[0], inactivity=inactivity)
+    a, b = [await start_swan(lab, site) for site in sites or usual]
     gateway = _gateway(lab, a, config, on_demand=on_demand)
     with lab.step("start two strongSwans" + (" and ipsec-gw" if gateway else "")):
         await all_of(a.load(), b.load(), *([gateway.start()] if gateway else []))
@@ -123,16 +127,29 @@ def _gateway(lab: Lab, a: Swan, config: str, *, on_demand: bool) -> GatewayUnder
 
 def start_flows(story: Story, *talkers: Talkers) -> None:
     """Let them talk, and those before them no more."""
+    end_flows(story, *story.flows)
+    story.talkers = ()
+    add_flows(story, *talkers)
+
+
+def add_flows(story: Story, *talkers: Talkers) -> tuple[UdpFlow, ...]:
+    """Let them talk besides the others; returns their flows."""
     lab = story.lab
-    for flow in story.flows:
-        flow.pause()
-    story.talkers = talkers
     first = story.next_flow
-    story.flows = tuple(flow for n, who in enumerate(talkers) for flow in who.flows(first + 2 * n))
-    story.next_flow += len(story.flows)
-    for flow in story.flows:
+    flows = tuple(flow for n, who in enumerate(talkers) for flow in who.flows(first + 2 * n))
+    story.talkers, story.flows = (*story.talkers, *talkers), (*story.flows, *flows)
+    story.next_flow += len(flows)
+    for flow in flows:
         lab.stack.callback(flow.close)
         lab.stack.callback(asyncio.create_task(flow.run()).cancel)
+    return flows
+
+
+def end_flows(story: Story, *flows: UdpFlow) -> None:
+    """Let these talk no more."""
+    for flow in flows:
+        flow.pause()
+    story.flows = tuple(flow for flow in story.flows if flow not in flows)
 
 
 async def bring_up(story: Story, evidence: Evidence) -> tuple[int, ...]:
@@ -141,16 +158,21 @@ async def bring_up(story: Story, evidence: Evidence) -> tuple[int, ...]:
     await until(lambda: all(flow.next >= 10 for flow in flows), 30.0, "traffic before IKE")
     with lab.step("initiate the tunnel"):
         await story.initiator.initiate()
-    story.drain()
-    evidence.up = [len(capture.frames) for capture in story.wan.captures]
+    await protected(story, evidence)
     marks = tuple(flow.next for flow in flows)
-    lab.strongswan = await story.a.version()
-    if lab.options.engine == "vpp":
-        lab.vpp = locate_vpp().version.removeprefix("vpp ").split()[0]
     for swan in (story.a, story.b):
         said = await swan.list_sas()
         lab.check(f"IKE is up at {swan.site.identity}", said.ike and said.child, "IKE_SA and CHILD_SA", said)
     return marks
+
+
+async def protected(story: Story, evidence: Evidence) -> None:
+    """From now on nothing may be in clear on the WAN."""
+    story.drain()
+    evidence.up = [len(capture.frames) for capture in story.wan.captures]
+    story.lab.strongswan = await story.a.version()
+    if story.lab.options.engine == "vpp":
+        story.lab.vpp = locate_vpp().version.removeprefix("vpp ").split()[0]
 
 
 async def carry(story: Story, evidence: Evidence) -> None:
@@ -164,7 +186,7 @@ async def carry(story: Story, evidence: Evidence) -> None:
         sas = await gateway.carrying()
     judge_carriers(lab, engine, sas)
     evidence.engine_took(sas)
-    status = await gateway.status()
+    status = await gateway.status_now()
     lab.check("ipsec-gw runs the engine asked for", status.engine == engine, engine, f"{status.engine}: {status.note}")
 
 
@@ -190,7 +212,8 @@ def resume(story: Story) -> None:
 
 def packets(story: Story) -> list[EspPacket]:
     story.drain()
-    return [packet for capture in story.wan.captures for packet in esp_packets(capture.frames)]
+    sent = without_returned(*(esp_packets(capture.frames) for capture in story.wan.captures))
+    return [packet for one in sent for packet in one]
 
 
 def spis(story: Story) -> frozenset[int]:
@@ -210,6 +233,45 @@ async def carried_again(story: Story, gateway: GatewayUnderTest, evidence: Evide
         f"the new SAs in {gateway.engine}",
     )
     evidence.engine_took(sas)
+
+
+async def follow(story: Story, evidence: Evidence, count: int) -> None:
+    """Wait until gateway A's kernel has so many SAs, and the engine those and no others. Raises TrafficError."""
+    evidence.engine_took(await carries(story, partial(spis, story), count, alone=True))
+
+
+async def carries(
+    story: Story, which: Callable[[], frozenset[int]], count: int, *, alone: bool = False
+) -> tuple[ShownSa, ...]:
+    """Wait until these are so many and the engine has them, and with ``alone`` until no others are shown; returns what
+    is. Raises TrafficError.
+    """
+    gateway = story.gateway
+    await until(lambda: len(which()) == count, REKEY_SECONDS, f"{count} SAs in the kernel")
+    if gateway is None:
+        return ()
+    deadline = asyncio.get_running_loop().time() + FOLLOW_SECONDS
+    while True:
+        sas = await gateway.sas_now()
+        taken = {sa.spi for sa in sas if sa.state == gateway.engine}
+        wanted = which()
+        if len(wanted) == count and wanted <= taken and (not alone or {sa.spi for sa in sas} == wanted):
+            return sas
+        if asyncio.get_running_loop().time() > deadline:
+            shown = "; ".join(f"{sa.key} {sa.direction} {sa.state} {sa.reason}" for sa in sas)
+            raise TrafficError(f"{gateway.engine} has not these {count} SAs of the kernel: {shown or 'none'}")
+        await asyncio.sleep(POLL_SECONDS)
+
+
+async def lossless(story: Story, flows: Sequence[UdpFlow], marks: Sequence[int], what: str) -> None:
+    """Pause the flows and check that all that was sent since the marks has arrived, once; then they go on."""
+    for flow, mark in zip(flows, marks, strict=True):
+        flow.pause()
+        tally = await flow.settle(mark)
+        name = f"no packet {flow.source} -> {flow.destination} is lost or doubled {what}"
+        story.lab.check(name, tally.perfect, "0 lost, 0 twice, 0 corrupted", tally)
+    for flow in flows:
+        flow.resume()
 
 
 async def terminate(story: Story, evidence: Evidence) -> None:

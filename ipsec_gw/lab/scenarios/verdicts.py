@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from ipsec_gw.lab.capture import Captures, Frame, header, without_hops
@@ -21,7 +21,10 @@ from ipsec_gw.lab.wire import (
     not_among,
     numbers,
     open_all,
+    together,
+    without_returned,
 )
+from ipsec_gw.model.ids import IpAddress
 
 
 @dataclass
@@ -124,22 +127,42 @@ ONE_RING = 1024
 """Packets that may overtake one another where the kernel takes over: what a ring of VPP's holds."""
 
 
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What a capture may show besides the ordinary.
+
+    ``taken_over``: the kernel went on with numbers of the engine, a margin ahead, so that some are left out.
+    ``lossy``: what passed the WAN need not have arrived.
+    ``gaps``: B's numbers were moved on by hand, or B had no address to send from.
+    ``roamed``: where gateways A and B were besides their own addresses.
+    """
+
+    taken_over: bool = False
+    lossy: bool = False
+    gaps: bool = False
+    roamed: tuple[frozenset[IpAddress], frozenset[IpAddress]] = (frozenset(), frozenset())
+
+    def __or__(self, other: Judged) -> Judged:
+        return Judged(
+            self.taken_over or other.taken_over,
+            self.lossy or other.lossy,
+            self.gaps or other.gaps,
+            (self.roamed[0] | other.roamed[0], self.roamed[1] | other.roamed[1]),
+        )
+
+
 def judge_capture(
     lab: Lab,
     evidence: Evidence,
     wan: Captures,
     lans: Captures,
     diaries: Sequence[SaDiary],
+    judged: Judged,
     *,
     earlier: Sequence[Evidence] = (),
-    taken_over: bool = False,
-    lossy: bool = False,
 ) -> None:
-    """Everything that the capture can tell, by the oracle and the kernels' own keys.
-
-    ``earlier`` is of tunnels before this one.
-    ``taken_over``: the kernel went on with numbers of the engine, a margin ahead, so that some are left out.
-    ``lossy``: what passed the WAN need not have arrived.
+    """Everything that the capture can tell, by the oracle and the kernels' own keys; ``earlier`` is of tunnels before
+    this one.
     """
     with lab.step("open the capture with the kernels' keys"):
         wan.drain()
@@ -147,13 +170,16 @@ def judge_capture(
         lost = wan.lost() + lans.lost()
         lab.check("the captures are complete", lost == 0, "0 frames lost", f"{lost} frames lost")
         sas = {index: sa for diary in diaries for index, sa in diary.all().items()}
-        packets = [packet for capture in wan.captures for packet in esp_packets(capture.frames)]
-        opening = open_all(packets, sas)
-    _judge_opening(lab, opening, len(packets))
-    _judge_inner(lab, opening, lans, lossy=lossy)
+        sent = without_returned(*(esp_packets(capture.frames) for capture in wan.captures))
+        openings = [open_all(packets, sas) for packets in sent]
+        opening = together(openings)
+    _judge_opening(lab, opening, sum(map(len, sent)))
+    roles = (Role.GATEWAY_A, Role.GATEWAY_B)
+    ends = [{*seen_addresses(lab.topology, role), *more} for role, more in zip(roles, judged.roamed, strict=True)]
+    _judge_inner(lab, opening, lans, ends, lossy=judged.lossy)
     tunnels = (*earlier, evidence)
     engine_sas = frozenset[str]().union(*(tunnel.engine_sas for tunnel in tunnels))
-    _judge_numbers(lab, wan, engine_sas, taken_over=taken_over)
+    _judge_numbers(lab, openings, engine_sas, judged)
     _judge_clear(lab, tunnels, wan)
 
 
@@ -168,10 +194,12 @@ def _judge_opening(lab: Lab, opening: Opening, packets: int) -> None:
     )
 
 
-def _judge_inner(lab: Lab, opening: Opening, lans: Captures, *, lossy: bool) -> None:
+def _judge_inner(
+    lab: Lab, opening: Opening, lans: Captures, ends: Sequence[Collection[IpAddress]], *, lossy: bool
+) -> None:
     """Hold what was inside against what the hosts sent and received."""
     client, server = lans.captures
-    ends_a, ends_b = (seen_addresses(lab.topology, role) for role in (Role.GATEWAY_A, Role.GATEWAY_B))
+    ends_a, ends_b = ends
     client_addresses = lab.topology.addresses(Role.CLIENT, HOST)
     to_b = [item.inner for item in opening.opened if item.esp.source in ends_a]
     to_a = [item.inner for item in opening.opened if item.esp.source in ends_b]
@@ -198,15 +226,16 @@ def _judge_inner(lab: Lab, opening: Opening, lans: Captures, *, lossy: bool) -> 
         )
 
 
-def _judge_numbers(lab: Lab, wan: Captures, engine_sas: frozenset[str], *, taken_over: bool) -> None:
+def _judge_numbers(lab: Lab, openings: Sequence[Opening], engine_sas: frozenset[str], judged: Judged) -> None:
     """Numbers and nonces of every SA on the WAN, by sender.
 
     Not judged: a kernel with several processors takes numbers in order but may send packets out of order (an engine has
     one thread for an SA, and nothing may overtake there); and where an engine is wanted, the guard drops numbered
     packets of SAs that stay in the kernel.
     """
-    for capture, gateway in zip(wan.captures, ("A", "B"), strict=True):
-        found = numbers(esp_packets(capture.frames))
+    for opening, gateway in zip(openings, ("A", "B"), strict=True):
+        packets = [item.esp for item in opening.opened]
+        found = numbers(packets)
         for sa in found:
             lab.note(f"sent by {gateway}: {sa}")
         guarded = gateway == "A" and bool(engine_sas)
@@ -219,10 +248,12 @@ def _judge_numbers(lab: Lab, wan: Captures, engine_sas: frozenset[str], *, taken
             "every one once",
             few(reused) if reused else measured,
         )
-        if taken_over and guarded:
-            back = furthest_back(esp_packets(capture.frames))
+        if judged.taken_over and guarded:
+            back = furthest_back(packets)
             name = f"no number of {gateway} goes back beyond the reordering of one ring, whoever sends"
             lab.check(name, bool(found) and back <= ONE_RING, f"{ONE_RING} at most", back)
+            continue
+        if judged.gaps and gateway == "B":
             continue
         lab.check(
             f"{gateway} leaves no sequence number out",
@@ -237,7 +268,7 @@ def _judge_numbers(lab: Lab, wan: Captures, engine_sas: frozenset[str], *, taken
 
 
 def _judge_clear(lab: Lab, tunnels: Sequence[Evidence], wan: Captures) -> None:
-    protected = [network for role in (Role.GATEWAY_A, Role.GATEWAY_B) for network in lab.topology.networks(role, LAN)]
+    protected = [network for role in (Role.GATEWAY_A, Role.GATEWAY_B) for network in lab.topology.behind(role)]
     earlier: list[Frame] = []
     during: list[Frame] = []
     for capture, up in zip(wan.captures, tunnels[0].up, strict=True):
