@@ -44,8 +44,19 @@ static __always_inline bool is_of_link(const struct address *a)
 	return is_group(a) || (a->addr[0] & htonl(0xffc00000)) == htonl(0xfe800000);
 }
 
-/* The kernel has held what comes out of an XFRM interface against its policies; by others its tunnels may run. */
-static __always_inline int take_routed(struct __sk_buff *skb, struct packet *pkt, u32 parsed)
+/* Whether the IP header is not at the beginning: seen by its first bytes, which the kernel knows the place of. */
+static __always_inline bool has_ethernet(struct __sk_buff *skb, struct packet *pkt)
+{
+	u32 *here = pkt->cursor, there[4] = {};
+
+	if ((void *)(here + 4) > pkt->end || bpf_skb_load_bytes_relative(skb, 0, there, sizeof(there), BPF_HDR_START_NET))
+		return false;
+	return (here[0] ^ there[0]) | (here[1] ^ there[1]) | (here[2] ^ there[2]) | (here[3] ^ there[3]);
+}
+
+/* The kernel has held what comes out of an XFRM interface against its policies; by others its tunnels may run. `bare`:
+ * it has no Ethernet header. */
+static __always_inline int take_routed(struct __sk_buff *skb, struct packet *pkt, u32 parsed, bool bare)
 {
 	struct port *port = port_of(skb->ifindex, 0, control_value(CONTROL_BANK) & 1);
 	struct address to = { .addr = { pkt->key.addr[0], pkt->key.addr[1], pkt->key.addr[2], pkt->key.addr[3] } };
@@ -58,6 +69,6 @@ static __always_inline int take_routed(struct __sk_buff *skb, struct packet *pkt
 	if (is_of_link(&to))
 		return tc_pass(skb, REASON_HOST);
 	if (!(port->flags & PORT_XFRM) && !bpf_skb_get_xfrm_state(skb, 0, &state, sizeof(state), 0))
-		return take_decrypted(skb, pkt, parsed, state.reqid, true);
-	return into_pipeline(skb, port->zone, true, REASON_DECRYPTED);
+		return take_decrypted(skb, pkt, parsed, state.reqid, bare);
+	return into_pipeline(skb, port->zone, bare, REASON_DECRYPTED);
 }

@@ -135,15 +135,20 @@ int tc_decrypted(struct __sk_buff *skb)
 	return take_decrypted(skb, &pkt, parse_ip(&pkt), state.reqid, false);
 }
 
-/* Interfaces without Ethernet: their packets begin with the IP header. */
+/* Interfaces without Ethernet: their packets begin with the IP header, but for those that the kernel has decrypted
+ * (xfrm_input.c), which have the Ethernet header of the packet around them. */
 int tc_routed_in(struct __sk_buff *skb)
 {
 	struct packet pkt = {};
+	bool bare;
 
 	if (!control_value(CONTROL_FIREWALL))
 		return TC_ACT_UNSPEC;
 	open_skb(skb, &pkt);
-	return take_routed(skb, &pkt, parse_l3(&pkt, skb->protocol));
+	bare = !has_ethernet(skb, &pkt);
+	if (!bare)
+		pkt.cursor += ETH_HLEN;
+	return take_routed(skb, &pkt, parse_l3(&pkt, skb->protocol), bare);
 }
 
 int tc_routed_out(struct __sk_buff *skb)
