@@ -374,11 +374,11 @@ class PoolLeaf(ctypes.Structure):
         ("addresses", ctypes.c_uint32),
         ("low", ctypes.c_uint16),
         ("high", ctypes.c_uint16),
-        ("persistent", ctypes.c_uint32),
+        ("persistent", ctypes.c_uint16),
+        ("translator", ctypes.c_uint16),
         ("overflow", ctypes.c_uint32),
         ("block", ctypes.c_uint32),
         ("subscribers", ctypes.c_uint32),
-        ("translator", ctypes.c_uint32),
     )
 
 

@@ -9,11 +9,12 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from ipsec_gw.config.context import tables
-from ipsec_gw.config.model import Config, ConnectionConfig, GatewayConfig
+from ipsec_gw.config.model import Config, ConnectionConfig, EngineChoice, GatewayConfig
 from ipsec_gw.config.positions import Path, lines_of
 from ipsec_gw.config.problems import InvalidConfig, Problem, Report
 from ipsec_gw.config.resolve import TABLES, resolve_firewall
 from ipsec_gw.config.section import read, unknown
+from ipsec_gw.config.vpp_pools import check_engine
 
 DEFAULT_PATH = FilePath("/etc/ipsec-gw/ipsec-gw.toml")
 _TOP_LEVEL = ["gateway", "connections", *TABLES]
@@ -36,6 +37,8 @@ def load(path: FilePath | None) -> Config:
     gateway = read(GatewayConfig, raw.get("gateway", {}), ("gateway",), report) or GatewayConfig()
     connections = _connections(raw.get("connections", {}), report)
     firewall = resolve_firewall(raw, gateway.wan, report)
+    if firewall is not None and gateway.engine in (EngineChoice.KERNEL, EngineChoice.SOFT):
+        check_engine(firewall.pools, gateway.engine, report)
     report.give()
     return Config(gateway=gateway, connections=connections, firewall=firewall)
 

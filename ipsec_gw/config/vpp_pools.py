@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ipsec_gw.config.context import Context
 from ipsec_gw.config.firewall import PoolShape
 from ipsec_gw.config.positions import Path
@@ -50,6 +52,15 @@ def check_vpp_pool(path: Path, pool: Pool, shape: PoolShape, report: Report) -> 
     for key, message, way_out in found:
         report.add((*path, key), message, f"{way_out}, {_XDP_INSTEAD}")
     return not found
+
+
+def check_engine(pools: Iterable[Pool], engine: str, report: Report) -> None:
+    """Of a gateway with an engine that is not VPP."""
+    for pool in pools:
+        if pool.engine is PoolEngine.VPP:
+            message = f"VPP never translates, the engine of the gateway is {engine}"
+            way_out = f'write engine = "auto" or "vpp" under [gateway], {_XDP_INSTEAD}'
+            report.add(("nat", "pools", pool.name, "engine"), message, way_out)
 
 
 class VppPools:

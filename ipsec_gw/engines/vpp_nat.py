@@ -103,7 +103,7 @@ class VppTranslator:
         if not any(heap):
             raise EngineError("VPP does not tell its memory yet")
         free = heap[HEAP_FREE]
-        threads = max(1, len((await self._api.call("show_threads")).thread_data) - 1)
+        threads = len((await self._api.call("show_threads")).thread_data)  # the main one has room set aside as well
         return room(wanted, present, free // threads)
 
     def _told(self, name: str) -> list[int]:

@@ -109,12 +109,12 @@ class Keeper:
             here = await local_addresses(route)
             self.steering.set_local(here)
             self._warn(doubts(translators_of(wanted), here, []))
-            if not self._firewall.apply(rows, ids):
-                await self._dock(route, infos)
-                await proxy.hold(route, (await proxy.wanted(route, wanted)).given)
-                return
+            changed = self._firewall.apply(rows, ids)
             await self._dock(route, infos)
             self.pools.want(wanted)
+            if not changed:
+                await proxy.hold(route, (await proxy.wanted(route, wanted)).given)
+                return
             self.ruleset = wanted
             await asyncio.to_thread(self._collector.configure, wanted.sessions, limited_zones(rows.screens))
             if self._wan and not any(zone.tunnels for zone in wanted.zones):
@@ -243,8 +243,7 @@ class Keeper:
 
     async def _dock_translator(self) -> None:
         """VPP's end of the pair of NAT, before VPP takes it."""
-        if TRANSLATOR_END not in self.steering.docked(Role.TO_TRANSLATOR):
-            self.steering.dock(TRANSLATOR_END, Role.TO_TRANSLATOR)
+        self.steering.dock(TRANSLATOR_END, Role.TO_TRANSLATOR)
 
     def _end_orphaned(self, before: Ids, now: Ids) -> None:
         """A number may be given to another zone or rule later: no session keeps that of one that is gone."""

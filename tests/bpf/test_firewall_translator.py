@@ -323,6 +323,10 @@ def test_the_kernel_may_send_what_vpp_translated_and_nothing_else(nat: Translato
     assert emitted(WAN, udp(OURS, SERVER), LAN) == dropped
     assert emitted(WAN, udp(HOST, SERVER), nat.port) == dropped
     assert emitted(DMZ, udp(OURS, DMZ.host4), nat.port) == dropped
+    nat.lan(udp(HOST, SERVER))
+    assert emitted(LAN, answered(udp(HOST, SERVER)), nat.port) == passed
+    assert emitted(WAN, udp(HOST, SERVER), LAN) == dropped  # of a flow of VPP's, and past VPP
+    assert emitted(WAN, about(answered(udp(HOST, SERVER)), HOST, SERVER), LAN) == dropped
 
 
 def test_what_would_be_encrypted_after_vpp_is_dropped(nat: Translator) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import product
 from random import Random
 
-from ipsec_gw.model.firewall import Ruleset
+from ipsec_gw.model.firewall import PoolEngine, Ruleset
 from tests.differential.datapath import SESSION_ENTRIES, Datapath, coarse_now_ns
 from tests.reference.checksums import header_checksum
 from tests.reference.egress import Egress
@@ -20,12 +20,13 @@ from tests.reference.fib import Fib
 from tests.reference.filters import Unsure
 from tests.reference.flows import parse
 from tests.reference.model import Outcome, Pipeline
-from tests.reference.network import SEED, TUNNEL_PORT, make_port
+from tests.reference.network import SEED, TRANSLATOR_PORT, TUNNEL_PORT, make_port
 from tests.reference.packets import ESP, UDP, Key, Malformed, parse_ethernet
 from tests.reference.rules import Ids, Port
 from tests.reference.rulesets import WINDOW, Configuration, Traits, configuration
 from tests.reference.sessions import SECOND, Entry
 from tests.reference.traffic import Age, Replace, Send, Step, Traffic
+from tests.reference.translator import OUTSIDE, Vpp
 from xdp_steer.flow_layout import SessionLeaf
 from xdp_steer.reasons import Reason
 from xdp_steer.screen_layout import Screen
@@ -66,6 +67,7 @@ class Setting:
     def reference(self, fib: Fib) -> Pipeline:
         made = Pipeline(self.configuration.ruleset, self.ids, self.ports, fib, SEED, self.configuration.tunnels)
         made.sessions.maximum = SESSION_ENTRIES
+        made.vpp = self.configuration.vpp
         return made
 
 
@@ -78,7 +80,16 @@ def set_up(datapath: Datapath, indexes: dict[str, int], seed: int) -> Setting:
     inner = [zone.name for zone in made.ruleset.zones if zone.tunnels]
     index = indexes[TUNNEL_PORT]
     ports += [Port(index, 0, index, zone, redirect=False, tunnel=True) for zone in inner]
-    return Setting(made, ids, tuple(ports), tuple(zoned))
+    return Setting(made, ids, (*ports, *_of_vpp(made.ruleset, indexes[TRANSLATOR_PORT])), tuple(zoned))
+
+
+def _of_vpp(ruleset: Ruleset, index: int) -> Iterator[Port]:
+    """By the tags of its pools, and by that of the outside."""
+    for tag, pool in enumerate(ruleset.pools, 1):
+        zone = ruleset.zone_of_pool(pool.name)
+        if pool.engine is PoolEngine.VPP and zone is not None:
+            for vid in (tag, OUTSIDE):
+                yield Port(index, vid, index, zone, redirect=False, translated=True)
 
 
 def _port(name: str, zone: str, indexes: dict[str, int], traits: Traits, ruleset: Ruleset) -> Port:
@@ -101,12 +112,14 @@ class Sequence:
         self._datapath = datapath
         self._reference = setting.reference(fib)
         self._leaving = Egress(self._reference)
-        self._ports = setting.ports
+        self._ports = tuple(port for port in setting.ports if not port.translated)
+        self._translator = indexes[TRANSLATOR_PORT]
         self._random = Random(seed)
         timeouts = dataclasses.astuple(setting.configuration.ruleset.sessions.timeouts)
         prefixes = tuple(rule.prefix for rule in setting.configuration.ruleset.nat64)
         self._tunnels = setting.configuration.tunnels
-        self._traffic = Traffic(Random(seed), indexes, setting.zoned, timeouts, prefixes, self._tunnels)
+        vpp = Vpp(setting.configuration.ruleset)
+        self._traffic = Traffic(Random(seed), indexes, setting.zoned, timeouts, prefixes, self._tunnels, vpp)
         self._rules = set(setting.ids.rules.values())
         zones = {setting.ids.zones[zone.name] for zone in setting.configuration.ruleset.zones if zone.screen}
         self._screens = tuple(product(zones, Screen))
@@ -180,7 +193,8 @@ class Sequence:
         frame = leaving(outcome.frame if went else step.frame, port.vid)
         if frame is None:
             return
-        expected, wanted_frame = self._leaving.forwarded(port, frame, self._now())
+        from_vpp = step.ingress == self._translator
+        expected, wanted_frame = self._leaving.forwarded(port, frame, self._now(), from_vpp=from_vpp)
         action, left = self._datapath.run_egress((port.ifindex, port.vid), step.ingress, frame)
         reasons = self._datapath.counted(expected)
         self.reasons[expected] += 1

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from ipsec_gw.model.filters import Policer
-from ipsec_gw.model.firewall import TUNNEL_INTERFACES
+from ipsec_gw.model.firewall import TRANSLATOR_PORT, TUNNEL_INTERFACES
 from ipsec_gw.model.snapshot import XfrmPolicy
 from tests.differential.world import TUNNEL_ENTRY
 from tests.reference.network import LINKS, SEED
@@ -53,6 +53,7 @@ class Datapath:
         tables.set_control(self._maps["control"], Control.ANSWER_RATE, 0)
         self._tunnels = TunnelTable(self._maps)
         self._steering.set_tunnel_port(indexes[TUNNEL_ENTRY], indexes[TUNNEL_INTERFACES[1]])
+        self._steering.set_translator_port(indexes[TRANSLATOR_PORT])
         self._counts = (VerdictCountLeaf * libbpf.possible_cpus())()
         self._verdicts = self.verdicts()
         self._names: compiler.Ids = compiler.Ids()
@@ -62,10 +63,15 @@ class Datapath:
         ruleset = configuration.ruleset
         self._names = compiler.assign(compiler.Ids(), ruleset)
         ports = {link.name: self._port(configuration, link.name) for link in LINKS}
-        ports |= {name: compiler.PortInfo(self._indexes[name], self._indexes[name]) for name in TUNNEL_INTERFACES}
+        inner = (*TUNNEL_INTERFACES, TRANSLATOR_PORT)
+        ports |= {name: compiler.PortInfo(self._indexes[name], self._indexes[name]) for name in inner}
         rows = compiler.compile_ruleset(ruleset, self._names, ports, now=datetime(2026, 1, 1))
         self.firewall.apply(rows, self._names)
         self.replace_tunnels(configuration.tunnels)
+        if configuration.vpp:
+            self._steering.begin_translation(1, anew=True)
+        else:
+            self._steering.end_translation()
         rules = {(kind.name.lower().replace("_", "-"), name): n for (kind, name), n in self._names.rules.items()}
         return Ids(dict(self._names.zones), rules)
 

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from ipsec_gw.model.firewall import TUNNEL_INTERFACES
+from ipsec_gw.model.firewall import TRANSLATOR_PORT, TUNNEL_INTERFACES
 from tests.reference.fib import Kind
 from tests.reference.network import LINKS, ROUTES, Link, neighbours
 
@@ -25,7 +25,7 @@ def build() -> dict[str, int]:
         for family in ("ipv4", "ipv6"):
             (_CONF / family / "conf" / link.name / "forwarding").write_text(str(int(link.forwarding)))
     _batch(*_routes(), *(line for link in LINKS for line in _neighbours(link)))
-    names = (*(link.name for link in LINKS), *TUNNEL_INTERFACES, TUNNEL_ENTRY)
+    names = (*(link.name for link in LINKS), *TUNNEL_INTERFACES, TUNNEL_ENTRY, TRANSLATOR_PORT)
     return {name: socket.if_nametoindex(name) for name in names}
 
 
@@ -48,10 +48,11 @@ def _interface(link: Link) -> Iterator[str]:
 
 
 TUNNEL_ENTRY = "ipsecgw-ki"
+PAIRS = (*zip(TUNNEL_INTERFACES, ("ipsecgw-vp", TUNNEL_ENTRY), strict=True), (TRANSLATOR_PORT, "ipsecgw-vn"))
 
 
 def _tunnel_ports() -> Iterator[str]:
-    for port, peer in zip(TUNNEL_INTERFACES, ("ipsecgw-vp", TUNNEL_ENTRY), strict=True):
+    for port, peer in PAIRS:
         yield f"link add {port} type veth peer name {peer}"
         for name in (port, peer):
             yield f"link set {name} addrgenmode none"

@@ -7,6 +7,8 @@ from tests.reference.model import Pipeline
 from tests.reference.packets import Key, Malformed, parse_ethernet, parse_inner, parse_ip, parse_l4
 from tests.reference.rules import Port
 from tests.reference.sessions import FRAGMENT_SECONDS, SECOND, FragmentKey, Fragments
+from tests.reference.translator import pool_with
+from xdp_steer.flow_layout import SessionFlag
 from xdp_steer.reasons import Reason
 
 
@@ -20,10 +22,11 @@ class Egress:
         self._pipeline = pipeline
         self.let_out: dict[FragmentKey, int] = {}
 
-    def forwarded(self, port: Port, frame: bytes, now_ns: int) -> tuple[Reason, bytes]:
+    def forwarded(self, port: Port, frame: bytes, now_ns: int, *, from_vpp: bool = False) -> tuple[Reason, bytes]:
         """Whether a frame may leave by a port, and as what."""
         try:
             known = self._is_known(self._pipeline.number(port.zone), frame, now_ns)
+            known = known or (from_vpp and self._is_translated(port, frame))
         except Malformed:
             known = False
         if not known:
@@ -64,7 +67,18 @@ class Egress:
             self.let_out[pieces] = now
         return known
 
+    def _is_translated(self, port: Port, frame: bytes) -> bool:
+        ethernet = parse_ethernet(frame)
+        assert ethernet is not None
+        ruleset = self._pipeline.ruleset
+        found = pool_with(ruleset, parse_ip(frame, ethernet).src)
+        return found is not None and ruleset.zone_of_pool(found[1].name) == port.zone
+
     def _is_live(self, key: Key, now: int) -> bool:
+        """What VPP has to translate does not leave without."""
         sessions = self._pipeline.sessions
         entry = sessions.find(key)
-        return entry is not None and not sessions.expired(key, entry, now)
+        untranslated = SessionFlag.TRANSLATOR | SessionFlag.REVERSE
+        if entry is None or entry.flags & untranslated == untranslated:
+            return False
+        return not sessions.expired(key, entry, now)

@@ -59,7 +59,8 @@ class Machine:
     """A firewall and what it remembers: ``counters`` are packets and octets by rule number, ``screened`` those that hit
     a screen, by the number of the zone and screen. ``windows`` are what screens count in, for a zone or an address of
     it. ``own`` are addresses that are known as this machine's. ``markers`` are policers by name, and the time of each.
-    ``tunnels`` are the IPsec policies, and ``generation`` how often they were replaced.
+    ``tunnels`` are the IPsec policies, and ``generation`` how often they were replaced. ``vpp``: VPP is there for its
+    pools.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Machine:
         self.markers: dict[str, tuple[Marker, int]] = {}
         self.tunnels = tunnels
         self.generation = 0
+        self.vpp = True
         self.zones = {zone.name: zone for zone in ruleset.zones}
 
     @property
@@ -141,6 +143,8 @@ def leave(way: Way, found: Found, frame: bytes) -> Verdict:
     if oversize and (packet.dont_fragment or packet.family == 6):
         return answer_icmp(way, Reason.TOO_BIG, *((3, 4) if packet.family == 4 else (2, 0)), found.mtu)
     if oversize or not found.reachable or not egress.redirect or way.partial:
+        if way.port.translated:  # the kernel knows nothing of VPP's tags
+            frame = frame[:12] + frame[packet.l3 - 2 :]
         return Verdict("PASS", Reason.TO_KERNEL, frame)
     sent = rewrite.send(frame, way.ethernet, egress.vid, found.smac, found.dmac)
     return Verdict("REDIRECT", Reason.FORWARDED, sent)

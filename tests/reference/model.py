@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ipsec_gw.model.firewall import SELF
 from ipsec_gw.model.snapshot import PolicyDirection
-from tests.reference import filters, nat64, rewrite
+from tests.reference import filters, nat64, rewrite, translator
 from tests.reference.fib import Found, Kind
 from tests.reference.ipsec import Fields, fields_of, protecting
 from tests.reference.machine import Machine, Way, is_ipsec, leave, leave_crossed, send_crossed
@@ -87,8 +87,11 @@ class Pipeline(Machine):
             parse_l4(packet)
             if packet.family == 6 and packet.is_icmp and packet.icmp_type in NDP and packet.ttl == 255:
                 return Verdict("PASS", Reason.NDP)
-        filters.at_arrival(self, way)
-        screen(self, way)
+        if way.port.translated:
+            translator.come_back(self, way)
+        else:
+            filters.at_arrival(self, way)
+            screen(self, way)
         if packet.later_fragment:
             return self._later_fragment(way, zone)
         if packet.is_error:
@@ -104,6 +107,8 @@ class Pipeline(Machine):
         flow = self.fragments.flow(way.packet, zone, way.now)
         if flow is not None:
             return self._flow(way, flow)
+        if translator.is_to_translate(self, way):
+            return translator.give_in(self, way)
         if self.is_local(way, way.packet.dst):
             if not filters.is_ipsec_to_us(self, way.packet):
                 filters.to_self(self, way, way.packet.dst, 0)
@@ -114,6 +119,8 @@ class Pipeline(Machine):
         packet = way.packet
         entry = self.sessions.find(key)
         new = False
+        if entry is not None:
+            translator.check_session(self, way, entry)
         over = entry is not None and (self.sessions.expired(key, entry, way.now) or is_reopening(packet, entry))
         if entry is not None and over:
             self.sessions.remove(key, entry)
@@ -153,7 +160,12 @@ class Pipeline(Machine):
             self._keep_route(way, entry, found)
         if entry.flags & SessionFlag.NAT64:
             return leave_crossed(way, found, entry)
+        if translator.is_for_vpp(entry):
+            return self._to_vpp(way, found, entry, rewrite.translate(way.packet, new, entry.mss, partial=way.partial))
         return leave(way, found, rewrite.translate(way.packet, new, entry.mss, partial=way.partial))
+
+    def _to_vpp(self, way: Way, found: Found, entry: Entry, frame: bytes) -> Verdict:
+        return translator.give(self, way, frame, entry.embedded, found.mtu if found.reachable else 0)
 
     def _kept_route(self, way: Way, entry: Entry) -> Found | None:
         """None when a look-up is due. One is for a SYN whose MSS has a cap too: any time is right for that."""
@@ -215,9 +227,8 @@ class Pipeline(Machine):
             key = self.fragments.of_quoted(inner, zone, way.now, left=True)
         entry = self.sessions.find(key) if key else None
         if key is None or entry is None or self.sessions.expired(key, entry, way.now):
-            if is_ipsec(inner.protocol, inner.sport) and self.is_local(way, packet.dst):
-                return Verdict("PASS", Reason.HOST_IKE)
-            return drop(Reason.ICMP_NO_SESSION)
+            return self._error_of_nobody(way, inner)
+        translator.check_session(self, way, entry)
         if entry.flags & SessionFlag.NAT64:
             return self._crossing_error(way, inner, entry)
         new_src = entry.src if packet.src == inner.dst else packet.src
@@ -229,7 +240,16 @@ class Pipeline(Machine):
             return Verdict("PASS", Reason.HOST, frame)
         found = self._look_up(way, entry)
         self._hold(way, entry, None, fields_of(packet, new_src, entry.dst, packet.protocol, (0, 0)))
+        if translator.is_for_vpp(entry):
+            return self._to_vpp(way, found, entry, frame)
         return leave(way, found, frame)
+
+    def _error_of_nobody(self, way: Way, inner: Inner) -> Verdict:
+        if translator.is_to_translate(self, way):
+            return translator.give_in(self, way)
+        if is_ipsec(inner.protocol, inner.sport) and self.is_local(way, way.packet.dst):
+            return Verdict("PASS", Reason.HOST_IKE)
+        return drop(Reason.ICMP_NO_SESSION)
 
     def _crossing_error(self, way: Way, inner: Inner, entry: Entry) -> Verdict:
         found = self._look_up(way, entry)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import ip_network
 
-from ipsec_gw.model.firewall import Nat64, Pool, Ruleset, SourceNat, Translation
+from ipsec_gw.model.firewall import Nat64, Pool, PoolEngine, Ruleset, SourceNat, Translation
 from tests.reference.fib import key_bytes
 from tests.reference.nat64 import extract
 from tests.reference.packets import ICMP6, TCP, UDP, Key, is_martian
@@ -55,11 +55,14 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class SourceChoice:
-    """What source NAT does: ``candidates`` in the order of trial. ``translates``: a rule, and not one that says off."""
+    """What source NAT does: ``candidates`` in the order of trial. ``translates``: a rule, and not one that says off.
+    ``tag`` is that of the pool by which VPP translates, 0: it does not.
+    """
 
     candidates: tuple[Source, ...]
     rule: int = 0
     translates: bool = False
+    tag: int = 0
 
 
 class NoAddress(Exception):
@@ -161,8 +164,12 @@ def source_nat(
     has_ports: bool,
     egress: Port,
     seed: int,
+    *,
+    vpp: bool = False,
 ) -> SourceChoice:
-    """``asked`` has the original source and the translated destination. Raises NoAddress and Unmappable."""
+    """``vpp``: VPP translates such a flow, if a pool of its own is chosen.
+
+    ``asked`` has the original source and the translated destination. Raises NoAddress and Unmappable."""
     from_zone, to_zone = zones
     for static in ruleset.static_nat:
         internal = Prefix.of(static.internal)
@@ -186,8 +193,17 @@ def source_nat(
                 raise NoAddress
             candidates = (Source(address, port) for port in ports(original, INTERFACE_PORTS, has_ports, seed))
             return SourceChoice(tuple(candidates), number, True)
-        return SourceChoice(tuple(_from_pools(ruleset, rule.pool, original, has_ports, seed)), number, True)
+        return _of_pool(ruleset, rule, number, original, has_ports, seed, vpp=vpp)
     return SourceChoice((Source(original.src, original.sport),))
+
+
+def _of_pool(
+    ruleset: Ruleset, rule: SourceNat, number: int, key: Key, has_ports: bool, seed: int, *, vpp: bool
+) -> SourceChoice:
+    if vpp and _pool(ruleset, rule.pool).engine is PoolEngine.VPP:
+        tag = 1 + [pool.name for pool in ruleset.pools].index(str(rule.pool))
+        return SourceChoice((Source(key.src, key.sport),), number, tag=tag)
+    return SourceChoice(tuple(_from_pools(ruleset, rule.pool, key, has_ports, seed)), number, True)
 
 
 def _applies(ruleset: Ruleset, rule: SourceNat, from_zone: str, to_zone: str, asked: Asked) -> bool:
@@ -232,9 +248,10 @@ def _from_block(pool: Pool, key: Key, has_ports: bool, seed: int) -> Iterator[So
 
 def pool_address(pool: Pool, key: Key, seed: int) -> bytes:
     """Which address of a pool a flow gets."""
-    addresses = int(pool.last) - int(pool.first) + 1
+    first, last = pool.of_xdp
+    addresses = int(last) - int(first) + 1
     index = (hash_of_source(key.src, seed) if pool.persistent else hash_of(key, seed)) % addresses
-    return key_bytes(pool.first + index)
+    return key_bytes(first + index)
 
 
 def ports(key: Key, span: tuple[int, int], has_ports: bool, seed: int) -> tuple[int, ...]:

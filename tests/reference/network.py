@@ -92,6 +92,10 @@ TUNNEL_PORT = "ipsecgw-up"
 """Clear packets of tunnels come out of it. No route leads there."""
 
 
+TRANSLATOR_PORT = "ipsecgw-kn"
+"""What VPP translates comes back by it."""
+
+
 def make_fib(indexes: Mapping[str, int]) -> Fib:
     """The routes, with the machine's interface indexes."""
     devices = [
@@ -106,7 +110,7 @@ def make_fib(indexes: Mapping[str, int]) -> Fib:
         )
         for link in LINKS
     ]
-    devices.append(Device(TUNNEL_PORT, indexes[TUNNEL_PORT], bytes(6)))
+    devices += [Device(name, indexes[name], bytes(6)) for name in (TUNNEL_PORT, TRANSLATOR_PORT)]
     routes = list(ROUTES)
     routes += [Route(ip_network(local), Kind.LOCAL) for local in ("127.0.0.0/8", "::1/128", "ff00::/8")]
     for link in LINKS:
@@ -120,7 +124,9 @@ def make_fib(indexes: Mapping[str, int]) -> Fib:
     return Fib(tuple(devices), tuple(routes), macs)
 
 
-INDEXES = {name: number for number, name in enumerate((*(link.name for link in LINKS), TUNNEL_PORT), 2)}
+INDEXES = {
+    name: number for number, name in enumerate((*(link.name for link in LINKS), TUNNEL_PORT, TRANSLATOR_PORT), 2)
+}
 """For tests without a kernel."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ipsec_gw.model.firewall import SELF, Action
 from ipsec_gw.model.snapshot import PolicyDirection, XfrmPolicy
-from tests.reference import nat, rewrite
+from tests.reference import nat, rewrite, translator
 from tests.reference.fib import Kind, key_bytes
 from tests.reference.ipsec import Fields, fields_of, matching, protecting
 from tests.reference.machine import Machine, Way, answer, answer_icmp, is_ipsec
@@ -23,6 +23,10 @@ NOBODY = key_bytes("0.0.0.0")
 def open_session(machine: Machine, way: Way, key: Key) -> Entry:
     """The forward entry of a new session. Raises Verdict when there is none."""
     packet = way.packet
+    if way.port.translated:
+        raise drop(Reason.TRANSLATOR_UNKNOWN)
+    if translator.is_to_translate(machine, way):
+        raise translator.give_in(machine, way)
     search(machine, way)
     _check_beginning(machine, way)
     asked = asked_of(packet, packet.dst, packet.dport)
@@ -145,7 +149,10 @@ def _choice(machine: Machine, way: Way, key: Key, to_zone: str, destination: nat
         return nat.nat64_source(machine.ruleset, destination.nat64, *chosen)
     asked = asked_of(packet, destination.address, destination.port)
     zones = (way.port.zone, to_zone)
-    return nat.source_nat(machine.ruleset, machine.ids, zones, asked, key, packet.has_ports, egress, machine.seed)
+    vpp = translator.may_translate(machine, packet, destination.address)
+    return nat.source_nat(
+        machine.ruleset, machine.ids, zones, asked, key, packet.has_ports, egress, machine.seed, vpp=vpp
+    )
 
 
 def _parameter_problem(way: Way, pointer: int) -> Verdict:
@@ -180,6 +187,9 @@ def _insert(
         if destination.nat64:
             entry.flags |= SessionFlag.NAT64
             entry.embedded = destination.nat64.prefix.prefixlen
+        if choice.tag:
+            entry.flags |= SessionFlag.TRANSLATOR
+            entry.embedded = choice.tag
     reverse.src, reverse.dst, reverse.sport, reverse.dport = key.dst, key.src, key.dport, key.sport
     reverse.out_zone = key.zone
     reverse.flags |= SessionFlag.REVERSE

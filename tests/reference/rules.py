@@ -20,6 +20,7 @@ class Port:
     ``l3_ifindex`` is the input interface of route lookups. Addresses have sixteen bytes, zeros for none.
     ``redirect``: it takes redirected frames. ``partial``: packets may come in with an unfinished L4 checksum. The
     filters of what comes in and goes out are names, empty for none. ``tunnel``: clear packets of tunnels.
+    ``translated``: what VPP translates for its pools comes by it.
     """
 
     ifindex: int
@@ -33,6 +34,7 @@ class Port:
     in_filter: str = ""
     out_filter: str = ""
     tunnel: bool = False
+    translated: bool = False
 
 
 @dataclass

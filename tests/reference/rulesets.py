@@ -17,6 +17,7 @@ from ipsec_gw.model.firewall import (
     Nptv6,
     Policy,
     Pool,
+    PoolEngine,
     Ruleset,
     Service,
     Sessions,
@@ -103,11 +104,12 @@ class Traits:
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """A ruleset, the machine's interfaces that it meets, and IPsec policies."""
+    """A ruleset, the machine's interfaces that it meets, and IPsec policies. ``vpp``: VPP is there for its pools."""
 
     ruleset: Ruleset
     traits: dict[str, Traits]
     tunnels: tuple[XfrmPolicy, ...] = ()
+    vpp: bool = True
 
 
 def configuration(random: Random) -> Configuration:
@@ -130,12 +132,13 @@ def configuration(random: Random) -> Configuration:
         sessions=Sessions(timeouts=Timeouts(*(random.choice((2, 5, 20, 120)) for _ in range(8)))),
         screens=(_screens(random, "all", 1.0), _screens(random, "some", 0.5)),
     )
-    ruleset = _with_filters(random, ruleset)
+    ruleset = _with_filters(random, _with_vpp(random, ruleset))
     traits = {
         link.name: Traits(random.random() < 0.85, random.random() < 0.3, random.random() < 0.9, random.random() < 0.9)
         for link in LINKS
     }
-    return Configuration(ruleset, traits, _tunnels(random) if random.random() < 0.6 else ())
+    tunnels = _tunnels(random) if random.random() < 0.6 else ()
+    return Configuration(ruleset, traits, tunnels, vpp=random.random() < 0.8)
 
 
 FAR = {
@@ -361,6 +364,35 @@ def _nat64(random: Random, zones: list[str], pools: tuple[Pool, ...]) -> tuple[N
     if random.random() < 0.6:
         made.append(Nat64("everybody", ip_network("2001:db8:6f::/96"), None, random.choice((None, *fours))))
     return tuple(made)
+
+
+VPPS = Pool("vpp", ip_address("198.51.100.200"), ip_address("198.51.100.207"), engine=PoolEngine.VPP)
+
+
+def _with_vpp(random: Random, ruleset: Ruleset) -> Ruleset:
+    """A pool of VPP, at times, for flows into one zone; before the other rules or after them."""
+    if random.random() < 0.4:
+        return ruleset
+    zones = [zone.name for zone in ruleset.zones if not zone.tunnels]
+    outer = [zone.name for zone in ruleset.zones if "fwd" in zone.interfaces]  # where most routes lead
+    to_zone = random.choice(outer if outer and random.random() < 0.8 else zones)
+    rules = tuple(
+        SourceNat(
+            f"v{number}",
+            Translation.POOL,
+            random.choice((None, None, None, *zones)),
+            to_zone,
+            _some(random, 0.2),
+            _some(random, 0.2),
+            _services(random) if random.random() < 0.2 else ANY_SERVICE,
+            VPPS.name,
+        )
+        for number in range(random.choice((1, 1, 2)))
+    )
+    others = ruleset.source_nat
+    placed = (*rules, *others) if random.random() < 0.7 else (*others, *rules)
+    pool = replace(VPPS, persistent=random.random() < 0.5)
+    return replace(ruleset, pools=(*ruleset.pools, pool), source_nat=placed)
 
 
 POLICERS = (

@@ -14,9 +14,11 @@ from tests.reference.fib import key_bytes
 from tests.reference.flows import End, Flow, Place, Shape, dress, ip_of, l4_of, protocol_of, tag_of
 from tests.reference.model import Outcome
 from tests.reference.nat64 import embed
-from tests.reference.network import HOSTS, LINKS, SILENT, TUNNEL_PORT, Link
+from tests.reference.network import HOSTS, LINKS, SILENT, TRANSLATOR_PORT, TUNNEL_PORT, Link
 from tests.reference.packets import ACK, FIN, FRAGMENT, ICMP, RST, SYN, TCP, UDP
 from tests.reference.rulesets import CLIENT_PORTS, PORTS
+from tests.reference.translator import Vpp
+from xdp_steer.reasons import Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,8 @@ TRANSLATED = {
         "198.51.100.74",
         "198.51.100.100",
         "198.51.100.116",
+        "198.51.100.202",
+        "198.51.100.207",
         "10.0.0.10",
     ),
     6: (
@@ -100,7 +104,10 @@ class Traffic:
         timeouts: tuple[int, ...],
         prefixes: tuple[IpNetwork, ...] = (),
         tunnels: tuple[XfrmPolicy, ...] = (),
+        vpp: Vpp | None = None,
     ) -> None:
+        self._vpp = vpp
+        self._translator = indexes[TRANSLATOR_PORT]
         self._prefixes = prefixes  # of NAT64
         self._tunnels = tunnels
         self._out = tuple(policy for policy in tunnels if policy.direction is PolicyDirection.OUT)
@@ -135,12 +142,24 @@ class Traffic:
         return self.random.choices([kind for kind, _ in kinds], [weight for _, weight in kinds])[0]()
 
     def saw(self, step: Send, outcome: Outcome) -> None:
-        """What became of a step's frame."""
+        """What became of a step's frame. What VPP was given comes back from it, nearly always."""
+        if outcome.reason is Reason.TRANSLATE and self._vpp is not None and self.random.random() < 0.97:
+            made = self._vpp.answer(outcome.frame)
+            if made is not None:
+                self._pending.insert(0, Send(self._translator, made, "VPP", step.flow, step.reverse))
+            if step.flow is not None and self.random.random() < 0.1:
+                self._pending.append(self._past_vpp(step.flow))
         if outcome.action not in ("PASS", "REDIRECT") or outcome.egress is None:
             return
         self._sent.append((outcome.frame, outcome.egress))
         if step.flow is not None and not step.reverse:
             step.flow.learn(outcome.frame, outcome.egress, self.random)
+
+    def _past_vpp(self, flow: Flow) -> Step:
+        """Somebody answers who knows the addresses inside."""
+        client = flow.client
+        end = End(self._places[self._link().name], client.dst, client.src, client.dport, client.sport)
+        return self._packet(flow, end, Shape(), reverse=True)
 
     # Flows
 

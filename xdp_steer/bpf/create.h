@@ -60,6 +60,7 @@ struct source {
 	u16 high;
 	u32 persistent;
 	u32 overflow;	/* pool index + 1 */
+	u32 translator;	/* tag of a pool of VPP, whose XDP's addresses these are */
 	bool tried;	/* addresses and ports of a range, one after the other */
 };
 
@@ -92,6 +93,7 @@ static __always_inline struct pool *take_pool(struct source *source, u32 bank, u
 	source->high = pool->high;
 	source->persistent = pool->persistent;
 	source->overflow = pool->overflow;
+	source->translator = pool->translator;
 	return pool;
 }
 
@@ -216,16 +218,9 @@ static __always_inline u32 choose_source(struct meta *m, struct source *source)
 	source->tried = action == NAT_INTERFACE || action == NAT_POOL;
 	if (!source->tried)
 		return NEXT;
-	chosen = action == NAT_POOL ? take_pool(source, m->bank, pool) : NULL;
-	if (chosen && is_for_translator(m, chosen)) {
-		source->tried = false;
-		m->flags |= META_TRANSLATOR;
-		m->embedded = chosen->translator;
-		m->fresh.embedded = chosen->translator;
-		return NEXT;
-	}
 	m->flags |= META_NAT;
 	if (action == NAT_POOL) {
+		chosen = take_pool(source, m->bank, pool);
 		if (chosen && chosen->block)
 			take_block(source, chosen->block, ntohl(m->key.saddr.addr[3]) - ntohl(chosen->subscribers));
 		return NEXT;
@@ -238,11 +233,17 @@ static __always_inline u32 choose_source(struct meta *m, struct source *source)
 static __always_inline u32 translate_source(struct meta *m)
 {
 	struct source source = { .addresses = 1, .low = DYNAMIC_LOW, .high = DYNAMIC_HIGH };
-	u32 reason = choose_source(m, &source);
+	u32 flags = m->flags, reason = choose_source(m, &source);
 	int error;
 
 	if (reason != NEXT)
 		return reason;
+	if (source.translator && is_for_translator(m)) {
+		source.tried = false;
+		m->flags = flags | META_TRANSLATOR;
+		m->embedded = source.translator;
+		m->fresh.embedded = source.translator;
+	}
 	m->reply_protocol = m->flags & META_NAT64 ? crossed(m->key.protocol) : m->key.protocol;
 	if (source.tried)
 		return reserve_from(m, &source);

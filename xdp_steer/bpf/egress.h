@@ -9,6 +9,7 @@
  */
 #define WHOLE_L4	0xffff	/* no IP length to hold the header against: a GSO packet may have none */
 #define EGRESS_ZONE	0x100	/* marks fragments that were let out, beside those that were let in */
+#define UNTRANSLATED	(SESSION_TRANSLATOR | SESSION_REVERSE)	/* answered like that, it goes out past VPP */
 
 static __always_inline int tc_drop(struct __sk_buff *skb, u32 reason)
 {
@@ -66,7 +67,7 @@ static __always_inline bool has_live(struct flow_key *key, u8 protocol)
 	u64 now = bpf_ktime_get_coarse_ns();
 	struct flow_key reply;
 
-	if (!s)
+	if (!s || (s->flags & UNTRANSLATED) == UNTRANSLATED)
 		return false;
 	if (is_live(s, now))
 		return true;

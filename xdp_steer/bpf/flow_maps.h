@@ -89,11 +89,11 @@ struct pool {
 	u32 addresses;	/* 0: no such pool */
 	u16 low;
 	u16 high;
-	u32 persistent;
+	u16 persistent;
+	u16 translator;	/* tag by which VPP translates, with other addresses than these; 0: VPP does not */
 	u32 overflow;	/* index + 1 */
 	u32 block;	/* ports of each subscriber, 0: shared by all */
 	__be32 subscribers;	/* the first one's address */
-	u32 translator;	/* tag by which VPP translates, with other addresses than these; 0: VPP does not */
 };
 
 /* The far side of policies (XFRM), in each direction. */

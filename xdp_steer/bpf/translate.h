@@ -38,11 +38,11 @@ static __always_inline u32 translator_step(struct meta *m, struct session *s, bo
 	return NEXT;
 }
 
-/* Does VPP translate a new flow that source NAT gives to that pool? The rest is XDP's, with addresses of its own: while VPP
+/* Does VPP translate a new flow that source NAT gives to a pool of its? The rest is XDP's, with addresses of its own: while VPP
  * is away, other protocols, IPv4 options, and what goes to an address of VPP's itself. */
-static __always_inline bool is_for_translator(struct meta *m, struct pool *pool)
+static __always_inline bool is_for_translator(struct meta *m)
 {
-	if (!pool->translator || !control_value(CONTROL_TRANSLATOR) || m->shape & SHAPE_OPTIONS)
+	if (!control_value(CONTROL_TRANSLATOR) || m->shape & SHAPE_OPTIONS)
 		return false;
 	if (!has_ports(m->key.protocol) && !(m->key.protocol == IPPROTO_ICMP && m->code >> 8 == ECHO_REQUEST))
 		return false;

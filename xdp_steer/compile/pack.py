@@ -145,8 +145,8 @@ def _rule(row: RuleRow) -> fl.RuleRowLeaf:
 def _pool(row: PoolRow) -> fl.PoolLeaf:
     first = address_leaf(row.first)
     subscribers = socket.htonl(int(row.subscribers)) if row.subscribers else 0
-    numbers = row.addresses, row.low, row.high, row.persistent, row.overflow, row.block, subscribers, row.translator
-    return fl.PoolLeaf(first, *numbers)
+    shared = row.addresses, row.low, row.high, row.persistent, row.translator
+    return fl.PoolLeaf(first, *shared, row.overflow, row.block, subscribers)
 
 
 def _screen(row: ScreenRow | None) -> sl.ScreenLeaf:
