@@ -378,9 +378,10 @@ class Daemon:
         losses, heard = link.losses, await link.hear()
         if gateway.guardian is None or not heard.counters:
             return _LOOK_SECONDS
+        alone = gateway.reconciler.had_alone() if gateway.guardian.unsettled(heard.counters) else frozenset()
         try:
             tick = await asyncio.to_thread(
-                gateway.guardian.tick, heard, gateway.is_local, lambda: link.up and link.losses == losses
+                gateway.guardian.tick, heard, gateway.is_local, lambda: link.up and link.losses == losses, alone
             )
         except XfrmError as error:
             gateway.reconciler.history.trouble(f"charon does not see what the engine carries: {error}")
