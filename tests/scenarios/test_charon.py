@@ -2,6 +2,7 @@
 
 import pytest
 
+from ipsec_gw.lab.scenarios.charon import TALES
 from ipsec_gw.lab.scenarios.esn import WINDOWS
 from ipsec_gw.lab.scenarios.selectors import SETS
 from ipsec_gw.lab.scenarios.trap import ROUNDS
@@ -151,3 +152,13 @@ def test_extended_numbers_pass_32_bits(engine, request):
     ways = [THERE, BACK, *SECOND, "10.1.0.10 -> 10.12.0.10", "10.12.0.10 -> 10.1.0.10"]
     assert lossless(names, "when the peer's numbers pass 2^32", *ways)
     assert lossless(names, "when the kernel takes over beyond 2^32 and gives back", *ways)
+
+
+@ENGINES
+def test_all_of_it_one_after_the_other(engine, request):
+    skip_unless_all(request)
+    need(engine)
+    names = check_names(play("charon", "--engine", engine))
+    wanted = [f"{tale.name}: charon counts what the wire carried" for tale in TALES]
+    assert missing([*ALWAYS, *TAKEN_OVER, *wanted], names) == []
+    assert [names.count(f"IKE is up at {who}") for who in ("gwa", "gwb")] == [len(TALES) - 1] * 2, "a trap waits"

@@ -47,6 +47,7 @@ def scenarios() -> dict[str, Scenario]:
     # Here and not above: scenarios import the lab, which imports this package.
     from ipsec_gw.lab.edge import beside_ipv4, crowded, edge, renumbered  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.chaos import run as run_chaos  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.charon import run as run_charon  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.charon_restart import run as run_charon_restart  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.daemon_kill import run as run_daemon_kill  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.esn import run as run_esn  # noqa: PLC0415
@@ -144,6 +145,11 @@ def scenarios() -> dict[str, Scenario]:
             "a packet brings the tunnel up, from either side, and it goes by DELETE or for inactivity, again and again",
             (Part("tunnels", topology.guarded, run_trap, vm_seconds=1400.0),),
             baseline=True,
+        ),
+        Scenario(
+            "charon",
+            "reload, lost-netlink, reauth, charon-restart, trap, esn and mobike, one after the other",
+            (Part("tunnels", topology.guarded, run_charon, vm_seconds=2400.0),),
         ),
         Scenario(
             "selectors",
