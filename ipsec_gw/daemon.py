@@ -396,9 +396,10 @@ class Daemon:
             gateway.exhaustion.look(heard.counters, gateway.reconciler.snapshot.sas)
         if gateway.guardian is None or not heard.counters:
             return _LOOK_SECONDS
+        alone = gateway.reconciler.had_alone() if gateway.guardian.unsettled(heard.counters) else frozenset()
         try:
             tick = await asyncio.to_thread(
-                gateway.guardian.tick, heard, gateway.is_local, lambda: link.up and link.losses == losses
+                gateway.guardian.tick, heard, gateway.is_local, lambda: link.up and link.losses == losses, alone
             )
         except XfrmError as error:
             gateway.reconciler.history.trouble(f"charon does not see what the engine carries: {error}")

@@ -66,7 +66,10 @@ def list_scenarios() -> None:
     "--minutes", type=click.FloatRange(0, 600), default=1.0, show_default=True, help="How long `chaos` goes on."
 )
 @click.option(
-    "--cases", default="all", show_default=True, help="Of `matrix`: all, how many to draw, or names with commas."
+    "--cases",
+    default="all",
+    show_default=True,
+    help="Of `matrix`: all, how many to draw, or names; of `charon`: all or names.",
 )
 @click.option(
     "--rounds",

@@ -21,8 +21,9 @@ class Options:
     """What the user chose. ``artifacts`` gets logs and captures, if given.
 
     ``baseline`` leaves ipsec-gw out: what strongSwan and the kernel do alone, to tell their faults from ours.
-    ``seed`` and ``minutes`` are for scenarios that choose by chance; ``cases`` is for the matrix: "all", how many to
-    draw, or names. ``rounds`` is how often others do what they do again and again, 0 for their own number.
+    ``seed`` and ``minutes`` are for scenarios that choose by chance. ``cases`` is for the matrix: "all", how many to
+    draw, or names; and for `charon`: "all", or names. ``rounds`` is how often others do what they do again and again, 0
+    for their own number.
     """
 
     engine: str = "kernel"

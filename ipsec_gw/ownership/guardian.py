@@ -4,6 +4,9 @@ Each tick brings volumes and inbound windows of the SAs that have moved up to wh
 counts, rekeys by volume and sees life as if the kernel carried them, and so that the kernel's windows are shut to what
 the engine has seen. Outbound numbers are not written here (:meth:`ipsec_gw.ownership.guard.GuardDriver.keep_ahead`).
 
+A volume too is read and then written: what the kernel counts between is lost. So nothing is written of an SA that
+changes hands, before the engine has all of its packets: before its steering or its leads are in place.
+
 A window is read and then written, and the kernel may receive a packet between: then its window is moved back behind
 that packet, which could be accepted once more. While the engine lives that is no more than is always so between two
 ticks (what the engine received since the last one), and the next tick mends it. When the engine dies in that very
@@ -14,7 +17,7 @@ a window of newer packets; the kernel has no way to move a window only forwards.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol, TypeVar
@@ -79,6 +82,7 @@ class Guardian:
         self._tops: dict[SaKey, tuple[int, int]] = {}
         self._expired: set[SaKey] = set()
         self._buried: set[SaKey] = set()
+        self._settled: set[SaKey] = set()
         self.last = Tick(0, 0, 0.0)
         self.moved: frozenset[SaKey] = frozenset()
 
@@ -86,14 +90,25 @@ class Guardian:
         """How much of what the engine carried is in the kernel's volume of an SA."""
         return self._told.get(key, NOTHING)
 
-    def tick(self, heard: Heard, local: Callable[[SaKey], bool], alive: Callable[[], bool]) -> Tick:
+    def unsettled(self, keys: Iterable[SaKey]) -> bool:
+        """Whether any of these has never been written: :meth:`tick` has to be told then whose the engine has alone."""
+        return any(key not in self._settled for key in keys)
+
+    def tick(
+        self,
+        heard: Heard,
+        local: Callable[[SaKey], bool],
+        alive: Callable[[], bool],
+        alone: Container[SaKey] | None = None,
+    ) -> Tick:
         """Write what has moved. ``local`` tells inbound SAs; as soon as ``alive`` says no, nothing is written any more.
+        An SA is written for the first time when it is among those that the engine has ``alone``; None: all of them.
 
         Raises XfrmError.
         """
         began = time.thread_time()
         self._note_tops(heard)
-        warmings = self._due(heard.counters, local)
+        warmings = self._due(heard.counters, local, alone)
         self.moved = frozenset(warm.state.key for warm in warmings)
         written = 0
         for batch in _batches(warmings, BATCH):
@@ -109,6 +124,7 @@ class Guardian:
         """
         tick = self.tick(Heard(last, {}), local, lambda: True)
         self._buried = set(self._told)
+        self._settled.clear()
         self._tops.clear()
         return tick
 
@@ -117,12 +133,14 @@ class Guardian:
             if key in heard.counters:
                 self._tops[key] = (number, heard.counters[key].packets)
 
-    def _due(self, counters: Mapping[SaKey, Counters], local: Callable[[SaKey], bool]) -> list[Warming]:
+    def _due(
+        self, counters: Mapping[SaKey, Counters], local: Callable[[SaKey], bool], alone: Container[SaKey] | None
+    ) -> list[Warming]:
         due, now = [], int(self._now())
         states = {state.key: state for state in self._sas.states()} if self._moved(counters) else {}
         for key, count in counters.items():
             state = states.get(key)
-            if state is None:
+            if state is None or not self._settles(state, alone):
                 continue
             carried = Volume(count.packets, count.octets)
             told = self._told.setdefault(key, self._told_before(state, carried))
@@ -137,6 +155,12 @@ class Guardian:
         if states:
             self._forget(states.keys())
         return due
+
+    def _settles(self, state: SaState, alone: Container[SaKey] | None) -> bool:
+        """An SA that is older than this daemon has changed hands before."""
+        if alone is None or state.key in alone or state.add_time <= self._born:
+            self._settled.add(state.key)
+        return state.key in self._settled
 
     def _counted_twice(self, key: SaKey, fresh: Volume) -> Volume:
         """Of what the engine has carried since the last write: what had waited, and is in the kernel's volume."""
@@ -179,6 +203,7 @@ class Guardian:
         self._left_out = {key: volume for key, volume in self._left_out.items() if key in known}
         self._expired &= known
         self._buried &= known
+        self._settled &= known
 
 
 T = TypeVar("T")

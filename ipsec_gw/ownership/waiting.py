@@ -20,7 +20,7 @@ from ipsec_gw.engines.soft.drops import Dropped, DropReason
 from ipsec_gw.engines.soft.esp import EspTransform, parse_header, strip_trailer
 from ipsec_gw.errors import EngineError, IpsecGwError
 from ipsec_gw.model.ids import Direction, SaKey
-from ipsec_gw.model.objects import AnyLead, EngineSa, ManagedObject, ObjectKey, Tunnel
+from ipsec_gw.model.objects import AnyLead, EngineSa, ManagedObject, ObjectKey, Steer, Tunnel
 from ipsec_gw.model.warmth import NOTHING, Volume
 
 DECISION_SECONDS = 1.0
@@ -240,12 +240,25 @@ class Carried:
     vlan: int
 
 
+def had_alone(in_place: Mapping[ObjectKey, ManagedObject]) -> frozenset[SaKey]:
+    """SAs that bring no packet to the kernel any more: inbound ones that are steered, and the outbound ones of tunnels
+    with all of their leads.
+    """
+    steered = {value.key.sa for value in in_place.values() if isinstance(value, Steer)}
+    led = {value.outbound for value in in_place.values() if isinstance(value, Tunnel) and _led(value, in_place)}
+    return frozenset(steered | led)
+
+
+def _led(tunnel: Tunnel, in_place: Mapping[ObjectKey, ManagedObject]) -> bool:
+    return all(isinstance(in_place.get(lead), AnyLead) for lead in tunnel.leads)
+
+
 def carried(
     key: SaKey, in_place: Mapping[ObjectKey, ManagedObject], wanted: Mapping[ObjectKey, ManagedObject]
 ) -> Carried | None:
     """The outbound SA of a tunnel that is in place with all of its leads, as it is ``wanted``: with its key."""
     tunnel = next((o for o in in_place.values() if isinstance(o, Tunnel) and o.outbound == key), None)
-    if tunnel is None or not all(isinstance(in_place.get(lead), AnyLead) for lead in tunnel.leads):
+    if tunnel is None or not _led(tunnel, in_place):
         return None
     sa = wanted.get(key)
     if not isinstance(sa, EngineSa) or sa.direction is not Direction.OUT:

@@ -18,7 +18,7 @@ from ipsec_gw.model.objects import AnyLead, EngineSa, Guard, InterfaceLead, Lead
 from ipsec_gw.model.snapshot import Snapshot
 from ipsec_gw.ownership.engine_link import EngineLink
 from ipsec_gw.ownership.refusals import Refusals
-from ipsec_gw.ownership.waiting import Carried, carried
+from ipsec_gw.ownership.waiting import Carried, carried, had_alone
 from ipsec_gw.reconcile.delta import DeltaTracker
 from ipsec_gw.reconcile.execute import Executor
 from ipsec_gw.reconcile.plan import Action, Op, plan
@@ -129,6 +129,10 @@ class Reconciler:
     def carried(self, key: SaKey) -> Carried | None:
         """An outbound SA of a tunnel that is in place with all of its leads; None for any other."""
         return carried(key, self._tracker.in_place, self.decision.objects)
+
+    def had_alone(self) -> frozenset[SaKey]:
+        """SAs whose packets the engine has alone. Looks at all objects."""
+        return had_alone(self._tracker.in_place)
 
     @property
     def moved(self) -> frozenset[SaKey]:

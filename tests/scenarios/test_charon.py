@@ -2,6 +2,8 @@
 
 import pytest
 
+from ipsec_gw.lab.scenarios.charon import TALES
+from ipsec_gw.lab.scenarios.esn import WINDOWS
 from ipsec_gw.lab.scenarios.selectors import SETS
 from ipsec_gw.lab.scenarios.trap import ROUNDS
 from tests.scenarios.lab_command import check_names, need, play, skip_slow_machine
@@ -135,3 +137,28 @@ def test_what_belongs_to_one_tunnel_does_not_come_out_of_another(engine, request
             assert len(checked) == pairs
         assert f"{name}: each tunnel carries its own" in names
     assert missing(["no process is left", "no pin is left"], names) == []
+
+
+@ENGINES
+def test_extended_numbers_pass_32_bits(engine, request):
+    names = story("esn", engine, request)
+    wanted = ["the kernel's copies of the windows have passed 2^32 too"]
+    wanted += ["the kernel carries the same SAs on beyond 2^32"]
+    for window, *_ in WINDOWS.values():
+        for when in ("before", "beyond"):
+            accepted = "not accepted" if window else "accepted"
+            wanted.append(f"window {window}: what was sent {when} 2^32 is {accepted} again")
+    assert missing([*TAKEN_OVER, *wanted], names) == []
+    ways = [THERE, BACK, *SECOND, "10.1.0.10 -> 10.12.0.10", "10.12.0.10 -> 10.1.0.10"]
+    assert lossless(names, "when the peer's numbers pass 2^32", *ways)
+    assert lossless(names, "when the kernel takes over beyond 2^32 and gives back", *ways)
+
+
+@ENGINES
+def test_all_of_it_one_after_the_other(engine, request):
+    skip_unless_all(request)
+    need(engine)
+    names = check_names(play("charon", "--engine", engine))
+    wanted = [f"{tale.name}: charon counts what the wire carried" for tale in TALES]
+    assert missing([*ALWAYS, *TAKEN_OVER, *wanted], names) == []
+    assert [names.count(f"IKE is up at {who}") for who in ("gwa", "gwb")] == [len(TALES) - 1] * 2, "a trap waits"

@@ -54,8 +54,8 @@ def state(key: SaKey, **changes: object) -> SaState:
 class Watch:
     """A guardian with its kernel."""
 
-    def __init__(self, *states: SaState) -> None:
-        self.kernel = Kernel(*(states or (state(IN), state(OUT))))
+    def __init__(self, *states: SaState, kernel: Kernel | None = None) -> None:
+        self.kernel = kernel or Kernel(*(states or (state(IN), state(OUT))))
         self.expired: list[tuple[SaKey, Expiry]] = []
         self.waited: dict[SaKey, Volume] = {}
         self.guardian = Guardian(
@@ -66,9 +66,14 @@ class Watch:
         )
         self.alive = True
 
-    def tick(self, counts: Mapping[SaKey, int], numbers: Mapping[SaKey, int] | None = None) -> Tick:
+    def tick(
+        self,
+        counts: Mapping[SaKey, int],
+        numbers: Mapping[SaKey, int] | None = None,
+        alone: frozenset[SaKey] | None = None,
+    ) -> Tick:
         counters = {key: Counters(packets, 100 * packets) for key, packets in counts.items()}
-        return self.guardian.tick(Heard(counters, numbers or {}), is_local, lambda: self.alive)
+        return self.guardian.tick(Heard(counters, numbers or {}), is_local, lambda: self.alive, alone)
 
     def bury(self, counts: Mapping[SaKey, int]) -> None:
         self.guardian.bury({key: Counters(packets, 100 * packets) for key, packets in counts.items()}, is_local)
@@ -152,6 +157,46 @@ def test_what_the_kernel_counted_of_a_newborn_sa_is_its_own() -> None:
     watch.tick({IN: 30, OUT: 10})
     assert watch.kernel.sas[IN].used == Volume(74, 7400)
     assert watch.kernel.sas[OUT].used == Volume(27, 2700)
+
+
+def test_what_the_kernel_counts_while_an_sa_changes_hands_is_not_lost() -> None:
+    """A volume is read and then written: the kernel may count between, until it gets no packet any more."""
+
+    class Busy(Kernel):
+        def write(self, warmings: Sequence[Warming]) -> int:
+            for warm in warmings:
+                self.carries(warm.state.key, self.between)
+            return super().write(warmings)
+
+        between = 0
+
+    young = {"add_time": NOW + 5}
+    kernel = Busy(state(IN, **young), state(OUT, **young))
+    watch = Watch(kernel=kernel)
+    watch.waited[OUT] = Volume(2, 200)
+    kernel.between = 2  # two that come before the steering, two that wait and go to the engine
+    assert watch.guardian.unsettled({IN, OUT})
+    watch.tick({IN: 3, OUT: 3}, alone=frozenset())
+    assert kernel.written == []
+    kernel.carries(IN, 2)
+    kernel.carries(OUT, 2)
+    kernel.between = 0
+    watch.tick({IN: 5, OUT: 5}, alone=frozenset({IN, OUT}))
+    assert (kernel.sas[IN].used, kernel.sas[OUT].used) == (Volume(7, 700), Volume(5, 500))
+    assert not watch.guardian.unsettled({IN, OUT})
+    watch.tick({IN: 6, OUT: 6}, alone=frozenset())
+    assert (kernel.sas[IN].used.packets, kernel.sas[OUT].used.packets) == (8, 6), "once is enough"
+
+
+def test_an_engine_that_comes_back_takes_over_anew() -> None:
+    watch = Watch(state(IN, add_time=NOW + 5))
+    watch.tick({IN: 3})
+    watch.bury({IN: 4})
+    assert watch.guardian.unsettled({IN})
+    watch.tick({IN: 2}, alone=frozenset())
+    assert watch.kernel.sas[IN].used.packets == 4
+    watch.tick({IN: 3}, alone=frozenset({IN}))
+    assert watch.kernel.sas[IN].used.packets == 7
 
 
 def test_a_new_daemon_counts_nothing_twice() -> None:

@@ -15,8 +15,8 @@ from ipsec_gw.desired import desired
 from ipsec_gw.engines.soft.esp import EspPayload, EspTransform
 from ipsec_gw.errors import EngineError, SteeringError
 from ipsec_gw.model.ids import SaKey
-from ipsec_gw.model.objects import EngineSa, Lead, ManagedObject, ObjectKey, Selector, XfrmInterface
-from ipsec_gw.ownership.waiting import MOST, Carried, Passage, WaitingRoom, carried
+from ipsec_gw.model.objects import EngineSa, Lead, ManagedObject, ObjectKey, Selector, Steer, SteerKey, XfrmInterface
+from ipsec_gw.ownership.waiting import MOST, Carried, Passage, WaitingRoom, carried, had_alone
 from tests.support.world import HERE, LOCAL, OFFER, REMOTE, SETTINGS, THERE, policy, sa, snapshot
 from xdp_steer.layout import MAX_WAITING_FRAME, SaKeyLeaf, WaitingLeaf
 from xdp_steer.waiting import WaitingPacket
@@ -249,10 +249,11 @@ def test_without_ethernet_nothing_goes_to_the_wire(world: World) -> None:
     assert (world.sent, room.passage) == ([], Passage(lost=1))
 
 
-def test_a_tunnel_is_carried_once_it_is_whole() -> None:
-    def without(kind: type[ManagedObject]) -> dict[ObjectKey, ManagedObject]:
-        return {key: obj for key, obj in WANTED.items() if not isinstance(obj, kind)}
+def without(kind: type[ManagedObject]) -> dict[ObjectKey, ManagedObject]:
+    return {key: obj for key, obj in WANTED.items() if not isinstance(obj, kind)}
 
+
+def test_a_tunnel_is_carried_once_it_is_whole() -> None:
     assert carried(KEY, WANTED, WANTED) == Carried(SA, 0)
     assert carried(KEY, without(Lead), WANTED) is None
     assert carried(KEY, WANTED, {}) is None, "its key is not known"
@@ -271,6 +272,14 @@ def test_a_tunnel_of_an_interface_is_carried_once_that_is_led() -> None:
     wanted = desired(OFFER, SETTINGS, state).objects
     assert carried(KEY, wanted, wanted) == Carried(SA, ipsec0.vlan)
     assert carried(KEY, {key: obj for key, obj in wanted.items() if key != ipsec0}, wanted) is None
+
+
+def test_the_engine_has_alone_what_is_steered_and_what_is_led_whole() -> None:
+    steer = Steer(SteerKey(SaKey(LOCAL, 0x99)))
+    assert had_alone({**WANTED, steer.key: steer}) - had_alone(WANTED) == {SaKey(LOCAL, 0x99)}
+    assert KEY in had_alone(WANTED)
+    assert KEY not in had_alone(without(Lead)), "the kernel gets what is not led yet"
+    assert had_alone({}) == frozenset()
 
 
 def test_records_of_the_guard() -> None:

@@ -47,8 +47,10 @@ def scenarios() -> dict[str, Scenario]:
     # Here and not above: scenarios import the lab, which imports this package.
     from ipsec_gw.lab.edge import beside_ipv4, crowded, edge, renumbered  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.chaos import run as run_chaos  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.charon import run as run_charon  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.charon_restart import run as run_charon_restart  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.daemon_kill import run as run_daemon_kill  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.esn import run as run_esn  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.failover import run as run_failover  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.firewall import run as run_firewall  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.firewall_plain import run as run_firewall_plain  # noqa: PLC0415
@@ -155,10 +157,20 @@ def scenarios() -> dict[str, Scenario]:
             baseline=True,
         ),
         Scenario(
+            "charon",
+            "reload, lost-netlink, reauth, charon-restart, trap, esn and mobike, one after the other",
+            (Part("tunnels", topology.guarded, run_charon, vm_seconds=2400.0),),
+        ),
+        Scenario(
             "selectors",
             "a peer sends what belongs to one tunnel through another: ports, 0.0.0.0/0 and shared networks",
             (Part("tunnels", topology.crossroads, run_selectors, vm_seconds=1400.0),),
             baseline=True,
+        ),
+        Scenario(
+            "esn",
+            "the peer's extended sequence numbers pass 2^32, with several replay windows; then the kernel carries on",
+            (Part("tunnels", topology.guarded, run_esn, vm_seconds=1400.0),),
         ),
         Scenario(
             "firewall",

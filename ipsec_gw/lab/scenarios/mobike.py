@@ -68,10 +68,11 @@ async def _move(story: Story, evidence: Evidence, role: Role, way: str) -> None:
         await _readdress(lab, role, before, after)
         await until(partial(_moved, story, after), REKEY_SECONDS, "SAs with the new address")
     with lab.step(f"{name}: carried again"):
-        if gateway is not None and role is Role.GATEWAY_B:
-            await until(partial(only_new, story, old), REKEY_SECONDS, "new SAs alone")
         await follow(story, evidence, 2)
         await flowing(story)
+        if gateway is not None and (role is Role.GATEWAY_B or gateway.said(ASKED) > asked):
+            await until(partial(only_new, story, old), REKEY_SECONDS, "new SAs alone")
+            await follow(story, evidence, 2)
     if gateway is not None:
         _judge_keys_of(story, role, name, old, gateway.said(ASKED) - asked)
     for flow, mark in zip(story.flows, marks, strict=True):
