@@ -6,7 +6,7 @@ from ipsec_gw.lab.scenarios.charon import TALES
 from ipsec_gw.lab.scenarios.esn import WINDOWS
 from ipsec_gw.lab.scenarios.selectors import SETS
 from ipsec_gw.lab.scenarios.trap import ROUNDS
-from tests.scenarios.lab_command import check_names, need, play, skip_slow_machine
+from tests.scenarios.lab_command import check_names, need, play, skip_slow_machine, skip_unless_all
 
 pytestmark = [pytest.mark.scenario, pytest.mark.root, pytest.mark.timeout(3600)]
 
