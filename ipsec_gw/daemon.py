@@ -321,6 +321,8 @@ class Daemon:
     async def _heartbeat(self) -> None:
         while self._gateway.plumbing is not None:
             self._gateway.plumbing.steering.heartbeat()
+            if self._gateway.waiting is not None:
+                self._gateway.waiting.room.settle()  # what nobody decides on waits no longer than the guard holds it
             await asyncio.sleep(_HEARTBEAT_SECONDS)
 
     async def _watch_moves(self) -> None:

@@ -56,7 +56,7 @@ from ipsec_gw.ownership.uplink import (
     remove_tunnel_port,
     remove_uplink,
 )
-from ipsec_gw.ownership.waiting import DECISION_SECONDS, WaitingRoom
+from ipsec_gw.ownership.waiting import WaitingRoom
 from ipsec_gw.ownership.ways import PacketWays
 from ipsec_gw.reconcile.delta import DeltaTracker
 from ipsec_gw.reconcile.execute import Drivers, Executor
@@ -284,9 +284,10 @@ def _queue(plumbing: Plumbing, reconciler: Reconciler, hold_seconds: float, stac
     room = WaitingRoom(
         ways,
         is_released=plumbing.steering.is_released,
+        is_claimed=plumbing.steering.is_claimed,
         carried=reconciler.carried,
         tell=reconciler.history.trouble,
-        patience=hold_seconds + DECISION_SECONDS,
+        hold=hold_seconds,
     )
     return Queue(reader, room)
 

@@ -412,6 +412,10 @@ class Steering:
         """Whether an outbound SA is the kernel's by decision, and not for want of an engine."""
         return self._guard.owner(key) is Owner.KERNEL
 
+    def is_claimed(self, key: SaKey) -> bool:
+        """Whether an outbound SA is the engine's by decision."""
+        return self._guard.owner(key) is Owner.ENGINE
+
     def set_waited_mark(self, mark: int) -> None:
         """The guard lets through, and counts, packets with this mark: those that waited for the kernel to get their SA.
         32 bits, a number that nobody else has.

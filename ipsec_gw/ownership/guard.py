@@ -23,6 +23,7 @@ from ipsec_gw.model.ids import IpAddress, SaKey
 from ipsec_gw.model.objects import MAX_NAT_T_PORTS, Guard, GuardKey, ManagedObject
 from ipsec_gw.model.snapshot import Snapshot, XfrmSa
 from ipsec_gw.nat_t import further_ports
+from ipsec_gw.ownership.waiting import EVERY_NUMBER
 
 HAND_BACK_MARGIN = 1 << 26
 """More than an engine sends with one SA between two looks at its counters, also while its API does not answer or no
@@ -102,8 +103,8 @@ class GuardDriver:
 
     ``sent`` tells what the engine sent with an SA in this life of the engine, if it is known. ``refuse`` is called
     with every SA whose key must not be given to an engine any more, and why, ``tell`` with troubles that no caller
-    hears of, ``before_release`` with SAs that the kernel is about to get: what was held back of them goes first, if its
-    number is above the one that goes with it.
+    hears of, ``before_release`` with SAs that are claimed no more, for the kernel gets them or they are gone: what was
+    held back of them goes first, if its number is above the one that goes with it.
     """
 
     def __init__(
@@ -262,6 +263,7 @@ class GuardDriver:
         key = _sa_key(obj)
         sa = self._kernel.sa(key)
         if sa is None:
+            self.before_release(key, EVERY_NUMBER)  # unclaimed it would leave, and the engine may have used its numbers
             self._maps.forget(key)
             return
         if key not in self._maps.claimed():

@@ -26,6 +26,9 @@ from ipsec_gw.model.warmth import NOTHING, Volume
 DECISION_SECONDS = 1.0
 """How much longer a packet may wait than the guard holds an SA back that nobody decides on."""
 
+EVERY_NUMBER = (1 << 32) - 1
+"""The last sequence number: none of what waits is above it."""
+
 MOST = 8192
 """Packets that wait at a time, of 2 KiB at most."""
 
@@ -85,8 +88,11 @@ class Passage:
 
 
 class WaitingRoom:
-    """``is_released`` tells whether the kernel may send with an SA, ``carried`` gives the outbound SA of a tunnel that
-    the engine has whole, leads included, and None for any other. Packets wait for ``patience`` seconds. ``clock_ns`` is
+    """``is_released`` tells whether the kernel may send with an SA, ``is_claimed`` whether an engine may; ``carried``
+    gives the outbound SA of a tunnel that the engine has whole, leads included, and None for any other.
+
+    ``hold`` are the seconds for which the guard holds an SA back that nobody decides on: then the kernel sends with it,
+    and so does what has waited. Of a claimed one packets wait for DECISION_SECONDS more. ``clock_ns`` is
     CLOCK_MONOTONIC.
     """
 
@@ -95,17 +101,20 @@ class WaitingRoom:
         ways: Ways,
         *,
         is_released: Callable[[SaKey], bool],
+        is_claimed: Callable[[SaKey], bool],
         carried: Callable[[SaKey], Carried | None],
         tell: Callable[[str], None],
-        patience: float,
+        hold: float,
         clock_ns: Callable[[], int] = lambda: time.clock_gettime_ns(time.CLOCK_MONOTONIC),
     ) -> None:
         self._ways = ways
         self._is_released = is_released
+        self._is_claimed = is_claimed
         self._carried = carried
         self._tell = tell
         self._clock_ns = clock_ns
-        self._patience_ns = int(patience * 1e9)
+        self._hold_ns = int(hold * 1e9)
+        self._patience_ns = int((hold + DECISION_SECONDS) * 1e9)
         self._waiting: dict[SaKey, deque[Waiting]] = defaultdict(deque)
         self._floors: dict[SaKey, int] = {}
         self._count = 0
@@ -165,9 +174,18 @@ class WaitingRoom:
             transform = self._transform(carried.sa)
             while packets:
                 self._to_engine(transform, packets.popleft(), carried.vlan)
-        elif self._may_send(key):
+        elif self._may_send(key) or self._held_no_more(key, packets):
             while packets:
                 self._to_wire(packets.popleft())
+
+    def _held_no_more(self, key: SaKey, packets: deque[Waiting]) -> bool:
+        """Nobody has decided in time, most likely because the SA came and went faster than anybody looked."""
+        if not packets or packets[0].seen_ns >= self._clock_ns() - self._hold_ns:
+            return False
+        try:
+            return not self._is_claimed(key)
+        except IpsecGwError:
+            return False  # :meth:`_may_send` has told
 
     def _transform(self, sa: EngineSa) -> EspTransform | None:
         try:

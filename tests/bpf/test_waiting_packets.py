@@ -16,7 +16,7 @@ from ipsec_gw.engines.soft.esp import EspPayload, EspTransform
 from ipsec_gw.gateway import Queue
 from ipsec_gw.model.ids import SaKey
 from ipsec_gw.model.objects import EngineSa
-from ipsec_gw.ownership.waiting import Passage, WaitingRoom
+from ipsec_gw.ownership.waiting import Carried, Passage, WaitingRoom
 from ipsec_gw.ownership.ways import PacketWays
 from tests.support.world import LOCAL, OFFER, REMOTE, SETTINGS, policy, sa, snapshot
 from xdp_steer.gateway import GuardCount, Role, Steering
@@ -73,9 +73,10 @@ def place(steering: Steering, wire: Wire) -> Iterator[Place]:
     room = WaitingRoom(
         ways,
         is_released=steering.is_released,
-        carried=lambda key: FOUND if key in carried and isinstance(FOUND, EngineSa) else None,
+        is_claimed=steering.is_claimed,
+        carried=lambda key: Carried(FOUND, 0) if key in carried and isinstance(FOUND, EngineSa) else None,
         tell=pytest.fail,
-        patience=3600.0,
+        hold=3600.0,
     )
     yield Place(steering, wire, plain, Queue(reader, room), carried)
     steering.set_waited_mark(0)

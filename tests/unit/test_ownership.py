@@ -14,6 +14,7 @@ from ipsec_gw.model.objects import Guard, GuardKey
 from ipsec_gw.model.snapshot import Replay, XfrmSa
 from ipsec_gw.ownership.guard import HAND_BACK_MARGIN, KEPT_AHEAD, GuardDriver
 from ipsec_gw.ownership.rekey import RekeyPacer
+from ipsec_gw.ownership.waiting import EVERY_NUMBER
 from tests.support.world import REMOTE, sa, snapshot
 
 KEY = SaKey(REMOTE, 0x22)
@@ -135,6 +136,16 @@ async def test_what_was_held_back_of_a_used_key_leaves_before_its_release() -> N
         await guard.create(GUARD)
     guard.follow(snapshot(sa(0x22), sa(0x33)), frozenset({SaKey(REMOTE, 0x33)}))
     assert asked == [(KEY, 0, True), (SaKey(REMOTE, 0x33), 0, False)]
+
+
+async def test_what_was_held_back_of_a_claimed_sa_that_is_gone_does_not_leave() -> None:
+    maps = Maps()
+    maps.claim(KEY)
+    guard, _ = driver(maps, Kernel())
+    asked: list[tuple[SaKey, int, bool]] = []
+    guard.before_release = lambda key, number: asked.append((key, number, key in maps.claimed()))
+    await guard.delete(GUARD)
+    assert asked == [(KEY, EVERY_NUMBER, True)], "while it is claimed: unclaimed it would leave"
 
 
 async def test_the_guard_is_closed_before_the_kernel_is_asked() -> None:

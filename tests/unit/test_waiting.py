@@ -16,7 +16,16 @@ from ipsec_gw.engines.soft.esp import EspPayload, EspTransform
 from ipsec_gw.errors import EngineError, SteeringError
 from ipsec_gw.model.ids import SaKey
 from ipsec_gw.model.objects import EngineSa, Lead, ManagedObject, ObjectKey, Selector, Steer, SteerKey, XfrmInterface
-from ipsec_gw.ownership.waiting import MOST, Carried, Passage, WaitingRoom, carried, had_alone
+from ipsec_gw.ownership.waiting import (
+    DECISION_SECONDS,
+    EVERY_NUMBER,
+    MOST,
+    Carried,
+    Passage,
+    WaitingRoom,
+    carried,
+    had_alone,
+)
 from tests.support.world import HERE, LOCAL, OFFER, REMOTE, SETTINGS, THERE, policy, sa, snapshot
 from xdp_steer.layout import MAX_WAITING_FRAME, SaKeyLeaf, WaitingLeaf
 from xdp_steer.waiting import WaitingPacket
@@ -25,7 +34,8 @@ KEY = SaKey(REMOTE, 0x22)
 WANTED = desired(OFFER, SETTINGS, snapshot(sa(0x11, inbound=True), sa(0x22), policies=(policy(0x22),))).objects
 SA = WANTED[KEY]
 SEED, ROUNDS = 20261129, 30
-PATIENCE_SECONDS = 3.0
+HOLD_SECONDS = 2.0
+PATIENCE_SECONDS = HOLD_SECONDS + DECISION_SECONDS
 WAN = 7
 
 
@@ -70,6 +80,11 @@ class World:
             raise SteeringError("the map is gone")
         return self.owner == "kernel"
 
+    def is_claimed(self, key: SaKey) -> bool:
+        if self.owner == "unreadable":
+            raise SteeringError("the map is gone")
+        return self.owner in {"engine", "claimed"}
+
     def carried(self, key: SaKey) -> Carried | None:
         return Carried(SA, self.vlan) if self.owner == "engine" and isinstance(SA, EngineSa) else None
 
@@ -77,9 +92,10 @@ class World:
         return WaitingRoom(
             self,
             is_released=self.is_released,
+            is_claimed=self.is_claimed,
             carried=self.carried,
             tell=self.told.append,
-            patience=PATIENCE_SECONDS,
+            hold=HOLD_SECONDS,
             clock_ns=lambda: int(self.now * 1e9),
         )
 
@@ -142,6 +158,7 @@ def test_a_number_of_the_engine_never_leaves_again(world: World) -> None:
 
 
 def test_nothing_waits_for_ever(world: World) -> None:
+    world.owner = "claimed"
     room = world.room()
     room.add([packet(1, at=0.0), packet(2, at=2.0)])
     world.now = PATIENCE_SECONDS + 0.1
@@ -149,6 +166,29 @@ def test_nothing_waits_for_ever(world: World) -> None:
     world.owner = "engine"
     room.settle()
     assert (world.led, room.passage) == ([inner(2)], Passage(to_engine=1, lost=1))
+
+
+def test_what_nobody_decides_on_leaves_when_the_guard_lets_the_kernel_send(world: World) -> None:
+    """Seen with rekeys that came faster than the daemon looked: each SA was gone before anything was decided."""
+    room = world.room()
+    room.add([packet(1, at=0.0), packet(2, at=1.0)])
+    world.now = HOLD_SECONDS
+    room.settle()
+    assert world.sent == []
+    world.now = HOLD_SECONDS + 0.1
+    room.settle()
+    assert world.sent == [(WAN, packet(1).frame), (WAN, packet(2).frame)]
+    assert (world.led, room.passage) == ([], Passage(to_wire=2))
+
+
+def test_what_an_engine_may_have_used_does_not_leave_with_an_sa_that_is_gone(world: World) -> None:
+    world.owner = "claimed"
+    room = world.room()
+    room.add([packet(1), packet(2)])
+    room.send(KEY, above=EVERY_NUMBER)
+    world.owner, world.now = "", HOLD_SECONDS + 0.1
+    room.settle()
+    assert (world.sent, world.led, room.passage) == ([], [], Passage(lost=2))
 
 
 def test_each_packet_goes_one_way_once_whatever_happens(world: World) -> None:
@@ -161,7 +201,7 @@ def test_each_packet_goes_one_way_once_whatever_happens(world: World) -> None:
         room, number = world.room(), 0
         for _ in range(ROUNDS):
             world.now += dice.choice((0.0, 0.01, 1.0))
-            world.owner = dice.choice(("", "engine", "kernel", "unreadable"))
+            world.owner = dice.choice(("", "claimed", "engine", "kernel", "unreadable"))
             world.full = dice.random() < 0.1
             if dice.random() < 0.5:
                 number += 1
@@ -169,7 +209,7 @@ def test_each_packet_goes_one_way_once_whatever_happens(world: World) -> None:
             else:
                 room.settle()
         world.now += PATIENCE_SECONDS + 1
-        world.owner = ""
+        world.owner = "claimed"
         room.settle()
         gone = [*world.led, *(frame for _, frame in world.sent)]
         numbers = [known[one] for one in gone]
