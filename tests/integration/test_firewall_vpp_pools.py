@@ -307,3 +307,28 @@ def test_off_leaves_nothing(box: FirewallBox) -> None:
     assert TRANSLATOR_PORT not in links
     assert TRANSLATOR_END not in links
     assert not any(box.traces().values())
+
+
+def test_a_vpp_that_runs_while_it_is_needed_is_needed_by_pools(vpp_installed: None) -> None:
+    """It is started for a pool, and stopped when a reload leaves XDP alone to translate."""
+    needed = CONFIGURATION.replace("hang_seconds = 0\n", 'hang_seconds = 0\nvpp = "needed"\nvpp_idle_seconds = 1\n')
+    with firewall_box() as box:
+        box.route(SERVER, POOL, WAN[0])
+        box.write(needed)
+        pid_file = VppPaths(box.run_dir.resolve()).pid_file
+        try:
+            box.run()
+            until(lambda: box.ask("nat")["state"] == "VPP", "VPP was started and translates")
+            sender, receiver = udp_pair(box)
+            with closing(sender), closing(receiver):
+                assert exchange(sender, where(receiver), receiver)[0] in OF_VPP
+            box.write(needed.replace('engine = "vpp"\n\n[[nat', "\n[[nat"))
+            assert "engine vpp -> xdp" in box.gw("plan").stdout
+            assert box.gw("reload").returncode == 0
+            assert box.ask("nat")["state"] == ""
+            until(lambda: recorded(pid_file) is None, "VPP was stopped")
+            sender, receiver = udp_pair(box)
+            with closing(sender), closing(receiver):
+                assert exchange(sender, where(receiver), receiver)[0] in OF_VPP | {OF_XDP}
+        finally:
+            box.gw("vpp", "down")
