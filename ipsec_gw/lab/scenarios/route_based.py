@@ -126,6 +126,8 @@ def _site(lab: Lab, role: Role) -> Site:
 
 async def _raise_interface(lab: Lab, role: Role) -> None:
     namespace = lab.topology.namespace(role)
+    with inside(namespace):  # no host has sent its reports of who listens, so they would be taken for damage
+        Path("/proc/sys/net/ipv4/igmp_link_local_mcast_reports").write_text("0")
     for words in (
         f"link add {INTERFACE} type xfrm dev {WAN} if_id {IF_ID}",
         f"link set {INTERFACE} up multicast on",
