@@ -7,6 +7,7 @@ side by side, more of them than a tunnel of an engine holds.
 from __future__ import annotations
 
 import random
+from bisect import bisect
 from collections import Counter
 from functools import partial
 
@@ -45,12 +46,14 @@ async def run(lab: Lab) -> None:
     _forget(story)
     marks = [flow.next for flow in story.flows]
     done: Counter[str] = Counter()
+    rekeyed_at: list[tuple[int, ...]] = []
     most, leaked, rekeys = 0, 0, lab.options.rounds or REKEYS
     with lab.step(f"{rekeys} rekeys under steady traffic"):
         while done.total() < rekeys:
             who = dice.choice(list(WAYS))
             most = max(most, await _rekey(story, WAYS[who]))
             done[who] += 1
+            rekeyed_at.append(tuple(flow.next for flow in story.flows))
             leaked += _forget(story)
     with lab.step("wait until the old SAs are gone"):
         first = spis(story)
@@ -60,7 +63,7 @@ async def run(lab: Lab) -> None:
             await carried_again(story, story.gateway, evidence)
     lab.note(f"seed {lab.options.seed}, rekeys by who began them: {dict(sorted(done.items()))}")
     lab.check("several generations of SAs lived side by side", most > 2, "more than 2 SAs at a time", most)
-    await _judge(story, marks, rekeys)
+    await _judge(story, marks, rekeyed_at)
     leaked += _forget(story)
     lab.check("nothing of the protected networks crossed the WAN in clear", leaked == 0, "0 packets", leaked)
     resume(story)
@@ -93,12 +96,15 @@ def _forget(story: Story) -> int:
     return leaked
 
 
-async def _judge(story: Story, marks: list[int], rekeys: int) -> None:
+async def _judge(story: Story, marks: list[int], rekeyed_at: list[tuple[int, ...]]) -> None:
     lab = story.lab
-    for flow, mark in zip(story.flows, marks, strict=True):
+    for at, (flow, mark) in enumerate(zip(story.flows, marks, strict=True)):
         flow.pause()
         tally = await flow.settle(mark)
-        blocked = tally.lost / flow.rate / rekeys
+        by_rekey = Counter(bisect([passed[at] for passed in rekeyed_at], number) for number in flow.missing(mark))
+        for rekey, lost in sorted(by_rekey.items()):
+            lab.note(f"lost {flow.source} -> {flow.destination} after rekey {rekey}: {lost} packets")
+        blocked = tally.lost / flow.rate / len(rekeyed_at)
         lab.note(f"effective blocked time {flow.source} -> {flow.destination}: {1000 * blocked:.2f} ms a rekey")
         lab.check(
             f"no packet {flow.source} -> {flow.destination} is lost or doubled by the rekeys",

@@ -126,14 +126,19 @@ def _site(lab: Lab, role: Role) -> Site:
 
 async def _raise_interface(lab: Lab, role: Role) -> None:
     namespace = lab.topology.namespace(role)
-    with inside(namespace):  # no host has sent its reports of who listens, so they would be taken for damage
-        Path("/proc/sys/net/ipv4/igmp_link_local_mcast_reports").write_text("0")
+    _report_no_membership(namespace)
     for words in (
         f"link add {INTERFACE} type xfrm dev {WAN} if_id {IF_ID}",
         f"link set {INTERFACE} up multicast on",
         f"route add {lab.topology.network(OTHER_GATEWAY[role], LAN)} dev {INTERFACE}",
     ):
         await call(["ip", *words.split()], namespace=namespace)
+
+
+def _report_no_membership(namespace: str) -> None:
+    """No host has sent such reports, so they would be taken for damage of what the hosts sent."""
+    with inside(namespace):
+        Path("/proc/sys/net/ipv4/igmp_link_local_mcast_reports").write_text("0")
 
 
 async def _settings(lab: Lab) -> str:
