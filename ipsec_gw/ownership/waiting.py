@@ -23,7 +23,7 @@ from ipsec_gw.model.ids import Direction, SaKey
 from ipsec_gw.model.objects import AnyLead, EngineSa, ManagedObject, ObjectKey, Steer, Tunnel
 from ipsec_gw.model.warmth import NOTHING, Volume
 
-DECISION_SECONDS = 5.0
+DECISION_SECONDS = 10.0
 """How much longer a packet may wait than the guard holds an SA back that nobody decides on."""
 
 EVERY_NUMBER = (1 << 32) - 1
