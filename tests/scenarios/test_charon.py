@@ -151,7 +151,7 @@ def test_extended_numbers_pass_32_bits(engine, request):
     assert missing([*TAKEN_OVER, *wanted], names) == []
     ways = [THERE, BACK, *SECOND, "10.1.0.10 -> 10.12.0.10", "10.12.0.10 -> 10.1.0.10"]
     assert lossless(names, "when the peer's numbers pass 2^32", *ways)
-    assert lossless(names, "when the kernel takes over beyond 2^32 and gives back", *ways)
+    assert lossless(names, "when the kernel takes over beyond 2^32 and gives back", *ways[1::2])
 
 
 @ENGINES
