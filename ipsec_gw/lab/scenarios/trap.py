@@ -6,6 +6,7 @@ It goes by DELETE in one round and for inactivity in the next one.
 from __future__ import annotations
 
 from ipsec_gw.lab.context import Lab
+from ipsec_gw.lab.kernel_sas import dump
 from ipsec_gw.lab.matrix.case import Child, Connection
 from ipsec_gw.lab.matrix.ends import End
 from ipsec_gw.lab.scenarios.configured import talkers
@@ -49,6 +50,7 @@ async def _spring(story: Story, evidence: Evidence, number: int) -> None:
         await until(lambda: len(spis(story)) == 2, REKEY_SECONDS, "a tunnel for a packet")
         born = spis(story)
         await follow(story, evidence, 2)
+        await until(lambda: len(dump(story.b.site.namespace)) == 2, REKEY_SECONDS, "the tunnel at B")
         second.resume()
         await flowing(story)
     kept = spis(story) == born
