@@ -437,6 +437,13 @@ async def _plumb(
     return plumbing, context
 
 
+async def spare(steer: SteerDriver, lead: LeadDriver, interfaces: InterfaceDriver) -> None:
+    """Steer and lead nothing any more: an engine begins that holds nothing yet. Raises IpsecGwError."""
+    steer.clear()
+    await lead.clear()
+    await interfaces.clear()
+
+
 def _pipes(
     paths: Paths, route: AsyncIPRoute, steering: Steering, wan: tuple[Link, ...], uplink: tuple[Interface, Interface]
 ) -> tuple[Plumbing, EngineContext]:
@@ -445,7 +452,7 @@ def _pipes(
     lead = LeadDriver(route, kernel_index=kernel_end.index, engine_name=ENGINE_END, engine_mac=engine_end.link.mac)
     ends = Uplink(kernel_end.index, *(bytes.fromhex(end.link.mac.replace(":", "")) for end in uplink))
     interfaces = InterfaceDriver(steering.xfrm_interfaces, ends)
-    taking = SteerDriver(steering).clear
+    taking = partial(spare, SteerDriver(steering), lead, interfaces)
     context = EngineContext(paths.run_dir, wan, kernel_end.link, engine_end.link, steering.xsks_map, taking)
     up = (kernel_end.link, engine_end.link)
     return Plumbing(steering, lead, interfaces, wan, kernel_end.index, up), context

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 
@@ -80,12 +80,12 @@ async def take_links(
     wan: Sequence[HostLink],
     up: HostLink,
     kernel_mac: str,
-    taking: Callable[[], None],
+    taking: Callable[[], Awaitable[None]],
     reception: Reception,
 ) -> Links:
     """Make what is missing of the gateway's tables and interfaces, and adopt what an earlier daemon left.
 
-    ``taking`` is called before each interface that is new to VPP. Raises EngineError naming the interface that VPP
+    ``taking`` is awaited before each interface that is new to VPP. Raises EngineError naming the interface that VPP
     refuses.
     """
     for table, name in TABLE_NAMES.items():
@@ -97,7 +97,7 @@ async def take_links(
     for link, table in (*((link, OUTER_TABLE) for link in wan), (up, ENCAP_TABLE)):
         interface = held.get(link.name)
         if interface is None:
-            taking()
+            await taking()
             interface = await sockets.create(AfXdp(link.name, reception))
             await bring_up(api, interface.sw_if_index, table, link.mtu)
             if link is up:

@@ -7,7 +7,7 @@ VPP takes the addresses that were given for the table that a flow comes by.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
@@ -72,12 +72,12 @@ class NatPlan:
     pools: tuple[NatPool, ...]
 
 
-async def hold_nat(api: VppApi, plan: NatPlan, reception: Reception, taking: Callable[[], None]) -> bool:
-    """Make VPP's NAT what is wanted. ``taking`` is called before the interface is taken over.
+async def hold_nat(api: VppApi, plan: NatPlan, reception: Reception) -> bool:
+    """Make VPP's NAT what is wanted.
 
     True if translations of pools that were there before may have ended. Raises EngineError.
     """
-    parent = await _interface(api, plan, reception, taking)
+    parent = await _interface(api, plan, reception)
     subs = await _sub_interfaces(api, plan, parent)
     ended = await _table(api, NatTable(plan.sessions, FIRST_TABLE))
     wanted = {NatInterface(sub.sw_if_index, sub.vid != plan.outside) for sub in subs.values()}
@@ -101,12 +101,11 @@ async def drop_nat(api: VppApi, outside: int) -> None:
         await _forget(api, sub, outside)
 
 
-async def _interface(api: VppApi, plan: NatPlan, reception: Reception, taking: Callable[[], None]) -> int:
+async def _interface(api: VppApi, plan: NatPlan, reception: Reception) -> int:
     sockets = AfXdpDescriptor(api)
     for held in await sockets.retrieve():
         if held.host_interface == plan.interface:
             return held.sw_if_index
-    taking()
     made = await sockets.create(AfXdp(plan.interface, reception))
     await api.call("sw_interface_set_flags", sw_if_index=made.sw_if_index, flags=UP_FLAG)
     await tag(api, made.sw_if_index, OWNER_TAG)

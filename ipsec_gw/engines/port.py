@@ -9,7 +9,7 @@ Every implementation passes ``tests/contract``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -28,6 +28,10 @@ class Link:
     mtu: int
 
 
+async def _nothing() -> None:
+    """Nothing is steered or led."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineContext:
     """Where an engine works. All interfaces are in this process's network namespace and docked already.
@@ -37,8 +41,8 @@ class EngineContext:
     and plaintext to encrypt arrives on ``up_engine``. ``xsks_map`` gives the file descriptor of a docked interface's
     XSKMAP (owned by the caller), for engines that enter their sockets themselves. ``run_dir`` is the runtime directory.
 
-    ``taking`` has to be called before an engine takes interfaces over that it did not hold: what an earlier life of it
-    was given must not be steered to this one, which does not hold it. It may raise IpsecGwError.
+    ``taking`` has to be awaited before an engine takes interfaces over that it did not hold: what an earlier life of it
+    was given must not be steered or led to this one, which does not hold it. It may raise IpsecGwError.
     """
 
     run_dir: Path
@@ -46,7 +50,7 @@ class EngineContext:
     up_kernel: Link
     up_engine: Link
     xsks_map: Callable[[str], int]
-    taking: Callable[[], None] = lambda: None
+    taking: Callable[[], Awaitable[None]] = _nothing
 
 
 @dataclass(frozen=True, slots=True)

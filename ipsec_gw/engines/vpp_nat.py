@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -38,15 +38,11 @@ _TCP, _UDP = 6, 17
 
 
 class VppTranslator:
-    """Holds pools in VPP. Connects when it is asked for something, also after a restart of VPP.
+    """Holds pools in VPP. Connects when it is asked for something, also after a restart of VPP."""
 
-    ``taking`` is called before the interface is given to VPP.
-    """
-
-    def __init__(self, run_dir: Path, taking: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, run_dir: Path) -> None:
         self._paths = VppPaths(run_dir.resolve())
         self._api = VppApi(self._paths.api_socket, locate_vpp().api_dir)
-        self._taking = taking
         self._plan: NatPlan | None = None
         self._life = 0
 
@@ -55,7 +51,7 @@ class VppTranslator:
         life = await self._connect()
         sessions = await self._room(ruleset.sessions.maximum)
         plan = nat_plan(ruleset, sessions)
-        ended = await hold_nat(self._api, plan, planned_reception(self._paths), self._taking)
+        ended = await hold_nat(self._api, plan, planned_reception(self._paths))
         moved = self._plan is not None and self._life == life and _moved(self._plan.pools, plan.pools)
         self._plan, self._life = plan, life
         return Held(life, ended=ended or moved, sessions=sessions)

@@ -80,6 +80,12 @@ class InterfaceDriver:
             case _:
                 raise _stranger(obj)
 
+    async def clear(self) -> None:
+        """Stop leading altogether: an engine begins that holds nothing yet."""
+        for obj in (await self.retrieve()).values():
+            if isinstance(obj, InterfaceLead):
+                await self.delete(obj)
+
     def _interface(self, index: int) -> XfrmInterface:
         """One that is gone has a name that none can have."""
         try:

@@ -153,6 +153,12 @@ class LeadDriver:
             if not any(one.leads and _place(one.selector) == place for one in await self._to(obj.key.destination)):
                 await self._drop_route(place)
 
+    async def clear(self) -> None:
+        """Stop leading altogether: an engine begins that holds nothing yet."""
+        for obj in (await self.retrieve()).values():
+            if isinstance(obj, Lead):
+                await self.delete(obj)
+
     async def remove(self) -> None:
         """Take all rules and routes away, also those of an earlier life."""
         for rule in await self._rules():

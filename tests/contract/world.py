@@ -120,7 +120,7 @@ class World:
         self._maps: dict[str, int] = {}
         self.takings = 0
 
-    def _count_taking(self) -> None:
+    async def _count_taking(self) -> None:
         self.takings += 1
 
     def __enter__(self) -> Self:

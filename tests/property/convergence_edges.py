@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from random import Random
@@ -253,7 +253,7 @@ class FakeEngine:
         self.taken = 0
         self.alive = self.reachable = True
         self.used: set[bytes] = set()
-        self.taking: Callable[[], None] = lambda: None
+        self.taking: Callable[[], Awaitable[None]]
         self.being_read: Callable[[], None] = lambda: None
         self.steering: FakeSteering
 
@@ -298,7 +298,7 @@ class FakeEngine:
     async def open(self) -> Capabilities:
         self._cross("open")
         if self.taken != self.process:
-            self.taking()
+            await self.taking()
         self.seen_process = self.taken = self.process
         self._remember()
         return Capabilities(frozenset(ALGORITHMS), True, True, 4096, True, "fake")
@@ -467,6 +467,16 @@ class FakeRoutes:
             if rule not in FOREIGN_RULES
         )
 
+    def led(self) -> set[tuple[str, str]]:
+        """Sources and destinations that are led."""
+        return {
+            (rule["src"], rule["dst"])
+            for rule in self.rules
+            if rule not in FOREIGN_RULES
+            and (rule.get("table"), "iifname" in rule) == (TABLE, False)
+            and (TABLE, rule["dst"]) in self.table
+        }
+
     def facts(self) -> set[str]:
         """To compare with others."""
         return {str(sorted(rule.items())) for rule in self.rules} | {str(route) for route in self.table.values()}
@@ -609,9 +619,18 @@ class Law:
         if not self.steering.entries.keys() <= held:
             strangers = ", ".join(map(str, self.steering.entries.keys() - held))
             raise Broken(f"XDP steers {strangers}, which the engine does not hold (invariant 2)")
+        self._nobody_led_astray(tunnels)
         for tunnel in tunnels:
             self._one_owner(tunnel)
             self._way_in(tunnel)
+
+    def _nobody_led_astray(self, tunnels: list[Tunnel]) -> None:
+        """Plaintext that comes to an engine without a tunnel for it is lost."""
+        known = {(_text(one.source), _text(one.destination)) for tunnel in tunnels for one in tunnel.selectors}
+        interfaces = {tunnel.interface.index for tunnel in tunnels if tunnel.interface is not None}
+        strangers = [*self.routes.led() - known, *self.devices.leads.keys() - interfaces]
+        if strangers:
+            raise Broken(f"plaintext of {strangers} is led, and the engine has no tunnel for it (invariant 2)")
 
     def _way_in(self, tunnel: Tunnel) -> None:
         interface = tunnel.interface

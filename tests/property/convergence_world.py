@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from ipaddress import ip_address, ip_network
 from random import Random
 from typing import Any, TypeVar
 
 from ipsec_gw.desired import desired
 from ipsec_gw.errors import IpsecGwError, XfrmError
+from ipsec_gw.gateway import spare
 from ipsec_gw.model.ids import IpAddress, SaKey
 from ipsec_gw.model.objects import (
     EngineSa,
@@ -91,7 +93,7 @@ SHUNT = 0
 """The reqid of policies that no tunnel has."""
 
 TALLIED = (
-    *("call failed", "call failed for good", "daemon killed", "engine died", "engine out of reach"),
+    *("call failed", "call failed for good", "daemon killed", "engine died", "both died", "engine out of reach"),
     *("charon restarted", "peer moved", "burst through the engine", "tunnel in the engine at the end"),
     *("NAT mapped anew", "the same with a gap", "encapsulated tunnel in the engine at the end"),
     *("kernel took over by itself", "exception made", "exemption in place at the end"),
@@ -190,6 +192,7 @@ class Daemon:
         )
         self.link.on_counters = guard.keep_ahead
         self.link.on_open = guard.begin
+        world.engine.taking = partial(spare, steer, lead, interfaces)
 
     async def look(self) -> None:
         """As the daemon's task looks at its engine."""
@@ -230,7 +233,6 @@ class World:
         self.xfrm.steering = self.steering
         self.law = Law(self.xfrm, self.steering, self.engine, self.routes, self.devices)
         self.edge.law = self.law.check
-        self.engine.taking = SteerDriver(self.steering).clear
         self.moved = False
         self.budget, self.sent_since_read = BETWEEN_LOOKS, 0
         self.engine.being_read = self._read
@@ -545,8 +547,13 @@ class World:
         self.edge.calm()
         self.steering.undrained.clear()  # a restart takes longer than that
         self.steering.holding = self.random.random() < 0.5
+        if self.random.random() < 0.3:
+            self.engine.die()
+            self.tally["both died"] += 1
         for _ in range(self.random.randint(0, 6)):
             self.random.choice([self.plaintext, self.something_of_charon])()
+        if self.random.random() < 0.5:
+            self.engine.start()
         self.start_daemon()
 
     # Disturbances

@@ -78,7 +78,7 @@ async def test_nothing_is_steered_to_an_engine_that_begins(rack):
     """What was given to an earlier life is taken off the steering before the docks can lead to this one."""
     entered: list[list[bool]] = []
 
-    def taking() -> None:
+    async def taking() -> None:
         entered.append([bool(one.entered) for one in rack.sockets])
 
     engine = SoftEngine(replace(context(), taking=taking), open_socket=rack.open, count_queues=lambda _name: 1)
@@ -88,7 +88,7 @@ async def test_nothing_is_steered_to_an_engine_that_begins(rack):
 
 
 async def test_an_engine_does_not_begin_while_the_steering_cannot_be_cleared(rack):
-    def taking() -> None:
+    async def taking() -> None:
         raise SteeringError("the map refused - x")
 
     engine = SoftEngine(replace(context(), taking=taking), open_socket=rack.open, count_queues=lambda _name: 1)

@@ -101,7 +101,7 @@ class SoftEngine:
             undo.pop_all()
             undo.callback(datapath.stop)  # which closes the sockets, too
             try:
-                self._context.taking()
+                await self._context.taking()
                 self._enter(sockets)
             except (IpsecGwError, OSError) as error:
                 raise EngineUnavailable(f"the soft engine cannot enter a dock: {error}") from error

@@ -201,9 +201,11 @@ def _judge_inner(
     client, server = lans.captures
     ends_a, ends_b = ends
     client_addresses = lab.topology.addresses(Role.CLIENT, HOST)
+    server_addresses = lab.topology.addresses(Role.SERVER, HOST)
     to_b = [item.inner for item in opening.opened if item.esp.source in ends_a]
     to_a = [item.inner for item in opening.opened if item.esp.source in ends_b]
     from_client = [packet for packet in to_b if header(packet).source in client_addresses]
+    from_server = [packet for packet in to_a if header(packet).source in server_addresses]
     received = ip_packets(server.frames, outgoing=False)
     lan = lab.topology.network(Role.GATEWAY_A, LAN)
     from_a = [packet for packet in received.elements() if header(packet).source in lan]
@@ -215,7 +217,7 @@ def _judge_inner(
     for name, inner, reference in (
         ("what A encrypts is what the client sent", from_client, ip_packets(client.frames, outgoing=True)),
         arrived,
-        ("what B encrypts is what the server sent", to_a, ip_packets(server.frames, outgoing=True)),
+        ("what B encrypts is what the server sent", from_server, ip_packets(server.frames, outgoing=True)),
     ):
         wrong = not_among(inner, reference)
         lab.check(
