@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -18,7 +19,7 @@ _DUMP_TRIES = 5
 
 _SETTLE_SECONDS = 0.1
 """charon moves an SA by deleting it and adding it again, within milliseconds (``update_sa`` of its kernel-netlink
-plugin): what has just vanished may be about to come back.
+plugin): what has just vanished may be about to come back. It moves them one by one, so one direction is there.
 """
 
 
@@ -72,7 +73,7 @@ class Observer:
     async def snapshot(self) -> Snapshot:
         """One look. Dumps are repeated while the kernel changes under them, a few times at most."""
         sas, policies = await self._steady_dump()
-        if not self._spis <= _spis(sas):
+        if self._half_gone(sas):
             await self._sleep(_SETTLE_SECONDS)
             sas, policies = await self._steady_dump()
         self._spis = _spis(sas)
@@ -83,6 +84,15 @@ class Observer:
             raise EnvironmentMissing(
                 f"the kernel's addresses, routes and neighbours cannot be read ({error}) - see `ip addr` and `dmesg`"
             ) from None
+
+    def _half_gone(self, sas: list[XfrmSa]) -> bool:
+        """Whether an SA has vanished that leaves its tunnel with one direction: a tunnel that was replaced has both,
+        and one that was deleted has none.
+        """
+        left = defaultdict[int, set[IpAddress]](set)
+        for sa in sas:
+            left[sa.reqid].add(sa.key.destination)
+        return any(len(left[reqid]) == 1 for reqid, _ in self._spis - _spis(sas))
 
     async def _steady_dump(self) -> tuple[list[XfrmSa], list[XfrmPolicy]]:
         for _ in range(_DUMP_TRIES):

@@ -418,18 +418,28 @@ def looking(dumps: list[list[XfrmSa]]) -> tuple[Observer, list[float]]:
 
 async def test_what_vanishes_is_looked_for_once_more() -> None:
     before, moved = sa(0x22, encap=UdpEncap(4500, 1)), sa(0x22, encap=UdpEncap(4500, 2))
-    observer, slept = looking([[before], [], [moved], [moved]])
-    assert (await observer.snapshot()).sas == (before,)
-    assert (await observer.snapshot()).sas == (moved,)
-    assert (await observer.snapshot()).sas == (moved,)
+    stays = sa(0x11, inbound=True)
+    observer, slept = looking([[stays, before], [stays], [stays, moved], [stays, moved]])
+    assert (await observer.snapshot()).sas == (stays, before)
+    assert (await observer.snapshot()).sas == (stays, moved)
+    assert (await observer.snapshot()).sas == (stays, moved)
     assert len(slept) == 1
 
 
+async def test_nobody_waits_for_what_was_replaced_or_is_gone_altogether() -> None:
+    old, new = (sa(0x11, inbound=True), sa(0x22)), (sa(0x33, inbound=True), sa(0x44))
+    observer, slept = looking([[*old, *new], [old[0], *new], [*new], []])
+    for _ in range(4):
+        await observer.snapshot()
+    assert slept == []
+
+
 async def test_what_stays_away_is_gone() -> None:
-    observer, slept = looking([[sa(0x22)], [], [], []])
+    stays = sa(0x11, inbound=True)
+    observer, slept = looking([[stays, sa(0x22)], [stays], [stays], [stays]])
     await observer.snapshot()
-    assert (await observer.snapshot()).sas == ()
-    assert (await observer.snapshot()).sas == ()
+    assert (await observer.snapshot()).sas == (stays,)
+    assert (await observer.snapshot()).sas == (stays,)
     assert len(slept) == 1, "once is enough"
 
 
