@@ -90,10 +90,10 @@ def give(machine: Machine, way: Way, frame: bytes, tag: int, mtu: int = 0) -> Ve
     way.egress = None
     if not machine.vpp:
         return drop(Reason.TRANSLATOR_AWAY)
-    if _has_options(packet):
-        return drop(Reason.TRANSLATOR_UNFIT)
     if packet.ttl <= 1:
         return answer_icmp(way, Reason.TTL_EXPIRED, 11, 0)
+    if _has_options(packet):
+        return drop(Reason.TRANSLATOR_UNFIT)
     if mtu and packet.length > mtu and packet.dont_fragment:
         return answer_icmp(way, Reason.TOO_BIG, 3, 4, mtu)
     if packet.length > MTU:

@@ -35,10 +35,10 @@ int stage_translate(struct xdp_md *ctx)
 		return drop(ctx, REASON_NO_STAGE);
 	if (!control_value(CONTROL_TRANSLATOR))
 		return drop(ctx, REASON_TRANSLATOR_AWAY);
-	if (m->shape & SHAPE_OPTIONS)	/* VPP would act upon them itself */
-		return drop(ctx, REASON_TRANSLATOR_UNFIT);
 	if (m->ttl <= 1)
 		return answer_icmp(ctx, m, ICMP_TIME_EXCEEDED, 0, 0, REASON_TTL_EXPIRED);
+	if (m->shape & SHAPE_OPTIONS)	/* VPP would act upon them itself */
+		return drop(ctx, REASON_TRANSLATOR_UNFIT);
 	if (m->mtu && m->length > m->mtu && m->shape & SHAPE_DF)
 		return too_long(ctx, m, m->mtu);
 	if (m->length > TRANSLATOR_MTU)
