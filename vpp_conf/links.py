@@ -100,8 +100,6 @@ async def take_links(
             await taking()
             interface = await sockets.create(AfXdp(link.name, reception))
             await bring_up(api, interface.sw_if_index, table, link.mtu)
-            if link is up:
-                await _give(api, interface.sw_if_index, ENGINE_ENDS)
             await tag(api, interface.sw_if_index, OWNER_TAG)
         taken[link.name] = interface.sw_if_index
     up_index = taken.pop(up.name)
@@ -116,7 +114,8 @@ async def take_links(
         # VPP's local stack takes nothing from a source that it has no route to. Nothing is sent by this one.
         await RouteDescriptor(api).create(Route(ROUTED_TABLE, ANYWHERE[version], up_index))
     lenders = {table: await _lender(api, table) for table in (DECAP_TABLE, ROUTED_TABLE)}
-    await _complete(api, lenders[DECAP_TABLE], DECAP_TABLE, DECAP_ENDS)
+    for table, lender in lenders.items():
+        await _complete(api, lender, table, DECAP_ENDS)
     shut = await CheckDescriptor(api).shut_tables(lenders[DECAP_TABLE])
     return Links(taken, up_index, lenders, kernel_mac, punts, shut)
 
@@ -128,23 +127,17 @@ async def _lender(api: VppApi, table: int) -> int:
             return held.sw_if_index
     made = await loopbacks.create(Loopback(table))
     await bring_up(api, made.sw_if_index, table, LOOPBACK_MTU)
-    await _give(api, made.sw_if_index, DECAP_ENDS)
     await tag(api, made.sw_if_index, OWNER_TAG)
     return made.sw_if_index
 
 
-async def _give(api: VppApi, sw_if_index: int, addresses: Sequence[IpAddress]) -> None:
-    for address in addresses:
-        await LocalAddressDescriptor(api).create(LocalAddress(sw_if_index, address))
-
-
 async def _complete(api: VppApi, sw_if_index: int, table: int, addresses: Sequence[IpAddress]) -> None:
-    """Give IPv6 to an interface that a version without it has made."""
+    """The addresses that are missing; an interface that a version without IPv6 has made has to be bound for it."""
     present = {held.address for held in await LocalAddressDescriptor(api).retrieve_on([sw_if_index])}
-    missing = [address for address in addresses if address.version == 6 and address not in present]
-    if missing:
-        await bind(api, sw_if_index, table, 6)
-        await _give(api, sw_if_index, missing)
+    for address in addresses:
+        if address not in present:
+            await bind(api, sw_if_index, table, address.version)
+            await LocalAddressDescriptor(api).create(LocalAddress(sw_if_index, address))
 
 
 async def _keep_ttl(api: VppApi, up: int, punts: Pair) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from ipsec_gw.errors import EngineError
 from vpp_conf.api import VppApiError
 from vpp_conf.descriptors.base import Descriptor
-from vpp_conf.descriptors.interface import OWNER_TAG, RX_MODES, interfaces
+from vpp_conf.descriptors.interface import OWNER_TAG, RX_MODES, interfaces, named
 from vpp_conf.startup.values import RxMode
 
 KIND = "af_xdp"
@@ -57,7 +57,19 @@ class AfXdpDescriptor(Descriptor[AfXdp]):
     kind = KIND
 
     async def create(self, value: AfXdp) -> AfXdp:
-        """Raises EngineError naming the kernel interface."""
+        """One that was begun and not completed is gone on with. Raises EngineError naming the kernel interface."""
+        begun = await named(self._api, value.name)
+        sw_if_index = begun.sw_if_index if begun is not None else await self._open(value)
+        await self._api.call(
+            "sw_interface_set_rx_mode",
+            sw_if_index=sw_if_index,
+            queue_id_valid=False,
+            mode=RX_MODES[value.reception.mode],
+        )
+        await self._place(sw_if_index, value.reception.placement.get(value.host_interface, ()))
+        return replace(value, sw_if_index=sw_if_index)
+
+    async def _open(self, value: AfXdp) -> int:
         try:
             reply = await self._api.call(
                 "af_xdp_create_v3",
@@ -72,14 +84,7 @@ class AfXdpDescriptor(Descriptor[AfXdp]):
                 f"VPP cannot open AF_XDP sockets on {value.host_interface} ({error}) - is it up, docked and free of "
                 "other sockets? After a delete VPP has to be restarted"
             ) from None
-        await self._api.call(
-            "sw_interface_set_rx_mode",
-            sw_if_index=reply.sw_if_index,
-            queue_id_valid=False,
-            mode=RX_MODES[value.reception.mode],
-        )
-        await self._place(reply.sw_if_index, value.reception.placement.get(value.host_interface, ()))
-        return replace(value, sw_if_index=reply.sw_if_index)
+        return int(reply.sw_if_index)
 
     async def _place(self, sw_if_index: int, placement: tuple[int, ...]) -> None:
         """The kernel may have other queues by now than were planned for: they go on in turn."""

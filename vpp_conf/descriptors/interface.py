@@ -37,6 +37,11 @@ async def interfaces(api: VppApi) -> Mapping[int, Interface]:
     }
 
 
+async def named(api: VppApi, name: str) -> Interface | None:
+    """An interface, whoever made it."""
+    return next((interface for interface in (await interfaces(api)).values() if interface.name == name), None)
+
+
 async def tag(api: VppApi, sw_if_index: int, text: str) -> None:
     """Put the owner's tag on an interface."""
     await api.call("sw_interface_tag_add_del", is_add=True, sw_if_index=sw_if_index, tag=text)

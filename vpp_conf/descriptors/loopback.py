@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from vpp_conf.descriptors.base import Descriptor
-from vpp_conf.descriptors.interface import OWNER_TAG, interfaces
+from vpp_conf.descriptors.interface import OWNER_TAG, interfaces, named
 
 NO_MAC = "00:00:00:00:00:00"
 """VPP makes one up."""
@@ -25,6 +25,10 @@ class LoopbackDescriptor(Descriptor[Loopback]):
     kind = "loopback"
 
     async def create(self, value: Loopback) -> Loopback:
+        """In place of one that was begun and not completed."""
+        begun = await named(self._api, f"loop{value.instance}")
+        if begun is not None:
+            await self.delete(Loopback(value.instance, begun.sw_if_index))
         reply = await self._api.call(
             "create_loopback_instance", mac_address=NO_MAC, is_specified=True, user_instance=value.instance
         )

@@ -30,6 +30,10 @@ class SubInterfaceDescriptor(Descriptor[SubInterface]):
         self._owner = owner
 
     async def create(self, value: SubInterface) -> SubInterface:
+        """In place of one that was begun and not completed."""
+        for begun in await self._of(""):
+            if (begun.parent, begun.vid) == (value.parent, value.vid):
+                await self.delete(begun)
         reply = await self._api.call("create_vlan_subif", sw_if_index=value.parent, vlan_id=value.vid)
         return SubInterface(value.parent, value.vid, reply.sw_if_index)
 
@@ -38,10 +42,13 @@ class SubInterfaceDescriptor(Descriptor[SubInterface]):
 
     async def retrieve(self) -> tuple[SubInterface, ...]:
         """Those that carry the tag."""
+        return await self._of(self._owner)
+
+    async def _of(self, owner: str) -> tuple[SubInterface, ...]:
         return tuple(
             SubInterface(detail.sup_sw_if_index, detail.sub_outer_vlan_id, detail.sw_if_index)
             for detail in await self._api.dump("sw_interface_dump")
-            if detail.tag == self._owner and detail.sub_outer_vlan_id != NO_VLAN
+            if detail.tag == owner and detail.sub_outer_vlan_id != NO_VLAN
         )
 
     def depends_on(self, value: SubInterface) -> tuple[Reference, ...]:
