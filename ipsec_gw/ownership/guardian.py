@@ -62,7 +62,7 @@ class Guardian:
     carried something at the last one.
 
     ``expire`` is told of SAs whose volume limits are reached. ``waited`` tells of an outbound SA what the kernel has
-    encrypted and the engine sends all the same: both count it. ``now`` is Unix time.
+    encrypted and the engine sends all the same: both count it. ``now`` is Unix time. Making one raises XfrmError.
     """
 
     def __init__(
@@ -76,6 +76,7 @@ class Guardian:
         self._expire = expire
         self._now = now
         self._born = int(now())
+        self._twins = frozenset(state.key for state in sas.states() if state.add_time == self._born)
         self._waited = waited
         self._told: dict[SaKey, Volume] = {}
         self._left_out: dict[SaKey, Volume] = {}
@@ -158,9 +159,13 @@ class Guardian:
 
     def _settles(self, state: SaState, alone: Container[SaKey] | None) -> bool:
         """An SA that is older than this daemon has changed hands before."""
-        if alone is None or state.key in alone or state.add_time <= self._born:
+        if alone is None or state.key in alone or self._is_older(state):
             self._settled.add(state.key)
         return state.key in self._settled
+
+    def _is_older(self, state: SaState) -> bool:
+        """Than the daemon. The kernel tells whole seconds: of the daemon's own, those SAs are that were there."""
+        return state.add_time < self._born or state.key in self._twins
 
     def _counted_twice(self, key: SaKey, fresh: Volume) -> Volume:
         """Of what the engine has carried since the last write: what had waited, and is in the kernel's volume."""
@@ -168,7 +173,7 @@ class Guardian:
 
     def _told_before(self, state: SaState, carried: Volume) -> Volume:
         """By an earlier daemon, of SAs that are older than this one. What a younger one has is the kernel's own."""
-        return adopted(state, carried) if state.add_time <= self._born else NOTHING
+        return adopted(state, carried) if self._is_older(state) else NOTHING
 
     def _moved(self, counters: Mapping[SaKey, Counters]) -> bool:
         """Whether the kernel has to be asked at all."""

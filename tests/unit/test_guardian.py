@@ -159,6 +159,16 @@ def test_what_the_kernel_counted_of_a_newborn_sa_is_its_own() -> None:
     assert watch.kernel.sas[OUT].used == Volume(27, 2700)
 
 
+def test_of_the_second_in_which_the_daemon_began_only_what_was_there_is_older() -> None:
+    """Seen where daemon, takeover and rekey took less than a second: the kernel's own count was taken for told."""
+    used = Volume(11, 1100)
+    watch = Watch(state(IN, used=used, add_time=int(NOW)))
+    watch.kernel.sas[OUT] = state(OUT, used=used, add_time=int(NOW))
+    watch.tick({IN: 30, OUT: 30}, alone=frozenset({OUT}))
+    assert watch.kernel.sas[IN].used.packets == 30, "an earlier daemon has told what the engine had carried by then"
+    assert watch.kernel.sas[OUT].used.packets == 41
+
+
 def test_what_the_kernel_counts_while_an_sa_changes_hands_is_not_lost() -> None:
     """A volume is read and then written: the kernel may count between, until it gets no packet any more."""
 
