@@ -45,5 +45,13 @@ class EngineUnavailable(EngineError):
     """The engine is not there (VPP not installed, not running, API socket absent)."""
 
 
-class UsedKeyError(EngineError):
+class Untouched(IpsecGwError):
+    """It was not done, and nothing was changed on the way: what is in place is known without a look."""
+
+
+class GoneError(Untouched):
+    """The kernel deleted the SA meanwhile."""
+
+
+class UsedKeyError(Untouched, EngineError):
     """An outbound key already left this gateway under the kernel: it must never be given to an engine."""

@@ -14,11 +14,12 @@ not written any more; claims are undone before the guard is closed again.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from ipsec_gw.engines.port import Counters
-from ipsec_gw.errors import IpsecGwError, UsedKeyError
+from ipsec_gw.errors import GoneError, IpsecGwError, UsedKeyError, XfrmError
 from ipsec_gw.model.ids import IpAddress, SaKey
 from ipsec_gw.model.objects import MAX_NAT_T_PORTS, Guard, GuardKey, ManagedObject
 from ipsec_gw.model.snapshot import Snapshot, XfrmSa
@@ -212,7 +213,7 @@ class GuardDriver:
         return {GuardKey(key): Guard(GuardKey(key)) for key in self._maps.claimed()}
 
     async def create(self, obj: ManagedObject) -> None:
-        """Claim an SA. Raises UsedKeyError, and leaves it to the kernel, if its key was used already."""
+        """Claim an SA. Raises UsedKeyError, and leaves it to the kernel, if its key was used already, and GoneError."""
         key = _sa_key(obj)
         if self._maps.engine_gone():
             raise IpsecGwError(
@@ -224,10 +225,10 @@ class GuardDriver:
             if escaped == 0:
                 self._kernel.raise_oseq(key, self._number(key) + KEPT_AHEAD)
                 return
-        except _Gone:
-            self._maps.forget(key)
-            raise
-        except IpsecGwError:
+        except IpsecGwError as error:
+            if isinstance(error, GoneError) or (isinstance(error, XfrmError) and error.errno == errno.ESRCH):
+                self._maps.forget(key)
+                raise GoneError(str(error)) from None
             self._release(key)
             raise
         self._release(key)
@@ -252,7 +253,7 @@ class GuardDriver:
         """The last one that the kernel gave out."""
         sa = self._kernel.sa(key)
         if sa is None:
-            raise _Gone(f"SA {key} is gone from the kernel - nothing needs to be done")
+            raise GoneError(f"SA {key} is gone from the kernel - nothing needs to be done")
         return sa.replay.oseq
 
     async def update(self, obj: ManagedObject) -> None:
@@ -286,10 +287,6 @@ class GuardDriver:
         kept ahead is moved a whole margin, more than it sends between a look at it and the write.
         """
         return self._maps.engine_gone() and (sent is None or sa.replay.oseq > sent.packets)
-
-
-class _Gone(IpsecGwError):
-    """The kernel deleted the SA meanwhile."""
 
 
 def _sa_key(obj: ManagedObject) -> SaKey:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
-from ipsec_gw.errors import IpsecGwError
+from ipsec_gw.errors import IpsecGwError, Untouched
 from ipsec_gw.model.objects import (
     EngineSa,
     Exempt,
@@ -107,7 +107,7 @@ class Executor:
             await self._apply(op.action, op.obj)
         except IpsecGwError as error:
             failed.add(op.obj.key)
-            return Step(op, Outcome.FAILED, str(error))
+            return Step(op, Outcome.FAILED, str(error), torn=not isinstance(error, Untouched))
         self._tracker.done(op.obj.key, None if op.action is Action.DELETE else op.obj)
         return Step(op, Outcome.DONE)
 

@@ -280,7 +280,8 @@ class Reconciler:
                 self.refusals.pacer.succeed(step.op.obj.remote)
             return
         log.warning(str(step.outcome), op=str(step.op), reason=step.detail)
-        self.distrust()  # what failed may be half done
+        if step.torn:
+            self.distrust()
         if step.outcome is Outcome.FAILED:
             self._retries.failed(step.op, step.detail, self._clock())
         if step.op.obj is not None and step.op.obj.key not in spared:

@@ -26,11 +26,14 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """An operation and its outcome; ``detail`` is the error, or what a skipped step waited for."""
+    """An operation and its outcome; ``detail`` is the error, or what a skipped step waited for. ``torn`` is what failed
+    and may be half done.
+    """
 
     op: Op
     outcome: Outcome
     detail: str = ""
+    torn: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -208,6 +208,28 @@ async def test_one_bad_sa_does_not_hold_up_the_rest(world: World) -> None:
     assert world.reasons()[0x22][0] is Owner.KERNEL
 
 
+async def test_what_was_refused_untouched_is_decided_on_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading everything again takes VPP a while, in which the plaintext of a tunnel would go to an SA that is dead."""
+    await world.show(established())
+    read = world.engine.retrieve
+    reads: list[bool] = []
+
+    async def retrieve() -> object:
+        reads.append(Selector(HERE, THERE) in world.lead.objects)
+        return await read()
+
+    monkeypatch.setattr(world.engine, "retrieve", retrieve)
+    world.source.now = snapshot(sa(0x33, inbound=True), sa(0x44), policies=(policy(0x44),))
+    world.kernel.sas = {}  # and the new ones are gone before they are claimed
+    record = await world.reconciler.run_pass()
+    assert [step.op.obj for step in record.failures if step.outcome is Outcome.FAILED] == [
+        Guard(GuardKey(SaKey(REMOTE, 0x44)))
+    ]
+    assert reads == []
+    assert world.lead.objects == {}
+    assert world.maps.claimed() == frozenset()
+
+
 async def test_a_dead_engine_gives_everything_to_the_kernel_behind_its_numbers(world: World) -> None:
     await world.show(established())
     world.engine.sent[OUT] = Counters(FAR, 1)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 
 import pytest
 
 from ipsec_gw.engines.port import Counters
-from ipsec_gw.errors import IpsecGwError, UsedKeyError, XfrmError
+from ipsec_gw.errors import GoneError, IpsecGwError, UsedKeyError, XfrmError
 from ipsec_gw.model.ids import SaKey
 from ipsec_gw.model.objects import Guard, GuardKey
 from ipsec_gw.model.snapshot import Replay, XfrmSa
@@ -77,6 +78,7 @@ class Kernel:
     def __init__(self, *sas: XfrmSa) -> None:
         self.sas = {s.key: s for s in sas}
         self.refuses: set[SaKey] = set()
+        self.gone: set[SaKey] = set()
         self.written: list[tuple[SaKey, int]] = []
         self.on_look = lambda: None
 
@@ -85,6 +87,8 @@ class Kernel:
         return self.sas.get(key)
 
     def raise_oseq(self, key: SaKey, oseq: int) -> None:
+        if key in self.gone:
+            raise XfrmError(f"SA {key} is gone from the kernel", errno.ESRCH)
         if key not in self.sas or key in self.refuses:
             raise XfrmError(f"NEWAE for {key} refused")
         self.written.append((key, oseq))
@@ -199,6 +203,14 @@ async def test_an_sa_that_is_gone_is_not_guarded() -> None:
     maps = Maps()
     with pytest.raises(IpsecGwError, match="gone"):
         await driver(maps, Kernel())[0].create(GUARD)
+    assert maps.owner == {}
+
+
+async def test_an_sa_that_goes_while_it_is_claimed_is_not_guarded() -> None:
+    maps, kernel = Maps(), Kernel(sa(0x22))
+    kernel.gone.add(KEY)
+    with pytest.raises(GoneError):
+        await driver(maps, kernel)[0].create(GUARD)
     assert maps.owner == {}
 
 
