@@ -117,6 +117,7 @@ class WaitingRoom:
         self._patience_ns = int((hold + DECISION_SECONDS) * 1e9)
         self._waiting: dict[SaKey, deque[Waiting]] = defaultdict(deque)
         self._floors: dict[SaKey, int] = {}
+        self._missed: set[SaKey] = set()
         self._count = 0
         self._through: dict[SaKey, Volume] = {}
         self.passage = Passage()
@@ -136,8 +137,15 @@ class WaitingRoom:
         return self._through.get(key, NOTHING)
 
     def forget(self, alive: Container[SaKey]) -> None:
-        """Drop what is known of SAs that are gone."""
+        """Forget SAs that are gone. What waits of one leaves: no engine can get it, and the peer may still take it.
+        ``alive`` may be older than an SA whose packets wait already, so it takes two of them.
+        """
         self._through = {key: volume for key, volume in self._through.items() if key in alive}
+        gone = {key for key in self._waiting if key not in alive}
+        for key in gone & self._missed:
+            if self._is_nobodys(key):
+                self.send(key)
+        self._missed = gone & self._waiting.keys()
 
     def settle(self) -> None:
         """Send what can be sent, and give up what has waited for too long."""
@@ -180,8 +188,9 @@ class WaitingRoom:
 
     def _held_no_more(self, key: SaKey, packets: deque[Waiting]) -> bool:
         """Nobody has decided in time, most likely because the SA came and went faster than anybody looked."""
-        if not packets or packets[0].seen_ns >= self._clock_ns() - self._hold_ns:
-            return False
+        return bool(packets) and packets[0].seen_ns < self._clock_ns() - self._hold_ns and self._is_nobodys(key)
+
+    def _is_nobodys(self, key: SaKey) -> bool:
         try:
             return not self._is_claimed(key)
         except IpsecGwError:

@@ -181,6 +181,24 @@ def test_what_nobody_decides_on_leaves_when_the_guard_lets_the_kernel_send(world
     assert (world.led, room.passage) == ([], Passage(to_wire=2))
 
 
+def test_what_waits_of_an_sa_that_is_gone_leaves_at_once(world: World) -> None:
+    room = world.room()
+    room.add([packet(1)])
+    room.forget({KEY})
+    room.forget(set())
+    assert world.sent == [], "that look may be older than the SA"
+    room.add([packet(2)])
+    room.forget(set())
+    assert world.sent == [(WAN, packet(1).frame), (WAN, packet(2).frame)]
+    room.add([packet(3)])
+    room.forget(set())
+    room.forget({KEY})
+    world.owner = "claimed"
+    room.forget(set())
+    room.forget(set())
+    assert len(world.sent) == 2, "a claimed one is handed back by whoever claimed it"
+
+
 def test_what_an_engine_may_have_used_does_not_leave_with_an_sa_that_is_gone(world: World) -> None:
     world.owner = "claimed"
     room = world.room()
