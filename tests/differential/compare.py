@@ -87,7 +87,7 @@ def _of_vpp(ruleset: Ruleset, index: int) -> Iterator[Port]:
     """By the tags of its pools, and by that of the outside."""
     for tag, pool in enumerate(ruleset.pools, 1):
         zone = ruleset.zone_of_pool(pool.name)
-        if pool.engine is PoolEngine.VPP and zone is not None:
+        if pool.engine is not PoolEngine.XDP and zone is not None:
             for vid in (tag, OUTSIDE):
                 yield Port(index, vid, index, zone, redirect=False, translated=True)
 
