@@ -726,7 +726,8 @@ def c_defines() -> str:
     for name in ("TRANSLATOR_MAC", "TRANSLATOR_PORT_MAC"):
         lines.append(f"#define {name} {{ {', '.join(map(str, globals()[name]))} }}")
     lines += [
-        f"#define {name} {globals()[name]}" for name in ("TRANSLATOR_OUTSIDE", "TRANSLATOR_SIDE", "TRANSLATOR_MTU", "POOL_AUTO")
+        f"#define {name} {globals()[name]}"
+        for name in ("TRANSLATOR_OUTSIDE", "TRANSLATOR_SIDE", "TRANSLATOR_MTU", "POOL_AUTO")
     ]
     lines += [f"#define {name} {value}" for name, value in globals().items() if name.startswith("MAX_")]
     lines += [f"#define {name} {globals()[name]}" for name in ("SERVICE_CHUNK", "NAT_TRIES", "NAT_STEP")]
