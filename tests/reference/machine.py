@@ -60,7 +60,8 @@ class Machine:
     a screen, by the number of the zone and screen. ``windows`` are what screens count in, for a zone or an address of
     it. ``own`` are addresses that are known as this machine's. ``markers`` are policers by name, and the time of each.
     ``tunnels`` are the IPsec policies, and ``generation`` how often they were replaced. ``vpp``: VPP is there for its
-    pools, ``vpp_at_times``: also for those that are its own at times. ``asked`` are new flows and packets by the pool's tag.
+    pools, ``vpp_at_times``: also for those that are its own at times. ``asked`` are new flows and packets by the tag
+    of the pool.
     """
 
     def __init__(

@@ -190,10 +190,8 @@ def _insert(
         if destination.nat64:
             entry.flags |= SessionFlag.NAT64
             entry.embedded = destination.nat64.prefix.prefixlen
-        if choice.tag:
-            entry.embedded = choice.tag
-        if choice.vpp:
-            entry.flags |= SessionFlag.TRANSLATOR
+        entry.embedded = choice.tag or entry.embedded
+        entry.flags |= SessionFlag.TRANSLATOR if choice.vpp else 0
     reverse.src, reverse.dst, reverse.sport, reverse.dport = key.dst, key.src, key.dport, key.sport
     reverse.out_zone = key.zone
     reverse.flags |= SessionFlag.REVERSE
