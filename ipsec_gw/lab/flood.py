@@ -90,6 +90,10 @@ class Sender:
         self._next = (self._next + sent) % self._count
         return sent
 
+    def rewind(self) -> None:
+        """The next frame is the first one."""
+        self._next = 0
+
     def close(self) -> None:
         """Give the socket back."""
         self._socket.close()
