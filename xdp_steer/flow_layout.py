@@ -389,7 +389,7 @@ class PoolLeaf(ctypes.Structure):
 class PoolCountLeaf(ctypes.Structure):
     """``struct pool_count``."""
 
-    _fields_ = (("flows", ctypes.c_uint64), ("packets", ctypes.c_uint64))
+    _fields_ = (("flows", ctypes.c_uint64), ("packets", ctypes.c_uint64), ("refused", ctypes.c_uint64))
 
 
 class TunnelNetLeaf(ctypes.Structure):

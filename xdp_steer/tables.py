@@ -286,10 +286,13 @@ def control(fd: int, slot: Control) -> int:
 
 @dataclass(frozen=True, slots=True)
 class PoolCount:
-    """What a pool with a tag was asked for, over all CPUs: new flows, and packets of its flows in both directions."""
+    """What a pool with a tag was asked for, over all CPUs: new flows, packets of its flows in both directions, and
+    flows that XDP's addresses had no port for.
+    """
 
     flows: int
     packets: int
+    refused: int = 0
 
 
 class PoolTable:
@@ -314,7 +317,8 @@ class PoolTable:
         values = (flow_layout.PoolCountLeaf * libbpf.possible_cpus())()
         with refused(f"reading of the counters of pool {tag}"):
             libbpf.map_lookup(self._counts, ctypes.c_uint32(tag), values)
-        return PoolCount(sum(value.flows for value in values), sum(value.packets for value in values))
+        names = ("flows", "packets", "refused")
+        return PoolCount(*(sum(getattr(value, name) for value in values) for name in names))
 
 
 def next_generation(fd: int) -> int:

@@ -123,7 +123,7 @@ def _auto_text(name: str, auto: dict[str, Any]) -> str:
     engine, move = {"xdp": "XDP", "vpp": "VPP"}, auto["nextMove"]
     flows, packets = (f"{move[key]:,}" for key in ("newFlowsPerSecond", "packetsPerSecond"))
     if move["engine"] == "vpp":
-        then = f"from {flows} or {packets}"
+        then = f"from {flows} or {packets}, or when XDP has no port"
     else:
         stays = "it stays" if auto["calm"] else "from now on it is"
         then = f"in {move['seconds']:.0f} s if {stays} below {flows} and {packets}"

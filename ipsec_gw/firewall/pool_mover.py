@@ -92,15 +92,21 @@ class PoolMover:
         """Measure once, and move what is to be moved. Raises SteeringError."""
         for name, pool in (self._pools or {}).items():
             count, now = self._switches.count(pool.tag), self._clock()
-            rates = pool.meter.add(Asked(now, count.flows, count.packets))
+            rates = pool.meter.add(Asked(now, count.flows, count.packets, count.refused))
             if rates is None:
                 continue
             before, pool.rates = pool.standing, rates
             pool.standing = decide(before, rates, now, pool.moves)
             if pool.standing.engine is not before.engine:
                 self._switches.give(pool.tag, to_vpp=pool.standing.engine is PoolEngine.VPP)
-                asked = {"new_flows_per_second": round(rates.flows), "packets_per_second": round(rates.packets)}
-                log.info("new flows of a pool move", pool=name, engine=pool.standing.engine.value, **asked)
+                log.info(
+                    "new flows of a pool move",
+                    pool=name,
+                    engine=pool.standing.engine.value,
+                    new_flows_per_second=round(rates.flows),
+                    packets_per_second=round(rates.packets),
+                    without_a_port_per_second=round(rates.refused, 1),
+                )
 
     def view(self) -> dict[str, dict[str, Any]]:
         """For `show nat`, by the names of pools: who has new flows and since when, what is asked for in a second, what

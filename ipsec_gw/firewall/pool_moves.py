@@ -16,11 +16,14 @@ WINDOW_LOOKS = 2
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a pool was asked for up to ``at`` (seconds): new flows, and packets of its flows."""
+    """What a pool was asked for up to ``at`` (seconds): new flows, packets of its flows, and flows that XDP had no port
+    for.
+    """
 
     at: float
     flows: int
     packets: int
+    refused: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,7 @@ class Rates:
 
     flows: float = 0.0
     packets: float = 0.0
+    refused: float = 0.0
 
 
 class Meter:
@@ -42,14 +46,20 @@ class Meter:
         was begun anew.
         """
         last = self._seen[-1] if self._seen else None
-        if last is not None and (now.flows < last.flows or now.packets < last.packets or now.at <= last.at):
+        if last is not None and not _follows(now, last):
             self._seen.clear()
         self._seen.append(now)
         first = self._seen[0]
         if len(self._seen) <= WINDOW_LOOKS:
             return None
         seconds = now.at - first.at
-        return Rates((now.flows - first.flows) / seconds, (now.packets - first.packets) / seconds)
+        counts = (now.flows - first.flows, now.packets - first.packets, now.refused - first.refused)
+        return Rates(*(count / seconds for count in counts))
+
+
+def _follows(now: Asked, last: Asked) -> bool:
+    counts = (now.flows - last.flows, now.packets - last.packets, now.refused - last.refused)
+    return now.at > last.at and min(counts) >= 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +77,7 @@ def decide(standing: Standing, rates: Rates, now: float, moves: Moves) -> Standi
     """What a pool is from now on."""
     if standing.engine is PoolEngine.XDP:
         surge = rates.flows >= moves.promote_flows or rates.packets >= moves.promote_packets
-        return Standing(PoolEngine.VPP, now) if surge else standing
+        return Standing(PoolEngine.VPP, now) if surge or rates.refused else standing
     if rates.flows >= moves.demote_flows or rates.packets >= moves.demote_packets:
         return replace(standing, calm_since=None)
     calm_since = now if standing.calm_since is None else standing.calm_since

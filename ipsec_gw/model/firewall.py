@@ -139,8 +139,8 @@ class PoolEngine(StrEnum):
 class Moves:
     """When new flows of a pool change the engine. Rates are per second, packets those of both directions.
 
-    To VPP when one rate reaches what promotes; back when both have been below what demotes for ``dwell`` seconds on
-    end, so there are two moves in ``dwell`` seconds at most.
+    To VPP when one rate reaches what promotes, or XDP's addresses have no port for a flow; back when both rates have
+    been below what demotes for ``dwell`` seconds on end, so there are two moves in ``dwell`` seconds at most.
     """
 
     promote_flows: int = 10_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -179,6 +179,22 @@ def test_what_a_pool_is_asked_for_is_counted_whoever_translates(moving: Translat
     moving.world.send(DMZ, udp(DMZ.host4, SERVER))  # of no pool
     after = pools.count(TAG)
     assert (after.flows - before.flows, after.packets - before.packets) == (2, 4)
+
+
+def test_flows_that_xdp_has_no_port_for_are_counted(moving: Translator) -> None:
+    moving.apply(pools=(replace(AUTO, ports=(2000, 2000)),))
+    pools = moving.world.steering.pools
+    before = pools.count(TAG)
+    first, second = asked("udp"), changed(asked("udp"), sport=50_001)
+    is_sent(moving.lan(first), routed(first, WAN, src=RESERVED, sport=2000))
+    is_dropped(moving.lan(second), Reason.NAT_EXHAUSTED)
+    is_sent(moving.lan(other(HOST, SERVER)), routed(other(HOST, SERVER), WAN, src=RESERVED))
+    neighbour = str(ip_address(HOST) + 1)
+    is_dropped(moving.lan(other(neighbour, SERVER)), Reason.NAT_EXHAUSTED)  # VPP has no port for it either
+    pools.give(TAG, to_vpp=True)
+    is_given(moving.lan(second), second, TAG)
+    after = pools.count(TAG)
+    assert (after.flows - before.flows, after.refused - before.refused) == (5, 1)
 
 
 @pytest.mark.parametrize("kind", SEVERAL)

@@ -276,13 +276,12 @@ class Sequence:
             if real != ours:
                 yield f"screen {place[1].label} of zone {place[0]} counted {real}, reference {ours}"
 
-    def _pool_counters(self, before: dict[int, tuple[int, int]]) -> Iterator[str]:
-        for tag, (flows, packets) in before.items():
-            now = self._datapath.pool_count(tag)
-            real = (now[0] - flows, now[1] - packets)
-            ours = self._reference.asked.get(tag, (0, 0))
+    def _pool_counters(self, before: dict[int, tuple[int, int, int]]) -> Iterator[str]:
+        for tag, counts in before.items():
+            real = tuple(now - was for now, was in zip(self._datapath.pool_count(tag), counts, strict=True))
+            ours = self._reference.asked.get(tag, (0, 0, 0))
             if real != ours:
-                yield f"pool {tag} counted {real} new flows and packets, reference {ours}"
+                yield f"pool {tag} counted {real} new flows, packets and refused flows, reference {ours}"
 
 
 def with_identification(frame: bytes, other: bytes) -> bytes:

@@ -137,10 +137,10 @@ class Datapath:
         libbpf.map_lookup(self._maps["screen_counts"], ctypes.c_uint32(count_index(zone, screen)), self._counts)
         return sum(count.packets for count in self._counts), sum(count.octets for count in self._counts)
 
-    def pool_count(self, tag: int) -> tuple[int, int]:
-        """New flows and packets that a pool was asked for."""
+    def pool_count(self, tag: int) -> tuple[int, int, int]:
+        """New flows and packets that a pool was asked for, and flows that got no port."""
         count = self._steering.pools.count(tag)
-        return count.flows, count.packets
+        return count.flows, count.packets, count.refused
 
     def move(self, to_vpp: bool) -> None:
         """Of all pools that are VPP's at times."""

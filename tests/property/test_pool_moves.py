@@ -21,14 +21,14 @@ def quarters(first: int, last: int) -> st.SearchStrategy[float]:
     return st.integers(first, last).map(lambda number: number / 4)
 
 
-RATES = st.builds(Rates, st.floats(0, 1200), st.floats(0, 1200))
+RATES = st.builds(Rates, st.floats(0, 1200), st.floats(0, 1200), st.sampled_from((0.0, 0.0, 0.0, 0.5)))
 LOOKS = st.lists(st.tuples(quarters(1, 160), RATES), max_size=200)
 """Seconds since the look before, and what was measured."""
 AT_VPP, AT_XDP = Standing(PoolEngine.VPP, 0.0), Standing(PoolEngine.XDP, 0.0)
 
 
 def is_surge(rates: Rates, limits: Moves) -> bool:
-    return rates.flows >= limits.promote_flows or rates.packets >= limits.promote_packets
+    return rates.flows >= limits.promote_flows or rates.packets >= limits.promote_packets or rates.refused > 0
 
 
 def is_calm(rates: Rates, limits: Moves) -> bool:

@@ -148,7 +148,7 @@ class Pipeline(Machine):
         own.packets += 1
         own.octets += packet.length
         if not own.flags & SessionFlag.NAT64:
-            self.count_pool(own.embedded)
+            self.count_pool(own.embedded, packets=1)
 
     def _go_on(self, way: Way, entry: Entry, key: Key | None) -> Verdict:
         """``key`` is that of a session that was there before."""

@@ -47,7 +47,7 @@ def open_session(machine: Machine, way: Way, key: Key) -> Entry:
     decision = permit(machine, way, to_zone, destination.address, destination.port)
     limit_sessions(machine, way, key)
     choice = _source(machine, way, key, to_zone, destination)
-    machine.count_pool(choice.tag, flows=1)
+    machine.count_pool(choice.tag, flows=1, packets=1)
     return _insert(machine, way, key, to_zone, destination, decision, choice)
 
 
@@ -181,6 +181,8 @@ def _insert(
         if reply not in sessions.entries:
             break
     else:
+        if packet.has_ports or packet.is_query:
+            machine.count_pool(choice.tag, refused=1)
         raise drop(Reason.NAT_EXHAUSTED)
     reverse, forward = (
         _entry(machine, way, to_zone, decision, choice.rule, destination.rule, translated=choice.translates)

@@ -63,7 +63,7 @@ class Story:
             self.path.now += LOOK_SECONDS
             count = self.path.count(tag)
             more = round(flows * LOOK_SECONDS), round(packets * LOOK_SECONDS)
-            self.path.counts[tag] = PoolCount(count.flows + more[0], count.packets + more[1])
+            self.path.counts[tag] = PoolCount(count.flows + more[0], count.packets + more[1], count.refused)
             self.mover.look()
 
     def engine(self, name: str = POOL.name) -> str:
@@ -82,6 +82,18 @@ def test_a_surge_moves_new_flows_within_two_seconds_by_one_write(flows: int, pac
     assert story.path.given == [(TAG, True)]
     story.live(600, flows, packets)
     assert story.path.given == [(TAG, True)]
+
+
+def test_it_moves_when_xdp_has_no_port_for_a_flow() -> None:
+    story = Story()
+    story.live(5, 10)
+    story.path.counts[TAG] = replace(story.path.counts[TAG], refused=1)
+    story.live(LOOK_SECONDS, 10)
+    assert story.path.given == [(TAG, True)]
+    story.live(59, 10)
+    assert story.engine() == "vpp"
+    story.live(3, 10)
+    assert story.engine() == "xdp"
 
 
 def test_it_goes_back_after_the_dwell_time_below_the_lower_rates() -> None:
@@ -168,7 +180,8 @@ def test_what_is_told() -> None:
     assert (told["newFlowsPerSecond"], told["packetsPerSecond"]) == (400, 20_000)
     assert told["nextMove"] == {"engine": "vpp", "seconds": 0, "newFlowsPerSecond": 1000, "packetsPerSecond": 50_000}
     assert _auto_text("crowd", told) == (
-        f"pool crowd is XDP's since {told['since']}: 400 new flows/s and 20,000 packets/s; VPP's from 1,000 or 50,000"
+        f"pool crowd is XDP's since {told['since']}: 400 new flows/s and 20,000 packets/s; "
+        "VPP's from 1,000 or 50,000, or when XDP has no port"
     )
     story.live(5, 2000)
     told = story.mover.view()[POOL.name]

@@ -238,8 +238,8 @@ static __always_inline u32 translate_source(struct meta *m)
 
 	if (reason != NEXT)
 		return reason;
-	tag = source.translator & ~POOL_AUTO;
-	if (tag && !(m->flags & META_NAT64)) {
+	tag = m->flags & META_NAT64 ? 0 : source.translator & ~POOL_AUTO;
+	if (tag) {
 		count_pool(tag, 1);
 		m->fresh.embedded = tag;
 		if (is_for_translator(m, source.translator)) {
@@ -249,8 +249,12 @@ static __always_inline u32 translate_source(struct meta *m)
 		}
 	}
 	m->reply_protocol = m->flags & META_NAT64 ? crossed(m->key.protocol) : m->key.protocol;
-	if (source.tried)
-		return reserve_from(m, &source);
+	if (source.tried) {
+		reason = reserve_from(m, &source);
+		if (reason == REASON_NAT_EXHAUSTED && tag && has_choice(m))
+			count_refused(tag);
+		return reason;
+	}
 	error = reserve(m);
 	return error ? reason_of(error) : NEXT;
 }

@@ -100,6 +100,7 @@ struct pool {
 struct pool_count {
 	u64 flows;	/* new ones, also those that it had no port for */
 	u64 packets;	/* of its flows, in both directions, whoever translates */
+	u64 refused;	/* flows that XDP's addresses had no port for */
 };
 
 /* The far side of policies (XFRM), in each direction. */

@@ -29,6 +29,14 @@ static __always_inline void count_pool(u32 tag, u64 flows)
 	count->packets++;
 }
 
+static __always_inline void count_refused(u32 tag)
+{
+	struct pool_count *count = pool_counts.lookup(&tag);
+
+	if (count)
+		count->refused++;
+}
+
 /* A packet of a session that is there. */
 static __always_inline void count_for_pool(struct session *s)
 {
