@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ipsec_gw.firewall.pool_moves import Rates, Standing, decide, seconds_to_move
@@ -68,6 +68,7 @@ def test_a_surge_is_answered_by_the_look_that_sees_it(limits: Moves, now: float,
 
 
 @given(moves(), quarters(0, 4_000_000), quarters(1, 400))
+@example(Moves(dwell=5), 0.0, 5.0)
 def test_what_is_told_of_the_next_move_comes_true(limits: Moves, now: float, later: float) -> None:
     calm = Rates(0.0, 0.0)
     standing = decide(AT_VPP, calm, now, limits)
