@@ -27,7 +27,7 @@ from ipsec_gw.lab.junk import IPV4_TYPE
 from ipsec_gw.lab.netns import mac_address
 from ipsec_gw.lab.packets import udp4
 from tests.integration.conftest import until
-from tests.integration.firewall_world import CLIENT, GATEWAY, SERVER, FirewallBox
+from tests.integration.firewall_world import ADDRESSES, CLIENT, GATEWAY, SERVER, FirewallBox
 from vpp_conf.locate import locate_vpp
 from vpp_conf.paths import VppPaths
 from vpp_conf.stats import StatsSegment
@@ -109,7 +109,7 @@ class Way:
     def packets(self, seconds: float) -> Window:
         """Of flows that are known already. Raises BenchError if they could not be begun."""
         self.forget()
-        for _ in range(5):  # a few may be lost: before the neighbour is known, for example
+        for _ in range(5):  # a few may be lost on the way to VPP
             self._window(self.known, KNOWN, seconds)
         return self._window(self.known, None, seconds)
 
@@ -161,7 +161,8 @@ def _raise(folder: Path, stack: ExitStack) -> FirewallBox:
     stack.callback(box.lower)
     box.raise_()
     box.on(SERVER, "ip", "-force", "link", "set", "s0", "xdpdrv", "obj", str(box.compile("sink", SINK)), "sec", "xdp")
-    box.on(GATEWAY, "ping", "-c1", "-W5", "192.0.2.9")
+    server = mac_address(box.namespace(SERVER), "s0").hex(":")
+    box.on(GATEWAY, *f"ip neigh replace {ADDRESSES[SERVER][0]} lladdr {server} dev wan0 nud permanent".split())
     return box
 
 
@@ -209,6 +210,13 @@ def _gateway(folder: Path, stack: ExitStack) -> Iterator[Way]:
     paths, control = VppPaths(box.run_dir.resolve()), locate_vpp().vppctl
     if control is None:
         raise BenchError("vppctl is not installed")
+
+    def ask(*words: str) -> str:
+        command = [str(control), "-s", str(paths.cli_socket), *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        _must(done)
+        return done.stdout
+
     box.write(CONFIGURATION % "xdp")
     stack.callback(box.gw, "vpp", "down")
     _must(box.gw("vpp", "up"))
@@ -218,12 +226,13 @@ def _gateway(folder: Path, stack: ExitStack) -> Iterator[Way]:
     _must(box.gw("reload"))
     until(lambda: box.ask("nat")["state"] == "VPP", "VPP translates")
     until(lambda: _free(paths) < before, "VPP's table is made")
-    taken, room = before - _free(paths), int(box.ask("nat")["most"])
+    taken = before - _free(paths)
+    threads = len(re.findall(r"^\d+ ", ask("show", "threads"), re.MULTILINE))
+    room = threads * int(box.ask("nat")["most"])
 
     def forget() -> None:
         _must(box.gw("clear", "sessions", "--all"))
-        command = [str(control), "-s", str(paths.cli_socket), "clear", "nat44", "ed", "sessions"]
-        _must(subprocess.run(command, capture_output=True, text=True, check=False))
+        ask("clear", "nat44", "ed", "sessions")
 
     def of_xdp() -> float:
         """Two entries of the map."""
@@ -238,21 +247,13 @@ def _gateway(folder: Path, stack: ExitStack) -> Iterator[Way]:
         return 2 * int(locked[1]) / entries
 
     yield _way("XDP", box, "10.1.0.10", stack, forget, of_xdp)
-    yield _way("VPP", box, "10.1.0.130", stack, forget, lambda: of_xdp() + taken / room / _threads(paths))
+    yield _way("VPP", box, "10.1.0.130", stack, forget, lambda: of_xdp() + taken / room)
 
 
 def _free(paths: VppPaths) -> int:
-    return _told(paths, HEAP)[HEAP_FREE]
-
-
-def _threads(paths: VppPaths) -> int:
-    return 1 + _told(paths, "/sys/num_worker_threads")[0]
-
-
-def _told(paths: VppPaths, counter: str) -> list[int]:
     segment = StatsSegment(paths.stats_socket)
     try:
-        return segment.simple(counter)
+        return segment.simple(HEAP)[HEAP_FREE]
     finally:
         segment.close()
 
