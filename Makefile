@@ -44,12 +44,13 @@ format: setup ## format the code
 	@.venv/bin/ruff format .
 	@.venv/bin/ruff check --fix -q .
 
-bench: setup ## measure the XDP path, a flood and VPP's crypto engines (medians and ratios of one run)
+bench: setup ## measure the XDP path, a flood, NAT and VPP's crypto engines (medians and ratios of one run)
 	@$(PYTHON) -m bench.steering
 	@$(PYTHON) -m bench.pipeline
 	@$(PYTHON) -m bench.flood
-	@if $(PYTHON) -c 'from vpp_conf.locate import locate_vpp; locate_vpp()' 2>/dev/null; then $(PYTHON) -m bench.tune; \
-		else echo "bench.tune is left out: no VPP is installed"; fi
+	@if $(PYTHON) -c 'from vpp_conf.locate import locate_vpp; locate_vpp()' 2>/dev/null; then \
+			$(PYTHON) -m bench.nat && $(PYTHON) -m bench.tune; \
+		else echo "bench.nat and bench.tune are left out: no VPP is installed"; fi
 
 clean: ## remove what the build made
 	@rm -rf .venv $(DOCK) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -186,7 +186,9 @@ class Daemon:
     async def _firewall(self, question: str) -> Any:
         if question == "nat":
             keeper = self._keeper()
-            return {"pools": pools_view(keeper.ruleset), **await keeper.pools.view()}
+            moves = keeper.mover.view()
+            pools = [{**pool, "auto": moves.get(pool["name"])} for pool in pools_view(keeper.ruleset)]
+            return {"pools": pools, **await keeper.pools.view()}
         if question == "firewall":
             keeper = self._keeper()
             return {

@@ -22,6 +22,8 @@ MAX_PORTS = 1024
 MAX_NEAR_PORTS = 1024
 """Places of ports that are found without a hash, a power of two."""
 MAX_POOLS = 64
+MAX_TAGS = MAX_POOLS + 1
+"""Tags of pools, their numbers from 1 on; 0 is none."""
 MAX_PREFIXES = 65536
 MAX_RULES = 8192
 """Rules with counters, over all tables. A rule keeps its number as long as it keeps its name."""
@@ -40,6 +42,8 @@ TRANSLATOR_MAC, TRANSLATOR_PORT_MAC = bytes.fromhex("02697073766e"), bytes.fromh
 """Ethernet addresses of the pair of NAT: VPP's end, and the kernel's."""
 TRANSLATOR_OUTSIDE = 100
 """VLAN tag on that pair of what is outside; each pool of VPP has one of its own, from 1 on."""
+POOL_AUTO = 0x100
+"""Beside the tag in ``pool.translator``: VPP has new flows only while ``pool_engines`` says so."""
 TRANSLATOR_SIDE = 2 * MAX_TABLES
 """``prefix_key.side`` of the addresses that are VPP's; their class is the tag of their pool."""
 TRANSLATOR_MTU = 1500
@@ -382,6 +386,12 @@ class PoolLeaf(ctypes.Structure):
     )
 
 
+class PoolCountLeaf(ctypes.Structure):
+    """``struct pool_count``."""
+
+    _fields_ = (("flows", ctypes.c_uint64), ("packets", ctypes.c_uint64), ("refused", ctypes.c_uint64))
+
+
 class TunnelNetLeaf(ctypes.Structure):
     """``struct tunnel_net``; ``prefixlen`` is 32 more than the (v4-mapped) prefix length of the address."""
 
@@ -583,6 +593,9 @@ SERVICES = MapSpec(
 RULE_BITS = MapSpec("rule_bits", libbpf.MAP_ARRAY, _INDEX, BitRowLeaf, _BANKED * MAX_DIMENSIONS * MAX_CLASSES)
 RULE_ROWS = MapSpec("rule_rows", libbpf.MAP_ARRAY, _INDEX, RuleRowLeaf, _BANKED * MAX_ROWS)
 POOLS = MapSpec("pools", libbpf.MAP_ARRAY, _INDEX, PoolLeaf, MAX_BANKS * MAX_POOLS)
+POOL_ENGINES = MapSpec("pool_engines", libbpf.MAP_ARRAY, _INDEX, ctypes.c_uint32, MAX_TAGS)
+"""By tag, of pools that are VPP's at times: not 0 while VPP has their new flows. Written by user space alone."""
+POOL_COUNTS = MapSpec("pool_counts", libbpf.MAP_PERCPU_ARRAY, _INDEX, PoolCountLeaf, MAX_TAGS)
 RULE_COUNTS = MapSpec("rule_counts", libbpf.MAP_PERCPU_ARRAY, _INDEX, VerdictCountLeaf, MAX_RULES)
 SESSIONS = MapSpec(
     "sessions",
@@ -609,6 +622,8 @@ FLOW_MAPS = (
     RULE_BITS,
     RULE_ROWS,
     POOLS,
+    POOL_ENGINES,
+    POOL_COUNTS,
     RULE_COUNTS,
     SESSIONS,
     FRAGMENTS,
@@ -711,7 +726,8 @@ def c_defines() -> str:
     for name in ("TRANSLATOR_MAC", "TRANSLATOR_PORT_MAC"):
         lines.append(f"#define {name} {{ {', '.join(map(str, globals()[name]))} }}")
     lines += [
-        f"#define {name} {globals()[name]}" for name in ("TRANSLATOR_OUTSIDE", "TRANSLATOR_SIDE", "TRANSLATOR_MTU")
+        f"#define {name} {globals()[name]}"
+        for name in ("TRANSLATOR_OUTSIDE", "TRANSLATOR_SIDE", "TRANSLATOR_MTU", "POOL_AUTO")
     ]
     lines += [f"#define {name} {value}" for name, value in globals().items() if name.startswith("MAX_")]
     lines += [f"#define {name} {globals()[name]}" for name in ("SERVICE_CHUNK", "NAT_TRIES", "NAT_STEP")]

@@ -22,7 +22,7 @@ from xdp_steer.dock import Dock, Role
 from xdp_steer.events import lost_events
 from xdp_steer.filter_layout import COPIES, COPIES_LOST
 from xdp_steer.firewall import Firewall
-from xdp_steer.flow_layout import EVENTS, EVENTS_LOST, MAX_SESSIONS, SESSIONS
+from xdp_steer.flow_layout import EVENTS, EVENTS_LOST, MAX_SESSIONS, POOL_COUNTS, POOL_ENGINES, SESSIONS
 from xdp_steer.layout import (
     CONTROL,
     EXIT_SLOTS,
@@ -42,7 +42,16 @@ from xdp_steer.mirror import Mirror
 from xdp_steer.pipeline import Programs
 from xdp_steer.reasons import Reason
 from xdp_steer.screen_layout import SESSION_COUNTS
-from xdp_steer.tables import AddressTable, Count, ExitTable, GuardCount, GuardTable, SteerCount, SteerTable
+from xdp_steer.tables import (
+    AddressTable,
+    Count,
+    ExitTable,
+    GuardCount,
+    GuardTable,
+    PoolTable,
+    SteerCount,
+    SteerTable,
+)
 from xdp_steer.tunnels import TunnelTable
 from xdp_steer.xfrmi import XfrmiTable
 
@@ -232,16 +241,24 @@ class Steering:
     @property
     def firewall(self) -> Firewall:
         """The writer of the firewall's maps. Raises SteeringError when this was opened without the firewall."""
-        if SESSIONS.name not in self._maps:
-            raise SteeringError("the programs were loaded without the firewall - open them with it")
+        self._need_firewall()
         return Firewall(self._maps, self._control)
 
     @property
     def tunnels(self) -> TunnelTable:
         """The writer of the maps of IPsec policies. Raises SteeringError when this was opened without the firewall."""
+        self._need_firewall()
+        return TunnelTable(self._maps)
+
+    @property
+    def pools(self) -> PoolTable:
+        """Who has the new flows of pools. Raises SteeringError when this was opened without the firewall."""
+        self._need_firewall()
+        return PoolTable(self._maps[POOL_ENGINES.name], self._maps[POOL_COUNTS.name])
+
+    def _need_firewall(self) -> None:
         if SESSIONS.name not in self._maps:
             raise SteeringError("the programs were loaded without the firewall - open them with it")
-        return TunnelTable(self._maps)
 
     def set_tunnel_port(self, entry: int, port: int) -> None:
         """Indices of the veth pair that leads what the kernel decrypted into the pipeline, 0 for none."""

@@ -284,6 +284,43 @@ def control(fd: int, slot: Control) -> int:
         return libbpf.map_lookup(fd, ctypes.c_uint32(slot), ctypes.c_uint64()).value
 
 
+@dataclass(frozen=True, slots=True)
+class PoolCount:
+    """What a pool with a tag was asked for, over all CPUs: new flows, packets of its flows in both directions, and
+    flows that XDP's addresses had no port for.
+    """
+
+    flows: int
+    packets: int
+    refused: int = 0
+
+
+class PoolTable:
+    """Whose the new flows of pools are that are VPP's at times (written here), and what pools are asked for. By tag."""
+
+    def __init__(self, engines: int, counts: int) -> None:
+        self._engines = engines
+        self._counts = counts
+
+    def is_vpps(self, tag: int) -> bool:
+        """Whether new flows of that pool are VPP's, while VPP translates at all."""
+        with refused(f"reading of the engine of pool {tag}"):
+            return bool(libbpf.map_lookup(self._engines, ctypes.c_uint32(tag), ctypes.c_uint32()).value)
+
+    def give(self, tag: int, *, to_vpp: bool) -> None:
+        """New flows of that pool are VPP's, or XDP's, from the next packet on; by one map write."""
+        with refused(f"engine of pool {tag}"):
+            libbpf.map_update(self._engines, ctypes.c_uint32(tag), ctypes.c_uint32(to_vpp))
+
+    def count(self, tag: int) -> PoolCount:
+        """Since the maps were made."""
+        values = (flow_layout.PoolCountLeaf * libbpf.possible_cpus())()
+        with refused(f"reading of the counters of pool {tag}"):
+            libbpf.map_lookup(self._counts, ctypes.c_uint32(tag), values)
+        names = ("flows", "packets", "refused")
+        return PoolCount(*(sum(getattr(value, name) for value in values) for name in names))
+
+
 def next_generation(fd: int) -> int:
     """The generation of routes after the one in the control map: 32 bits, never 0."""
     return (control(fd, Control.FIB_GENERATION) + 1) & 0xFFFFFFFF or 1

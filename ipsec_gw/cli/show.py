@@ -108,11 +108,29 @@ def nat(options: Options, as_json: bool) -> None:
     for pool in answer["pools"]:
         table.add_row(*(pool[name] for name in ("name", "engine", "addresses", "ports")), ", ".join(pool["options"]))
     console.print(table if answer["pools"] else "no pools")
+    for pool in answer["pools"]:
+        if pool["auto"]:
+            console.print(_auto_text(pool["name"], pool["auto"]), highlight=False)
     if answer["state"]:
         console.print(f"new flows of VPP's pools are translated by {answer['state']}", highlight=False)
     if answer["most"]:
         room = f"{answer['translations']:,} flows; each of its threads has room for {answer['most']:,}"
         console.print(f"VPP translates {room}", highlight=False)
+
+
+def _auto_text(name: str, auto: dict[str, Any]) -> str:
+    """Whose the new flows of a pool are, what is asked for, and what would move it when."""
+    engine, move = {"xdp": "XDP", "vpp": "VPP"}, auto["nextMove"]
+    flows, packets = (f"{move[key]:,}" for key in ("newFlowsPerSecond", "packetsPerSecond"))
+    if move["engine"] == "vpp":
+        then = f"from {flows} or {packets}, or when XDP has no port"
+    else:
+        stays = "it stays" if auto["calm"] else "from now on it is"
+        then = f"in {move['seconds']:.0f} s if {stays} below {flows} and {packets}"
+    asked = f"{auto['newFlowsPerSecond']:,} new flows/s and {auto['packetsPerSecond']:,} packets/s"
+    return (
+        f"pool {name} is {engine[auto['engine']]}'s since {auto['since']}: {asked}; {engine[move['engine']]}'s {then}"
+    )
 
 
 @show.command()

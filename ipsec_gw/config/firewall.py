@@ -34,12 +34,10 @@ def _pool_ports(value: Any) -> Range:
 
 
 def _pool_engine(value: Any) -> PoolEngine:
-    if value == "auto":
-        raise Refused('"auto" is not known yet', 'write engine = "xdp" or "vpp"')
     try:
         return PoolEngine(value)
     except ValueError:
-        raise Refused(f"{value!r} is no engine of a pool", 'write engine = "xdp" or "vpp"') from None
+        raise Refused(f"{value!r} is no engine of a pool", 'write engine = "xdp", "vpp" or "auto"') from None
 
 
 def _protocol(value: Any) -> int | None:
@@ -81,6 +79,8 @@ Protocol = Annotated[int | None, PlainValidator(_protocol)]
 Minutes = Annotated[int, PlainValidator(_minutes)]
 Seconds = Annotated[int, Field(ge=1, le=MAX_SECONDS)]
 Percent = Annotated[int, Field(ge=1, le=100)]
+Rate = Annotated[int, Field(ge=2, le=1_000_000_000)]
+"""Of something, in a second."""
 Octet = Annotated[int, Field(ge=0, le=255)]
 ActionWord = Literal["permit", "deny", "reject"]
 
@@ -153,6 +153,11 @@ class PoolShape(Section):
     engine: Annotated[PoolEngine, PlainValidator(_pool_engine)] = PoolEngine.XDP
     block: Annotated[int, Field(ge=1, le=65535)] | None = None
     subscribers: str | None = None
+    promote_flows: Rate | None = None
+    promote_packets: Rate | None = None
+    demote_flows: Rate | None = None
+    demote_packets: Rate | None = None
+    dwell: Seconds | None = None
 
 
 class PoolChoice(Section):

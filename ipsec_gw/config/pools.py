@@ -12,7 +12,7 @@ from ipsec_gw.config.names import check_name
 from ipsec_gw.config.positions import Path
 from ipsec_gw.config.problems import Refused, Report, dotted, one_of
 from ipsec_gw.config.section import read
-from ipsec_gw.config.vpp_pools import check_vpp_pool
+from ipsec_gw.config.vpp_pools import check_vpp_pool, moves_of
 from ipsec_gw.model.firewall import Blocks, Pool
 
 PREFIX: Path = ("nat", "pools")
@@ -70,7 +70,7 @@ class Pools:
             message = f"pool {other.name} has blocks, which are subscribers' for good"
             self._report.add(path, message, "name a pool without blocks")
         if other.engine is not pool.engine:
-            self._report.add(path, f"pool {other.name} is VPP's, this one is XDP's", "name a pool of XDP")
+            self._report.add(path, f"pool {other.name} has addresses of VPP's, this one has not", "name a pool of XDP")
         if other.first.version != pool.first.version:
             message = f"pool {other.name} is IPv{other.first.version}, this one is IPv{pool.first.version}"
             self._report.add(path, message, "name a pool of the same family")
@@ -95,8 +95,10 @@ def _pool(name: str, value: object, report: Report) -> Pool | None:
         report.refuse((*path, "addresses"), refused)
         return None
     pool = Pool(name, first, last, shape.ports, shape.persistent, shape.overflow, engine=shape.engine)
-    if not check_vpp_pool(path, pool, shape, report):
+    moves = moves_of(path, shape, report)
+    if not check_vpp_pool(path, pool, shape, report) or moves is None:
         return None
+    pool = replace(pool, moves=moves)
     return _with_blocks(pool, shape, path, report)
 
 

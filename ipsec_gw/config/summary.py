@@ -17,6 +17,7 @@ from ipsec_gw.model.firewall import (
     Nptv6,
     Policy,
     Pool,
+    PoolEngine,
     Range,
     Ruleset,
     Schedule,
@@ -226,6 +227,10 @@ def _pool(pool: Pool) -> dict[str, Any]:
         options += [f"{pool.blocks.size} ports for each of {pool.blocks.subscribers}"]
     if pool.of_vpp:
         options += [f"VPP has {_addresses(pool.of_vpp)}", f"XDP {_addresses(pool.of_xdp)}"]
+    if pool.engine is PoolEngine.AUTO:
+        moves = pool.moves
+        options += [f"to VPP from {moves.promote_flows} new flows/s or {moves.promote_packets} packets/s"]
+        options += [f"back below {moves.demote_flows} and {moves.demote_packets} for {moves.dwell} s"]
     return {
         "name": pool.name,
         "addresses": _addresses((pool.first, pool.last)),

@@ -1,14 +1,15 @@
-"""What a pool of source NAT must be, and how it may be used, for VPP to translate with it."""
+"""What a pool of source NAT must be, and how it may be used, for VPP to translate with it, always or at times."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import fields
 
 from ipsec_gw.config.context import Context
 from ipsec_gw.config.firewall import PoolShape
 from ipsec_gw.config.positions import Path
 from ipsec_gw.config.problems import Report
-from ipsec_gw.model.firewall import SELF, Pool, PoolEngine
+from ipsec_gw.model.firewall import SELF, Moves, Pool, PoolEngine
 from ipsec_gw.model.ids import IpNetwork
 
 MAX_VPP_ADDRESSES = 256
@@ -22,7 +23,7 @@ _XDP_INSTEAD = 'or write engine = "xdp"'
 
 def check_vpp_pool(path: Path, pool: Pool, shape: PoolShape, report: Report) -> bool:
     """Can VPP translate with such a pool? What it cannot do goes to the report."""
-    if pool.engine is not PoolEngine.VPP:
+    if pool.engine is PoolEngine.XDP:
         return True
     count = int(pool.last) - int(pool.first) + 1
     wrong = [
@@ -47,6 +48,12 @@ def check_vpp_pool(path: Path, pool: Pool, shape: PoolShape, report: Report) -> 
             "VPP gives no blocks of ports to subscribers",
             "remove block and subscribers",
         ),
+        (
+            pool.engine is PoolEngine.AUTO and shape.persistent,
+            "persistent",
+            "VPP and XDP have different addresses, and a source has both in turn",
+            "remove persistent",
+        ),
     ]
     found = [(key, message, way_out) for is_wrong, key, message, way_out in wrong if is_wrong]
     for key, message, way_out in found:
@@ -54,10 +61,31 @@ def check_vpp_pool(path: Path, pool: Pool, shape: PoolShape, report: Report) -> 
     return not found
 
 
+def moves_of(path: Path, shape: PoolShape, report: Report) -> Moves | None:
+    """When such a pool changes the engine; half of what promotes demotes if nothing is said. None: see the report."""
+    given = {field.name: value for field in fields(Moves) if (value := getattr(shape, field.name)) is not None}
+    if shape.engine is not PoolEngine.AUTO:
+        for name in given:
+            report.add(
+                (*path, name), "only pools that change the engine have it", 'write engine = "auto", or remove it'
+            )
+        return None if given else Moves()
+    wrong = False
+    for what in ("flows", "packets"):
+        promote, demote = f"promote_{what}", f"demote_{what}"
+        high = given.get(promote, getattr(Moves(), promote))
+        low = given.setdefault(demote, high // 2)
+        if low >= high:
+            wrong = True
+            option = demote if getattr(shape, demote) is not None else promote
+            report.add((*path, option), f"{demote} {low} is not below {promote} {high}", "leave room between the two")
+    return None if wrong else Moves(**given)
+
+
 def check_engine(pools: Iterable[Pool], engine: str, report: Report) -> None:
     """Of a gateway with an engine that is not VPP."""
     for pool in pools:
-        if pool.engine is PoolEngine.VPP:
+        if pool.engine is not PoolEngine.XDP:
             message = f"VPP never translates, the engine of the gateway is {engine}"
             way_out = f'write engine = "auto" or "vpp" under [gateway], {_XDP_INSTEAD}'
             report.add(("nat", "pools", pool.name, "engine"), message, way_out)
@@ -68,7 +96,7 @@ class VppPools:
 
     def __init__(self, pools: dict[str, Pool], context: Context) -> None:
         self._context = context
-        self._pools = [pool for pool in pools.values() if pool.engine is PoolEngine.VPP]
+        self._pools = [pool for pool in pools.values() if pool.engine is not PoolEngine.XDP]
         self._zones: dict[str, str] = {}
 
     def check_source(self, path: Path, name: str | None, zone: str | None) -> None:

@@ -18,6 +18,7 @@ from ipsec_gw.errors import IpsecGwError
 from ipsec_gw.firewall import collector as collecting
 from ipsec_gw.firewall.ageing import Close, CloseReason, Filter
 from ipsec_gw.firewall.collector import Collector
+from ipsec_gw.firewall.pool_mover import PoolMover
 from ipsec_gw.firewall.pools import PoolWatch, TranslatorEngine, doubts
 from ipsec_gw.ike.messages import XFRMNLGRP_POLICY
 from ipsec_gw.ike.xfrm import XfrmMonitor, XfrmSocket
@@ -80,6 +81,7 @@ class Keeper:
         self._collector = Collector(self._table, ruleset.sessions, self._tell_closed, session_counts=counts)
         self._offset_ns = time.time_ns() - time.monotonic_ns()
         self.pools = PoolWatch(steering, translator, self._dock_translator)
+        self.mover = PoolMover(steering.pools)
         self._dirty = asyncio.Event()
         self._routes = asyncio.Event()
         self._policies = asyncio.Event()
@@ -112,7 +114,8 @@ class Keeper:
             changed = self._firewall.apply(rows, ids)
             await self._dock(route, infos)
             self.pools.want(wanted)
-            if not changed:
+            self.mover.want(wanted)
+            if not changed and wanted == self.ruleset:
                 await proxy.hold(route, (await proxy.wanted(route, wanted)).given)
                 return
             self.ruleset = wanted
@@ -164,6 +167,7 @@ class Keeper:
                 tasks.create_task(self._follow_interfaces())
                 tasks.create_task(self._follow_policies())
                 tasks.create_task(self.pools.run())
+                tasks.create_task(self.mover.run())
 
     def tunnel_zones(self) -> frozenset[int]:
         """Numbers of the zones that packets of tunnels come from and go to."""

@@ -33,8 +33,8 @@ class _Vector(ctypes.Structure):
     _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
 
 
-class _Message(ctypes.Structure):
-    """``struct mmsghdr``, whose first part is ``struct msghdr``"""
+class _Head(ctypes.Structure):
+    """``struct msghdr``"""
 
     _fields_ = (
         ("name", ctypes.c_void_p),
@@ -44,8 +44,13 @@ class _Message(ctypes.Structure):
         ("control", ctypes.c_void_p),
         ("control_length", ctypes.c_size_t),
         ("flags", ctypes.c_int),
-        ("sent", ctypes.c_uint),
     )
+
+
+class _Message(ctypes.Structure):
+    """``struct mmsghdr``"""
+
+    _fields_ = (("head", _Head), ("sent", ctypes.c_uint))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +80,7 @@ class Sender:
         self._vectors = (_Vector * self._count)(*(_Vector(*place) for place in places))
         self._messages = (_Message * self._count)()
         for message, vector in zip(self._messages, self._vectors, strict=True):
-            message.vectors, message.vector_count = ctypes.pointer(vector), 1
+            message.head.vectors, message.head.vector_count = ctypes.pointer(vector), 1
 
     def send(self, frames: int) -> int:
         """Send so many at most, :data:`BATCH` and the end of the templates permitting; returns how many were taken."""
@@ -89,6 +94,10 @@ class Sender:
             raise IpsecGwError(f"frames cannot be sent: {os.strerror(code)}")
         self._next = (self._next + sent) % self._count
         return sent
+
+    def rewind(self) -> None:
+        """The next frame is the first one."""
+        self._next = 0
 
     def close(self) -> None:
         """Give the socket back."""

@@ -131,6 +131,23 @@ class PoolEngine(StrEnum):
 
     XDP = "xdp"
     VPP = "vpp"
+    AUTO = "auto"
+    """VPP while much is asked of the pool, else XDP."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moves:
+    """When new flows of a pool change the engine. Rates are per second, packets those of both directions.
+
+    To VPP when one rate reaches what promotes, or XDP's addresses have no port for a flow; back when both rates have
+    been below what demotes for ``dwell`` seconds on end, so there are two moves in ``dwell`` seconds at most.
+    """
+
+    promote_flows: int = 10_000
+    promote_packets: int = 300_000
+    demote_flows: int = 5_000
+    demote_packets: int = 150_000
+    dwell: int = 300
 
 
 RESERVED_SHARE = 8
@@ -144,9 +161,9 @@ class Pool:
     ``persistent``: a source keeps its address. ``overflow`` names the pool that is asked when this one has no
     free port. With ``blocks`` neither is set, and what is no subscriber's is not translated but dropped.
 
-    With the engine VPP it is IPv4, has two addresses at least and all ports from 1024 on, neither overflow nor blocks,
-    and the rules with it lead to one zone. VPP has the first addresses; the last ones are XDP's, for flows that begin
-    while VPP is away, and for what VPP does not translate.
+    With another engine than XDP it is IPv4, has two addresses at least and all ports from 1024 on, neither overflow nor
+    blocks, and the rules with it lead to one zone. VPP has the first addresses; the last ones are XDP's, for flows that
+    begin while VPP is away or the pool is XDP's, and for what VPP does not translate. ``moves`` are those of AUTO.
     """
 
     name: str
@@ -157,6 +174,7 @@ class Pool:
     overflow: str | None = None
     blocks: Blocks | None = None
     engine: PoolEngine = PoolEngine.XDP
+    moves: Moves = Moves()
 
     @property
     def reserved(self) -> int:

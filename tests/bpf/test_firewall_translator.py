@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -40,6 +40,7 @@ pytestmark = pytest.mark.root
 
 HOST, SERVER = LAN.host4, FAR[4]
 SEVERAL = ("tcp", "udp", "echo")
+PORT = {"tcp": "sport", "udp": "sport", "echo": "id"}
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +118,83 @@ def test_a_handshake_is_followed(nat: Translator) -> None:
     ack = tcp(HOST, SERVER, flags="A", ack=1)
     is_given(nat.lan(ack), ack, TAG)
     assert nat.world.session().state.name == "ESTABLISHED"
+
+
+AUTO = replace(POOL, engine=PoolEngine.AUTO)
+
+
+@pytest.fixture
+def moving(nat: Translator) -> Translator:
+    """With a pool that is VPP's at times, and XDP's just now."""
+    nat.apply(pools=(AUTO,))
+    nat.world.steering.pools.give(TAG, to_vpp=False)
+    return nat
+
+
+@pytest.mark.parametrize("kind", SEVERAL)
+def test_new_flows_go_where_the_pool_is_and_no_flow_changes(moving: Translator, kind: str) -> None:
+    pools = moving.world.steering.pools
+    first, second, third = (changed(asked(kind), **{PORT[kind]: 50_000 + number}) for number in range(3))
+    is_sent(moving.lan(first), routed(first, WAN, src=RESERVED))
+    pools.give(TAG, to_vpp=True)
+    is_given(moving.lan(second), second, TAG)
+    is_sent(moving.lan(first), routed(first, WAN, src=RESERVED))
+    pools.give(TAG, to_vpp=False)
+    for _ in range(2):
+        is_sent(moving.lan(third), routed(third, WAN, src=RESERVED))
+        is_given(moving.lan(second), second, TAG)
+    back = answered(changed(second, src=OURS))
+    is_given(moving.wan(back), back, TRANSLATOR_OUTSIDE)
+    is_sent(moving.vpp(TAG, answered(second)), routed(answered(second), LAN))
+    back = answered(changed(first, src=RESERVED))
+    is_sent(moving.wan(back), routed(back, LAN, dst=HOST))
+
+
+def test_a_pool_of_vpps_alone_asks_nobody(nat: Translator) -> None:
+    nat.world.steering.pools.give(TAG, to_vpp=False)
+    is_given(nat.lan(asked("udp")), asked("udp"), TAG)
+
+
+def test_without_vpp_a_pool_that_is_vpps_just_now_is_xdps(moving: Translator) -> None:
+    moving.world.steering.pools.give(TAG, to_vpp=True)
+    moving.world.steering.end_translation()
+    is_sent(moving.lan(asked("udp")), routed(asked("udp"), WAN, src=RESERVED))
+
+
+@pytest.mark.parametrize("to_vpp", [False, True])
+def test_what_a_pool_is_asked_for_is_counted_whoever_translates(moving: Translator, to_vpp: bool) -> None:
+    pools = moving.world.steering.pools
+    pools.give(TAG, to_vpp=to_vpp)
+    before = pools.count(TAG)
+    ask = asked("udp")
+    moving.lan(ask)
+    moving.lan(ask)
+    if to_vpp:
+        moving.out(changed(ask, src=OURS))  # the same packet once more
+        moving.wan(answered(changed(ask, src=OURS)))  # the answer, before VPP has it
+        moving.vpp(TAG, answered(ask))
+    else:
+        moving.wan(answered(changed(ask, src=RESERVED)))
+    moving.lan(asked("tcp"))
+    moving.world.send(DMZ, udp(DMZ.host4, SERVER))  # of no pool
+    after = pools.count(TAG)
+    assert (after.flows - before.flows, after.packets - before.packets) == (2, 4)
+
+
+def test_flows_that_xdp_has_no_port_for_are_counted(moving: Translator) -> None:
+    moving.apply(pools=(replace(AUTO, ports=(2000, 2000)),))
+    pools = moving.world.steering.pools
+    before = pools.count(TAG)
+    first, second = asked("udp"), changed(asked("udp"), sport=50_001)
+    is_sent(moving.lan(first), routed(first, WAN, src=RESERVED, sport=2000))
+    is_dropped(moving.lan(second), Reason.NAT_EXHAUSTED)
+    is_sent(moving.lan(other(HOST, SERVER)), routed(other(HOST, SERVER), WAN, src=RESERVED))
+    neighbour = str(ip_address(HOST) + 1)
+    is_dropped(moving.lan(other(neighbour, SERVER)), Reason.NAT_EXHAUSTED)  # VPP has no port for it either
+    pools.give(TAG, to_vpp=True)
+    is_given(moving.lan(second), second, TAG)
+    after = pools.count(TAG)
+    assert (after.flows - before.flows, after.refused - before.refused) == (5, 1)
 
 
 @pytest.mark.parametrize("kind", SEVERAL)

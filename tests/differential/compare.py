@@ -25,7 +25,7 @@ from tests.reference.packets import ESP, UDP, Key, Malformed, parse_ethernet
 from tests.reference.rules import Ids, Port
 from tests.reference.rulesets import WINDOW, Configuration, Traits, configuration
 from tests.reference.sessions import SECOND, Entry
-from tests.reference.traffic import Age, Replace, Send, Step, Traffic
+from tests.reference.traffic import Age, Move, Replace, Send, Step, Traffic
 from tests.reference.translator import OUTSIDE, Vpp
 from xdp_steer.flow_layout import SessionLeaf
 from xdp_steer.reasons import Reason
@@ -67,7 +67,7 @@ class Setting:
     def reference(self, fib: Fib) -> Pipeline:
         made = Pipeline(self.configuration.ruleset, self.ids, self.ports, fib, SEED, self.configuration.tunnels)
         made.sessions.maximum = SESSION_ENTRIES
-        made.vpp = self.configuration.vpp
+        made.vpp, made.vpp_at_times = self.configuration.vpp, self.configuration.vpp_at_times
         return made
 
 
@@ -87,7 +87,7 @@ def _of_vpp(ruleset: Ruleset, index: int) -> Iterator[Port]:
     """By the tags of its pools, and by that of the outside."""
     for tag, pool in enumerate(ruleset.pools, 1):
         zone = ruleset.zone_of_pool(pool.name)
-        if pool.engine is PoolEngine.VPP and zone is not None:
+        if pool.engine is not PoolEngine.XDP and zone is not None:
             for vid in (tag, OUTSIDE):
                 yield Port(index, vid, index, zone, redirect=False, translated=True)
 
@@ -119,7 +119,12 @@ class Sequence:
         prefixes = tuple(rule.prefix for rule in setting.configuration.ruleset.nat64)
         self._tunnels = setting.configuration.tunnels
         vpp = Vpp(setting.configuration.ruleset)
-        self._traffic = Traffic(Random(seed), indexes, setting.zoned, timeouts, prefixes, self._tunnels, vpp)
+        pools = setting.configuration.ruleset.pools
+        self._pools = tuple(tag for tag, pool in enumerate(pools, 1) if pool.engine is not PoolEngine.XDP)
+        self._at_times = setting.configuration.vpp_at_times
+        moves = any(pool.engine is PoolEngine.AUTO for pool in pools)
+        given = (Random(seed), indexes, setting.zoned, timeouts, prefixes, self._tunnels, vpp)
+        self._traffic = Traffic(*given, moves=moves)
         self._rules = set(setting.ids.rules.values())
         zones = {setting.ids.zones[zone.name] for zone in setting.configuration.ruleset.zones if zone.screen}
         self._screens = tuple(product(zones, Screen))
@@ -134,14 +139,17 @@ class Sequence:
         """Raises Difference."""
         rules = {rule: self._datapath.rule_count(rule) for rule in self._rules}
         screened = {place: self._datapath.screen_count(*place) for place in self._screens}
+        asked = {tag: self._datapath.pool_count(tag) for tag in self._pools}
         try:
             for _ in range(STEPS):
                 self._step(self._traffic.next())
             self._check(self._table(self._reference.sessions.entries))
             self._check(self._rule_counters(rules))
             self._check(self._screen_counters(screened))
+            self._check(self._pool_counters(asked))
         finally:
             self._datapath.replace_tunnels(self._tunnels)
+            self._datapath.move(self._at_times)
             self._datapath.fill_policers(self._policers)
             fragments = bool(self._reference.fragments.entries or self._leaving.let_out)
             left = self._datapath.forget(self._seen, fragments=fragments, screens=bool(self._screens))
@@ -161,6 +169,10 @@ class Sequence:
         if isinstance(step, Replace):
             self._reference.generation += self._datapath.replace_tunnels(step.tunnels)
             self._reference.tunnels = step.tunnels
+            return
+        if isinstance(step, Move):
+            self._datapath.move(step.to_vpp)
+            self._reference.vpp_at_times = step.to_vpp
             return
         if isinstance(step, Age):
             self._shift += int(step.seconds * SECOND)
@@ -263,6 +275,13 @@ class Sequence:
             ours = self._reference.screened.get(place, (0, 0))
             if real != ours:
                 yield f"screen {place[1].label} of zone {place[0]} counted {real}, reference {ours}"
+
+    def _pool_counters(self, before: dict[int, tuple[int, int, int]]) -> Iterator[str]:
+        for tag, counts in before.items():
+            real = tuple(now - was for now, was in zip(self._datapath.pool_count(tag), counts, strict=True))
+            ours = self._reference.asked.get(tag, (0, 0, 0))
+            if real != ours:
+                yield f"pool {tag} counted {real} new flows, packets and refused flows, reference {ours}"
 
 
 def with_identification(frame: bytes, other: bytes) -> bytes:

@@ -72,6 +72,7 @@ class Datapath:
             self._steering.begin_translation(1, anew=True)
         else:
             self._steering.end_translation()
+        self.move(configuration.vpp_at_times)
         rules = {(kind.name.lower().replace("_", "-"), name): n for (kind, name), n in self._names.rules.items()}
         return Ids(dict(self._names.zones), rules)
 
@@ -135,6 +136,16 @@ class Datapath:
         """Packets and octets that hit a screen."""
         libbpf.map_lookup(self._maps["screen_counts"], ctypes.c_uint32(count_index(zone, screen)), self._counts)
         return sum(count.packets for count in self._counts), sum(count.octets for count in self._counts)
+
+    def pool_count(self, tag: int) -> tuple[int, int, int]:
+        """New flows and packets that a pool was asked for, and flows that got no port."""
+        count = self._steering.pools.count(tag)
+        return count.flows, count.packets, count.refused
+
+    def move(self, to_vpp: bool) -> None:
+        """Of all pools that are VPP's at times."""
+        for tag in range(1, flow_layout.MAX_TAGS):
+            self._steering.pools.give(tag, to_vpp=to_vpp)
 
     def entry(self, key: Key) -> SessionLeaf | None:
         """One direction of a session."""

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from ipsec_gw.errors import EnvironmentMissing
-from vpp_conf.locate import locate_vpp
 from vpp_conf.startup.syntax import AEADS, CBCS, ENGINES
 
 pytestmark = [
@@ -59,11 +57,23 @@ def test_flood_tells_of_both_ways_to_meet_it() -> None:
 
 
 @pytest.mark.vpp
+@pytest.mark.usefixtures("vpp")
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
+def test_nat_compares_three_ways() -> None:
+    said = json.loads(bench("bench.nat", "--rounds", "1", "--seconds", "0.5").stdout)
+    assert [one["case"] for one in said["cases"]] == ["nftables", "XDP", "VPP"]
+    for one in said["cases"]:
+        assert one["bytesPerSession"] > 0
+        for what in ("packets", "flows"):
+            assert len(one[what]["windows"]) == 1
+            assert one[what]["perSecond"] > 0
+            assert 0 <= one[what]["lost"] < 1
+    assert said["cases"][0]["packets"]["ratio"] == said["cases"][0]["flows"]["ratio"] == 1
+
+
+@pytest.mark.vpp
+@pytest.mark.usefixtures("vpp")
 def test_tune_compares_three_ways_with_themselves() -> None:
-    try:
-        locate_vpp()
-    except EnvironmentMissing as missing:
-        pytest.skip(str(missing))
     rows = json.loads(bench("bench.tune", "--rounds", "2", "--packets", "2560").stdout)
     cases = {(name, size, work) for name in (*AEADS, *CBCS) for size in (64, 1400) for work in ("encrypt", "decrypt")}
     assert len(rows) == 3 * len(cases)

@@ -31,6 +31,16 @@ from tests.integration.firewall_world import (
     ping,
     transfer,
 )
+from tests.integration.vpp_pool_world import (
+    CONFIGURATION,
+    DENIED,
+    OF_VPP,
+    OF_XDP,
+    POOL,
+    pool_box,
+    udp_pair,
+    where,
+)
 from vpp_conf.paths import VppPaths
 from vpp_conf.process import recorded
 from xdp_steer.reasons import Reason
@@ -43,76 +53,20 @@ pytestmark = [
 ]
 
 SEED = 20260
-POOL = "203.0.113.16/29"
-OF_VPP, OF_XDP = {f"203.0.113.{number}" for number in range(16, 23)}, "203.0.113.23"
-ECHO, DENIED, CLOSED = 7000, 7001, 7002
+ECHO, CLOSED = 7000, 7002
 IP_MTU_DISCOVER, PMTUDISC_DO, IP_TTL, IP_RECVTTL = 10, 2, 2, 12
-
-CONFIGURATION = f"""
-[gateway]
-engine = "vpp"
-wan = ["wan0"]
-hang_seconds = 0
-[zones.lan]
-interfaces = ["lan0"]
-host_inbound = ["ping"]
-[zones.wan]
-interfaces = ["wan0"]
-
-[applications]
-denied = {{ protocol = "udp", destination_port = {DENIED} }}
-
-[[policies]]
-name = "denied"
-from = "lan"
-to = "wan"
-application = "denied"
-action = "deny"
-[[policies]]
-name = "out"
-from = "lan"
-to = "wan"
-action = "permit"
-
-[nat.pools.fast]
-addresses = "{POOL}"
-engine = "vpp"
-
-[[nat.source]]
-name = "hide"
-from = "lan"
-to = "wan"
-translate = {{ pool = "fast" }}
-"""
 
 
 @pytest.fixture(scope="module")
 def arena(vpp_installed: None) -> Iterator[FirewallBox]:
-    with firewall_box() as box:
-        box.route(SERVER, POOL, WAN[0])
-        box.on(CLIENT, "sysctl", "-qw", "net.ipv4.ping_group_range=0 0")
-        box.write(CONFIGURATION)
-        try:
-            up = box.gw("vpp", "up")
-            assert up.returncode == 0, up.stderr + up.stdout
-            box.run()
-            yield box
-        finally:
-            box.gw("vpp", "down")
+    with pool_box(CONFIGURATION) as box:
+        yield box
 
 
 @pytest.fixture
 def box(arena: FirewallBox) -> FirewallBox:
     until(lambda: arena.ask("nat")["state"] == "VPP", "VPP translates")
     return arena
-
-
-def udp_pair(box: FirewallBox, host: str = CLIENT) -> tuple[socket.socket, socket.socket]:
-    return box.udp(host), box.udp(SERVER, port=0)
-
-
-def where(receiver: socket.socket, host: str = SERVER) -> tuple[str, int]:
-    return ADDRESSES[host][0], receiver.getsockname()[1]
 
 
 def test_datagrams_there_and_back(box: FirewallBox) -> None:

@@ -60,7 +60,8 @@ class Machine:
     a screen, by the number of the zone and screen. ``windows`` are what screens count in, for a zone or an address of
     it. ``own`` are addresses that are known as this machine's. ``markers`` are policers by name, and the time of each.
     ``tunnels`` are the IPsec policies, and ``generation`` how often they were replaced. ``vpp``: VPP is there for its
-    pools.
+    pools, ``vpp_at_times``: also for those that are its own at times. ``asked`` are new flows, packets and
+    flows that got no port by the tag of the pool.
     """
 
     def __init__(
@@ -81,6 +82,8 @@ class Machine:
         self.tunnels = tunnels
         self.generation = 0
         self.vpp = True
+        self.vpp_at_times = False
+        self.asked: dict[int, tuple[int, int, int]] = {}
         self.zones = {zone.name: zone for zone in ruleset.zones}
 
     @property
@@ -101,6 +104,12 @@ class Machine:
         if rule:
             packets, octets = self.counters.get(rule, (0, 0))
             self.counters[rule] = (packets + 1, octets + length)
+
+    def count_pool(self, tag: int, flows: int = 0, packets: int = 0, refused: int = 0) -> None:
+        """Of a pool that has addresses of VPP's; 0 is none."""
+        if tag:
+            before = self.asked.get(tag, (0, 0, 0))
+            self.asked[tag] = (before[0] + flows, before[1] + packets, before[2] + refused)
 
     def is_local(self, way: Way, destination: bytes) -> bool:
         found = self.fib.lookup(way.packet.src, destination, way.port.l3_ifindex)

@@ -147,6 +147,8 @@ class Pipeline(Machine):
             own.last_seen_ns = way.now
         own.packets += 1
         own.octets += packet.length
+        if not own.flags & SessionFlag.NAT64:
+            self.count_pool(own.embedded, packets=1)
 
     def _go_on(self, way: Way, entry: Entry, key: Key | None) -> Verdict:
         """``key`` is that of a session that was there before."""

@@ -56,13 +56,14 @@ class Source:
 @dataclass(frozen=True, slots=True)
 class SourceChoice:
     """What source NAT does: ``candidates`` in the order of trial. ``translates``: a rule, and not one that says off.
-    ``tag`` is that of the pool by which VPP translates, 0: it does not.
+    ``tag`` is that of a pool that has addresses of VPP's, 0: none. ``vpp``: VPP translates.
     """
 
     candidates: tuple[Source, ...]
     rule: int = 0
     translates: bool = False
     tag: int = 0
+    vpp: bool = False
 
 
 class NoAddress(Exception):
@@ -166,8 +167,9 @@ def source_nat(
     seed: int,
     *,
     vpp: bool = False,
+    at_times: bool = False,
 ) -> SourceChoice:
-    """``vpp``: VPP translates such a flow, if a pool of its own is chosen.
+    """``vpp``: VPP translates such a flow, if a pool of its own is chosen; ``at_times``: also one that is so at times.
 
     ``asked`` has the original source and the translated destination. Raises NoAddress and Unmappable."""
     from_zone, to_zone = zones
@@ -193,17 +195,19 @@ def source_nat(
                 raise NoAddress
             candidates = (Source(address, port) for port in ports(original, INTERFACE_PORTS, has_ports, seed))
             return SourceChoice(tuple(candidates), number, True)
-        return _of_pool(ruleset, rule, number, original, has_ports, seed, vpp=vpp)
+        return _of_pool(ruleset, rule, number, original, has_ports, seed, vpp=vpp, at_times=at_times)
     return SourceChoice((Source(original.src, original.sport),))
 
 
 def _of_pool(
-    ruleset: Ruleset, rule: SourceNat, number: int, key: Key, has_ports: bool, seed: int, *, vpp: bool
+    ruleset: Ruleset, rule: SourceNat, number: int, key: Key, has_ports: bool, seed: int, *, vpp: bool, at_times: bool
 ) -> SourceChoice:
-    if vpp and _pool(ruleset, rule.pool).engine is PoolEngine.VPP:
+    tag = 0
+    if _pool(ruleset, rule.pool).engine is not PoolEngine.XDP:
         tag = 1 + [pool.name for pool in ruleset.pools].index(str(rule.pool))
-        return SourceChoice((Source(key.src, key.sport),), number, tag=tag)
-    return SourceChoice(tuple(_from_pools(ruleset, rule.pool, key, has_ports, seed)), number, True)
+    if vpp and tag and (at_times or _pool(ruleset, rule.pool).engine is PoolEngine.VPP):
+        return SourceChoice((Source(key.src, key.sport),), number, tag=tag, vpp=True)
+    return SourceChoice(tuple(_from_pools(ruleset, rule.pool, key, has_ports, seed)), number, True, tag)
 
 
 def _applies(ruleset: Ruleset, rule: SourceNat, from_zone: str, to_zone: str, asked: Asked) -> bool:

@@ -47,6 +47,7 @@ def open_session(machine: Machine, way: Way, key: Key) -> Entry:
     decision = permit(machine, way, to_zone, destination.address, destination.port)
     limit_sessions(machine, way, key)
     choice = _source(machine, way, key, to_zone, destination)
+    machine.count_pool(choice.tag, flows=1, packets=1)
     return _insert(machine, way, key, to_zone, destination, decision, choice)
 
 
@@ -151,7 +152,9 @@ def _choice(machine: Machine, way: Way, key: Key, to_zone: str, destination: nat
     zones = (way.port.zone, to_zone)
     vpp = translator.may_translate(machine, packet, destination.address)
     return nat.source_nat(
-        machine.ruleset, machine.ids, zones, asked, key, packet.has_ports, egress, machine.seed, vpp=vpp
+        *(machine.ruleset, machine.ids, zones, asked, key, packet.has_ports, egress, machine.seed),
+        vpp=vpp,
+        at_times=machine.vpp_at_times,
     )
 
 
@@ -178,6 +181,8 @@ def _insert(
         if reply not in sessions.entries:
             break
     else:
+        if packet.has_ports or packet.is_query:
+            machine.count_pool(choice.tag, refused=1)
         raise drop(Reason.NAT_EXHAUSTED)
     reverse, forward = (
         _entry(machine, way, to_zone, decision, choice.rule, destination.rule, translated=choice.translates)
@@ -187,9 +192,8 @@ def _insert(
         if destination.nat64:
             entry.flags |= SessionFlag.NAT64
             entry.embedded = destination.nat64.prefix.prefixlen
-        if choice.tag:
-            entry.flags |= SessionFlag.TRANSLATOR
-            entry.embedded = choice.tag
+        entry.embedded = choice.tag or entry.embedded
+        entry.flags |= SessionFlag.TRANSLATOR if choice.vpp else 0
     reverse.src, reverse.dst, reverse.sport, reverse.dport = key.dst, key.src, key.dport, key.sport
     reverse.out_zone = key.zone
     reverse.flags |= SessionFlag.REVERSE

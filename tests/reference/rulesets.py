@@ -104,12 +104,15 @@ class Traits:
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """A ruleset, the machine's interfaces that it meets, and IPsec policies. ``vpp``: VPP is there for its pools."""
+    """A ruleset, the machine's interfaces that it meets, and IPsec policies. ``vpp``: VPP is there for its pools,
+    ``vpp_at_times``: also for those that are VPP's at times, to begin with.
+    """
 
     ruleset: Ruleset
     traits: dict[str, Traits]
     tunnels: tuple[XfrmPolicy, ...] = ()
     vpp: bool = True
+    vpp_at_times: bool = False
 
 
 def configuration(random: Random) -> Configuration:
@@ -138,7 +141,7 @@ def configuration(random: Random) -> Configuration:
         for link in LINKS
     }
     tunnels = _tunnels(random) if random.random() < 0.6 else ()
-    return Configuration(ruleset, traits, tunnels, vpp=random.random() < 0.8)
+    return Configuration(ruleset, traits, tunnels, vpp=random.random() < 0.8, vpp_at_times=random.random() < 0.5)
 
 
 FAR = {
@@ -391,7 +394,8 @@ def _with_vpp(random: Random, ruleset: Ruleset) -> Ruleset:
     )
     others = ruleset.source_nat
     placed = (*rules, *others) if random.random() < 0.7 else (*others, *rules)
-    pool = replace(VPPS, persistent=random.random() < 0.5)
+    engine = random.choice((PoolEngine.VPP, PoolEngine.AUTO))
+    pool = replace(VPPS, persistent=random.random() < 0.5, engine=engine)
     return replace(ruleset, pools=(*ruleset.pools, pool), source_nat=placed)
 
 

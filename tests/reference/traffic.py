@@ -46,7 +46,14 @@ class Replace:
     tunnels: tuple[XfrmPolicy, ...]
 
 
-Step = Send | Age | Replace
+@dataclass(frozen=True, slots=True)
+class Move:
+    """New flows of pools that are VPP's at times go to VPP, or stay in XDP."""
+
+    to_vpp: bool
+
+
+Step = Send | Age | Replace | Move
 
 REMOTES = {
     4: ("203.0.113.9", "8.8.8.8", "192.0.2.1", "192.0.2.17", "192.0.2.33", "192.0.2.50", "192.0.2.66"),
@@ -105,7 +112,10 @@ class Traffic:
         prefixes: tuple[IpNetwork, ...] = (),
         tunnels: tuple[XfrmPolicy, ...] = (),
         vpp: Vpp | None = None,
+        *,
+        moves: bool = False,
     ) -> None:
+        self._moves = moves
         self._vpp = vpp
         self._translator = indexes[TRANSLATOR_PORT]
         self._prefixes = prefixes  # of NAT64
@@ -138,6 +148,7 @@ class Traffic:
             (self._age, 4),
             (self._oddity, 10),
             (self._replace, 2 if self._tunnels else 0),
+            (self._move, 2 if self._moves else 0),
         )
         return self.random.choices([kind for kind, _ in kinds], [weight for _, weight in kinds])[0]()
 
@@ -189,6 +200,9 @@ class Traffic:
         """Some of the policies, or all."""
         kept = tuple(one for one in self._tunnels if self.random.random() < 0.5)
         return Replace(self.random.choice((kept, (), self._tunnels, self._tunnels)))
+
+    def _move(self) -> Step:
+        return Move(self.random.random() < 0.5)
 
     def _through_tunnel(self, family: int) -> tuple[Place, bytes, bytes] | None:
         """Where a flow that a policy is about comes in, its source and its destination."""

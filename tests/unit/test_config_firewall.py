@@ -35,6 +35,7 @@ from ipsec_gw.model.filters import Colour, Filter, FilterAction, FilterTerm, Pol
 from ipsec_gw.model.firewall import (
     ANY_SERVICE,
     Action,
+    Moves,
     Nat64,
     Nptv6,
     Policy,
@@ -746,6 +747,37 @@ def test_check_as_json() -> None:
     assert answer["firewall"]["nat"][0]["becomes"] == "pool clients-out"
 
 
+def with_pool(tmp_path: Path, options: str) -> Path:
+    """A file with a pool named fast."""
+    zones = "".join(f'[zones.{name}]\ninterfaces = ["{name}0"]\n' for name in ("lan", "wan"))
+    rule = '[[nat.source]]\nname = "out"\nfrom = "lan"\nto = "wan"\ntranslate = { pool = "fast" }\n'
+    path = tmp_path / "c.toml"
+    path.write_text(f"{zones}[nat.pools.fast]\n{options}{rule}")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "moves"),
+    [
+        ("", Moves()),
+        ("promote_flows = 100\n", Moves(promote_flows=100, demote_flows=50)),
+        ("promote_packets = 3\ndwell = 5\n", Moves(promote_packets=3, demote_packets=1, dwell=5)),
+        ("demote_flows = 9999\ndemote_packets = 2\n", Moves(demote_flows=9999, demote_packets=2)),
+    ],
+)
+def test_a_pool_may_be_vpps_at_times(tmp_path: Path, options: str, moves: Moves) -> None:
+    path = with_pool(tmp_path, f'addresses = "203.0.113.16/29"\nengine = "auto"\n{options}')
+    (pool,) = ruleset(path).pools
+    assert (pool.engine, pool.moves) == (PoolEngine.AUTO, moves)
+    assert (str(pool.of_xdp[0]), str(pool.last)) == ("203.0.113.23", "203.0.113.23")
+    answer = json.loads(CliRunner().invoke(cli, ["--config", str(path), "check", "--json", "--file-only"]).stdout)
+    (told,) = answer["firewall"]["pools"]
+    assert told["options"][2:] == [
+        f"to VPP from {moves.promote_flows} new flows/s or {moves.promote_packets} packets/s",
+        f"back below {moves.demote_flows} and {moves.demote_packets} for {moves.dwell} s",
+    ]
+
+
 @pytest.mark.parametrize(
     ("addresses", "of_vpp", "of_xdp"),
     [
@@ -757,10 +789,7 @@ def test_check_as_json() -> None:
 def test_a_pool_of_vpp_leaves_an_eighth_of_its_addresses_to_xdp(
     tmp_path: Path, addresses: str, of_vpp: str, of_xdp: str
 ) -> None:
-    zones = "".join(f'[zones.{name}]\ninterfaces = ["{name}0"]\n' for name in ("lan", "wan"))
-    rule = '[[nat.source]]\nname = "out"\nfrom = "lan"\nto = "wan"\ntranslate = { pool = "fast" }\n'
-    path = tmp_path / "c.toml"
-    path.write_text(f'{zones}[nat.pools.fast]\naddresses = "{addresses}"\nengine = "vpp"\n{rule}')
+    path = with_pool(tmp_path, f'addresses = "{addresses}"\nengine = "vpp"\n')
     (pool,) = ruleset(path).pools
     assert (pool.engine, ruleset(path).zone_of_pool("fast")) == (PoolEngine.VPP, "wan")
     answer = json.loads(CliRunner().invoke(cli, ["--config", str(path), "check", "--json", "--file-only"]).stdout)

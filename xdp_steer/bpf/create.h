@@ -60,7 +60,7 @@ struct source {
 	u16 high;
 	u32 persistent;
 	u32 overflow;	/* pool index + 1 */
-	u32 translator;	/* tag of a pool of VPP, whose XDP's addresses these are */
+	u32 translator;	/* as in the pool, whose XDP's addresses these are */
 	bool tried;	/* addresses and ports of a range, one after the other */
 };
 
@@ -233,20 +233,28 @@ static __always_inline u32 choose_source(struct meta *m, struct source *source)
 static __always_inline u32 translate_source(struct meta *m)
 {
 	struct source source = { .addresses = 1, .low = DYNAMIC_LOW, .high = DYNAMIC_HIGH };
-	u32 flags = m->flags, reason = choose_source(m, &source);
+	u32 flags = m->flags, reason = choose_source(m, &source), tag;
 	int error;
 
 	if (reason != NEXT)
 		return reason;
-	if (source.translator && is_for_translator(m)) {
-		source.tried = false;
-		m->flags = flags | META_TRANSLATOR;
-		m->embedded = source.translator;
-		m->fresh.embedded = source.translator;
+	tag = m->flags & META_NAT64 ? 0 : source.translator & ~POOL_AUTO;
+	if (tag) {
+		count_pool(tag, 1);
+		m->fresh.embedded = tag;
+		if (is_for_translator(m, source.translator)) {
+			source.tried = false;
+			m->flags = flags | META_TRANSLATOR;
+			m->embedded = tag;
+		}
 	}
 	m->reply_protocol = m->flags & META_NAT64 ? crossed(m->key.protocol) : m->key.protocol;
-	if (source.tried)
-		return reserve_from(m, &source);
+	if (source.tried) {
+		reason = reserve_from(m, &source);
+		if (reason == REASON_NAT_EXHAUSTED && tag && has_choice(m))
+			count_refused(tag);
+		return reason;
+	}
 	error = reserve(m);
 	return error ? reason_of(error) : NEXT;
 }

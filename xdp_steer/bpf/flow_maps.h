@@ -90,10 +90,17 @@ struct pool {
 	u16 low;
 	u16 high;
 	u16 persistent;
-	u16 translator;	/* tag by which VPP translates, with other addresses than these; 0: VPP does not */
+	u16 translator;	/* tag by which VPP translates, with other addresses than these; 0: VPP does not. POOL_AUTO: at times */
 	u32 overflow;	/* index + 1 */
 	u32 block;	/* ports of each subscriber, 0: shared by all */
 	__be32 subscribers;	/* the first one's address */
+};
+
+/* What a pool with a tag is asked for, one per CPU. */
+struct pool_count {
+	u64 flows;	/* new ones, also those that it had no port for */
+	u64 packets;	/* of its flows, in both directions, whoever translates */
+	u64 refused;	/* flows that XDP's addresses had no port for */
 };
 
 /* The far side of policies (XFRM), in each direction. */
@@ -143,7 +150,7 @@ struct session {
 	u32 ack;		/* last acknowledgement number, if SESSION_ACKED */
 	u16 flags;		/* SESSION_ */
 	u8 state;		/* STATE_, the same in both directions */
-	u8 embedded;		/* NAT64: bits of the prefix before an IPv4 address (RFC 6052); SESSION_TRANSLATOR: the tag */
+	u8 embedded;		/* NAT64: bits of the prefix before an IPv4 address (RFC 6052); else the tag of its pool, 0: none */
 	u16 out_zone;
 	u16 mss;		/* cap, 0: none */
 	u32 fib_generation;	/* of the route below, 0: none yet */
@@ -279,6 +286,8 @@ BPF_TABLE_PINNED("array", u32, struct service_row, services, MAX_SERVICE_ROWS, P
 BPF_TABLE_PINNED("array", u32, struct bit_row, rule_bits, MAX_BIT_ROWS, PIN_ROOT "/rule_bits");
 BPF_TABLE_PINNED("array", u32, struct rule_row, rule_rows, MAX_BANKS * MAX_TABLES * MAX_ROWS, PIN_ROOT "/rule_rows");
 BPF_TABLE_PINNED("array", u32, struct pool, pools, MAX_BANKS * MAX_POOLS, PIN_ROOT "/pools");
+BPF_TABLE_PINNED("array", u32, u32, pool_engines, MAX_TAGS, PIN_ROOT "/pool_engines");
+BPF_TABLE_PINNED("percpu_array", u32, struct pool_count, pool_counts, MAX_TAGS, PIN_ROOT "/pool_counts");
 BPF_TABLE_PINNED("percpu_array", u32, struct verdict_count, rule_counts, MAX_RULES, PIN_ROOT "/rule_counts");
 BPF_TABLE_PINNED("hash", struct flow_key, struct session, sessions, 1, PIN_ROOT "/sessions");
 BPF_TABLE_PINNED("lru_hash", struct fragment_key, struct fragment, fragments, MAX_FRAGMENTS, PIN_ROOT "/fragments");

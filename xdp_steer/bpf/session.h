@@ -249,6 +249,7 @@ int stage_flow(struct xdp_md *ctx)
 		end_session(m, s, now);
 		return go(ctx, STAGE_NEW);
 	}
+	count_for_pool(s);
 	become(m, s);
 	routed = s->out_ifindex && s->fib_generation == (u32)control_value(CONTROL_FIB_GENERATION) &&
 		 s->fib_ns + ROUTE_NS >= now && !(m->mss && m->tcp_flags & TCP_SYN);

@@ -19,6 +19,42 @@ static __always_inline struct port *port_of_pool(u32 bank, u32 pool)
 	return port_of(control_value(CONTROL_TRANSLATOR_PORT), pool, bank);
 }
 
+static __always_inline void count_pool(u32 tag, u64 flows)
+{
+	struct pool_count *count = pool_counts.lookup(&tag);
+
+	if (!count)
+		return;
+	count->flows += flows;
+	count->packets++;
+}
+
+static __always_inline void count_refused(u32 tag)
+{
+	struct pool_count *count = pool_counts.lookup(&tag);
+
+	if (count)
+		count->refused++;
+}
+
+/* A packet of a session that is there. */
+static __always_inline void count_for_pool(struct session *s)
+{
+	if (s->embedded && !(s->flags & SESSION_NAT64))
+		count_pool(s->embedded, 0);
+}
+
+/* Whose the new flows of a pool are just now: user space decides for those that are VPP's at times. */
+static __always_inline bool is_with_vpp(u32 translator)
+{
+	u32 tag = translator & ~POOL_AUTO, *vpp;
+
+	if (!(translator & POOL_AUTO))
+		return true;
+	vpp = pool_engines.lookup(&tag);
+	return vpp && *vpp;
+}
+
 /* NEXT if VPP still has what it has for the session. One that is older than VPP's table is over. The other direction comes
  * by VPP alone. */
 static __always_inline u32 translator_step(struct meta *m, struct session *s, bool *over)
@@ -39,10 +75,10 @@ static __always_inline u32 translator_step(struct meta *m, struct session *s, bo
 }
 
 /* Does VPP translate a new flow that source NAT gives to a pool of its? The rest is XDP's, with addresses of its own: while VPP
- * is away, other protocols, IPv4 options, and what goes to an address of VPP's itself. */
-static __always_inline bool is_for_translator(struct meta *m)
+ * or the pool are not for it, other protocols, IPv4 options, and what goes to an address of VPP's itself. */
+static __always_inline bool is_for_translator(struct meta *m, u32 translator)
 {
-	if (!control_value(CONTROL_TRANSLATOR) || m->shape & SHAPE_OPTIONS)
+	if (!control_value(CONTROL_TRANSLATOR) || m->shape & SHAPE_OPTIONS || !is_with_vpp(translator))
 		return false;
 	if (!has_ports(m->key.protocol) && !(m->key.protocol == IPPROTO_ICMP && m->code >> 8 == ECHO_REQUEST))
 		return false;

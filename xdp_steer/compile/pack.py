@@ -145,7 +145,8 @@ def _rule(row: RuleRow) -> fl.RuleRowLeaf:
 def _pool(row: PoolRow) -> fl.PoolLeaf:
     first = address_leaf(row.first)
     subscribers = socket.htonl(int(row.subscribers)) if row.subscribers else 0
-    shared = row.addresses, row.low, row.high, row.persistent, row.translator
+    translator = row.translator | (fl.POOL_AUTO if row.auto else 0)
+    shared = row.addresses, row.low, row.high, row.persistent, translator
     return fl.PoolLeaf(first, *shared, row.overflow, row.block, subscribers)
 
 

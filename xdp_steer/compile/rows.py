@@ -79,7 +79,7 @@ class PrefixRow:
 class PoolRow:
     """Of ``pools``; ``overflow`` is an index + 1, 0 for none. ``subscribers`` is the first one's address.
 
-    ``translator`` is the tag by which VPP translates, with addresses of its own; 0: VPP does not.
+    ``translator`` is the tag by which VPP translates, with addresses of its own; 0: VPP does not. ``auto``: at times.
     """
 
     first: IpAddress
@@ -91,6 +91,7 @@ class PoolRow:
     block: int = 0
     subscribers: IpAddress | None = None
     translator: int = 0
+    auto: bool = False
 
 
 @dataclass(frozen=True, slots=True)

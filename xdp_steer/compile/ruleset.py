@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
 
-from ipsec_gw.model.firewall import TRANSLATOR_PORT, TUNNEL_INTERFACES, Pool, Ruleset, Zone
+from ipsec_gw.model.firewall import TRANSLATOR_PORT, TUNNEL_INTERFACES, Pool, PoolEngine, Ruleset, Zone
 from ipsec_gw.model.ids import IpAddress
 from xdp_steer.compile.classify import prefix_rows, service_rows, source_port_rows, zone_bits
 from xdp_steer.compile.errors import CompileError
@@ -187,7 +187,7 @@ def _pools(pools: tuple[Pool, ...], tags: Mapping[str, int]) -> Iterator[PoolRow
         row = PoolRow(first, _addresses(pool, first, last), *pool.ports, pool.persistent, overflow)
         if pool.blocks is not None:
             row = replace(row, block=pool.blocks.size, subscribers=pool.blocks.subscribers.network_address)
-        yield replace(row, translator=tags.get(pool.name, 0))
+        yield replace(row, translator=tags.get(pool.name, 0), auto=pool.engine is PoolEngine.AUTO)
 
 
 def _addresses(pool: Pool, first: IpAddress, last: IpAddress) -> int:
