@@ -32,13 +32,15 @@ from ipsec_gw.lab.traffic import until
 from ipsec_gw.lab.wire import clear_packets
 
 REKEYS = 200
+SETTINGS = "[gateway]\nhang_seconds = 10.0\nhold_seconds = 3.0\n"
+"""Where the daemon is slower than the rekeys, packets wait for less than charon keeps an old inbound SA (5 s)."""
 WAYS = {"gwa": ("a",), "gwb": ("b",), "both": ("a", "b")}
 
 
 async def run(lab: Lab) -> None:
     """Play it."""
     dice = random.Random(lab.options.seed)  # noqa: S311 - repeatable, not secret
-    story = await set_up(lab)
+    story = await set_up(lab, config=SETTINGS)
     evidence = Evidence()
     await bring_up(story, evidence)
     await carry(story, evidence)
