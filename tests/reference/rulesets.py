@@ -395,7 +395,8 @@ def _with_vpp(random: Random, ruleset: Ruleset) -> Ruleset:
     others = ruleset.source_nat
     placed = (*rules, *others) if random.random() < 0.7 else (*others, *rules)
     engine = random.choice((PoolEngine.VPP, PoolEngine.AUTO))
-    pool = replace(VPPS, persistent=random.random() < 0.5, engine=engine)
+    ports = random.choice((VPPS.ports, (2000, 2001)))  # of XDP's part, which may have none left
+    pool = replace(VPPS, ports=ports, persistent=random.random() < 0.5, engine=engine)
     return replace(ruleset, pools=(*ruleset.pools, pool), source_nat=placed)
 
 
