@@ -181,7 +181,7 @@ def _insert(
         if reply not in sessions.entries:
             break
     else:
-        if packet.has_ports or packet.is_query:
+        if not choice.vpp and (packet.has_ports or packet.is_query):
             machine.count_pool(choice.tag, refused=1)
         raise drop(Reason.NAT_EXHAUSTED)
     reverse, forward = (

@@ -394,8 +394,10 @@ def _with_vpp(random: Random, ruleset: Ruleset) -> Ruleset:
     )
     others = ruleset.source_nat
     placed = (*rules, *others) if random.random() < 0.7 else (*others, *rules)
-    engine = random.choice((PoolEngine.VPP, PoolEngine.AUTO))
-    pool = replace(VPPS, persistent=random.random() < 0.5, engine=engine)
+    kind = int(random.random() * 8)
+    ports = (2000, 2001) if kind & 1 else VPPS.ports  # of XDP's part, which may have none left
+    engine = PoolEngine.AUTO if kind & 2 else PoolEngine.VPP
+    pool = replace(VPPS, ports=ports, persistent=kind < 4, engine=engine)
     return replace(ruleset, pools=(*ruleset.pools, pool), source_nat=placed)
 
 
