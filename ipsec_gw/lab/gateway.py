@@ -286,6 +286,11 @@ class GatewayUnderTest:
         """What `show status` would print, asked as in :meth:`sas_now`."""
         return parse_status(json.dumps(await asyncio.to_thread(control.ask, self._session.gateway_dir, "status")))
 
+    async def nat_now(self) -> dict[str, Any]:
+        """What `show nat --json` would print, asked as in :meth:`sas_now`."""
+        answer: dict[str, Any] = await asyncio.to_thread(control.ask, self._session.gateway_dir, "nat")
+        return answer
+
     async def in_sync(self) -> bool:
         """Whether all that is wanted is in place, asked as in :meth:`sas_now`."""
         return (await self.status_now()).in_sync

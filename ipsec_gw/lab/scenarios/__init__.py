@@ -46,6 +46,7 @@ def scenarios() -> dict[str, Scenario]:
     """All of them, by name."""
     # Here and not above: scenarios import the lab, which imports this package.
     from ipsec_gw.lab.edge import beside_ipv4, crowded, edge, renumbered  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios import nat_pools  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.chaos import run as run_chaos  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.charon import run as run_charon  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.charon_restart import run as run_charon_restart  # noqa: PLC0415
@@ -229,6 +230,21 @@ def scenarios() -> dict[str, Scenario]:
             "nat64",
             "hosts with IPv6 reach servers with IPv4, a thousand flows at once, path MTU and errors included",
             (Part("nat64", beside_ipv4, run_nat64, needs_esp=False),),
+        ),
+        Scenario(
+            "nat-pool",
+            "a pool of VPP's: two thousand flows at once, errors, fragments and path MTU through it",
+            (Part("pool", edge, nat_pools.run_pool, needs_esp=False),),
+        ),
+        Scenario(
+            "nat-auto",
+            "a pool that is VPP's during a surge: new flows move there and back, none is broken",
+            (Part("pool", edge, nat_pools.run_auto, needs_esp=False),),
+        ),
+        Scenario(
+            "nat-failover",
+            "VPP dies and comes back under a pool of its own: new flows are XDP's meanwhile",
+            (Part("pool", edge, nat_pools.run_failover, needs_esp=False),),
         ),
         Scenario(
             "nptv6",

@@ -1,4 +1,4 @@
-"""The configuration files of the scenarios `screens`, `nat64` and `nptv6`, whose networks are of
+"""The configuration files of the scenarios `screens`, `nat64`, `nptv6` and those of pools, whose networks are of
 :mod:`ipsec_gw.lab.edge`. Pure.
 """
 
@@ -44,6 +44,13 @@ def nat64_rules(topology: Topology) -> str:
     """LAN and WAN: IPv6 to :data:`PREFIX` becomes IPv4 from :data:`FOUR`, IPv4 has source NAT, IPv6 goes as it is."""
     lan = topology.network(Role.CLIENT, HOST)
     return "\n".join((ZONES, OUT_POLICY, NAT64, MASQUERADE, f'source = "{lan}"\n'))
+
+
+def pool_rules(options: str) -> str:
+    """LAN and WAN, source NAT by a pool with these options: lines of its table."""
+    pool = f'[nat.pools.crowd]\naddresses = "{POOL}"\n{options}\n'
+    rule = '[[nat.source]]\nname = "crowd"\nfrom = "trust"\nto = "untrust"\ntranslate = { pool = "crowd" }\n'
+    return "\n".join((ZONES, OUT_POLICY, pool, rule))
 
 
 NAT64 = f"""\
