@@ -19,6 +19,7 @@ from ipsec_gw.lab.context import Lab
 from ipsec_gw.lab.gateway import GatewayUnderTest
 from ipsec_gw.lab.kernel_sas import dump
 from ipsec_gw.lab.netns import inside
+from ipsec_gw.lab.scenarios.site_to_site import leave
 from ipsec_gw.lab.scenarios.truth import SYNC_SECONDS, counter_truth
 from ipsec_gw.lab.scenarios.tunnel import (
     FLOW_RATE,
@@ -131,8 +132,7 @@ async def finish(
     await terminate(story, evidence)
     judged = Judged(taken_over=True, lossy=lossy, links=frozenset(links))
     judge_capture(story.lab, evidence, story.wan, story.lans, story.diaries, judged)
-    with story.lab.step("ipsec-gw off"):
-        await gateway.off()
+    await leave(story)
 
 
 async def kill_vpp(gateway: GatewayUnderTest) -> None:
@@ -223,6 +223,9 @@ async def death(
         back = [flow.next for flow in story.flows]
         await flowing(story)
     missing = [flow.missing(*span) for flow, *span in zip(story.flows, settled, back, strict=True)]
+    for lost, *span in zip(missing, settled, back, strict=True):
+        if lost:
+            lab.note(f"{name}: lost on the way back: {few(lost)} of {span[0]} to {span[1]}")
     lab.check(f"{name}: no packet is lost on the way back", not any(missing), "0", [len(lost) for lost in missing])
     lab.check(f"{name}: back in {gateway.engine} with new keys", not spis(story) & old, "no old SPI", few(sorted(old)))
     return cost
