@@ -10,6 +10,7 @@ packages=(
 	iproute2 nftables ethtool kmod ca-certificates make
 	nmap                                  # port scans, for the tests of screens
 	strongswan-swanctl charon-systemd libstrongswan-standard-plugins libcharon-extra-plugins   # the lab's gateways
+	frr                                   # a routing protocol for them
 	qemu-system-x86 busybox-static cpio   # the lab's VM, for kernels without ESP
 )
 case $(dpkg --print-architecture) in

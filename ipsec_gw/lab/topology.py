@@ -227,6 +227,20 @@ def overlapping(tag: str) -> Topology:
     )
 
 
+def two_networks(tag: str) -> Topology:
+    """:func:`site_to_site` with a second network behind gateway B, and a second address of the server in it."""
+    plain = site_to_site(tag)
+    second = {
+        (Role.GATEWAY_B, LAN): (IPv4Interface("10.3.0.1/24"),),
+        (Role.SERVER, HOST): (IPv4Interface("10.3.0.10/24"),),
+    }
+
+    def more(port: Port) -> Port:
+        return replace(port, further=second.get((port.role, port.name), ()))
+
+    return replace(plain, wires=tuple(Wire(more(wire.left), more(wire.right)) for wire in plain.wires))
+
+
 def two_families(tag: str) -> Topology:
     """:func:`site_to_site` with IPv6 beside IPv4 everywhere."""
     plain = site_to_site(tag)

@@ -19,6 +19,7 @@ from ipsec_gw.lab.topology import (
     roadwarriors,
     site_to_site,
     two_families,
+    two_networks,
 )
 
 TAG = "igw-0a1b2c"
@@ -39,7 +40,7 @@ def test_two_runs_share_no_namespace():
 
 
 ALL = pytest.mark.parametrize(
-    "make", [site_to_site, two_families, behind_nat, roadwarriors], ids=lambda make: make.__name__
+    "make", [site_to_site, two_networks, two_families, behind_nat, roadwarriors], ids=lambda make: make.__name__
 )
 
 
@@ -66,6 +67,15 @@ def test_all_that_a_gateway_has_behind_it_counts():
     assert site_to_site(TAG).behind(Role.GATEWAY_A) == (IPv4Network("10.1.0.0/24"),)
     behind = crossroads(TAG).behind(Role.GATEWAY_B)
     assert {"10.2.0.0/24", "10.12.0.0/24", "10.66.0.0/24", "fd12::/64"} <= set(map(str, behind))
+
+
+def test_two_networks_are_behind_gateway_b_alone():
+    topology = two_networks(TAG)
+    assert topology.behind(Role.GATEWAY_A) == site_to_site(TAG).behind(Role.GATEWAY_A)
+    first, second = topology.behind(Role.GATEWAY_B)
+    assert (str(first), str(second)) == ("10.2.0.0/24", "10.3.0.0/24")
+    (server,) = topology.port(Role.SERVER, HOST).further
+    assert server.ip in second
 
 
 def test_two_families_are_wired_alike():

@@ -3,6 +3,7 @@
 from collections import Counter
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from ipaddress import ip_network
 from types import SimpleNamespace
 
 import pytest
@@ -99,6 +100,18 @@ def test_counters_that_do_not(after, carried, names):
     assert failed(run) == names
 
 
+def test_counters_of_sas_that_need_not_be_used():
+    run = lab()
+    judge_counters(run, "now", GOOD_BEFORE, GOOD_AFTER, Counter({IN: 10}), lambda sa: sa.direction == "in")
+    assert failed(run) == []
+    assert len(run.checks) == 2
+    judge_counters(run, "now", GOOD_BEFORE, GOOD_AFTER, Counter({IN: 10}))
+    assert failed(run) == [
+        "now: `show sas` counts what the wire carried, out",
+        "now: the kernel sends no outbound ESP past the guard",
+    ]
+
+
 def test_the_kernel_engine_must_not_claim_anything():
     run = lab("kernel")
     judge_counters(run, "x", GOOD_BEFORE, GOOD_AFTER, CARRIED)
@@ -184,14 +197,16 @@ def world(**changed):
     return {"from_a": from_a, "from_b": from_b, "client": client, "server": server, "sas": sas, "lost": 0} | changed
 
 
-def judged(engine="vpp", lossy=False, **changed):
+def judged(engine="vpp", lossy=False, links=frozenset(), **changed):
     parts = world(**changed)
     run = lab(engine)
     wan = Fixed(parts["from_a"], parts["from_b"], lost=parts["lost"])
     evidence = Evidence([0, 0], [len(capture.frames) for capture in wan.captures])
     evidence.engine_took([shown("in"), shown("out")])
     diary = SimpleNamespace(all=lambda: parts["sas"])
-    judge_capture(run, evidence, wan, Fixed(parts["client"], parts["server"]), [diary], Judged(lossy=lossy))
+    judge_capture(
+        run, evidence, wan, Fixed(parts["client"], parts["server"]), [diary], Judged(lossy=lossy, links=links)
+    )
     return run
 
 
@@ -234,6 +249,14 @@ def test_an_inner_packet_that_nobody_sent():
     ]
     strange = [TO_A[0], packet("10.2.0.10", "10.1.0.10", 99)]
     assert failed(judged(from_b=protected(strange, B, A, 0xA))) == ["what B encrypts is what the server sent"]
+
+
+def test_what_gateways_say_in_clear_on_a_link_inside_the_tunnel():
+    link = frozenset({ip_network("192.168.42.0/30")})
+    clear = [*world()["from_b"], frame(Ether() / packet("192.168.42.2", "192.168.42.1", 5))]
+    name = "nothing of the protected networks crosses the WAN in clear while the tunnel is up"
+    assert failed(judged(from_b=clear)) == []
+    assert failed(judged(from_b=clear, links=link)) == [name]
 
 
 def test_a_sequence_number_used_twice():

@@ -55,6 +55,7 @@ def scenarios() -> dict[str, Scenario]:
     from ipsec_gw.lab.scenarios.failover import run as run_failover  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.firewall import run as run_firewall  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.firewall_plain import run as run_firewall_plain  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.frr import run as run_frr  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.hang import run as run_hang  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.hitless import run as run_hitless  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.idle import run as run_idle  # noqa: PLC0415
@@ -110,6 +111,11 @@ def scenarios() -> dict[str, Scenario]:
                 Part("tunnel", topology.site_to_site, run_route_based, vm_seconds=1400.0),
                 Part("firewall", topology.site_to_site, run_route_based_with_firewall, vm_seconds=2400.0),
             ),
+        ),
+        Scenario(
+            "frr",
+            "BGP by FRR through the tunnel: routes come, go and move, and the session survives the engine's death",
+            (Part("tunnel", topology.two_networks, run_frr, vm_seconds=2400.0),),
         ),
         Scenario(
             "matrix",

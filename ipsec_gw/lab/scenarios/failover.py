@@ -11,7 +11,7 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from ipsec_gw.lab.capture import Frame, esp_of
@@ -19,6 +19,7 @@ from ipsec_gw.lab.context import Lab
 from ipsec_gw.lab.gateway import GatewayUnderTest
 from ipsec_gw.lab.kernel_sas import dump
 from ipsec_gw.lab.netns import inside
+from ipsec_gw.lab.scenarios.site_to_site import leave
 from ipsec_gw.lab.scenarios.truth import SYNC_SECONDS, counter_truth
 from ipsec_gw.lab.scenarios.tunnel import (
     FLOW_RATE,
@@ -36,6 +37,7 @@ from ipsec_gw.lab.streams import TcpStream
 from ipsec_gw.lab.topology import HOST, WAN, Role
 from ipsec_gw.lab.traffic import UdpFlow, until
 from ipsec_gw.lab.wire import count_by_sa
+from ipsec_gw.model.ids import IpNetwork
 
 KILLS = 5
 TCP_PORT, TCP_SEED = 7100, 7
@@ -114,14 +116,23 @@ async def begin(lab: Lab, *, inactivity: int = 0) -> tuple[Story, GatewayUnderTe
     return story, gateway, evidence
 
 
-async def finish(story: Story, gateway: GatewayUnderTest, evidence: Evidence, *, lossy: bool = False) -> None:
-    """Charon's counters, the end of the tunnel, and what the captures tell. ``lossy``: packets may have been lost."""
+async def finish(
+    story: Story,
+    gateway: GatewayUnderTest,
+    evidence: Evidence,
+    *,
+    lossy: bool = False,
+    links: Collection[IpNetwork] = (),
+) -> None:
+    """Charon's counters, the end of the tunnel, and what the captures tell. ``lossy``: packets may have been lost;
+    ``links`` as in :class:`Judged`.
+    """
     await quiet(story)
     await counter_truth(story.lab, story.a, gateway, count_by_sa(packets(story)))
     await terminate(story, evidence)
-    judge_capture(story.lab, evidence, story.wan, story.lans, story.diaries, Judged(taken_over=True, lossy=lossy))
-    with story.lab.step("ipsec-gw off"):
-        await gateway.off()
+    judged = Judged(taken_over=True, lossy=lossy, links=frozenset(links))
+    judge_capture(story.lab, evidence, story.wan, story.lans, story.diaries, judged)
+    await leave(story)
 
 
 async def kill_vpp(gateway: GatewayUnderTest) -> None:
@@ -191,7 +202,7 @@ async def death(
         cost.late.append(len(flow.missing(middle, end)))
     lab.note(str(cost))
     lab.check(f"{name}: no packet is lost once the sockets are empty", not any(cost.late), "0", sum(cost.late))
-    rings = round(2 * FLOW_RATE * (cost.dying + 0.5))
+    rings = round(len(story.flows) * FLOW_RATE * (cost.dying + 0.5))
     lab.check(
         f"{name}: no more is lost than was in the rings",
         sum(cost.lost) <= rings,
@@ -212,6 +223,9 @@ async def death(
         back = [flow.next for flow in story.flows]
         await flowing(story)
     missing = [flow.missing(*span) for flow, *span in zip(story.flows, settled, back, strict=True)]
+    for lost, *span in zip(missing, settled, back, strict=True):
+        if lost:
+            lab.note(f"{name}: lost on the way back: {few(lost)} of {span[0]} to {span[1]}")
     lab.check(f"{name}: no packet is lost on the way back", not any(missing), "0", [len(lost) for lost in missing])
     lab.check(f"{name}: back in {gateway.engine} with new keys", not spis(story) & old, "no old SPI", few(sorted(old)))
     return cost

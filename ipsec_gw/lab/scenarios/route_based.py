@@ -111,7 +111,7 @@ async def _play(lab: Lab, config: str) -> None:
         lab.check("the firewall finds nothing malformed, whoever decrypted it", not malformed, "0", malformed)
     await rekey_under_traffic(story, evidence)
     await _routes_decide(story)
-    await _engine_dies(story, gateway, evidence)
+    await engine_dies(story, gateway, evidence)
     await bracketed_exchange(story, "payload exchange at the end")
     await finish(story, gateway, evidence, lossy=True)
     after = await _settings(lab)
@@ -209,7 +209,8 @@ async def _routes_decide(story: Story) -> None:
     lab.check("the SAs are the same", now == keys, few(sorted(keys)), few(sorted(now)))
 
 
-async def _engine_dies(story: Story, gateway: GatewayUnderTest, evidence: Evidence) -> None:
+async def engine_dies(story: Story, gateway: GatewayUnderTest, evidence: Evidence) -> None:
+    """Its process is killed: the kernel carries on, and gives back."""
     if gateway.engine == "vpp":
         await death(story, gateway, evidence, "kill of VPP", kill_vpp, gateway.vpp_up)
     else:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 
 from ipsec_gw.lab.context import Lab
-from ipsec_gw.lab.gateway import GatewayUnderTest
+from ipsec_gw.lab.gateway import GatewayUnderTest, ShownSa
 from ipsec_gw.lab.netns import xfrm_errors
 from ipsec_gw.lab.scenarios.truth import TOLD, counter_truth
 from ipsec_gw.lab.scenarios.tunnel import (
@@ -25,6 +26,7 @@ from ipsec_gw.lab.scenarios.tunnel import (
     set_up,
     spis,
     terminate,
+    wan_frames,
 )
 from ipsec_gw.lab.scenarios.verdicts import Evidence, Judged, Reading, judge_capture, judge_counters
 from ipsec_gw.lab.strongswan import Swan
@@ -35,6 +37,8 @@ from ipsec_gw.lab.wire import count_by_sa
 TCP_BYTES = 200_000
 SIZES = (1, 64, 511, 1200, 1372)
 """Payloads of single packets, up to what fits a tunnel over a 1500-byte WAN unfragmented."""
+
+READ_SECONDS = 60.0
 
 REKEYS = {1: "a rekey", 2: "two rekeys"}
 
@@ -82,25 +86,43 @@ async def leave(story: Story) -> None:
 
 async def bracketed_exchange(story: Story, name: str) -> None:
     """TCP, UDP and ICMP between two quiet moments, so that every counter can be held against the wire."""
+    async with bracketed(story, name):
+        for talkers in story.talkers:
+            await _exchange(story.lab, name, talkers)
+
+
+@asynccontextmanager
+async def bracketed(story: Story, name: str, which: Callable[[ShownSa], bool] = lambda _: True) -> AsyncIterator[None]:
+    """What is done meanwhile is all that goes on, and the counters of those SAs that it uses are held against the
+    wire.
+    """
     lab, gateway = story.lab, story.gateway
     with lab.step(f"{name}: wait for silence and read counters"):
         await quiet(story)
-        before = await _read(gateway) if gateway else None
+        before = await _read(story, gateway) if gateway else None
         wire_before = count_by_sa(packets(story))
     with lab.step(name):
-        for talkers in story.talkers:
-            await _exchange(lab, name, talkers)
+        yield
         await quiet(story)
-    carried = count_by_sa(packets(story)) - wire_before
     if gateway is not None and before is not None:
         with lab.step(f"{name}: read counters"):
-            after = await _read(gateway)
-        judge_counters(lab, name, before, after, carried)
+            after = await _read(story, gateway)
+        judge_counters(lab, name, before, after, count_by_sa(packets(story)) - wire_before, which)
     resume(story)
 
 
-async def _read(gateway: GatewayUnderTest) -> Reading:
+async def _read(story: Story, gateway: GatewayUnderTest) -> Reading:
+    """By the commands, and if something passed the WAN meanwhile, again and faster: a routing protocol is never quiet
+    for long. Raises TrafficError.
+    """
+    deadline = asyncio.get_running_loop().time() + READ_SECONDS
+    passed = wan_frames(story)
     status, sas = await asyncio.gather(gateway.status(), gateway.sas())
+    while (now := wan_frames(story)) != passed:
+        if asyncio.get_running_loop().time() > deadline:
+            raise TrafficError(f"the WAN was never quiet long enough to read counters in {READ_SECONDS:.0f} s")
+        passed = now
+        status, sas = await asyncio.gather(gateway.status_now(), gateway.sas_now())
     return Reading(status, sas)
 
 

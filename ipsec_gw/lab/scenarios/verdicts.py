@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from ipsec_gw.lab.capture import Captures, Frame, header, without_hops
@@ -24,7 +24,7 @@ from ipsec_gw.lab.wire import (
     together,
     without_returned,
 )
-from ipsec_gw.model.ids import IpAddress
+from ipsec_gw.model.ids import IpAddress, IpNetwork
 
 
 @dataclass
@@ -78,10 +78,19 @@ class Reading:
         return self.status.guard.get(key, GuardCount(0, 0))
 
 
-def judge_counters(lab: Lab, name: str, before: Reading, after: Reading, carried: Counter[str]) -> None:
-    """Hold the gateway's counters against the wire, over a span that began and ended quiet."""
+def judge_counters(
+    lab: Lab,
+    name: str,
+    before: Reading,
+    after: Reading,
+    carried: Counter[str],
+    which: Callable[[ShownSa], bool] = lambda _: True,
+) -> None:
+    """Hold the gateway's counters against the wire, over a span that began and ended quiet, for those SAs ``which`` had
+    something to carry.
+    """
     engine = lab.options.engine
-    for sa in after.sas:
+    for sa in filter(which, after.sas):
         on_wire, shown = carried[sa.key], after.packets(sa.key) - before.packets(sa.key)
         lab.check(
             f"{name}: `show sas` counts what the wire carried, {sa.direction}",
@@ -135,12 +144,14 @@ class Judged:
     ``lossy``: what passed the WAN need not have arrived.
     ``gaps``: B's numbers were moved on by hand, or B had no address to send from.
     ``roamed``: where gateways A and B were besides their own addresses.
+    ``links``: networks in which they talk to each other inside the tunnel, and so never in clear.
     """
 
     taken_over: bool = False
     lossy: bool = False
     gaps: bool = False
     roamed: tuple[frozenset[IpAddress], frozenset[IpAddress]] = (frozenset(), frozenset())
+    links: frozenset[IpNetwork] = frozenset()
 
     def __or__(self, other: Judged) -> Judged:
         return Judged(
@@ -148,6 +159,7 @@ class Judged:
             self.lossy or other.lossy,
             self.gaps or other.gaps,
             (self.roamed[0] | other.roamed[0], self.roamed[1] | other.roamed[1]),
+            self.links | other.links,
         )
 
 
@@ -180,7 +192,7 @@ def judge_capture(
     tunnels = (*earlier, evidence)
     engine_sas = frozenset[str]().union(*(tunnel.engine_sas for tunnel in tunnels))
     _judge_numbers(lab, openings, engine_sas, judged)
-    _judge_clear(lab, tunnels, wan)
+    _judge_clear(lab, tunnels, wan, judged.links)
 
 
 def _judge_opening(lab: Lab, opening: Opening, packets: int) -> None:
@@ -269,8 +281,9 @@ def _judge_numbers(lab: Lab, openings: Sequence[Opening], engine_sas: frozenset[
             lab.check(name, bool(whole) and not unordered, "in order", few(unordered))
 
 
-def _judge_clear(lab: Lab, tunnels: Sequence[Evidence], wan: Captures) -> None:
-    protected = [network for role in (Role.GATEWAY_A, Role.GATEWAY_B) for network in lab.topology.behind(role)]
+def _judge_clear(lab: Lab, tunnels: Sequence[Evidence], wan: Captures, links: Collection[IpNetwork]) -> None:
+    behind = [network for role in (Role.GATEWAY_A, Role.GATEWAY_B) for network in lab.topology.behind(role)]
+    protected = [*behind, *links]
     earlier: list[Frame] = []
     during: list[Frame] = []
     for capture, up in zip(wan.captures, tunnels[0].up, strict=True):
