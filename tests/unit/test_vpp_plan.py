@@ -336,6 +336,25 @@ def test_unknown_releases_are_named(small: Machine, release: tuple[int, int], te
     assert all(text is not None and text in one for one in found)
 
 
+@pytest.mark.parametrize(
+    ("release", "commits"),
+    [
+        ((23, 6), {"ef5a3e9eaac", "421964a8d1e"}),
+        ((25, 6), {"ef5a3e9eaac", "421964a8d1e"}),
+        ((25, 10), {"ef5a3e9eaac"}),
+        ((26, 2), {"ef5a3e9eaac", "9eed09d0f46"}),
+        ((26, 6), {"9eed09d0f46"}),
+    ],
+)
+def test_known_defects_of_a_release_are_told_with_the_way_out(
+    small: Machine, release: tuple[int, int], commits: set[str]
+) -> None:
+    plan = plan_startup(replace(small, vpp=replace(small.vpp, release=release)))
+    found = [one for one in plan.findings if one.subject == "defect"]
+    assert {one.text.rpartition("VPP's ")[2].rstrip(")") for one in found} == commits
+    assert all(one.way_out for one in found)
+
+
 def test_ipsecmb_is_chosen_only_where_it_is_faster(small: Machine, xeon: Machine) -> None:
     assert plan_startup(small).handlers == ()
     (handler,) = plan_startup(xeon).handlers

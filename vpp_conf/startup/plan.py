@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from vpp_conf.startup.defects import known_defects
 from vpp_conf.startup.machine import Machine, Nic
 from vpp_conf.startup.plan_buffers import DPDK_HEADER_BYTES, SMALL_BYTES, DataPlan, needed_buffers, plan_data
 from vpp_conf.startup.plan_cpu import CpuPlan, plan_cpus, used_nodes
@@ -61,6 +62,7 @@ def plan_startup(machine: Machine, needs: Needs | None = None, tuning: Tuning | 
     memory = room.memory
     findings = (
         *_vpp_findings(machine),
+        *known_defects(known.vpp.release),
         *_scale_findings(needs),
         *nic_findings,
         *cpus.findings,
