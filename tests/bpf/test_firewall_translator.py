@@ -150,6 +150,19 @@ def test_new_flows_go_where_the_pool_is_and_no_flow_changes(moving: Translator, 
     is_sent(moving.wan(back), routed(back, LAN, dst=HOST))
 
 
+@pytest.mark.parametrize("kind", SEVERAL)
+def test_a_flow_that_was_vpps_and_begins_anew_is_whose_the_pool_is(moving: Translator, kind: str) -> None:
+    again, pools = asked(kind), moving.world.steering.pools
+    pools.give(TAG, to_vpp=True)
+    is_given(moving.lan(again), again, TAG)
+    pools.give(TAG, to_vpp=False)
+    moving.world.age(100_000)
+    for _ in range(2):
+        is_sent(moving.lan(again), routed(again, WAN, src=RESERVED))
+    back = answered(changed(again, src=RESERVED))
+    is_sent(moving.wan(back), routed(back, LAN, dst=HOST))
+
+
 def test_a_pool_of_vpps_alone_asks_nobody(nat: Translator) -> None:
     nat.world.steering.pools.give(TAG, to_vpp=False)
     is_given(nat.lan(asked("udp")), asked("udp"), TAG)

@@ -246,6 +246,7 @@ int stage_flow(struct xdp_md *ctx)
 	if (reason != NEXT)
 		return drop(ctx, reason);
 	if (over) {
+		m->flags &= ~META_TRANSLATOR;	/* the next session of this flow may be XDP's */
 		end_session(m, s, now);
 		return go(ctx, STAGE_NEW);
 	}
