@@ -17,6 +17,9 @@ def begun(*when):
 POOL = (
     "path MTU: the client learns it through VPP",
     *(f"{host}, {talk}" for host in ("client", "inner host") for talk in ("TCP", "UDP", "fragments", "ICMP")),
+    "hairpin, TCP",
+    "hairpin, UDP",
+    "hairpin: errors come back",
     "errors come back: nobody listens",
     "nobody gets in uncalled",
     *(

@@ -239,7 +239,7 @@ def scenarios() -> dict[str, Scenario]:
         ),
         Scenario(
             "nat-pool",
-            "a pool of VPP's: two thousand flows at once, errors, fragments and path MTU through it",
+            "a pool of VPP's: two thousand flows at once, errors, fragments, path MTU and hairpin through it",
             (Part("pool", edge, nat_pools.run_pool, needs_esp=False),),
         ),
         Scenario(

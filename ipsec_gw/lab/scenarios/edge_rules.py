@@ -4,10 +4,11 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv6Network
+from ipaddress import IPv4Network, IPv6Network
 
 from ipsec_gw.lab.edge import INSIDE6, OUTSIDE6, POOL
 from ipsec_gw.lab.scenarios.rules import MASQUERADE, OUT_POLICY, ZONES
+from ipsec_gw.lab.talk import Address
 from ipsec_gw.lab.topology import HOST, Role, Topology
 
 PREFIX = IPv6Network("2001:db8:6464::/96")
@@ -15,6 +16,10 @@ PREFIX = IPv6Network("2001:db8:6464::/96")
 
 CLOSED = 7900
 """A port where nobody listens."""
+
+NEIGHBOURS = IPv4Network((int(POOL.broadcast_address) + 1, POOL.prefixlen))
+PUBLISHED = NEIGHBOURS.broadcast_address + 1
+"""Behind the pool: addresses that nobody else has."""
 
 FOUR = POOL.network_address + 1
 """The one address that all of NAT64 is from."""
@@ -52,6 +57,35 @@ def pool_rules(options: str) -> str:
     rule = '[[nat.source]]\nname = "crowd"\nfrom = "trust"\nto = "untrust"\ntranslate = { pool = "crowd" }\n'
     return "\n".join((ZONES, OUT_POLICY, pool, rule))
 
+
+def hairpin_rules(inside: Address) -> str:
+    """Besides :func:`pool_rules`: the LAN reaches its host ``inside`` by :data:`PUBLISHED`, and by a pool of VPP's."""
+    return HAIRPIN.format(pool=NEIGHBOURS, outside=PUBLISHED, inside=inside)
+
+
+HAIRPIN = """
+[[policies]]
+name = "hairpin"
+from = "trust"
+to = "trust"
+action = "permit"
+
+[[nat.destination]]
+name = "published"
+from = "trust"
+destination = "{outside}"
+to = "{inside}"
+
+[nat.pools.neighbours]
+addresses = "{pool}"
+engine = "vpp"
+
+[[nat.source]]
+name = "hairpin"
+from = "trust"
+to = "trust"
+translate = {{ pool = "neighbours" }}
+"""
 
 NAT64 = f"""\
 [nat.pools.four]

@@ -23,7 +23,7 @@ from ipsec_gw.lab.crowd import Met, crowd
 from ipsec_gw.lab.path_mtu import discovered
 from ipsec_gw.lab.scenarios.border import Story, set_up
 from ipsec_gw.lab.scenarios.conversations import SIZES, TCP_BYTES, answers_ping, finds_mtu, judged, refused
-from ipsec_gw.lab.scenarios.edge_rules import CLOSED, pool_rules
+from ipsec_gw.lab.scenarios.edge_rules import CLOSED, NEIGHBOURS, PUBLISHED, hairpin_rules, pool_rules
 from ipsec_gw.lab.scenarios.rules import OPEN
 from ipsec_gw.lab.talk import BLOCK, Attempt, endpoint, tcp, udp
 from ipsec_gw.lab.topology import HOST, Role
@@ -32,6 +32,7 @@ from ipsec_gw.lab.traffic import Host, TrafficError, until
 OF_VPP = frozenset(list(edge.POOL)[:-1])
 OF_XDP = frozenset(list(edge.POOL)[-1:])
 """VPP has the first addresses of a pool, XDP the last eighth, one at least."""
+OF_VPP_INSIDE = frozenset(list(NEIGHBOURS)[:-1])
 WHOSE = {"vpp": OF_VPP, "xdp": OF_XDP}
 
 FRAGMENTED = (2000, 4000)
@@ -61,11 +62,13 @@ def _ends(lab: Lab) -> Ends:
 
 async def run_pool(lab: Lab) -> None:
     """Play `nat-pool`."""
-    story, ends = await _begin(lab, 'engine = "vpp"', "VPP"), _ends(lab)
+    ends = _ends(lab)
+    story = await _begin(lab, 'engine = "vpp"', "VPP", hairpin_rules(ends.inner.address))
     with lab.step("path MTU discovery"):
         discovery = discovered(ends.client, (ends.server.address, OPEN), ends.server)
         await finds_mtu(lab, "path MTU: the client learns it through VPP", edge.PATH_MTU, discovery)
     await _conversations(lab, ends)
+    await _hairpin(lab, ends)
     await _errors(story, ends)
     await _all_at_once(story, ends)
     await _end(story)
@@ -112,9 +115,9 @@ async def run_auto(lab: Lab) -> None:
     await _end(story)
 
 
-async def _begin(lab: Lab, options: str, state: str) -> Story:
-    """With a pool with these options; its engine is to be in that state."""
-    story = await set_up(lab, pool_rules(options))
+async def _begin(lab: Lab, options: str, state: str, further: str = "") -> Story:
+    """With a pool with these options, and further rules; its engine is to be in that state."""
+    story = await set_up(lab, pool_rules(options) + further)
     await _nat_when(story, lambda nat: not state or nat["state"] == state, f"the pool is {state}'s")
     return story
 
@@ -151,6 +154,18 @@ async def _conversations(lab: Lab, ends: Ends) -> None:
                 expected = "the server sees an address of VPP's"
                 await judged(lab, f"{name}, {protocol}", expected, talk, lambda heard: heard.peer in OF_VPP)
             await answers_ping(lab, f"{name}, ICMP", host, ends.server, number)
+
+
+async def _hairpin(lab: Lab, ends: Ends) -> None:
+    """Both hosts are on one LAN, and neither sees the other's own address."""
+    called, expected = (PUBLISHED, OPEN), "the server sees an address of VPP's second pool"
+    with lab.step("hairpin"):
+        for protocol, talk in (
+            ("TCP", tcp(ends.client, called, ends.inner, OPEN, size=TCP_BYTES, seed=3)),
+            ("UDP", udp(ends.client, called, ends.inner, OPEN, sizes=SIZES, seed=3)),
+        ):
+            await judged(lab, f"hairpin, {protocol}", expected, talk, lambda heard: heard.peer in OF_VPP_INSIDE)
+        await refused(lab, "hairpin: errors come back", ends.client, (PUBLISHED, CLOSED))
 
 
 async def _errors(story: Story, ends: Ends) -> None:
