@@ -17,7 +17,7 @@ from ipsec_gw.lab.topology import WAN, Role, two_networks
 pytestmark = [pytest.mark.root, pytest.mark.skipif(not frr.installed(), reason="FRR is not installed - run make setup")]
 
 GATEWAYS = (Role.GATEWAY_A, Role.GATEWAY_B)
-SECONDS = 30.0
+SECONDS = 60.0
 TRACES = (Path("/run/frr"), Path("/var/tmp/frr"))
 
 
@@ -70,6 +70,12 @@ async def counts(router):
     return now.up, now.came, now.went
 
 
+async def came_again(router):
+    """Whether its session is up once more, and tells so; on a slow machine it may come and go more often than once."""
+    up, came, went = await counts(router)
+    return up and went > 0 and came == went + 1
+
+
 async def routes(router):
     """The networks that its kernel has by BGP."""
     shown = await run(["ip", "-n", router.router.namespace, "-j", "route", "show", "proto", "bgp"])
@@ -96,4 +102,4 @@ async def test_a_session_that_was_down_tells_it(routers):
     a, b = routers
     await when(lambda: counts(a), (True, 1, 0))
     await b.vtysh("clear bgp *")
-    await when(lambda: counts(a), (True, 2, 1))
+    await when(lambda: came_again(a), True)
