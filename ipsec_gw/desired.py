@@ -11,6 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from ipsec_gw.encapsulated import (
+    awaits_policies,
+    copies_of,
+    device_of,
+    is_transport,
+    selectors_of,
+    why_not_encapsulated,
+)
 from ipsec_gw.lineages import Lineage, lineages_of
 from ipsec_gw.model.algorithms import SALT_BYTES, EspAlgorithm
 from ipsec_gw.model.choices import Choices
@@ -26,6 +34,7 @@ from ipsec_gw.model.objects import (
     Guard,
     GuardKey,
     InterfaceEntry,
+    InterfaceKind,
     InterfaceLead,
     Lead,
     ManagedObject,
@@ -37,8 +46,8 @@ from ipsec_gw.model.objects import (
     Tunnel,
 )
 from ipsec_gw.model.secret import Secret
-from ipsec_gw.model.sizes import IPV6_MINIMUM_MTU, UPLINK_MTU, inner_mtu
-from ipsec_gw.model.snapshot import Mode, ResolvedHop, Snapshot, XfrmSa
+from ipsec_gw.model.sizes import GRE_HEADER, IPV6_MINIMUM_MTU, UPLINK_MTU, inner_mtu
+from ipsec_gw.model.snapshot import Encapsulator, Mode, ResolvedHop, Snapshot, XfrmSa
 from ipsec_gw.nat_t import further_ports, local_port, udp_peer
 from ipsec_gw.precedence import Precedence, Share, share_of, why_not_routed
 from ipsec_gw.routed import interface_of, why_not_routed_by, why_not_seen
@@ -65,6 +74,7 @@ class EngineOffer:
     esn: bool
     udp_encap: bool
     max_replay_window: int
+    gre: bool = False
     absent: str = ""
     asleep: str = ""
 
@@ -150,7 +160,7 @@ def _kept(
             offer.absent
             or settings.choices.keeps(names)
             or _why_moved(lineage, names, settings.moved)
-            or _why_not_mode(lineage)
+            or _why_not_mode(lineage, snapshot, offer)
             or _why_not_policies(lineage)
             or _why_not_path(lineage, settings, snapshot)
             or _why_not_led(lineage, snapshot)
@@ -230,10 +240,17 @@ def _held(lineage: Lineage, settings: Settings, snapshot: Snapshot, offer: Engin
         return Owner.PENDING, "charon has not told yet which connection it belongs to"
     if lineage.key.remote not in snapshot.next_hops:
         return Owner.PENDING, f"the kernel has no resolved next hop towards {lineage.key.remote} yet"
+    if awaits_policies(lineage):
+        return Owner.PENDING, _UNFINISHED
     return None
 
 
-def _why_not_mode(lineage: Lineage) -> str:
+_UNFINISHED = "waits for the rest of its CHILD_SA"
+
+
+def _why_not_mode(lineage: Lineage, snapshot: Snapshot, offer: EngineOffer) -> str:
+    if is_transport(lineage):
+        return why_not_encapsulated(lineage, snapshot, gre=offer.gre)
     other = next((sa.mode for sa in lineage.sas if sa.mode is not Mode.TUNNEL), None)
     return f"{other} mode is left to the kernel" if other is not None else ""
 
@@ -246,7 +263,7 @@ def _why_not_policies(lineage: Lineage) -> str:
             return f"the policy for {policy.selector} is limited to an interface or a user"
         if policy.mark:
             return "the policy has a mark (VTI, or route-based IPsec by marks)"
-        if policy.if_id:
+        if policy.if_id or is_transport(lineage):
             continue
         if unrouted := why_not_routed(policy.selector):
             return unrouted
@@ -266,10 +283,11 @@ def _why_not_path(lineage: Lineage, settings: Settings, snapshot: Snapshot) -> s
 
 def _why_not_led(lineage: Lineage, snapshot: Snapshot) -> str:
     """IPv6 is not led past XFRM as easily as IPv4, and it has a smallest MTU (RFC 8200 §5)."""
-    sources = [policy.source for policy in lineage.policies if policy.source.version == 6]
+    device = device_of(lineage, snapshot)
+    sources = [one.source for one in selectors_of(lineage, device) if one.source.version == 6]
     if not sources:
         return ""
-    routed = any(lineage.if_ids)
+    routed = any(lineage.if_ids) or device is not None
     if snapshot.limits.all6 and not routed:
         return snapshot.limits.all6
     if (
@@ -279,17 +297,21 @@ def _why_not_led(lineage: Lineage, snapshot: Snapshot) -> str:
     ):
         return snapshot.limits.local6
     hop = snapshot.next_hops.get(lineage.key.remote)
-    mtu = _mtu(lineage, hop) if hop is not None else IPV6_MINIMUM_MTU
+    mtu = _mtu(lineage, hop, device) if hop is not None else IPV6_MINIMUM_MTU
     if mtu < IPV6_MINIMUM_MTU:
         return f"its path leaves {mtu} bytes for a packet inside, and IPv6 needs {IPV6_MINIMUM_MTU}"
     return ""
 
 
-def _mtu(lineage: Lineage, hop: ResolvedHop) -> int:
+def _mtu(lineage: Lineage, hop: ResolvedHop, device: Encapsulator | None) -> int:
     """What fits into the tunnel, in bytes of inner IP packet."""
     newest = lineage.sas[-1] if not lineage.inbound else lineage.inbound[-1]
     fits = inner_mtu(hop.mtu, lineage.key.remote.version, encapsulated=newest.encap is not None)
-    return min(fits, UPLINK_MTU)
+    return min(fits - (GRE_HEADER if _is_gre(device) else 0), UPLINK_MTU)
+
+
+def _is_gre(device: Encapsulator | None) -> bool:
+    return device is not None and device.interface.kind is InterfaceKind.GRE
 
 
 def _why_not_sas(lineage: Lineage, offer: EngineOffer) -> str:
@@ -335,11 +357,11 @@ def _build(
     """
     inbound = _takeable(lineage.inbound, refused)[-MAX_INBOUND:]
     outbound = _takeable(lineage.outbound, refused) if inbound or not lineage.inbound else ()
-    hop = snapshot.next_hops[lineage.key.remote]
+    hop, device = snapshot.next_hops[lineage.key.remote], device_of(lineage, snapshot)
     objects: list[ManagedObject] = [
         NextHop(lineage.key.remote, lineage.local, hop.interface, hop.gateway, hop.mac),
-        *(_engine_sa(sa, Direction.IN) for sa in inbound),
-        *(_engine_sa(sa, Direction.OUT) for sa in outbound),
+        *(_engine_sa(sa, Direction.IN, device) for sa in inbound),
+        *(_engine_sa(sa, Direction.OUT, device) for sa in outbound),
         *(Guard(GuardKey(sa.key)) for sa in outbound),
     ]
     current = lineage.current
@@ -351,12 +373,12 @@ def _build(
             lineage.key.remote,
             keys,
             current,
-            lineage.selectors,
+            selectors_of(lineage, device),
             share.exceptions,
             interface_of(lineage, snapshot),
         )
         objects += [tunnel, *(Steer(SteerKey(sa.key), udp_peer(sa)) for sa in inbound)]
-        objects += _leads(tunnel, snapshot, _mtu(lineage, hop), min(hop.mtu, UPLINK_MTU))
+        objects += _leads(tunnel, snapshot, _mtu(lineage, hop, device), min(hop.mtu, UPLINK_MTU))
     return {obj.key: obj for obj in objects}
 
 
@@ -375,7 +397,7 @@ def _takeable(sas: tuple[XfrmSa, ...], refused: Mapping[SaKey, str]) -> tuple[Xf
     return tuple(sa for sa in sas if sa.key not in refused)
 
 
-def _engine_sa(sa: XfrmSa, direction: Direction) -> EngineSa:
+def _engine_sa(sa: XfrmSa, direction: Direction, device: Encapsulator | None) -> EngineSa:
     algorithm = sa.aead.known if sa.aead else None
     if sa.aead is None or algorithm is None:
         raise ValueError(f"SA {sa.key} was found eligible without an AEAD")
@@ -390,7 +412,8 @@ def _engine_sa(sa: XfrmSa, direction: Direction) -> EngineSa:
         esn=sa.replay.esn,
         replay_window=sa.replay.window,
         encap=sa.encap,
-        copies=sa.copies,
+        copies=sa.copies if device is None else copies_of(device),
+        gre=_is_gre(device),
     )
 
 
@@ -414,7 +437,7 @@ def _owner_without_tunnel(lineage: Lineage, refused: Mapping[SaKey, str]) -> tup
         return Owner.KERNEL, f"the outbound SA of its tunnel is in the kernel: {refused[current]}"
     if lineage.inbound and not _takeable(lineage.inbound, refused):
         return Owner.KERNEL, f"the inbound SA of its tunnel is in the kernel: {refused[lineage.inbound[-1].key]}"
-    return Owner.PENDING, "waits for the rest of its CHILD_SA"
+    return Owner.PENDING, _UNFINISHED
 
 
 def _verdict(sa: XfrmSa, lineage: Lineage, owner: Owner, reason: str) -> SaVerdict:

@@ -13,7 +13,7 @@ from ipsec_gw.errors import EnvironmentMissing, IkeError
 from ipsec_gw.ike.xfrm import XfrmMonitor, XfrmSocket
 from ipsec_gw.mirror.kernel import KernelView
 from ipsec_gw.model.ids import IpAddress
-from ipsec_gw.model.snapshot import ChildName, LeadLimits, ResolvedHop, Snapshot, XfrmPolicy, XfrmSa
+from ipsec_gw.model.snapshot import ChildName, LeadLimits, Mode, ResolvedHop, Snapshot, XfrmPolicy, XfrmSa
 
 _DUMP_TRIES = 5
 
@@ -119,6 +119,7 @@ class Observer:
             # Nothing is put in place for it where nobody has IPv6 inside.
             limits=self.limits(policies) if any(policy.source.version == 6 for policy in policies) else LeadLimits(),
             interfaces=await self._view.xfrm_interfaces() if any(policy.if_id for policy in policies) else {},
+            encapsulators=await self._view.encapsulators() if any(sa.mode is Mode.TRANSPORT for sa in sas) else (),
             charon=self._source.version,
         )
 

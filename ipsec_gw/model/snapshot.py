@@ -7,7 +7,16 @@ from enum import StrEnum
 
 from ipsec_gw.model.algorithms import SALT_BYTES, EspAlgorithm, find_aead
 from ipsec_gw.model.ids import IpAddress, IpNetwork, SaKey
-from ipsec_gw.model.objects import ANY_PORT, USUAL_COPIES, HeaderCopies, PortMatch, Selector, UdpEncap, XfrmInterface
+from ipsec_gw.model.objects import (
+    ANY_PORT,
+    ENCAPSULATIONS,
+    USUAL_COPIES,
+    HeaderCopies,
+    PortMatch,
+    Selector,
+    UdpEncap,
+    XfrmInterface,
+)
 from ipsec_gw.model.secret import Secret
 
 
@@ -137,6 +146,32 @@ class ChildName:
 
 
 @dataclass(frozen=True, slots=True)
+class Encapsulator:
+    """A GRE or IPIP device of the kernel: what is routed to it goes from ``local`` to ``remote``, None for any.
+
+    ``dscp`` tells that the outer header gets the DSCP of the packet inside, ``up`` that it sends and receives. ``link``
+    is the interface that it is bound to, empty for none. ``oddity`` is what no engine could do in its place, as a
+    sentence without its subject, empty for nothing.
+    """
+
+    interface: XfrmInterface
+    local: IpAddress | None
+    remote: IpAddress | None
+    dscp: bool = False
+    up: bool = True
+    link: str = ""
+    oddity: str = ""
+
+    @property
+    def protocol(self) -> int:
+        """Of its packets, in the outer IP header."""
+        return ENCAPSULATIONS[self.interface.kind]
+
+    def __str__(self) -> str:
+        return str(self.interface)
+
+
+@dataclass(frozen=True, slots=True)
 class LeadLimits:
     """Why packets cannot be led past XFRM: any of IPv6, or those of IPv6 that this machine sends itself. Empty: they
     can.
@@ -151,7 +186,8 @@ class Snapshot:
     """One consistent look: kernel SAs and policies, vici's names by SPI, local addresses, outer next hops.
 
     ``names`` is keyed by both SPIs of a CHILD_SA. ``sources`` are charon's source hints by remote network, ``limits``
-    is what cannot be led. ``interfaces`` are the XFRM interfaces by if_id, ``charon`` is strongSwan's version.
+    is what cannot be led. ``interfaces`` are the XFRM interfaces by if_id, ``encapsulators`` the GRE and IPIP devices,
+    ``charon`` is strongSwan's version.
     """
 
     sas: tuple[XfrmSa, ...] = ()
@@ -162,6 +198,7 @@ class Snapshot:
     sources: dict[IpNetwork, IpAddress] = field(default_factory=dict)
     limits: LeadLimits = LeadLimits()
     interfaces: dict[int, XfrmInterface] = field(default_factory=dict)
+    encapsulators: tuple[Encapsulator, ...] = ()
     charon: str = ""
 
 
