@@ -12,18 +12,18 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from ipsec_gw.encapsulated import (
+    Devices,
     awaits_policies,
     copies_of,
-    device_of,
     is_transport,
     selectors_of,
-    why_not_encapsulated,
 )
 from ipsec_gw.lineages import Lineage, lineages_of
 from ipsec_gw.model.algorithms import SALT_BYTES, EspAlgorithm
 from ipsec_gw.model.choices import Choices
 from ipsec_gw.model.ids import Direction, EngineName, IpNetwork, SaKey, TunnelId
 from ipsec_gw.model.objects import (
+    ENCAPSULATIONS,
     MAX_INBOUND,
     MAX_NAT_T_PORTS,
     NAT_T_PORT,
@@ -132,7 +132,8 @@ def desired(
     refused = refused or {}
     lineages = lineages_of(snapshot)
     precedence = Precedence(snapshot.policies)
-    kept = _kept(lineages, offer, settings, snapshot)
+    devices = Devices(snapshot)
+    kept = _kept(lineages, devices, offer, settings, snapshot)
     objects: dict[ObjectKey, ManagedObject] = {}
     verdicts: list[SaVerdict] = []
     for lineage in lineages:
@@ -141,29 +142,29 @@ def desired(
         if held is not None:
             verdicts += [_verdict(sa, lineage, *held) for sa in lineage.sas]
             continue
-        built = _build(lineage, share, snapshot, refused)
+        built = _build(lineage, devices.of(lineage), share, snapshot, refused)
         objects |= built
         verdicts += [_verdict(sa, lineage, *_owner(sa, lineage, built, refused)) for sa in lineage.sas]
     return Desired(_exempted(_levelled(objects), snapshot), tuple(verdicts))
 
 
 def _kept(
-    lineages: Sequence[Lineage], offer: EngineOffer, settings: Settings, snapshot: Snapshot
+    lineages: Sequence[Lineage], devices: Devices, offer: EngineOffer, settings: Settings, snapshot: Snapshot
 ) -> dict[TunnelId, str]:
     """Why tunnels stay in the kernel whatever other tunnels there are; empty where nothing speaks for it."""
     further = further_ports(snapshot)
     users = Counter(if_id for lineage in lineages for if_id in lineage.if_ids)
     kept: dict[TunnelId, str] = {}
     for lineage in lineages:
-        names = _names(lineage, snapshot)
+        names, device = _names(lineage, snapshot), devices.of(lineage)
         kept[lineage.key] = (
             offer.absent
             or settings.choices.keeps(names)
             or _why_moved(lineage, names, settings.moved)
-            or _why_not_mode(lineage, snapshot, offer)
+            or _why_not_mode(lineage, devices, offer)
             or _why_not_policies(lineage)
             or _why_not_path(lineage, settings, snapshot)
-            or _why_not_led(lineage, snapshot)
+            or _why_not_led(lineage, device, snapshot)
             or why_not_routed_by(lineage, users, snapshot)
             or _why_not_sas(lineage, offer)
             or _why_not_ports(lineage, further)
@@ -248,9 +249,10 @@ def _held(lineage: Lineage, settings: Settings, snapshot: Snapshot, offer: Engin
 _UNFINISHED = "waits for the rest of its CHILD_SA"
 
 
-def _why_not_mode(lineage: Lineage, snapshot: Snapshot, offer: EngineOffer) -> str:
+def _why_not_mode(lineage: Lineage, devices: Devices, offer: EngineOffer) -> str:
     if is_transport(lineage):
-        return why_not_encapsulated(lineage, snapshot, gre=offer.gre)
+        able = offer.gre or not _is_gre(devices.of(lineage))
+        return devices.why_not(lineage) or ("" if able else f"engine {offer.name} does not do GRE")
     other = next((sa.mode for sa in lineage.sas if sa.mode is not Mode.TUNNEL), None)
     return f"{other} mode is left to the kernel" if other is not None else ""
 
@@ -268,7 +270,9 @@ def _why_not_policies(lineage: Lineage) -> str:
         if unrouted := why_not_routed(policy.selector):
             return unrouted
         if lineage.local in policy.source and lineage.key.remote in policy.destination:
-            return "the selectors include the tunnel's own end points"
+            better = policy.upper in ENCAPSULATIONS.values()
+            hint = ": what a GRE or IPIP device sends is accelerated in transport mode" if better else ""
+            return f"the selectors include the tunnel's own end points{hint}"
     return ""
 
 
@@ -281,9 +285,8 @@ def _why_not_path(lineage: Lineage, settings: Settings, snapshot: Snapshot) -> s
     return ""
 
 
-def _why_not_led(lineage: Lineage, snapshot: Snapshot) -> str:
+def _why_not_led(lineage: Lineage, device: Encapsulator | None, snapshot: Snapshot) -> str:
     """IPv6 is not led past XFRM as easily as IPv4, and it has a smallest MTU (RFC 8200 §5)."""
-    device = device_of(lineage, snapshot)
     sources = [one.source for one in selectors_of(lineage, device) if one.source.version == 6]
     if not sources:
         return ""
@@ -348,7 +351,7 @@ def _why_not_ports(lineage: Lineage, further: frozenset[int]) -> str:
 
 
 def _build(
-    lineage: Lineage, share: Share, snapshot: Snapshot, refused: Mapping[SaKey, str]
+    lineage: Lineage, device: Encapsulator | None, share: Share, snapshot: Snapshot, refused: Mapping[SaKey, str]
 ) -> dict[ObjectKey, ManagedObject]:
     """The objects of an eligible tunnel: as many of them as can exist at this moment of its life.
 
@@ -357,7 +360,7 @@ def _build(
     """
     inbound = _takeable(lineage.inbound, refused)[-MAX_INBOUND:]
     outbound = _takeable(lineage.outbound, refused) if inbound or not lineage.inbound else ()
-    hop, device = snapshot.next_hops[lineage.key.remote], device_of(lineage, snapshot)
+    hop = snapshot.next_hops[lineage.key.remote]
     objects: list[ManagedObject] = [
         NextHop(lineage.key.remote, lineage.local, hop.interface, hop.gateway, hop.mac),
         *(_engine_sa(sa, Direction.IN, device) for sa in inbound),
@@ -375,7 +378,7 @@ def _build(
             current,
             selectors_of(lineage, device),
             share.exceptions,
-            interface_of(lineage, snapshot),
+            interface_of(lineage, snapshot) if device is None else device.interface,
         )
         objects += [tunnel, *(Steer(SteerKey(sa.key), udp_peer(sa)) for sa in inbound)]
         objects += _leads(tunnel, snapshot, _mtu(lineage, hop, device), min(hop.mtu, UPLINK_MTU))
@@ -412,7 +415,7 @@ def _engine_sa(sa: XfrmSa, direction: Direction, device: Encapsulator | None) ->
         esn=sa.replay.esn,
         replay_window=sa.replay.window,
         encap=sa.encap,
-        copies=sa.copies if device is None else copies_of(device),
+        copies=sa.copies if device is None else copies_of(device, direction),
         gre=_is_gre(device),
     )
 

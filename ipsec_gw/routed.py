@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from ipaddress import ip_network
 
-from ipsec_gw.encapsulated import device_of
 from ipsec_gw.lineages import Lineage
 from ipsec_gw.model.charon import goes_by_policies
 from ipsec_gw.model.objects import Selector, XfrmInterface
@@ -19,9 +18,7 @@ _ANYTHING = frozenset(Selector(ip_network(net), ip_network(net)) for net in ("0.
 
 
 def interface_of(lineage: Lineage, snapshot: Snapshot) -> XfrmInterface | None:
-    """Its XFRM interface, or GRE or IPIP device; None of a tunnel without one."""
-    if device := device_of(lineage, snapshot):
-        return device.interface
+    """Its XFRM interface; None of a tunnel without one."""
     return next((snapshot.interfaces[if_id] for if_id in lineage.if_ids if if_id in snapshot.interfaces), None)
 
 

@@ -301,7 +301,7 @@ class FakeEngine:
             await self.taking()
         self.seen_process = self.taken = self.process
         self._remember()
-        return Capabilities(frozenset(ALGORITHMS), True, True, 4096, True, "fake")
+        return Capabilities(frozenset(ALGORITHMS), True, True, 4096, True, "fake", gre=True)
 
     async def close(self) -> None:
         pass

@@ -8,7 +8,7 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from ipsec_gw.desired import Desired, Owner, desired
-from ipsec_gw.model.ids import SaKey, TunnelId
+from ipsec_gw.model.ids import Direction, SaKey, TunnelId
 from ipsec_gw.model.objects import (
     EngineSa,
     EntryKey,
@@ -73,7 +73,7 @@ def test_gre_is_led_by_its_device() -> None:
     tunnel = found.objects[TUNNEL]
     assert isinstance(tunnel, Tunnel)
     assert (tunnel.interface, tunnel.selectors, tunnel.outbound) == (GRE1.interface, (ANY4, ANY6), SaKey(REMOTE, 0x22))
-    assert [(one.gre, one.copies) for one in sas_of(found)] == 2 * [(True, HeaderCopies(dscp=False))]
+    assert all(one.gre for one in sas_of(found))
     both = frozenset({4, 6})
     assert found.objects[GRE1.interface] == InterfaceLead(GRE1.interface, 1442, both)
     assert found.objects[EntryKey(GRE1.interface)] == InterfaceEntry(EntryKey(GRE1.interface), both)
@@ -90,9 +90,12 @@ def test_ipip_is_the_same_on_the_wire_as_tunnel_mode() -> None:
     assert found.objects[IPIP1.interface] == InterfaceLead(IPIP1.interface, 1446, frozenset({4}))
 
 
-def test_the_device_says_what_the_outer_header_copies() -> None:
-    found = desired(OFFER, SETTINGS, encapsulated(GRE, replace(GRE1, dscp=True)))
-    assert {one.copies for one in sas_of(found)} == {HeaderCopies()}
+@pytest.mark.parametrize("dscp", [False, True])
+def test_the_device_says_what_the_outer_header_copies(dscp: bool) -> None:
+    """On the way out: another TOS does not change the SAs that receive."""
+    found = desired(OFFER, SETTINGS, encapsulated(GRE, replace(GRE1, dscp=dscp)))
+    copies = {one.direction: one.copies for one in sas_of(found)}
+    assert copies == {Direction.IN: HeaderCopies(), Direction.OUT: HeaderCopies(dscp=dscp)}
 
 
 def test_before_its_policy_is_there_nobody_has_it() -> None:
@@ -176,6 +179,12 @@ KEPT = {
         encapsulated(sas=(sa(0x11, inbound=True, mode=Mode.TRANSPORT), sa(0x22))),
         "transport mode is left to the kernel",
     ),
+    "tunnel mode": (
+        encapsulated(
+            sas=(sa(0x11, inbound=True), sa(0x22)), policies=(policy(0x22, source=HERE, destination=THERE, upper=GRE),)
+        ),
+        "own end points: what a GRE or IPIP device sends is accelerated in transport mode",
+    ),
     "a policy before it": (
         encapsulated(policies=(policy(0, source=HERE, destination=THERE, templates=(), priority=1), protects())),
         "covers part of its selector",
@@ -189,7 +198,7 @@ def test_what_stays_in_the_kernel(state: Snapshot, reason: str) -> None:
 
 
 def test_an_engine_without_gre_leaves_it_to_the_kernel() -> None:
-    assert "GRE" in kept(desired(replace(OFFER, gre=False), SETTINGS, encapsulated()))
+    assert kept(desired(replace(OFFER, gre=False), SETTINGS, encapsulated())) == "engine vpp does not do GRE"
 
 
 def test_others_that_are_down_or_of_another_kind_do_not_matter() -> None:

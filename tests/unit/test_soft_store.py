@@ -134,9 +134,7 @@ def test_sas_that_cannot_be(store, direction, changes, match):
 )
 def test_of_an_sa_only_the_source_changes(store, changes):
     refused(
-        store,
-        lambda: store.update(replace(IN, **changes)),
-        "only source, UDP ports and header copies of an SA can change",
+        store, lambda: store.update(replace(IN, **changes)), "only the source and the UDP ports of an SA can change"
     )
 
 

@@ -128,7 +128,7 @@ class SoftEngine:
     async def update(self, obj: EngineObject) -> None:
         """Replace an object: a packet meets either the old state or the new one. Raises EngineError.
 
-        Of an SA only outer source, UDP ports and header copies can change; counters and sequence numbers go on.
+        Of an SA only the outer source and the UDP ports can change; counters and sequence numbers go on.
         """
         self._change(lambda: self._store.update(obj))
 

@@ -129,18 +129,16 @@ class Store:
             self._keys = {fingerprint: owner for fingerprint, owner in self._keys.items() if owner != key}
 
     def _check_same_sa(self, present: EngineObject, sa: EngineSa) -> None:
-        """Only outer source and UDP ports may move (MOBIKE, NAT), and what passes between the headers change: all else
-        belongs to the key and its numbers.
-        """
+        """Only outer source and UDP ports may move (MOBIKE, NAT): all else belongs to the key and its numbers."""
         _check_encapsulation(sa)
         if (
             not isinstance(present, EngineSa)
-            or replace(present, source=sa.source, encap=sa.encap, copies=sa.copies) != sa
+            or replace(present, source=sa.source, encap=sa.encap) != sa
             or (present.encap is None) != (sa.encap is None)
         ):
             raise EngineError(
-                f"{_name(sa.key)}: only source, UDP ports and header copies of an SA can change - delete it and create"
-                " a new one"
+                f"{_name(sa.key)}: only the source and the UDP ports of an SA can change - delete it and create a"
+                " new one"
             )
         if sa.source.version != sa.key.destination.version:
             raise EngineError(f"{_name(sa.key)}: source {sa.source} is of another family - check `ip xfrm state`")
