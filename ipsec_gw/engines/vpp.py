@@ -357,9 +357,8 @@ class VppEngine:
         _, builder = self._opened()
         outbound, inbound = self._resolve(tunnel)
         wanted = self._wanted(tunnel)
-        if (
-            _vlan(tunnel) != _vlan(held.tunnel) or wanted.gre != held.parts.gre
-        ):  # its interface was made anew, or changed
+        # Its interface was made anew, or the device has another TOS.
+        if _vlan(tunnel) != _vlan(held.tunnel) or wanted.gre != held.parts.gre:
             await self._delete_tunnel(tunnel.key)
             await self._create_tunnel(tunnel)
             return
