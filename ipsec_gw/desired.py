@@ -6,7 +6,6 @@ to the engine or all of it stays in the kernel, with a sentence that says why (D
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -50,7 +49,7 @@ from ipsec_gw.model.sizes import GRE_HEADER, IPV6_MINIMUM_MTU, UPLINK_MTU, inner
 from ipsec_gw.model.snapshot import Encapsulator, Mode, ResolvedHop, Snapshot, XfrmSa
 from ipsec_gw.nat_t import further_ports, local_port, udp_peer
 from ipsec_gw.precedence import Precedence, Share, share_of, why_not_routed
-from ipsec_gw.routed import interface_of, why_not_routed_by, why_not_seen
+from ipsec_gw.routed import interface_of, users_of, why_not_routed_by, why_not_seen
 
 
 class Owner(StrEnum):
@@ -153,7 +152,7 @@ def _kept(
 ) -> dict[TunnelId, str]:
     """Why tunnels stay in the kernel whatever other tunnels there are; empty where nothing speaks for it."""
     further = further_ports(snapshot)
-    users = Counter(if_id for lineage in lineages for if_id in lineage.if_ids)
+    users = users_of(lineages, snapshot)
     kept: dict[TunnelId, str] = {}
     for lineage in lineages:
         names, device = _names(lineage, snapshot), devices.of(lineage)
@@ -263,9 +262,7 @@ def _why_not_policies(lineage: Lineage) -> str:
             return "the policy has several templates (IPComp or AH bundle)"
         if policy.bound:
             return f"the policy for {policy.selector} is limited to an interface or a user"
-        if policy.mark:
-            return "the policy has a mark (VTI, or route-based IPsec by marks)"
-        if policy.if_id or is_transport(lineage):
+        if lineage.routed or is_transport(lineage):
             continue
         if unrouted := why_not_routed(policy.selector):
             return unrouted
@@ -290,7 +287,7 @@ def _why_not_led(lineage: Lineage, device: Encapsulator | None, snapshot: Snapsh
     sources = [one.source for one in selectors_of(lineage, device) if one.source.version == 6]
     if not sources:
         return ""
-    routed = any(lineage.if_ids) or device is not None
+    routed = lineage.routed or device is not None
     if snapshot.limits.all6 and not routed:
         return snapshot.limits.all6
     if (
@@ -336,7 +333,6 @@ def _why_not_sa(sa: XfrmSa, offer: EngineOffer) -> str:
             "an encapsulation that is not ESP in UDP is left to the kernel",
         ),
         (sa.replay.window > offer.max_replay_window, f"replay window {sa.replay.window} is too large"),
-        (sa.mark is not None, "the SA has a mark (VTI, or route-based IPsec by marks)"),
         (bool(sa.extras), f"the SA has {', '.join(sorted(sa.extras))}, which no engine honours"),
     )
     return next((reason for failed, reason in checks if failed), "")

@@ -52,7 +52,7 @@ class Devices:
         self._by_vlan: dict[int, list[XfrmInterface]] = defaultdict(list)
         for device in snapshot.encapsulators:
             self._by_ends[device.local, device.remote].append(device)
-        for interface in (*(one.interface for one in snapshot.encapsulators), *snapshot.interfaces.values()):
+        for interface in snapshot.tagged:
             self._by_vlan[interface.vlan].append(interface)
 
     def of(self, lineage: Lineage) -> Encapsulator | None:

@@ -55,7 +55,7 @@ class Precedence:
 def _is_rival(other: XfrmPolicy, policy: XfrmPolicy, key: TunnelId) -> bool:
     return (
         other.priority <= policy.priority
-        and other.if_id == policy.if_id
+        and (other.if_id, other.mark) == (policy.if_id, policy.mark)
         and all(tunnel_of(other, template) != key for template in other.templates)
         and other.selector.networks_meet(policy.selector)
     )

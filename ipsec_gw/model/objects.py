@@ -173,9 +173,13 @@ class InterfaceKind(StrEnum):
     """Interfaces into which routing sends what a tunnel encrypts, as people call them."""
 
     XFRM = "XFRM interface"
+    VTI = "VTI device"
     GRE = "GRE device"
     IPIP = "IPIP device"
 
+
+OF_IPSEC_ALONE = frozenset({InterfaceKind.XFRM, InterfaceKind.VTI})
+"""What XFRM decrypts, and nothing else, comes in by them, and their policies are for what goes out by them."""
 
 ENCAPSULATIONS = {InterfaceKind.GRE: 47, InterfaceKind.IPIP: 4}
 """The protocol by which an outer IP header names what such a device has put into it."""
@@ -183,8 +187,8 @@ ENCAPSULATIONS = {InterfaceKind.GRE: 47, InterfaceKind.IPIP: 4}
 
 @dataclass(frozen=True, slots=True, order=True)
 class XfrmInterface:
-    """An XFRM interface of the kernel (route-based IPsec), or a GRE or IPIP device whose packets alone an SA protects;
-    by its index, which has one kind for life. Also the key of its :class:`InterfaceLead`.
+    """An XFRM interface or a VTI device of the kernel (route-based IPsec), or a GRE or IPIP device whose packets alone
+    an SA protects; by its index, which has one kind for life. Also the key of its :class:`InterfaceLead`.
     """
 
     index: int

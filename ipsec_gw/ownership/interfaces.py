@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from ipsec_gw.model.objects import (
+    OF_IPSEC_ALONE,
     EntryKey,
     InterfaceEntry,
-    InterfaceKind,
     InterfaceLead,
     ManagedObject,
     XfrmInterface,
@@ -68,7 +68,7 @@ class InterfaceDriver:
         match obj:
             case InterfaceEntry():
                 interface = obj.key.interface
-                policed = interface.kind is not InterfaceKind.XFRM
+                policed = interface.kind not in OF_IPSEC_ALONE
                 self._maps.admit(interface.index, interface.vlan, obj.versions, policed=policed)
             case InterfaceLead():
                 self._maps.lead(obj.key.index, obj.key.vlan, obj.mtu, obj.versions, self._uplink)

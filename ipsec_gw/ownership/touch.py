@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 
 from ipsec_gw.model.ids import IpAddress, IpNetwork, SaKey, TunnelId
-from ipsec_gw.model.objects import ENCAPSULATIONS, InterfaceKind, NextHop, ObjectKey, Tunnel
+from ipsec_gw.model.objects import ENCAPSULATIONS, OF_IPSEC_ALONE, NextHop, ObjectKey, Tunnel
 
 REST_SECONDS = 5.0
 """Between two times for one tunnel: `inactivity` is in seconds, and hardly ever less than a minute."""
@@ -40,8 +40,8 @@ class Toucher:
     def touch(self, moved: Collection[SaKey], objects: Mapping[ObjectKey, object], nat: Collection[SaKey]) -> None:
         """``moved`` are SAs that have carried something, ``objects`` what the engine is to have. Of tunnels through a
         NAT, whose outbound SAs are ``nat``, only packets that go out count: for others, charon sends keepalives. The
-        policies of an XFRM interface are asked by nobody but itself; of a GRE or IPIP device they are about its own
-        packets.
+        policies of an XFRM interface or VTI device are asked by nobody but itself; of a GRE or IPIP device they are
+        about its own packets.
         """
         now = self._clock()
         tunnels = [one for one in objects.values() if isinstance(one, Tunnel) and _has_moved(one, moved, nat)]
@@ -70,7 +70,7 @@ def connect_once(source: IpAddress, destination: IpAddress, interface: str, prot
 
 
 def _has_moved(tunnel: Tunnel, moved: Collection[SaKey], nat: Collection[SaKey]) -> bool:
-    if tunnel.interface is not None and tunnel.interface.kind is InterfaceKind.XFRM:
+    if tunnel.interface is not None and tunnel.interface.kind in OF_IPSEC_ALONE:
         return False
     if tunnel.outbound in moved:
         return True
