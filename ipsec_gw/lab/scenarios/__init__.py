@@ -75,6 +75,7 @@ def scenarios() -> dict[str, Scenario]:
     from ipsec_gw.lab.scenarios.roadwarriors import run as run_roadwarriors  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.route_based import run as run_route_based  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.route_based import run_with_firewall as run_route_based_with_firewall  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.route_based import run_with_vti as run_route_based_with_vti  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.screens import run as run_screens  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.selectors import run as run_selectors  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.site_to_site import run as run_site_to_site  # noqa: PLC0415
@@ -107,9 +108,10 @@ def scenarios() -> dict[str, Scenario]:
         ),
         Scenario(
             "route-based",
-            "XFRM interfaces: routing says what goes into the tunnel, also when the engine dies, and with a firewall",
+            "XFRM interfaces and VTI devices: routing says what goes into the tunnel, also when the engine dies",
             (
                 Part("tunnel", topology.site_to_site, run_route_based, vm_seconds=1400.0),
+                Part("vti", topology.site_to_site, run_route_based_with_vti, vm_seconds=1400.0),
                 Part("firewall", topology.site_to_site, run_route_based_with_firewall, vm_seconds=2400.0),
             ),
         ),
