@@ -6,16 +6,23 @@ to the engine or all of it stays in the kernel, with a sentence that says why (D
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from ipsec_gw.encapsulated import (
+    Devices,
+    awaits_policies,
+    copies_of,
+    is_transport,
+    selectors_of,
+)
 from ipsec_gw.lineages import Lineage, lineages_of
 from ipsec_gw.model.algorithms import SALT_BYTES, EspAlgorithm
 from ipsec_gw.model.choices import Choices
 from ipsec_gw.model.ids import Direction, EngineName, IpNetwork, SaKey, TunnelId
 from ipsec_gw.model.objects import (
+    ENCAPSULATIONS,
     MAX_INBOUND,
     MAX_NAT_T_PORTS,
     NAT_T_PORT,
@@ -26,6 +33,7 @@ from ipsec_gw.model.objects import (
     Guard,
     GuardKey,
     InterfaceEntry,
+    InterfaceKind,
     InterfaceLead,
     Lead,
     ManagedObject,
@@ -37,11 +45,11 @@ from ipsec_gw.model.objects import (
     Tunnel,
 )
 from ipsec_gw.model.secret import Secret
-from ipsec_gw.model.sizes import IPV6_MINIMUM_MTU, UPLINK_MTU, inner_mtu
-from ipsec_gw.model.snapshot import Mode, ResolvedHop, Snapshot, XfrmSa
+from ipsec_gw.model.sizes import GRE_HEADER, IPV6_MINIMUM_MTU, UPLINK_MTU, inner_mtu
+from ipsec_gw.model.snapshot import Encapsulator, Mode, ResolvedHop, Snapshot, XfrmSa
 from ipsec_gw.nat_t import further_ports, local_port, udp_peer
 from ipsec_gw.precedence import Precedence, Share, share_of, why_not_routed
-from ipsec_gw.routed import interface_of, why_not_routed_by, why_not_seen
+from ipsec_gw.routed import interface_of, users_of, why_not_routed_by, why_not_seen
 
 
 class Owner(StrEnum):
@@ -65,6 +73,7 @@ class EngineOffer:
     esn: bool
     udp_encap: bool
     max_replay_window: int
+    gre: bool = False
     absent: str = ""
     asleep: str = ""
 
@@ -122,7 +131,8 @@ def desired(
     refused = refused or {}
     lineages = lineages_of(snapshot)
     precedence = Precedence(snapshot.policies)
-    kept = _kept(lineages, offer, settings, snapshot)
+    devices = Devices(snapshot)
+    kept = _kept(lineages, devices, offer, settings, snapshot)
     objects: dict[ObjectKey, ManagedObject] = {}
     verdicts: list[SaVerdict] = []
     for lineage in lineages:
@@ -131,29 +141,29 @@ def desired(
         if held is not None:
             verdicts += [_verdict(sa, lineage, *held) for sa in lineage.sas]
             continue
-        built = _build(lineage, share, snapshot, refused)
+        built = _build(lineage, devices.of(lineage), share, snapshot, refused)
         objects |= built
         verdicts += [_verdict(sa, lineage, *_owner(sa, lineage, built, refused)) for sa in lineage.sas]
     return Desired(_exempted(_levelled(objects), snapshot), tuple(verdicts))
 
 
 def _kept(
-    lineages: Sequence[Lineage], offer: EngineOffer, settings: Settings, snapshot: Snapshot
+    lineages: Sequence[Lineage], devices: Devices, offer: EngineOffer, settings: Settings, snapshot: Snapshot
 ) -> dict[TunnelId, str]:
     """Why tunnels stay in the kernel whatever other tunnels there are; empty where nothing speaks for it."""
     further = further_ports(snapshot)
-    users = Counter(if_id for lineage in lineages for if_id in lineage.if_ids)
+    users = users_of(lineages, snapshot)
     kept: dict[TunnelId, str] = {}
     for lineage in lineages:
-        names = _names(lineage, snapshot)
+        names, device = _names(lineage, snapshot), devices.of(lineage)
         kept[lineage.key] = (
             offer.absent
             or settings.choices.keeps(names)
             or _why_moved(lineage, names, settings.moved)
-            or _why_not_mode(lineage)
+            or _why_not_mode(lineage, devices, offer)
             or _why_not_policies(lineage)
             or _why_not_path(lineage, settings, snapshot)
-            or _why_not_led(lineage, snapshot)
+            or _why_not_led(lineage, device, snapshot)
             or why_not_routed_by(lineage, users, snapshot)
             or _why_not_sas(lineage, offer)
             or _why_not_ports(lineage, further)
@@ -230,10 +240,18 @@ def _held(lineage: Lineage, settings: Settings, snapshot: Snapshot, offer: Engin
         return Owner.PENDING, "charon has not told yet which connection it belongs to"
     if lineage.key.remote not in snapshot.next_hops:
         return Owner.PENDING, f"the kernel has no resolved next hop towards {lineage.key.remote} yet"
+    if awaits_policies(lineage):
+        return Owner.PENDING, _UNFINISHED
     return None
 
 
-def _why_not_mode(lineage: Lineage) -> str:
+_UNFINISHED = "waits for the rest of its CHILD_SA"
+
+
+def _why_not_mode(lineage: Lineage, devices: Devices, offer: EngineOffer) -> str:
+    if is_transport(lineage):
+        able = offer.gre or not _is_gre(devices.of(lineage))
+        return devices.why_not(lineage) or ("" if able else f"engine {offer.name} does not do GRE")
     other = next((sa.mode for sa in lineage.sas if sa.mode is not Mode.TUNNEL), None)
     return f"{other} mode is left to the kernel" if other is not None else ""
 
@@ -244,14 +262,14 @@ def _why_not_policies(lineage: Lineage) -> str:
             return "the policy has several templates (IPComp or AH bundle)"
         if policy.bound:
             return f"the policy for {policy.selector} is limited to an interface or a user"
-        if policy.mark:
-            return "the policy has a mark (VTI, or route-based IPsec by marks)"
-        if policy.if_id:
+        if lineage.routed or is_transport(lineage):
             continue
         if unrouted := why_not_routed(policy.selector):
             return unrouted
         if lineage.local in policy.source and lineage.key.remote in policy.destination:
-            return "the selectors include the tunnel's own end points"
+            better = policy.upper in ENCAPSULATIONS.values()
+            hint = ": what a GRE or IPIP device sends is accelerated in transport mode" if better else ""
+            return f"the selectors include the tunnel's own end points{hint}"
     return ""
 
 
@@ -264,12 +282,12 @@ def _why_not_path(lineage: Lineage, settings: Settings, snapshot: Snapshot) -> s
     return ""
 
 
-def _why_not_led(lineage: Lineage, snapshot: Snapshot) -> str:
+def _why_not_led(lineage: Lineage, device: Encapsulator | None, snapshot: Snapshot) -> str:
     """IPv6 is not led past XFRM as easily as IPv4, and it has a smallest MTU (RFC 8200 §5)."""
-    sources = [policy.source for policy in lineage.policies if policy.source.version == 6]
+    sources = [one.source for one in selectors_of(lineage, device) if one.source.version == 6]
     if not sources:
         return ""
-    routed = any(lineage.if_ids)
+    routed = lineage.routed or device is not None
     if snapshot.limits.all6 and not routed:
         return snapshot.limits.all6
     if (
@@ -279,17 +297,21 @@ def _why_not_led(lineage: Lineage, snapshot: Snapshot) -> str:
     ):
         return snapshot.limits.local6
     hop = snapshot.next_hops.get(lineage.key.remote)
-    mtu = _mtu(lineage, hop) if hop is not None else IPV6_MINIMUM_MTU
+    mtu = _mtu(lineage, hop, device) if hop is not None else IPV6_MINIMUM_MTU
     if mtu < IPV6_MINIMUM_MTU:
         return f"its path leaves {mtu} bytes for a packet inside, and IPv6 needs {IPV6_MINIMUM_MTU}"
     return ""
 
 
-def _mtu(lineage: Lineage, hop: ResolvedHop) -> int:
+def _mtu(lineage: Lineage, hop: ResolvedHop, device: Encapsulator | None) -> int:
     """What fits into the tunnel, in bytes of inner IP packet."""
     newest = lineage.sas[-1] if not lineage.inbound else lineage.inbound[-1]
     fits = inner_mtu(hop.mtu, lineage.key.remote.version, encapsulated=newest.encap is not None)
-    return min(fits, UPLINK_MTU)
+    return min(fits - (GRE_HEADER if _is_gre(device) else 0), UPLINK_MTU)
+
+
+def _is_gre(device: Encapsulator | None) -> bool:
+    return device is not None and device.interface.kind is InterfaceKind.GRE
 
 
 def _why_not_sas(lineage: Lineage, offer: EngineOffer) -> str:
@@ -311,7 +333,6 @@ def _why_not_sa(sa: XfrmSa, offer: EngineOffer) -> str:
             "an encapsulation that is not ESP in UDP is left to the kernel",
         ),
         (sa.replay.window > offer.max_replay_window, f"replay window {sa.replay.window} is too large"),
-        (sa.mark is not None, "the SA has a mark (VTI, or route-based IPsec by marks)"),
         (bool(sa.extras), f"the SA has {', '.join(sorted(sa.extras))}, which no engine honours"),
     )
     return next((reason for failed, reason in checks if failed), "")
@@ -326,7 +347,7 @@ def _why_not_ports(lineage: Lineage, further: frozenset[int]) -> str:
 
 
 def _build(
-    lineage: Lineage, share: Share, snapshot: Snapshot, refused: Mapping[SaKey, str]
+    lineage: Lineage, device: Encapsulator | None, share: Share, snapshot: Snapshot, refused: Mapping[SaKey, str]
 ) -> dict[ObjectKey, ManagedObject]:
     """The objects of an eligible tunnel: as many of them as can exist at this moment of its life.
 
@@ -338,8 +359,8 @@ def _build(
     hop = snapshot.next_hops[lineage.key.remote]
     objects: list[ManagedObject] = [
         NextHop(lineage.key.remote, lineage.local, hop.interface, hop.gateway, hop.mac),
-        *(_engine_sa(sa, Direction.IN) for sa in inbound),
-        *(_engine_sa(sa, Direction.OUT) for sa in outbound),
+        *(_engine_sa(sa, Direction.IN, device) for sa in inbound),
+        *(_engine_sa(sa, Direction.OUT, device) for sa in outbound),
         *(Guard(GuardKey(sa.key)) for sa in outbound),
     ]
     current = lineage.current
@@ -351,12 +372,12 @@ def _build(
             lineage.key.remote,
             keys,
             current,
-            lineage.selectors,
+            selectors_of(lineage, device),
             share.exceptions,
-            interface_of(lineage, snapshot),
+            interface_of(lineage, snapshot) if device is None else device.interface,
         )
         objects += [tunnel, *(Steer(SteerKey(sa.key), udp_peer(sa)) for sa in inbound)]
-        objects += _leads(tunnel, snapshot, _mtu(lineage, hop), min(hop.mtu, UPLINK_MTU))
+        objects += _leads(tunnel, snapshot, _mtu(lineage, hop, device), min(hop.mtu, UPLINK_MTU))
     return {obj.key: obj for obj in objects}
 
 
@@ -375,7 +396,7 @@ def _takeable(sas: tuple[XfrmSa, ...], refused: Mapping[SaKey, str]) -> tuple[Xf
     return tuple(sa for sa in sas if sa.key not in refused)
 
 
-def _engine_sa(sa: XfrmSa, direction: Direction) -> EngineSa:
+def _engine_sa(sa: XfrmSa, direction: Direction, device: Encapsulator | None) -> EngineSa:
     algorithm = sa.aead.known if sa.aead else None
     if sa.aead is None or algorithm is None:
         raise ValueError(f"SA {sa.key} was found eligible without an AEAD")
@@ -390,7 +411,8 @@ def _engine_sa(sa: XfrmSa, direction: Direction) -> EngineSa:
         esn=sa.replay.esn,
         replay_window=sa.replay.window,
         encap=sa.encap,
-        copies=sa.copies,
+        copies=sa.copies if device is None else copies_of(device, direction),
+        gre=_is_gre(device),
     )
 
 
@@ -414,7 +436,7 @@ def _owner_without_tunnel(lineage: Lineage, refused: Mapping[SaKey, str]) -> tup
         return Owner.KERNEL, f"the outbound SA of its tunnel is in the kernel: {refused[current]}"
     if lineage.inbound and not _takeable(lineage.inbound, refused):
         return Owner.KERNEL, f"the inbound SA of its tunnel is in the kernel: {refused[lineage.inbound[-1].key]}"
-    return Owner.PENDING, "waits for the rest of its CHILD_SA"
+    return Owner.PENDING, _UNFINISHED
 
 
 def _verdict(sa: XfrmSa, lineage: Lineage, owner: Owner, reason: str) -> SaVerdict:

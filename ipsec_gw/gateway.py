@@ -73,7 +73,7 @@ log = structlog.get_logger()
 NOT_MOVED = Moved()
 
 VPP_ABILITIES = Capabilities(
-    algorithms=frozenset(ALGORITHMS), esn=True, udp_encap=True, max_replay_window=4096, steers=True, note=""
+    algorithms=frozenset(ALGORITHMS), esn=True, udp_encap=True, max_replay_window=4096, steers=True, note="", gre=True
 )
 """What a VPP that has not run yet is started for. Once it has run, what it told holds."""
 

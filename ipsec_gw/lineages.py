@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ipsec_gw.model.ids import Direction, IpAddress, SaKey, TunnelId
 from ipsec_gw.model.objects import Selector
-from ipsec_gw.model.snapshot import PolicyDirection, Snapshot, Template, XfrmPolicy, XfrmSa
+from ipsec_gw.model.snapshot import PolicyDirection, Snapshot, Template, XfrmMark, XfrmPolicy, XfrmSa
 
 _ESP = 50
 
@@ -40,6 +40,23 @@ class Lineage:
     def if_ids(self) -> frozenset[int]:
         """Of its SAs and policies: those of XFRM interfaces, 0 for none. Of a tunnel without interface only 0."""
         return frozenset(sa.if_id for sa in self.sas) | frozenset(policy.if_id for policy in self.policies)
+
+    @property
+    def marks(self) -> frozenset[XfrmMark]:
+        """Of its outbound SAs and policies, without those that have none: a VTI device gives them to its packets."""
+        return frozenset(sa.mark for sa in self.outbound if sa.mark is not None) | frozenset(
+            policy.mark for policy in self.policies if policy.mark is not None
+        )
+
+    @property
+    def inbound_marks(self) -> frozenset[XfrmMark]:
+        """Of its inbound SAs, without those that have none (the rule: ``mark_in_sa = no``)."""
+        return frozenset(sa.mark for sa in self.inbound if sa.mark is not None)
+
+    @property
+    def routed(self) -> bool:
+        """It has a sign of an interface that routing sends to: an if_id or a mark."""
+        return any(self.if_ids) or bool(self.marks) or bool(self.inbound_marks)
 
     @property
     def current(self) -> SaKey | None:
@@ -82,11 +99,14 @@ def _bound(policies: Iterable[XfrmPolicy]) -> dict[TunnelId, list[XfrmPolicy]]:
     found: dict[TunnelId, list[XfrmPolicy]] = defaultdict(list)
     for policy in policies:
         if policy.direction is PolicyDirection.OUT and policy.allow:
-            for key in dict.fromkeys(tunnel_of(template) for template in policy.templates if template.spi != 0):
+            for key in dict.fromkeys(tunnel_of(policy, one) for one in policy.templates if one.spi != 0):
                 found[key].append(policy)
     return found
 
 
-def tunnel_of(template: Template) -> TunnelId:
-    """The tunnel that a template asks for."""
-    return TunnelId(template.reqid, template.destination)
+def tunnel_of(policy: XfrmPolicy, template: Template) -> TunnelId:
+    """The tunnel that a template of an outbound policy asks for. In transport mode charon leaves its addresses out:
+    they are those of the packets.
+    """
+    remote = template.destination if int(template.destination) else policy.destination.network_address
+    return TunnelId(template.reqid, remote)

@@ -15,7 +15,7 @@ from ipsec_gw.lineages import Lineage, tunnel_of
 from ipsec_gw.model.ids import IpNetwork, TunnelId
 from ipsec_gw.model.objects import PROTOCOLS_WITH_PORTS, Selector
 from ipsec_gw.model.prefixes import PrefixIndex
-from ipsec_gw.model.snapshot import PolicyDirection, XfrmPolicy
+from ipsec_gw.model.snapshot import Mode, PolicyDirection, XfrmPolicy
 
 _SIX = 6
 
@@ -55,8 +55,8 @@ class Precedence:
 def _is_rival(other: XfrmPolicy, policy: XfrmPolicy, key: TunnelId) -> bool:
     return (
         other.priority <= policy.priority
-        and other.if_id == policy.if_id
-        and all(tunnel_of(template) != key for template in other.templates)
+        and (other.if_id, other.mark) == (policy.if_id, policy.mark)
+        and all(tunnel_of(other, template) != key for template in other.templates)
         and other.selector.networks_meet(policy.selector)
     )
 
@@ -89,8 +89,13 @@ def share_of(lineage: Lineage, precedence: Precedence, kept: Mapping[TunnelId, s
 
 
 def _carriable(policy: XfrmPolicy, kept: Mapping[TunnelId, str]) -> bool:
-    """It is of a tunnel that an engine may have, now or once it is up."""
-    return any(not kept.get(tunnel_of(template), "") for template in policy.templates)
+    """It is of a tunnel that an engine may have, now or once it is up, by a selector of its own. In transport mode an
+    engine has what a device sends, and the selector is that of the device's own packets.
+    """
+    return any(
+        template.mode is not Mode.TRANSPORT and not kept.get(tunnel_of(policy, template), "")
+        for template in policy.templates
+    )
 
 
 def _takes_from_others(
@@ -100,8 +105,12 @@ def _takes_from_others(
     return any(
         _carriable(third, kept) and third.selector.meets(other.selector)
         for third in precedence.rivals(other, lineage.key)
-        if third is not other and not {*map(tunnel_of, third.templates)} & {*map(tunnel_of, other.templates)}
+        if third is not other and not _tunnels_of(third) & _tunnels_of(other)
     )
+
+
+def _tunnels_of(policy: XfrmPolicy) -> set[TunnelId]:
+    return {tunnel_of(policy, template) for template in policy.templates}
 
 
 def _told_apart(inner: Selector, outer: Selector) -> bool:
@@ -115,7 +124,11 @@ def _told_apart(inner: Selector, outer: Selector) -> bool:
 
 
 def _can_be_excepted(other: XfrmPolicy, lineage: Lineage) -> bool:
-    """An exception holds for all of the tunnel's policies, and a routing rule has to find its packets."""
+    """An exception holds for all of the tunnel's policies, and a routing rule has to find its packets: not those that a
+    device makes of what is led from it.
+    """
+    if any(sa.mode is Mode.TRANSPORT for sa in lineage.sas):
+        return False
     first = [p for p in lineage.policies if p.priority < other.priority and p.selector.meets(other.selector)]
     return not (other.bound or other.mark or other.if_id or why_not_routed(other.selector) or first)
 

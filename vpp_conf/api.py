@@ -67,6 +67,10 @@ class VppApi:
         """VPP's version as it tells it, empty before the first connect."""
         return self._version
 
+    def knows(self, message: str) -> bool:
+        """Whether the VPP that is connected takes a message: those of a plugin come with it."""
+        return self._client is not None and hasattr(self._client.api, message)
+
     async def connect(self) -> None:
         """Connect, unless connected to a VPP that answers. Raises EngineUnavailable if nothing answers."""
         if self._client is not None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ipsec_gw.model.ids import Direction, IpAddress, SaKey, TunnelId
 from ipsec_gw.model.objects import EngineSa, HeaderCopies, NextHop, Tunnel
 from vpp_conf.api import VppApi, VppApiError
 from vpp_conf.descriptors.base import NO_INDEX, host
 from vpp_conf.descriptors.classify import VERSIONS, Chains, RedirectDescriptor
+from vpp_conf.descriptors.gre import GreHeaders
 from vpp_conf.descriptors.ipsec_itf import IpsecInterfaceDescriptor
 from vpp_conf.descriptors.neighbour import Neighbour, NeighbourDescriptor
 from vpp_conf.descriptors.protect import Protect, ProtectDescriptor
@@ -111,6 +112,7 @@ def engine_sa(entry: SadEntry, record: SaRecord) -> EngineSa:
         replay_window=record.window,
         encap=entry.encap,
         copies=HeaderCopies(entry.dscp, entry.ecn, record.df),
+        gre=entry.transport,
     )
 
 
@@ -130,6 +132,7 @@ def sad_entry(sa: EngineSa, sad_id: int) -> SadEntry:
         encap=sa.encap,
         dscp=sa.copies.dscp,
         ecn=sa.copies.ecn,
+        transport=sa.gre,
     )
 
 
@@ -140,7 +143,7 @@ async def _take_sas(api: VppApi, journal: Journal, inventory: Inventory) -> list
     inventory.highest_sad_id = max((FIRST_SAD_ID, *entries, *(row["highest"] for row in journal.rows("sad-ids"))))
     for row in journal.rows("sa"):
         record: SaRecord = read_sa(row)
-        entry = entries.get(record.sad_id)
+        entry = _with_record(entries.get(record.sad_id), record)
         if (
             entry is None
             or SaKey(entry.destination, entry.spi) != record.key
@@ -150,6 +153,16 @@ async def _take_sas(api: VppApi, journal: Journal, inventory: Inventory) -> list
             continue
         inventory.sas[record.key] = HeldSa(engine_sa(entry, record), entry)
     return own
+
+
+def _with_record(entry: SadEntry | None, record: SaRecord) -> SadEntry | None:
+    """With what VPP does not tell of an SA behind GRE; None if they do not belong together."""
+    if entry is None or entry.transport != (record.gre is not None):
+        return None
+    if record.gre is None:
+        return entry
+    source, destination = record.gre.source, record.key.destination
+    return replace(entry, source=source, destination=destination, dscp=record.gre.dscp, ecn=True)
 
 
 async def _take_hops(
@@ -181,18 +194,23 @@ async def _take_hops(
 @dataclass(frozen=True, slots=True)
 class _Found:
     """What VPP holds of tunnels: protections and VLAN subinterfaces by ``sw_if_index``, redirects by interface and IP
-    version, IPsec interfaces; and the classifier chains that are known already.
+    version, IPsec interfaces, headers of GRE interfaces; and the classifier chains that are known already.
     """
 
     protects: Mapping[int, Protect]
     doors: Mapping[int, SubInterface]
     redirects: frozenset[tuple[int, int]]
     interfaces: frozenset[int]
+    gres: Mapping[int, GreHeaders]
     chains: Mapping[int, Chains]
 
     def redirected(self, sw_if_index: int) -> bool:
         """In both IP versions."""
         return all((sw_if_index, version) in self.redirects for version in VERSIONS)
+
+    def has(self, sw_if_index: int, gre: GreHeaders | None) -> bool:
+        """Such a GRE interface, or an IPsec interface if it is to be none."""
+        return sw_if_index in self.interfaces if gre is None else self.gres.get(sw_if_index) == gre
 
 
 async def _find_tunnels(api: VppApi, builder: TunnelBuilder, known: Inventory) -> _Found:
@@ -203,6 +221,7 @@ async def _find_tunnels(api: VppApi, builder: TunnelBuilder, known: Inventory) -
         doors={vlan.sw_if_index: vlan for vlan in await builder.doors.vlans.retrieve()},
         redirects=frozenset((one.rx_sw_if_index, one.version) for one in await RedirectDescriptor(api).retrieve()),
         interfaces=frozenset(one.sw_if_index for one in await IpsecInterfaceDescriptor(api).retrieve()),
+        gres={one.sw_if_index: one.headers for one in await builder.gres.retrieve()},
         chains={check.sw_if_index: check.chains for check in checks},
     )
 
@@ -216,7 +235,7 @@ async def _take_tunnels(
     routes: frozenset[Route],
 ) -> None:
     found = await _find_tunnels(api, builder, known)
-    leftovers, doors = set(found.interfaces), dict(found.doors)
+    leftovers, doors = {*found.interfaces, *found.gres}, dict(found.doors)
     for row in journal.rows("tunnel"):
         record: TunnelRecord = read_tunnel(row)
         parts = await _parts_of(record, builder, inventory, found)
@@ -232,7 +251,7 @@ async def _take_tunnels(
     for vlan in doors.values():
         await builder.doors.sweep(vlan)
     for sw_if_index in leftovers:
-        await builder.sweep(sw_if_index)
+        await builder.sweep(sw_if_index, found.gres.get(sw_if_index))
 
 
 async def _parts_of(
@@ -242,7 +261,8 @@ async def _parts_of(
     tunnel, index = record.tunnel, record.sw_if_index
     if any(key not in inventory.sas for key in (tunnel.outbound, *tunnel.inbound)):
         return None
-    if index not in found.interfaces or not found.redirected(index):
+    wanted = Wanted.of(tunnel, inventory.sas[tunnel.outbound].sa)
+    if not found.has(index, wanted.gre) or not found.redirected(index):
         return None
     chains = await _chains_of(index, builder, found)
     door = await _door_of(record, builder, found)
@@ -252,7 +272,7 @@ async def _parts_of(
         index,
         inventory.sas[tunnel.outbound].entry.sad_id,
         frozenset(inventory.sas[key].entry.sad_id for key in tunnel.inbound),
-        Wanted.of(tunnel),
+        wanted,
         chains,
         door,
     )

@@ -6,19 +6,37 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 from typing import Any
 
-from ipsec_gw.model.ids import SaKey, TunnelId
-from ipsec_gw.model.objects import NextHop, PortMatch, Selector, Tunnel, XfrmInterface
+from ipsec_gw.model.ids import IpAddress, SaKey, TunnelId
+from ipsec_gw.model.objects import EngineSa, InterfaceKind, NextHop, PortMatch, Selector, Tunnel, XfrmInterface
 from vpp_conf.journal import Row
 
 
 @dataclass(frozen=True, slots=True)
 class SaRecord:
-    """Which ``sad_id`` an SA has, and what was asked for: the replay window, and whether DF is copied (it is not)."""
+    """Which ``sad_id`` an SA has, and what was asked for: the replay window, and whether DF is copied (it is not).
+
+    Of one behind ``gre`` also where it comes from, and whether its tunnel copies DSCP: VPP does not tell.
+    """
 
     key: SaKey
     sad_id: int
     window: int
     df: bool = True
+    gre: GreRecord | None = None
+
+    @classmethod
+    def of(cls, sa: EngineSa, sad_id: int) -> SaRecord:
+        """Of an SA with this number."""
+        gre = GreRecord(sa.source, sa.copies.dscp) if sa.gre else None
+        return cls(sa.key, sad_id, sa.replay_window, sa.copies.df, gre)
+
+
+@dataclass(frozen=True, slots=True)
+class GreRecord:
+    """The source of an SA behind GRE, and whether DSCP is copied."""
+
+    source: IpAddress
+    dscp: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +49,13 @@ class TunnelRecord:
 
 
 def sa_row(record: SaRecord) -> Row:
-    return {**_sa_key(record.key), "sad_id": record.sad_id, "window": record.window, "df": record.df}
+    gre = {} if record.gre is None else {"gre": [str(record.gre.source), record.gre.dscp]}
+    return {**_sa_key(record.key), "sad_id": record.sad_id, "window": record.window, "df": record.df, **gre}
 
 
 def read_sa(row: Row) -> SaRecord:
-    return SaRecord(_read_sa_key(row), row["sad_id"], row["window"], row.get("df", True))
+    gre = GreRecord(ip_address(row["gre"][0]), row["gre"][1]) if "gre" in row else None
+    return SaRecord(_read_sa_key(row), row["sad_id"], row["window"], row.get("df", True), gre)
 
 
 def hop_row(hop: NextHop) -> Row:
@@ -79,14 +99,21 @@ def read_tunnel(row: Row) -> TunnelRecord:
         outbound=_read_sa_key(row["outbound"]),
         selectors=tuple(map(_read_selector, row["selectors"])),
         exceptions=tuple(map(_read_selector, row.get("exceptions", ()))),  # older versions wrote none
-        interface=XfrmInterface(*row["interface"]) if "interface" in row else None,
+        interface=_read_interface(row["interface"]) if "interface" in row else None,
     )
     return TunnelRecord(tunnel, row["sw_if_index"], row.get("door"))
 
 
 def _interface_row(record: TunnelRecord) -> Row:
     interface = record.tunnel.interface
-    return {} if interface is None else {"interface": [interface.index, interface.name], "door": record.door}
+    if interface is None:
+        return {}
+    return {"interface": [interface.index, interface.name, interface.kind.name], "door": record.door}
+
+
+def _read_interface(row: list[Any]) -> XfrmInterface:
+    """Older versions knew XFRM interfaces alone, and wrote no kind."""
+    return XfrmInterface(row[0], row[1], *(InterfaceKind[kind] for kind in row[2:]))
 
 
 def _selector_row(selector: Selector) -> list[Any]:

@@ -1,13 +1,14 @@
-"""A tunnel as VPP sees it: an IPsec interface, its protection, its selector check, its redirect and its routes."""
+"""A tunnel as VPP sees it: an IPsec or GRE interface, its protection, selector check, redirect and routes."""
 
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
-from ipsec_gw.model.objects import Selector, Tunnel
+from ipsec_gw.model.objects import EngineSa, Selector, Tunnel
 from vpp_conf.api import VppApi
 from vpp_conf.descriptors.classify import Chains, Check, CheckDescriptor, Redirect, RedirectDescriptor
+from vpp_conf.descriptors.gre import GreHeaders, GreTunnel, GreTunnelDescriptor
 from vpp_conf.descriptors.ipsec_itf import IpsecInterface, IpsecInterfaceDescriptor
 from vpp_conf.descriptors.protect import Protect, ProtectDescriptor
 from vpp_conf.descriptors.route import DECAP_TABLE, ROUTED_TABLE
@@ -21,29 +22,36 @@ from vpp_conf.links import KERNEL_ENDS, Links
 class TunnelParts:
     """The VPP objects of one tunnel; the ``door`` is that of its XFRM interface, if it has one."""
 
-    interface: IpsecInterface
+    interface: IpsecInterface | GreTunnel
     protect: Protect
     check: Check
     redirects: tuple[Redirect, ...]
     selectors: frozenset[Selector]
     door: Door | None = None
 
+    @property
+    def gre(self) -> GreHeaders | None:
+        """What it puts between ESP and packets; None for nothing."""
+        return self.interface.headers if isinstance(self.interface, GreTunnel) else None
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What a tunnel is to encrypt, and what may not come out of it although it fits; outbound selectors both. With a
-    ``vlan`` all of it comes and goes by that VLAN ID.
+    ``vlan`` all of it comes and goes by that VLAN ID, with ``gre`` behind these headers.
     """
 
     selectors: frozenset[Selector]
     exceptions: frozenset[Selector] = frozenset()
     vlan: int = 0
+    gre: GreHeaders | None = None
 
     @classmethod
-    def of(cls, tunnel: Tunnel) -> Wanted:
-        """What a tunnel asks for."""
+    def of(cls, tunnel: Tunnel, outbound: EngineSa) -> Wanted:
+        """What a tunnel that sends with this SA asks for."""
         vlan = 0 if tunnel.interface is None else tunnel.interface.vlan
-        return cls(frozenset(tunnel.selectors), frozenset(tunnel.exceptions), vlan)
+        gre = GreHeaders(vlan, tunnel.local, tunnel.remote, outbound.copies.dscp) if outbound.gre else None
+        return cls(frozenset(tunnel.selectors), frozenset(tunnel.exceptions), vlan, gre)
 
 
 class TunnelBuilder:
@@ -53,6 +61,7 @@ class TunnelBuilder:
         self._links = links
         self._mtu = mtu
         self.interfaces = IpsecInterfaceDescriptor(api)
+        self.gres = GreTunnelDescriptor(api)
         self.protects = ProtectDescriptor(api)
         self.checks = CheckDescriptor(api)
         self.redirects = RedirectDescriptor(api)
@@ -79,9 +88,23 @@ class TunnelBuilder:
             door=None if door is None else replace(door, check=replace(door.check, selectors=wanted.selectors)),
         )
 
-    def _interface(self, wanted: Wanted, sw_if_index: int = 0) -> IpsecInterface:
+    def _interface(self, wanted: Wanted, sw_if_index: int = 0) -> IpsecInterface | GreTunnel:
         table = ROUTED_TABLE if wanted.vlan else DECAP_TABLE
-        return IpsecInterface(table, self._mtu, self._links.lenders[table], sw_if_index)
+        lender = self._links.lenders[table]
+        if wanted.gre is not None:
+            return GreTunnel(table, self._mtu, lender, wanted.gre, sw_if_index)
+        return IpsecInterface(table, self._mtu, lender, sw_if_index)
+
+    async def _raise(self, interface: IpsecInterface | GreTunnel) -> IpsecInterface | GreTunnel:
+        if isinstance(interface, GreTunnel):
+            return await self.gres.create(interface)
+        return await self.interfaces.create(interface)
+
+    async def _remove(self, interface: IpsecInterface | GreTunnel) -> None:
+        if isinstance(interface, GreTunnel):
+            await self.gres.delete(interface)
+        else:
+            await self.interfaces.delete(interface)
 
     def _check(self, sw_if_index: int, wanted: Wanted, chains: Chains) -> Check:
         selectors, exceptions = _mirrored(wanted.selectors), _mirrored(wanted.exceptions)
@@ -92,8 +115,8 @@ class TunnelBuilder:
         in place.
         """
         async with AsyncExitStack() as undo:
-            interface = await self.interfaces.create(self._interface(wanted))
-            undo.push_async_callback(self.interfaces.delete, interface)
+            interface = await self._raise(self._interface(wanted))
+            undo.push_async_callback(self._remove, interface)
             door = await self._open_door(interface.sw_if_index, wanted, undo)
             parts = self.parts(interface.sw_if_index, outbound, inbound, wanted, door=door)
             for redirect in parts.redirects:
@@ -137,11 +160,11 @@ class TunnelBuilder:
             await self.redirects.delete(redirect)
         if parts.door is not None:
             await self.doors.close(parts.door)
-        await self.interfaces.delete(parts.interface)
+        await self._remove(parts.interface)
 
-    async def sweep(self, sw_if_index: int) -> None:
-        """Remove an IPsec interface that carries our tag and that no record explains (a crash half-way). Nothing leads
-        to it any more.
+    async def sweep(self, sw_if_index: int, gre: GreHeaders | None = None) -> None:
+        """Remove an IPsec or GRE interface of ours that no record explains (a crash half-way). Nothing leads to it any
+        more.
         """
         for protect in await self.protects.retrieve():
             if protect.sw_if_index == sw_if_index:
@@ -151,7 +174,7 @@ class TunnelBuilder:
         for redirect in await self.redirects.retrieve():
             if redirect.rx_sw_if_index == sw_if_index:
                 await self.redirects.delete(redirect)
-        await self.interfaces.delete(self._interface(Wanted(frozenset()), sw_if_index))
+        await self._remove(self._interface(Wanted(frozenset(), gre=gre), sw_if_index))
 
 
 def _mirrored(selectors: frozenset[Selector]) -> frozenset[Selector]:

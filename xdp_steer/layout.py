@@ -37,6 +37,9 @@ MAX_XFRM_INTERFACES = 4094
 """XFRM interfaces whose plaintext the engine encrypts: each has a VLAN ID on the veth pair."""
 
 XFRMI_VERSIONS = {4: 1, 6: 2}
+XFRMI_POLICED = 0x80
+"""Beside them, of an interface where XFRM's policies judge what comes in; the programs do not look at it."""
+
 """Bits for the IP versions of an XFRM interface's tunnel."""
 
 _V4_MAPPED = bytes(10) + b"\xff\xff"

@@ -1,10 +1,12 @@
 """XFRM interfaces (route-based IPsec) that an engine serves: the maps behind ``bpf/xfrmi.h``, the program on an
-interface, and its kernel settings.
+interface, and its kernel settings; and GRE and IPIP devices, whose packets alone an SA protects.
 
-What an engine has decrypted comes in by the interface without the state that XFRM's policy check asks for, so that
+What an engine has decrypted comes in by an XFRM interface without the state that XFRM's policy check asks for, so that
 check is off there (``disable_policy``) as long as the engine may deliver; nothing but IPsec delivers to such an
-interface. Its MTU becomes what fits into the tunnel, so that the kernel fragments, or says that it cannot, before the
-engine has the packet. What was before is noted in directories below ``PINS/xfrmi``, by the interface's index.
+interface. What a GRE or IPIP device brings has no such state anyway.
+
+The MTU becomes what fits into the tunnel, so that the kernel fragments, or says that it cannot, before the engine has
+the packet. What was before is noted in directories below ``PINS/xfrmi``, by the interface's index.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from xdp_steer.dock import remove_tree
 from xdp_steer.layout import (
     INTERFACE_LEADS,
     INTERFACE_TAGS,
+    XFRMI_POLICED,
     XFRMI_VERSIONS,
     InterfaceEntryLeaf,
     InterfaceLeadLeaf,
@@ -53,16 +56,18 @@ class XfrmiTable:
         self._tags = maps[INTERFACE_TAGS.name]
         self._program = program
 
-    def admit(self, index: int, vlan: int, versions: frozenset[int]) -> None:
+    def admit(self, index: int, vlan: int, versions: frozenset[int], *, policed: bool = False) -> None:
         """What the engine tags with this VLAN ID comes in by the interface, of these IP versions. Again is no error.
 
-        Raises SteeringError.
+        ``policed``: XFRM's policies judge it, as what a GRE or IPIP device brings without an engine. Raises
+        SteeringError.
         """
         notes = self._notes(index)
         notes.mkdir(parents=True, exist_ok=True)
-        self._set(index, {_DISABLE_POLICY[version]: "1" for version in versions})
+        self._set(index, {} if policed else {_DISABLE_POLICY[version]: "1" for version in versions})
+        bits = _bits(versions) | (XFRMI_POLICED if policed else 0)
         with refused(f"entry by {_name(index)}"):
-            libbpf.map_update(self._tags, ctypes.c_uint32(vlan), InterfaceEntryLeaf(index, _bits(versions)))
+            libbpf.map_update(self._tags, ctypes.c_uint32(vlan), InterfaceEntryLeaf(index, bits))
 
     def shut(self, index: int, vlan: int) -> None:
         """Let nothing in by it any more, and give its settings back. Not there is no error."""
@@ -120,7 +125,9 @@ class XfrmiTable:
         return self._pins / str(index)
 
     def _versions(self, leaf: InterfaceEntryLeaf) -> frozenset[int]:
-        """Those that may come in and that XFRM does not stop."""
+        """Those that may come in and that XFRM does not stop, where it must not."""
+        if leaf.versions & XFRMI_POLICED:
+            return _versions_of(leaf.versions)
         changed = sysctl.noted(self._notes(leaf.ifindex))
         open_ = frozenset(version for version, name in _DISABLE_POLICY.items() if name in changed)
         return open_ & _versions_of(leaf.versions)

@@ -57,7 +57,8 @@ class EngineContext:
 class Capabilities:
     """What an engine does right. Whatever lies outside stays in the kernel with a reason.
 
-    ``note`` is a sentence for people (version, chosen crypto engine). ``steers`` is False only for the kernel
+    ``note`` is a sentence for people (version, chosen crypto engine). ``gre`` tells that GRE between ESP and packets is
+    done. ``steers`` is False only for the kernel
     engine: then nothing is claimed, steered or led.
     """
 
@@ -67,11 +68,14 @@ class Capabilities:
     max_replay_window: int
     steers: bool
     note: str
+    gre: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """Traffic of one SA in its engine, since the SA was created: packets, and bytes of inner IP packets."""
+    """Traffic of one SA in its engine, since the SA was created: packets, and bytes of what ESP carries as the kernel
+    counts it: IP packets, with their GRE headers.
+    """
 
     packets: int
     octets: int

@@ -20,6 +20,7 @@ from ipsec_gw.model.objects import MAX_INBOUND, EngineKey, EngineObject, EngineS
 from vpp_conf.api import REPLY_SECONDS, VppApi
 from vpp_conf.crypto import crypto_handlers
 from vpp_conf.descriptors.base import host
+from vpp_conf.descriptors.gre import MESSAGE as GRE
 from vpp_conf.descriptors.neighbour import Neighbour, NeighbourDescriptor
 from vpp_conf.descriptors.route import OUTER_TABLE, LocalAddress, LocalAddressDescriptor, Route, RouteDescriptor
 from vpp_conf.descriptors.sa import SadEntry, SaDescriptor, check_lengths
@@ -104,6 +105,7 @@ class VppEngine:
             max_replay_window=MAX_REPLAY_WINDOW,
             steers=True,
             note=f"VPP {self._api.version}: {engines}",
+            gre=self._api.knows(GRE),
         )
 
     async def close(self) -> None:
@@ -233,14 +235,15 @@ class VppEngine:
             raise EngineError(f"SA {sa.key}: UDP encapsulation over IPv6 is not done - leave it to the kernel")
         if sa.replay_window > MAX_REPLAY_WINDOW:
             raise EngineError(f"SA {sa.key}: a replay window of {sa.replay_window} is above {MAX_REPLAY_WINDOW}")
+        if sa.gre and (sa.encap is not None or sa.key.destination.version != 4 or not self._api.knows(GRE)):
+            raise EngineError(f"SA {sa.key}: GRE in UDP, over IPv6 or without VPP's plugin is left to the kernel")
         check_lengths(sad_entry(sa, 0))
         if sa.direction is Direction.OUT:
             self._used_keys.refuse(sa)
         entry = await SaDescriptor(self._api).create(sad_entry(sa, self._next_sad_id()))
         if sa.direction is Direction.OUT:
             self._used_keys.remember(sa)
-        self._inventory.sas[sa.key] = HeldSa(sa, entry)
-        self._journal.put("sa", str(sa.key), sa_row(SaRecord(sa.key, entry.sad_id, sa.replay_window, sa.copies.df)))
+        self._hold_sa(sa, entry)
 
     async def _update_sa(self, sa: EngineSa) -> None:
         held = self._inventory.sas.get(sa.key)
@@ -250,9 +253,11 @@ class VppEngine:
         if peer_moves and (users := self._inventory.users(sa.key)):
             # VPP would move its own look-up key, and then not find it when the tunnel goes (ipsec_tun.c).
             raise EngineError(f"SA {sa.key} cannot come from {sa.source} while tunnel {users[0]} uses it")
-        entry = await SaDescriptor(self._api).update(held.entry, sad_entry(sa, held.entry.sad_id))
+        self._hold_sa(sa, await SaDescriptor(self._api).update(held.entry, sad_entry(sa, held.entry.sad_id)))
+
+    def _hold_sa(self, sa: EngineSa, entry: SadEntry) -> None:
         self._inventory.sas[sa.key] = HeldSa(sa, entry)
-        self._journal.put("sa", str(sa.key), sa_row(SaRecord(sa.key, entry.sad_id, sa.replay_window, sa.copies.df)))
+        self._journal.put("sa", str(sa.key), sa_row(SaRecord.of(sa, entry.sad_id)))
 
     async def _delete_sa(self, key: SaKey) -> None:
         held = self._inventory.sas.get(key)
@@ -342,20 +347,21 @@ class VppEngine:
             raise EngineError(f"tunnel {tunnel.key} exists already")
         _, builder = self._opened()
         outbound, inbound = self._resolve(tunnel)
-        parts = await builder.build(outbound, inbound, Wanted.of(tunnel))
+        parts = await builder.build(outbound, inbound, self._wanted(tunnel))
         self._hold_tunnel(HeldTunnel(tunnel, parts))
 
     async def _update_tunnel(self, tunnel: Tunnel) -> None:
         held = self._inventory.tunnels.get(tunnel.key)
         if held is None:
             raise EngineError(f"tunnel {tunnel.key} is unknown to VPP")
-        wanted = Wanted.of(tunnel)
-        if wanted.vlan != Wanted.of(held.tunnel).vlan:  # its XFRM interface was made anew
+        _, builder = self._opened()
+        outbound, inbound = self._resolve(tunnel)
+        wanted = self._wanted(tunnel)
+        # Its interface was made anew, or the device has another TOS.
+        if _vlan(tunnel) != _vlan(held.tunnel) or wanted.gre != held.parts.gre:
             await self._delete_tunnel(tunnel.key)
             await self._create_tunnel(tunnel)
             return
-        _, builder = self._opened()
-        outbound, inbound = self._resolve(tunnel)
         door, index = held.parts.door, held.parts.interface.sw_if_index
         parts = builder.parts(index, outbound, inbound, wanted, door=door)
         self._hold_tunnel(HeldTunnel(tunnel, await builder.change(held.parts, parts)))
@@ -368,6 +374,9 @@ class VppEngine:
         await builder.demolish(held.parts)
         self._inventory.drop(key)
         self._journal.remove("tunnel", str(key))
+
+    def _wanted(self, tunnel: Tunnel) -> Wanted:
+        return Wanted.of(tunnel, self._inventory.sas[tunnel.outbound].sa)
 
     def _hold_tunnel(self, held: HeldTunnel) -> None:
         self._inventory.hold(held)
@@ -383,7 +392,11 @@ class VppEngine:
             raise EngineError(f"tunnel {tunnel.key}: {len(tunnel.inbound)} inbound SAs, VPP takes 1 to {MAX_INBOUND}")
         self._check_overlap(tunnel)
         inbound = frozenset(self._sad_id_of(tunnel, key, Direction.IN) for key in tunnel.inbound)
-        return self._sad_id_of(tunnel, tunnel.outbound, Direction.OUT), inbound
+        outbound = self._sad_id_of(tunnel, tunnel.outbound, Direction.OUT)
+        gre = {self._inventory.sas[key].sa.gre for key in (tunnel.outbound, *tunnel.inbound)}
+        if len(gre) > 1 or (True in gre and tunnel.interface is None):
+            raise EngineError(f"tunnel {tunnel.key}: GRE is of all SAs of a tunnel with an interface")
+        return outbound, inbound
 
     def _check_overlap(self, tunnel: Tunnel) -> None:
         """Raises EngineError if a packet would match two tunnels."""
@@ -402,7 +415,7 @@ class VppEngine:
 
     def _check_interface(self, tunnel: Tunnel, interface: XfrmInterface) -> None:
         for other in self._inventory.tunnels.values():
-            if other.tunnel.key != tunnel.key and Wanted.of(other.tunnel).vlan == interface.vlan:
+            if other.tunnel.key != tunnel.key and _vlan(other.tunnel) == interface.vlan:
                 raise EngineError(f"tunnel {tunnel.key}: {interface} is that of tunnel {other.tunnel.key}")
 
     def _sad_id_of(self, tunnel: Tunnel, key: SaKey, direction: Direction) -> int:
@@ -412,3 +425,7 @@ class VppEngine:
         if held.sa.direction is not direction:
             raise EngineError(f"tunnel {tunnel.key}: SA {key} is not {direction}bound")
         return held.entry.sad_id
+
+
+def _vlan(tunnel: Tunnel) -> int:
+    return 0 if tunnel.interface is None else tunnel.interface.vlan

@@ -62,18 +62,18 @@ _WINDOW_OFFSET = 214 + 1
 
 
 def parse_state(message: bytes) -> SaState | None:
-    """An SA of a GETSA dump (``xfrm_usersa_info`` and attributes). None for what is not ESP, has a mark (which is part
-    of its key here) or says nothing of its numbers.
+    """An SA of a GETSA dump (``xfrm_usersa_info`` and attributes). None for what is not ESP or says nothing of its
+    numbers.
     """
     spi, protocol = _SPI_PROTO.unpack_from(message, _SPI_PROTO_OFFSET)
     (family,) = struct.unpack_from("=H", message, _FAMILY)
     if protocol != socket.IPPROTO_ESP:
         return None
     raw = message[_DESTINATION : _DESTINATION + (4 if family == socket.AF_INET else 16)]
-    replay = None
+    replay, mark = None, b""
     for kind, start, end in _attributes(message):
         if kind == _MARK:
-            return None
+            mark = message[start:end]
         if kind == _REPLAY_VAL and replay is None and end - start >= _REPLAY.size:
             oseq, seq, _ = _REPLAY.unpack_from(message, start)
             replay = (oseq, seq, message[_WINDOW_OFFSET], 0)
@@ -92,6 +92,7 @@ def parse_state(message: bytes) -> SaState | None:
         use_time,
         Volume(soft_packets, soft_octets),
         Volume(hard_packets, hard_octets),
+        mark,
     )
 
 
@@ -105,6 +106,8 @@ def pack_warming(warm: Warming) -> bytes:
     )
     lifetime = _LTIME.pack(warm.used.octets, warm.used.packets, state.add_time, warm.use_time)
     body = head + attribute(_LTIME_VAL, lifetime)
+    if state.mark:
+        body += attribute(_MARK, state.mark)
     if warm.seq is None:
         return body
     if not state.words:
@@ -142,7 +145,7 @@ class StateSocket:
         self._socket.close()
 
     def states(self) -> list[SaState]:
-        """Of all ESP SAs without a mark."""
+        """Of all ESP SAs."""
         self._sequence += 1
         self._send(_message(XFRM_MSG_GETSA, NLM_F_DUMP, self._sequence, b""))
         found: list[SaState] = []

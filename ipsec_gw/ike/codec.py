@@ -28,6 +28,7 @@ from ipsec_gw.model.snapshot import (
     PolicyDirection,
     Replay,
     Template,
+    XfrmMark,
     XfrmPolicy,
     XfrmSa,
 )
@@ -35,6 +36,7 @@ from ipsec_gw.model.snapshot import (
 _MODES = {0: Mode.TRANSPORT, 1: Mode.TUNNEL, 4: Mode.BEET}
 _DIRECTIONS = {0: PolicyDirection.IN, 1: PolicyDirection.OUT, 2: PolicyDirection.FWD}
 _UDP_ENCAP_ESPINUDP = 2
+_MARK = struct.Struct("=II")
 _UNKNOWN = "UNKNOWN"
 _TYPE_MASK = 0x3FFF  # NLA_TYPE_MASK: without the flags of nesting and byte order
 _ALGORITHM_NAME_BYTES = 64
@@ -242,10 +244,15 @@ def _flags(flags: int, extra_flags: int) -> frozenset[str]:
     return frozenset(found | ({"SA_EXTRA_FLAGS"} if extra_flags & ~XFRM_SA_XFLAG_DONT_ENCAP_DSCP else set()))
 
 
-def _mark(raw: bytes | None) -> tuple[int, int] | None:
+def pack_mark(mark: XfrmMark) -> bytes:
+    """``struct xfrm_mark``."""
+    return _MARK.pack(*mark)
+
+
+def _mark(raw: bytes | None) -> XfrmMark | None:
     if raw is None:
         return None
-    value, mask = struct.unpack_from("=II", raw)
+    value, mask = _MARK.unpack_from(raw)
     return value, mask
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from pyroute2.netlink.exceptions import NetlinkError
@@ -13,7 +13,7 @@ from ipsec_gw.errors import EnvironmentMissing, IkeError
 from ipsec_gw.ike.xfrm import XfrmMonitor, XfrmSocket
 from ipsec_gw.mirror.kernel import KernelView
 from ipsec_gw.model.ids import IpAddress
-from ipsec_gw.model.snapshot import ChildName, LeadLimits, ResolvedHop, Snapshot, XfrmPolicy, XfrmSa
+from ipsec_gw.model.snapshot import ChildName, LeadLimits, Mode, ResolvedHop, Snapshot, XfrmPolicy, XfrmSa
 
 _DUMP_TRIES = 5
 
@@ -118,7 +118,9 @@ class Observer:
             sources=await self._view.source_hints(),
             # Nothing is put in place for it where nobody has IPv6 inside.
             limits=self.limits(policies) if any(policy.source.version == 6 for policy in policies) else LeadLimits(),
-            interfaces=await self._view.xfrm_interfaces() if any(policy.if_id for policy in policies) else {},
+            interfaces=await self._view.xfrm_interfaces() if _any_if_id(sas, policies) else {},
+            vtis=await self._view.vtis() if _any_mark(sas, policies) else (),
+            encapsulators=await self._view.encapsulators() if any(sa.mode is Mode.TRANSPORT for sa in sas) else (),
             charon=self._source.version,
         )
 
@@ -150,3 +152,11 @@ class Observer:
 def _spis(sas: list[XfrmSa]) -> frozenset[tuple[int, int]]:
     """What an SA keeps when its peer moves: the SPI, and the tunnel's reqid keeps equal ones apart."""
     return frozenset((sa.reqid, sa.key.spi) for sa in sas)
+
+
+def _any_if_id(sas: Iterable[XfrmSa], policies: Iterable[XfrmPolicy]) -> bool:
+    return any(sa.if_id for sa in sas) or any(policy.if_id for policy in policies)
+
+
+def _any_mark(sas: Iterable[XfrmSa], policies: Iterable[XfrmPolicy]) -> bool:
+    return any(sa.mark for sa in sas) or any(policy.mark for policy in policies)

@@ -23,6 +23,7 @@ from ipsec_gw.ike.codec import (
     UNREADABLE,
     family_of,
     pack_address,
+    pack_mark,
     parse_policy,
     parse_sa,
     replay_esn_with_oseq,
@@ -31,7 +32,7 @@ from ipsec_gw.ike.codec import (
 from ipsec_gw.ike.messages import AeventId, UserExpire, UserPolicyInfo, UserSaId, UserSaInfo, XfrmMessage
 from ipsec_gw.ike.own import OwnPolicy, id_message, parse_own, put_message
 from ipsec_gw.model.ids import SaKey
-from ipsec_gw.model.snapshot import XfrmPolicy, XfrmSa
+from ipsec_gw.model.snapshot import XfrmMark, XfrmPolicy, XfrmSa
 from ipsec_gw.netlink import (
     HEADER,
     NETLINK_XFRM,
@@ -60,7 +61,7 @@ class XfrmSocket:
     """A request socket to the kernel's XFRM in this network namespace. Needs CAP_NET_ADMIN.
 
     Raises XfrmError, with the kernel's errno, whenever the kernel says no. ``malformed`` counts messages that could not
-    be read.
+    be read. The kernel finds an SA with a mark only by it: those of the last dump are known.
     """
 
     def __init__(self) -> None:
@@ -74,6 +75,7 @@ class XfrmSocket:
         self._socket.settimeout(_ANSWER_SECONDS)
         self._sequence = 0
         self.malformed = 0
+        self._marks: dict[SaKey, XfrmMark] = {}
         self._turn = threading.Lock()  # dumps run in threads, beside single requests of the event loop's
 
     def __enter__(self) -> Self:
@@ -89,7 +91,9 @@ class XfrmSocket:
     def sas(self) -> list[XfrmSa]:
         """All SAs (GETSA dump), keys included."""
         answers = self._request(UserSaInfo, messages.XFRM_MSG_GETSA, NLM_F_DUMP, b"")
-        return [self._read(parse_sa, answer) for answer in answers]
+        found = [self._read(parse_sa, answer) for answer in answers]
+        self._marks = {sa.key: sa.mark for sa in found if sa.mark is not None}
+        return found
 
     def policies(self) -> list[XfrmPolicy]:
         """All policies (GETPOLICY dump) but per-socket ones and the gateway's own."""
@@ -178,7 +182,7 @@ class XfrmSocket:
         event = AeventId()
         _set_sa_id(event, key)
         event["saddr"] = bytes(16)
-        event["attrs"] = [attribute]
+        event["attrs"] = [attribute, *self._mark(key)]
         self._request(AeventId, messages.XFRM_MSG_NEWAE, NLM_F_ACK | NLM_F_REPLACE, _body(event))
 
     def expire_soft(self, key: SaKey) -> None:
@@ -198,11 +202,13 @@ class XfrmSocket:
             expire[name] = message[name]
         expire["hard"] = int(hard)
         expire["expire_pad"] = bytes(7)
+        expire["attrs"] = self._mark(key)
         self._request(UserExpire, messages.XFRM_MSG_EXPIRE, NLM_F_ACK, _body(expire))
 
     def _get(self, key: SaKey) -> UserSaInfo | None:
         request = UserSaId()
         _set_sa_id(request, key)
+        request["attrs"] = self._mark(key)
         try:
             answers = self._request(UserSaInfo, messages.XFRM_MSG_GETSA, 0, _body(request))
         except XfrmError as error:
@@ -210,6 +216,11 @@ class XfrmSocket:
                 return None
             raise
         return answers[0] if answers else None
+
+    def _mark(self, key: SaKey) -> list[tuple[str, bytes]]:
+        """The attribute without which the kernel does not find the SA, none for most."""
+        mark = self._marks.get(key)
+        return [] if mark is None else [("XFRMA_MARK", pack_mark(mark))]
 
     def _request(self, kind: type[M], message_type: int, flags: int, body: bytes) -> list[M]:
         """Send one request and decode its answers until the kernel says that they are complete."""

@@ -20,7 +20,19 @@ MODULES = (
     *("virtio_pci", "9pnet_virtio", "9p", "veth", "bridge", "af_packet", "sch_ingress", "cls_bpf", "act_bpf", "tun"),
     *("esp4", "esp6", "gcm", "ccm", "ctr", "cbc", "seqiv", "echainiv", "authenc", "hmac", "cmac", "xcbc"),
     *("ghash-generic", "ghash-clmulni-intel", "chacha20poly1305", "sha256_generic", "aesni_intel"),
-    *("xfrm_user", "xfrm_interface", "ip_vti", "af_key", "ah4", "ipcomp", "deflate", "sha1_generic", "sha512_generic"),
+    *(
+        "xfrm_user",
+        "xfrm_interface",
+        "ip_vti",
+        "ip_gre",
+        "ipip",
+        "af_key",
+        "ah4",
+        "ipcomp",
+        "deflate",
+        "sha1_generic",
+        "sha512_generic",
+    ),
     *("nf_tables", "nft_chain_nat", "nft_masq", "nf_conntrack_netlink"),
 )
 """What the guest needs; a name that is built in or unknown to a kernel is skipped."""

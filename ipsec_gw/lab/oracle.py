@@ -1,6 +1,7 @@
 """An ESP receiver of our own: what the wire really carried, said by neither kernel nor engine.
 
-RFC 4303 (ESP), RFC 4106 (AES-GCM), RFC 7634 (ChaCha20-Poly1305), tunnel mode, sequence numbers of 32 and of 64 bits.
+RFC 4303 (ESP), RFC 4106 (AES-GCM), RFC 7634 (ChaCha20-Poly1305), tunnel mode, and transport mode around GRE and IPIP,
+sequence numbers of 32 and of 64 bits.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from ipsec_gw.errors import IpsecGwError
 from ipsec_gw.lab.kernel_sas import KernelSa
 from ipsec_gw.model.ids import IpAddress
 
-IPPROTO_IPIP, IPPROTO_IPV6 = 4, 41
+IPPROTO_IPIP, IPPROTO_IPV6, IPPROTO_GRE = 4, 41, 47
+PLAIN_GRE = {bytes.fromhex("00000800"): IPPROTO_IPIP, bytes.fromhex("000086dd"): IPPROTO_IPV6}
+"""GRE headers without key, checksum and number (RFC 2784), and what is behind them as tunnel mode would call it."""
+
 HIGH = (0, 1)
 """Upper halves of extended sequence numbers that are tried; no lab goes further."""
 
@@ -101,13 +105,19 @@ class Oracle:
 
 
 def strip_trailer(plain: bytes, name: str) -> bytes:
-    """Check and remove RFC 4303 §2.4 padding and the next header. Raises NotGenuine."""
+    """Check and remove RFC 4303 §2.4 padding and the next header, and a GRE header (transport mode). Raises
+    NotGenuine.
+    """
     padding, following = plain[-2], plain[-1]
-    if following not in (IPPROTO_IPIP, IPPROTO_IPV6):
+    if following not in (IPPROTO_IPIP, IPPROTO_IPV6, IPPROTO_GRE):
         raise NotGenuine(f"{name}: next header {following} is not IP in a tunnel")
     if len(plain) < padding + 2 or plain[-2 - padding : -2] != bytes(range(1, padding + 1)):
         raise NotGenuine(f"{name}: padding is not 1, 2, 3, ...")
     inner = plain[: len(plain) - 2 - padding]
+    if following == IPPROTO_GRE:
+        if inner[:4] not in PLAIN_GRE:
+            raise NotGenuine(f"{name}: the GRE header is not a plain one")
+        following, inner = PLAIN_GRE[inner[:4]], inner[4:]
     if following == IPPROTO_IPV6:
         if len(inner) < 40 or inner[0] >> 4 != 6 or struct.unpack_from(">H", inner, 4)[0] != len(inner) - 40:
             raise NotGenuine(f"{name}: the inner packet is not IPv6 of its own length")

@@ -44,6 +44,9 @@ swanctl {{
 }}
 """
 
+NO_ROUTES = "charon-systemd {\n  install_routes = no\n}\n"
+"""A setting for VTI devices: charon's own routes would go before those to the device."""
+
 MAKE_BEFORE_BREAK = "charon-systemd {\n  make_before_break = yes\n}\n"
 """A setting for reauthentication (with IKEv2)."""
 
@@ -69,6 +72,7 @@ connections {{
         remote_ts = {remote_network}
         esp_proposals = {proposal}-x25519
         inactivity = {inactivity}s
+        {child_options}
       }}
     }}
   }}
@@ -85,7 +89,7 @@ secrets {{
 class Site:
     """One side of the tunnel, as its swanctl.conf says it; ``more`` are further networks, local and remote. After
     ``inactivity`` seconds without traffic it closes the tunnel, 0: never. ``options`` are further lines of the
-    connection.
+    connection, ``child_options`` of its child.
     """
 
     identity: str
@@ -99,6 +103,7 @@ class Site:
     more: tuple[tuple[IpNetwork, IpNetwork], ...] = ()
     inactivity: int = 0
     options: tuple[str, ...] = ()
+    child_options: tuple[str, ...] = ()
 
     def conf(self) -> str:
         """Its swanctl.conf."""
@@ -238,10 +243,10 @@ class Files:
         """Charon's own log."""
         return self.directory / "charon.log"
 
-    def write(self, site: Party) -> None:
+    def write(self, site: Party, settings: str) -> None:
         """Make the directory and both configuration files, readable by us alone."""
         self.directory.mkdir(mode=0o700)
-        self.write_settings()
+        self.write_settings(settings)
         (self.directory / "swanctl.conf").write_text(site.conf())
 
     def write_settings(self, more: str = "") -> None:
@@ -264,6 +269,7 @@ def swanctl_conf(site: Site) -> str:
         remote_network=_listed(site.remote_network, *(remote for _, remote in site.more)),
         proposal=site.proposal,
         options="\n    ".join(site.options),
+        child_options="\n        ".join(site.child_options),
     )
 
 
@@ -328,10 +334,12 @@ class Swan:
         self.daemon = daemon
 
     @classmethod
-    async def start(cls, site: Party, directory: Path, *, outlive: bool = False) -> Swan:
-        """Write the configuration and start charon; it answers once :meth:`load` returned."""
+    async def start(cls, site: Party, directory: Path, settings: str = "", *, outlive: bool = False) -> Swan:
+        """Write the configuration, with these settings besides charon's usual ones, and start it; it answers once
+        :meth:`load` returned.
+        """
         files = Files(directory)
-        files.write(site)
+        files.write(site, settings)
         return cls(site, files, await _run_charon(site, directory, outlive=outlive))
 
     async def run_again(self) -> None:

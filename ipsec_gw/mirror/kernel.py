@@ -15,9 +15,11 @@ from pyroute2.netlink.exceptions import NetlinkError
 from ipsec_gw.engines.port import Link
 from ipsec_gw.errors import EnvironmentMissing
 from ipsec_gw.ike.codec import family_of
+from ipsec_gw.mirror.encapsulators import encapsulator
+from ipsec_gw.mirror.vti import vti
 from ipsec_gw.model.ids import IpAddress, IpNetwork
 from ipsec_gw.model.objects import XfrmInterface
-from ipsec_gw.model.snapshot import ResolvedHop
+from ipsec_gw.model.snapshot import Encapsulator, ResolvedHop, Vti
 
 CHARON_TABLE = 220
 """strongSwan's ``charon.routing_table``: its routes carry the source address for locally generated packets."""
@@ -68,6 +70,18 @@ class KernelView:
                 if if_id:  # without one it takes what others tell it (external)
                     found[int(if_id)] = XfrmInterface(int(link.get("index")), str(link.get("ifname")))
         return found
+
+    async def vtis(self) -> tuple[Vti, ...]:
+        """VTI devices, of IPv4 and of IPv6."""
+        return tuple([made async for link in await self._route.get_links() if (made := vti(link)) is not None])
+
+    async def encapsulators(self) -> tuple[Encapsulator, ...]:
+        """GRE and IPIP devices, whatever they are like."""
+        names, found = {}, []
+        async for link in await self._route.get_links():
+            names[int(link.get("index"))] = str(link.get("ifname"))
+            found.append(link)
+        return tuple(made for link in found if (made := encapsulator(link, names)) is not None)
 
     async def interface(self, name: str) -> Interface:
         """One interface. Raises EnvironmentMissing if there is none of that name."""

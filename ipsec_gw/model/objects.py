@@ -7,7 +7,8 @@ Each is a frozen value with a ``key``. Engines hold :class:`EngineSa`, :class:`N
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 
 from ipsec_gw.model.algorithms import EspAlgorithm
 from ipsec_gw.model.ids import Direction, IpAddress, IpNetwork, SaKey, TunnelId
@@ -42,7 +43,8 @@ class EngineSa:
     """An SA as an engine needs it.
 
     ``source`` and ``key.destination`` are the outer tunnel addresses. ``secret`` is the cipher key without
-    the salt. ``replay_window`` is in packets, 0 for none; engines may round it up.
+    the salt. ``replay_window`` is in packets, 0 for none; engines may round it up. With ``gre`` a GRE header (RFC 2784)
+    stands between ESP and the packets inside, which is transport mode; without, it is tunnel mode.
     """
 
     key: SaKey
@@ -55,6 +57,7 @@ class EngineSa:
     replay_window: int
     encap: UdpEncap | None = None
     copies: HeaderCopies = USUAL_COPIES
+    gre: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,12 +169,31 @@ VLAN_IDS = 4094
 """The VLAN IDs that stand for something are 1 to this (IEEE 802.1Q)."""
 
 
+class InterfaceKind(StrEnum):
+    """Interfaces into which routing sends what a tunnel encrypts, as people call them."""
+
+    XFRM = "XFRM interface"
+    VTI = "VTI device"
+    GRE = "GRE device"
+    IPIP = "IPIP device"
+
+
+OF_IPSEC_ALONE = frozenset({InterfaceKind.XFRM, InterfaceKind.VTI})
+"""What XFRM decrypts, and nothing else, comes in by them, and their policies are for what goes out by them."""
+
+ENCAPSULATIONS = {InterfaceKind.GRE: 47, InterfaceKind.IPIP: 4}
+"""The protocol by which an outer IP header names what such a device has put into it."""
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class XfrmInterface:
-    """An XFRM interface of the kernel (route-based IPsec), by its index; also the key of its :class:`InterfaceLead`."""
+    """An XFRM interface or a VTI device of the kernel (route-based IPsec), or a GRE or IPIP device whose packets alone
+    an SA protects; by its index, which has one kind for life. Also the key of its :class:`InterfaceLead`.
+    """
 
     index: int
     name: str
+    kind: InterfaceKind = field(default=InterfaceKind.XFRM, compare=False)
 
     @property
     def vlan(self) -> int:
@@ -179,7 +201,7 @@ class XfrmInterface:
         return 1 + self.index % VLAN_IDS
 
     def __str__(self) -> str:
-        return f"XFRM interface {self.name}"
+        return f"{self.kind} {self.name}"
 
 
 @dataclass(frozen=True, slots=True)

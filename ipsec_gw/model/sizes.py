@@ -11,6 +11,9 @@ _ICV = 16
 _TRAILER = 2
 _ALIGNMENT = 4
 
+GRE_HEADER = 4
+"""Without key, checksum and sequence number (RFC 2784)."""
+
 IPV6_MINIMUM_MTU = 1280
 """What every link that carries IPv6 takes (RFC 8200 §5)."""
 

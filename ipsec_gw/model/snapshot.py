@@ -7,7 +7,16 @@ from enum import StrEnum
 
 from ipsec_gw.model.algorithms import SALT_BYTES, EspAlgorithm, find_aead
 from ipsec_gw.model.ids import IpAddress, IpNetwork, SaKey
-from ipsec_gw.model.objects import ANY_PORT, USUAL_COPIES, HeaderCopies, PortMatch, Selector, UdpEncap, XfrmInterface
+from ipsec_gw.model.objects import (
+    ANY_PORT,
+    ENCAPSULATIONS,
+    USUAL_COPIES,
+    HeaderCopies,
+    PortMatch,
+    Selector,
+    UdpEncap,
+    XfrmInterface,
+)
 from ipsec_gw.model.secret import Secret
 
 
@@ -66,6 +75,10 @@ class Lifetime:
     use_time: int
 
 
+XfrmMark = tuple[int, int]
+"""Value and mask (``struct xfrm_mark``): for packets whose mark, masked, is the value."""
+
+
 @dataclass(frozen=True, slots=True)
 class XfrmSa:
     """An SA of the kernel. ``aead`` is None for other algorithms, which ``algorithm`` names for people.
@@ -84,7 +97,7 @@ class XfrmSa:
     replay: Replay
     lifetime: Lifetime
     encap: UdpEncap | None = None
-    mark: tuple[int, int] | None = None
+    mark: XfrmMark | None = None
     if_id: int = 0
     extras: frozenset[str] = frozenset()
     copies: HeaderCopies = USUAL_COPIES
@@ -116,7 +129,7 @@ class XfrmPolicy:
     upper: int = 0
     source_port: PortMatch = ANY_PORT
     destination_port: PortMatch = ANY_PORT
-    mark: tuple[int, int] | None = None
+    mark: XfrmMark | None = None
     if_id: int = 0
 
     @property
@@ -137,6 +150,45 @@ class ChildName:
 
 
 @dataclass(frozen=True, slots=True)
+class Encapsulator:
+    """A GRE or IPIP device of the kernel: what is routed to it goes from ``local`` to ``remote``, None for any.
+
+    ``dscp`` tells that the outer header gets the DSCP of the packet inside, ``up`` that it sends and receives. ``link``
+    is the interface that it is bound to, empty for none. ``oddity`` is what no engine could do in its place, as a
+    sentence without its subject, empty for nothing.
+    """
+
+    interface: XfrmInterface
+    local: IpAddress | None
+    remote: IpAddress | None
+    dscp: bool = False
+    up: bool = True
+    link: str = ""
+    oddity: str = ""
+
+    @property
+    def protocol(self) -> int:
+        """Of its packets, in the outer IP header."""
+        return ENCAPSULATIONS[self.interface.kind]
+
+    def __str__(self) -> str:
+        return str(self.interface)
+
+
+@dataclass(frozen=True, slots=True)
+class Vti:
+    """A VTI device of the kernel, from ``local`` to ``remote``, None for any. Its keys are marks: XFRM looks for
+    policies and SAs of what is routed to it with ``out_mark``, of what comes for it with ``in_mark``.
+    """
+
+    interface: XfrmInterface
+    local: IpAddress | None
+    remote: IpAddress | None
+    in_mark: int
+    out_mark: int
+
+
+@dataclass(frozen=True, slots=True)
 class LeadLimits:
     """Why packets cannot be led past XFRM: any of IPv6, or those of IPv6 that this machine sends itself. Empty: they
     can.
@@ -151,7 +203,8 @@ class Snapshot:
     """One consistent look: kernel SAs and policies, vici's names by SPI, local addresses, outer next hops.
 
     ``names`` is keyed by both SPIs of a CHILD_SA. ``sources`` are charon's source hints by remote network, ``limits``
-    is what cannot be led. ``interfaces`` are the XFRM interfaces by if_id, ``charon`` is strongSwan's version.
+    is what cannot be led. ``interfaces`` are the XFRM interfaces by if_id, ``vtis`` the VTI devices, ``encapsulators``
+    the GRE and IPIP devices, ``charon`` is strongSwan's version.
     """
 
     sas: tuple[XfrmSa, ...] = ()
@@ -162,7 +215,15 @@ class Snapshot:
     sources: dict[IpNetwork, IpAddress] = field(default_factory=dict)
     limits: LeadLimits = LeadLimits()
     interfaces: dict[int, XfrmInterface] = field(default_factory=dict)
+    vtis: tuple[Vti, ...] = ()
+    encapsulators: tuple[Encapsulator, ...] = ()
     charon: str = ""
+
+    @property
+    def tagged(self) -> tuple[XfrmInterface, ...]:
+        """All interfaces that a VLAN ID may have to stand for."""
+        vtis, encapsulators = (one.interface for one in self.vtis), (one.interface for one in self.encapsulators)
+        return (*self.interfaces.values(), *vtis, *encapsulators)
 
 
 @dataclass(frozen=True, slots=True)

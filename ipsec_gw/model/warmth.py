@@ -43,6 +43,7 @@ NO_LIMIT = Volume(UNLIMITED, UNLIMITED)
 class SaState:
     """What of a kernel SA moves. ``words`` is the length of its bitmap in XFRMA_REPLAY_ESN_VAL, 0 if the SA has
     XFRMA_REPLAY_VAL: the other attribute is accepted and does nothing. ``window`` is in packets, 0 for no anti-replay.
+    ``mark`` is XFRMA_MARK as the kernel has it, empty for none: it finds the SA only by it.
     """
 
     key: SaKey
@@ -55,6 +56,7 @@ class SaState:
     use_time: int
     soft: Volume = NO_LIMIT
     hard: Volume = NO_LIMIT
+    mark: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,7 @@ class EngineLink:
             esn=able.esn if able else False,
             udp_encap=able.udp_encap if able else False,
             max_replay_window=able.max_replay_window if able else 0,
+            gre=able.gre if able else False,
             absent=absent,
             asleep=asleep,
         )

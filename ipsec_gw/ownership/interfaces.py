@@ -6,15 +6,22 @@ import socket
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from ipsec_gw.model.objects import EntryKey, InterfaceEntry, InterfaceLead, ManagedObject, XfrmInterface
+from ipsec_gw.model.objects import (
+    OF_IPSEC_ALONE,
+    EntryKey,
+    InterfaceEntry,
+    InterfaceLead,
+    ManagedObject,
+    XfrmInterface,
+)
 from xdp_steer.xfrmi import Uplink
 
 
 class InterfaceMaps(Protocol):
     """The part of the steering that this driver needs (:class:`xdp_steer.xfrmi.XfrmiTable`)."""
 
-    def admit(self, index: int, vlan: int, versions: frozenset[int]) -> None:
-        """Let in what the engine tags so."""
+    def admit(self, index: int, vlan: int, versions: frozenset[int], *, policed: bool = False) -> None:
+        """Let in what the engine tags so; XFRM's policies judge it if ``policed``."""
 
     def shut(self, index: int, vlan: int) -> None:
         """Let nothing in any more."""
@@ -60,7 +67,9 @@ class InterfaceDriver:
         """Put an entry or a lead in place."""
         match obj:
             case InterfaceEntry():
-                self._maps.admit(obj.key.interface.index, obj.key.interface.vlan, obj.versions)
+                interface = obj.key.interface
+                policed = interface.kind not in OF_IPSEC_ALONE
+                self._maps.admit(interface.index, interface.vlan, obj.versions, policed=policed)
             case InterfaceLead():
                 self._maps.lead(obj.key.index, obj.key.vlan, obj.mtu, obj.versions, self._uplink)
             case _:

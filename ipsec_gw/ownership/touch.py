@@ -11,10 +11,10 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from ipsec_gw.model.ids import IpAddress, IpNetwork, SaKey, TunnelId
-from ipsec_gw.model.objects import NextHop, ObjectKey, Selector, Tunnel
+from ipsec_gw.model.objects import ENCAPSULATIONS, OF_IPSEC_ALONE, NextHop, ObjectKey, Tunnel
 
 REST_SECONDS = 5.0
 """Between two times for one tunnel: `inactivity` is in seconds, and hardly ever less than a minute."""
@@ -26,7 +26,7 @@ _DISCARD = 9
 _ANYWHERE = {4: "198.51.100.1", 6: "2001:db8::1"}
 """For documentation (RFC 5737, RFC 3849): any address will do where a selector is "any"."""
 
-Connect = Callable[[IpAddress, IpAddress, str], None]
+Connect = Callable[[IpAddress, IpAddress, str, int], None]
 
 
 class Toucher:
@@ -40,7 +40,8 @@ class Toucher:
     def touch(self, moved: Collection[SaKey], objects: Mapping[ObjectKey, object], nat: Collection[SaKey]) -> None:
         """``moved`` are SAs that have carried something, ``objects`` what the engine is to have. Of tunnels through a
         NAT, whose outbound SAs are ``nat``, only packets that go out count: for others, charon sends keepalives. The
-        policies of an XFRM interface are asked by nobody but itself.
+        policies of an XFRM interface or VTI device are asked by nobody but itself; of a GRE or IPIP device they are
+        about its own packets.
         """
         now = self._clock()
         tunnels = [one for one in objects.values() if isinstance(one, Tunnel) and _has_moved(one, moved, nat)]
@@ -48,16 +49,17 @@ class Toucher:
             hop = objects.get(tunnel.remote)
             if isinstance(hop, NextHop) and tunnel.selectors and now >= self._touched.get(tunnel.key, 0) + REST_SECONDS:
                 self._touched[tunnel.key] = now
-                ends = _ends(tunnel.selectors)
+                source, destination, protocol = _packet_of(tunnel)
                 with contextlib.suppress(OSError):  # no route now: nothing goes out that way either
-                    self._connect(*ends, hop.interface)
+                    self._connect(source, destination, hop.interface, protocol)
         self._touched = {key: at for key, at in self._touched.items() if now < at + REST_SECONDS}
 
 
-def connect_once(source: IpAddress, destination: IpAddress, interface: str) -> None:
-    """Connect a UDP socket, whosever ``source`` is, and close it. Nothing is sent. Raises OSError."""
+def connect_once(source: IpAddress, destination: IpAddress, interface: str, protocol: int) -> None:
+    """Connect a socket, of UDP or a raw one, whosever ``source`` is, and close it. Nothing is sent. Raises OSError."""
     family = socket.AF_INET if source.version == 4 else socket.AF_INET6
-    with socket.socket(family, socket.SOCK_DGRAM) as asking:
+    kind = socket.SOCK_DGRAM if protocol == socket.IPPROTO_UDP else socket.SOCK_RAW
+    with socket.socket(family, kind, protocol) as asking:
         if source.version == 4:
             asking.setsockopt(socket.IPPROTO_IP, socket.IP_TRANSPARENT, 1)
         else:
@@ -68,17 +70,19 @@ def connect_once(source: IpAddress, destination: IpAddress, interface: str) -> N
 
 
 def _has_moved(tunnel: Tunnel, moved: Collection[SaKey], nat: Collection[SaKey]) -> bool:
-    if tunnel.interface is not None:
+    if tunnel.interface is not None and tunnel.interface.kind in OF_IPSEC_ALONE:
         return False
     if tunnel.outbound in moved:
         return True
     return tunnel.outbound not in nat and any(key in moved for key in tunnel.inbound)
 
 
-def _ends(selectors: Iterable[Selector]) -> tuple[IpAddress, IpAddress]:
-    """Addresses of the first one: charon takes the latest time of all."""
-    selector = next(iter(selectors))
-    return _one_of(selector.source), _one_of(selector.destination)
+def _packet_of(tunnel: Tunnel) -> tuple[IpAddress, IpAddress, int]:
+    """Source, destination and protocol of one that a policy is for, the first: charon takes the latest time of all."""
+    if tunnel.interface is not None:
+        return tunnel.local, tunnel.remote, ENCAPSULATIONS[tunnel.interface.kind]
+    selector = next(iter(tunnel.selectors))
+    return _one_of(selector.source), _one_of(selector.destination), socket.IPPROTO_UDP
 
 
 def _one_of(network: IpNetwork) -> IpAddress:

@@ -18,9 +18,11 @@ import structlog
 
 from ipsec_gw.engines.soft.drops import Dropped, DropReason
 from ipsec_gw.engines.soft.esp import EspTransform, parse_header, strip_trailer
+from ipsec_gw.engines.soft.gre import unwrap
 from ipsec_gw.errors import EngineError, IpsecGwError
 from ipsec_gw.model.ids import Direction, SaKey
 from ipsec_gw.model.objects import AnyLead, EngineSa, ManagedObject, ObjectKey, Steer, Tunnel
+from ipsec_gw.model.sizes import GRE_HEADER
 from ipsec_gw.model.warmth import NOTHING, Volume
 
 DECISION_SECONDS = 10.0
@@ -32,8 +34,8 @@ EVERY_NUMBER = (1 << 32) - 1
 MOST = 8192
 """Packets that wait at a time, of 2 KiB at most."""
 
-IPPROTO_IPIP, IPPROTO_IPV6 = 4, 41
-"""Next headers of ESP in tunnel mode."""
+IPPROTO_IPIP, IPPROTO_IPV6, IPPROTO_GRE = 4, 41, 47
+"""Next headers of ESP in tunnel mode, which those of an IPIP device look like, and before what a GRE device sends."""
 
 _IPV4_HEADER, _IPV6_HEADER = 20, 40
 
@@ -181,7 +183,7 @@ class WaitingRoom:
         if carried is not None:
             transform = self._transform(carried.sa)
             while packets:
-                self._to_engine(transform, packets.popleft(), carried.vlan)
+                self._to_engine(transform, packets.popleft(), carried)
         elif self._may_send(key) or self._held_no_more(key, packets):
             while packets:
                 self._to_wire(packets.popleft())
@@ -210,17 +212,18 @@ class WaitingRoom:
             self._tell(f"it is not known who owns SA {key}, what was held back of it waits: {error}")
             return unknown
 
-    def _to_engine(self, transform: EspTransform | None, packet: Waiting, vlan: int) -> None:
+    def _to_engine(self, transform: EspTransform | None, packet: Waiting, carried: Carried) -> None:
         try:
             if transform is None:
                 raise Dropped(DropReason.AUTHENTICATION)
             inner = opened(transform, packet.frame[packet.esp :])
-            self._ways.to_engine(inner, vlan)
+            self._ways.to_engine(inner, carried.vlan)
         except (Dropped, OSError) as error:
             self._lose(packet, str(error))
         else:
             self.passage.to_engine += 1
-            self._through[packet.key] = self.through(packet.key).plus(Volume(1, len(inner)))
+            octets = len(inner) + (GRE_HEADER if carried.sa.gre else 0)
+            self._through[packet.key] = self.through(packet.key).plus(Volume(1, octets))
 
     def _to_wire(self, packet: Waiting) -> None:
         try:
@@ -251,6 +254,8 @@ def opened(transform: EspTransform, esp: bytes) -> bytes:
     The upper half of an ESN is taken for zero: an SA that changes hands is younger than 2^32 packets.
     """
     payload = strip_trailer(transform.open(parse_header(esp).sequence, esp))
+    if payload.next_header == IPPROTO_GRE:
+        payload = unwrap(payload)
     version = payload.data[0] >> 4 if payload.data else 0
     if payload.next_header == IPPROTO_IPIP and version == 4 and len(payload.data) >= _IPV4_HEADER:
         return payload.data[: int.from_bytes(payload.data[2:4], "big")]

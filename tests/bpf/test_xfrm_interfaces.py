@@ -297,6 +297,24 @@ def test_another_mtu_of_the_tunnel_keeps_what_was_before(bench: Bench) -> None:
     assert link_mtu() == THEIRS
 
 
+def test_where_xfrm_judges_its_check_stays_on(bench: Bench) -> None:
+    """A GRE or IPIP device: what comes in by it has no state of XFRM's with the kernel alone either."""
+    interfaces, index = bench.steering.xfrm_interfaces, bench.device.index
+    interfaces.admit(index, VLAN, frozenset({4, 6}), policed=True)
+    assert (policy_is_off(4), policy_is_off(6)) == (False, False)
+    assert interfaces.admitted() == {index: (VLAN, frozenset({4, 6}))}
+    interfaces.admit(index, VLAN, IPV4)
+    assert policy_is_off(4)
+    interfaces.admit(index, VLAN, IPV4, policed=True)
+    assert not policy_is_off(4)
+    interfaces.lead(index, VLAN, MTU, IPV4, bench.uplink)
+    xsk, before = open_socket(bench), bench.count(Reason.XFRMI_OUT)
+    send(b"led all the same")
+    assert len(await_frames(xsk, 1)) == 1
+    assert bench.count(Reason.XFRMI_OUT) == before + 1
+    xsk.close()
+
+
 def test_leftovers_are_removed_without_a_map(bench: Bench, pins: Path) -> None:
     bench.lead()
     xfrmi.remove_leftovers(pins)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 from collections.abc import Iterator
 from ipaddress import ip_address
@@ -62,6 +63,18 @@ def test_the_policy_is_asked(
     ip(f"xfrm policy add src {here} dst {there} dir out")
     assert used(version) == [False]
     before = sent("up8"), sent("wan9")
-    connect_once(ip_address(source), ip_address(destination), "wan9")
+    connect_once(ip_address(source), ip_address(destination), "wan9", socket.IPPROTO_UDP)
     assert used(version) == [True]
     assert version == 6 or (sent("up8"), sent("wan9")) == before, "IPv6 has reports of its own to send"
+
+
+@pytest.mark.parametrize(("protocol", "asked"), [(47, [True]), (4, [False])])
+def test_the_policy_for_a_devices_packets_is_asked_by_their_protocol(
+    net: None, protocol: int, asked: list[bool]
+) -> None:
+    ip("addr add 10.0.0.1/24 dev wan9")
+    ip("xfrm policy add src 10.0.0.1/32 dst 10.0.0.2/32 proto 47 dir out")
+    before = sent("wan9")
+    connect_once(ip_address("10.0.0.1"), ip_address("10.0.0.2"), "wan9", protocol)
+    assert used(4) == asked
+    assert sent("wan9") == before

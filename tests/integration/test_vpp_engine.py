@@ -26,6 +26,7 @@ from ipsec_gw.model.objects import EngineObject
 from tests.contract import families
 from tests.contract.values import (
     HOP,
+    LOCAL,
     PEER,
     TUNNEL_ID,
     Site,
@@ -49,6 +50,7 @@ from vpp_conf.descriptors.classify import (
     RedirectDescriptor,
     punt_next_indices,
 )
+from vpp_conf.descriptors.gre import GreHeaders, GreTunnel, GreTunnelDescriptor
 from vpp_conf.descriptors.interface import OWNER_TAG, UP_FLAG, bind, tag
 from vpp_conf.descriptors.ipsec_itf import IpsecInterface, IpsecInterfaceDescriptor
 from vpp_conf.descriptors.loopback import Loopback, LoopbackDescriptor
@@ -228,6 +230,23 @@ async def test_half_made_leftovers_are_swept(world: World) -> None:
     assert dict(await engine.retrieve()) == objects(site)
     assert {found.spi for found in await SaDescriptor(api).retrieve()} == {site.inbound.key.spi, site.outbound.key.spi}
     assert len(await IpsecInterfaceDescriptor(api).retrieve()) == 1
+    await engine.close()
+    await api.close()
+
+
+async def test_leftovers_of_gre_are_swept_however_far_they_got(world: World) -> None:
+    """One that has no tag yet would stand in the way for good: VPP has no second one with the same ends."""
+    engine = await opened(world)
+    api = await api_of(world)
+    gres = GreTunnelDescriptor(api)
+    untagged = GreTunnel(0, 1500, 1, GreHeaders(77, LOCAL, PEER, dscp=True))
+    await gres.create(untagged)
+    for detail in await gres.retrieve():
+        await api.call("sw_interface_tag_add_del", is_add=False, sw_if_index=detail.sw_if_index, tag="")
+    foreign = await api.cli("create gre tunnel src 192.0.2.1 dst 198.51.100.99")
+    assert await engine.retrieve() == {}
+    assert await gres.retrieve() == ()
+    assert foreign.strip() in await api.cli("show gre tunnel") + await api.cli("show interface")
     await engine.close()
     await api.close()
 

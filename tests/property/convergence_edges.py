@@ -301,7 +301,7 @@ class FakeEngine:
             await self.taking()
         self.seen_process = self.taken = self.process
         self._remember()
-        return Capabilities(frozenset(ALGORITHMS), True, True, 4096, True, "fake")
+        return Capabilities(frozenset(ALGORITHMS), True, True, 4096, True, "fake", gre=True)
 
     async def close(self) -> None:
         pass
@@ -564,7 +564,7 @@ class FakeDevices:
         """To compare with others."""
         return {f"entry {one}" for one in self.entries.items()} | {f"lead {one}" for one in self.leads.items()}
 
-    def admit(self, index: int, vlan: int, versions: frozenset[int]) -> None:
+    def admit(self, index: int, vlan: int, versions: frozenset[int], *, policed: bool = False) -> None:
         self.edge.cross(f"admit {index}", SteeringError)
         self.entries[index] = (vlan, versions)
 

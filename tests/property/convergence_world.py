@@ -13,12 +13,14 @@ from typing import Any, TypeVar
 from ipsec_gw.desired import desired
 from ipsec_gw.errors import IpsecGwError, XfrmError
 from ipsec_gw.gateway import spare
+from ipsec_gw.lineages import tunnel_of
 from ipsec_gw.model.ids import IpAddress, SaKey
 from ipsec_gw.model.objects import (
     EngineSa,
     Exempt,
     Guard,
     InterfaceEntry,
+    InterfaceKind,
     InterfaceLead,
     Lead,
     ManagedObject,
@@ -33,6 +35,7 @@ from ipsec_gw.model.objects import (
 from ipsec_gw.model.secret import Secret
 from ipsec_gw.model.snapshot import (
     AeadKey,
+    Encapsulator,
     LeadLimits,
     Lifetime,
     Mode,
@@ -88,6 +91,7 @@ HINTS = {4: ip_address("192.168.1.1"), 6: ip_address("fd01:1::1")}
 LIMITS = (LeadLimits(all6="no policy"), LeadLimits(local6="no netfilter"), *[LeadLimits()] * 4)
 IF_IDS = (1, 2, 3)
 """The last one has no XFRM interface."""
+_UNTOLD = ip_address("0.0.0.0")
 UPLINK = Uplink(7, bytes(6), bytes(6))
 SHUNT = 0
 """The reqid of policies that no tunnel has."""
@@ -97,7 +101,7 @@ TALLIED = (
     *("charon restarted", "peer moved", "burst through the engine", "tunnel in the engine at the end"),
     *("NAT mapped anew", "the same with a gap", "encapsulated tunnel in the engine at the end"),
     *("kernel took over by itself", "exception made", "exemption in place at the end"),
-    *("the same by an interface", "interface made anew", "interface led at the end"),
+    *("the same by an interface", "the same by a GRE device", "interface made anew", "interface led at the end"),
 )
 """What must not be missing in a run of many sequences."""
 
@@ -132,6 +136,12 @@ class Child:
     port: int = 0
     ours: int = 0
     if_id: int = 0
+    gre: bool = False
+
+    @property
+    def mode(self) -> Mode:
+        """Of its SAs: transport mode for what a GRE device sends."""
+        return Mode.TRANSPORT if self.gre else Mode.TUNNEL
 
     def encap(self, *, inbound: bool) -> UdpEncap | None:
         """Its ports behind a NAT: the peer's, and ours."""
@@ -228,6 +238,11 @@ class World:
         self.routes = FakeRoutes(self.edge)
         self.devices = FakeDevices(self.edge)
         self.interfaces = {if_id: XfrmInterface(10 + if_id, f"ipsec{if_id}") for if_id in IF_IDS[:-1]}
+        self.encapsulators = {
+            peer: Encapsulator(XfrmInterface(15 + n, f"gre{n}", InterfaceKind.GRE), LOCALS[4], peer)
+            for n, peer in enumerate(PEERS)
+            if peer.version == 4
+        }
         self.steering.engine, self.steering.routes, self.engine.steering = self.engine, self.routes, self.steering
         self.steering.devices = self.devices
         self.xfrm.steering = self.steering
@@ -267,11 +282,12 @@ class World:
             sources={network: HINTS[version] for version, networks in THERE.items() for network in networks},
             limits=self.limits,
             interfaces=dict(self.interfaces),
+            encapsulators=tuple(self.encapsulators.values()),
         )
 
     def name_of(self, index: int) -> str:
         """As the kernel tells it."""
-        for interface in self.interfaces.values():
+        for interface in (*self.interfaces.values(), *(one.interface for one in self.encapsulators.values())):
             if interface.index == index:
                 return interface.name
         raise OSError(f"no interface {index}")
@@ -295,6 +311,9 @@ class World:
                 Selector(net, net) for net in map(ip_network, ("0.0.0.0/0", "::/0")[: self.random.choice([1, 2])])
             ]
         child = Child(peer, self.reqid, tuple(selectors), port=port, ours=ours, if_id=if_id)
+        if peer.version == 4 and self.random.random() < 0.15:
+            ends = (ip_network((end, 32)) for end in (child.local, peer))
+            child = Child(peer, self.reqid, (Selector(*ends, self.random.choice([47, 47, 47, 0])),), gre=True)
         self.children.append(child)
         self._bring(child)
 
@@ -353,6 +372,8 @@ class World:
 
     def move(self, child: Child) -> None:
         """MOBIKE or a NAT's new mind: every SA is deleted and installed again with the same key and numbers."""
+        if child.gre:
+            return
         self.moved = True
         self.tally["peer moved"] += 1
         others = [peer for peer in PEERS if peer != child.peer and peer.version == child.peer.version]
@@ -371,6 +392,8 @@ class World:
         """The NAT in front of the peer has chosen another port. Between the delete and the add of charon's update a
         dump may fall.
         """
+        if child.gre:
+            return
         self.tally["NAT mapped anew"] += 1
         child.port = self.random.randint(1024, 65000)
         here, there = [pair[0] for pair in child.pairs], [pair[1] for pair in child.pairs]
@@ -419,7 +442,7 @@ class World:
             key=key,
             source=child.peer if inbound else child.local,
             protocol=50,
-            mode=Mode.TUNNEL,
+            mode=child.mode,
             reqid=child.reqid,
             aead=AeadKey("rfc4106(gcm(aes))", Secret(self.key.to_bytes(20, "big")), 128),
             algorithm="rfc4106(gcm(aes)) icv 128",
@@ -442,7 +465,8 @@ class World:
             self._put_policy(child, selector, spi)
 
     def _put_policy(self, child: Child, selector: Selector, spi: int) -> None:
-        template = Template(child.local, child.peer, spi, 50, child.reqid, Mode.TUNNEL)
+        ends = (_UNTOLD, _UNTOLD) if child.gre else (child.local, child.peer)
+        template = Template(*ends, spi, 50, child.reqid, child.mode)
         priority = 400000 - 100 * selector.source.prefixlen
         self.policies[child.reqid, selector] = XfrmPolicy(
             PolicyDirection.OUT,
@@ -463,20 +487,24 @@ class World:
         if not leading:
             return
         selector, policy = self.random.choice(leading)
-        interface = self.interfaces.get(policy.if_id)
+        remote, interface = tunnel_of(policy, policy.templates[0]).remote, self.interfaces.get(policy.if_id)
+        transport = policy.templates[0].mode is Mode.TRANSPORT
+        if transport:
+            interface = self.encapsulators[remote].interface
         led = self.routes.leads(selector) if interface is None else interface.index in self.devices.leads
         if self.random.random() < 0.8 and led and self.engine.works:
             count = self._burst()
             for tunnel in self.engine.tunnels():
-                if count and selector in tunnel.selectors and tunnel.interface == interface:
+                if count and tunnel.interface == interface and (transport or selector in tunnel.selectors):
                     self.tally["burst through the engine"] += 1
                     self.tally["the same by an interface"] += interface is not None
+                    self.tally["the same by a GRE device"] += transport
                     self.engine.encrypts(tunnel.outbound, count)
             return
         if led and not self.engine.works:
             self.steering.plaintext_falls()
             self.tally["kernel took over by itself"] += 1
-        key = SaKey(policy.templates[0].destination, policy.templates[0].spi)
+        key = SaKey(remote, policy.templates[0].spi)
         if key in self.xfrm.sas:
             self.steering.kernel_sends(key, self.random.randint(1, 3))
 
@@ -602,14 +630,32 @@ class World:
             self._make_interface_anew()
 
     def _make_interface_anew(self) -> None:
-        """Or take it away, or bring it back. The programs on it go with it, what is noted of it stays."""
+        """Or take it away, or bring it back. The programs on it go with it, what is noted of it stays. A GRE device may
+        also get another TOS, or a key.
+        """
         self.tally["interface made anew"] += 1
+        if self.random.random() < 0.3:
+            self._change_device()
+            return
         if_id = self.random.choice(IF_IDS[:-1])
         self.index += 1
         if self.random.random() < 0.3:
             self.interfaces.pop(if_id, None)
         else:
             self.interfaces[if_id] = XfrmInterface(self.index, f"ipsec{if_id}")
+
+    def _change_device(self) -> None:
+        self.index += 1
+        peer = self.random.choice(list(self.encapsulators))
+        device = self.encapsulators[peer]
+        anew = XfrmInterface(self.index, device.interface.name, device.interface.kind)
+        self.encapsulators[peer] = self.random.choice(
+            [
+                replace(device, interface=anew),
+                replace(device, dscp=not device.dscp),
+                replace(device, oddity="" if device.oddity else "has a key"),
+            ]
+        )
 
     def break_something(self) -> None:
         self.edge.fails_in = self.random.randint(1, 30)

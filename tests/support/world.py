@@ -28,7 +28,7 @@ HERE, THERE = ip_network("192.168.1.0/24"), ip_network("192.168.2.0/24")
 CANARY = bytes.fromhex("c0ffee0ddeadbeef5ca1ab1eca5cade5") + b"salt"
 
 OFFER = EngineOffer(
-    name=EngineName.VPP, algorithms=frozenset(ALGORITHMS), esn=True, udp_encap=True, max_replay_window=4096
+    name=EngineName.VPP, algorithms=frozenset(ALGORITHMS), esn=True, udp_encap=True, max_replay_window=4096, gre=True
 )
 SETTINGS = Settings(wan=frozenset({"wan0"}))
 

@@ -53,7 +53,6 @@ def test_limits_are_read() -> None:
 
 
 def test_what_cannot_be_written_to_is_left_out() -> None:
-    assert parse_state(body(LEGACY, attribute(21, bytes(8)))) is None, "a mark is part of the key"
     assert parse_state(body(aead())) is None, "nothing of its numbers"
     assert parse_state(body(attribute(10, bytes(8)))) is None, "cut short"
     assert parse_state(body(attribute(23, bytes(20)))) is None, "cut short"
@@ -84,6 +83,15 @@ def test_an_inbound_window_is_moved_and_shut() -> None:
     raw = written(Warming(extended, Volume(1, 1), 1, 9 | 3 << 32)).get_attr("XFRMA_REPLAY_ESN_VAL")
     assert struct.unpack_from("=6I", raw) == (4, 5, 9, 7, 3, 128)
     assert raw[24:] == b"\xff" * 16
+
+
+def test_an_sa_with_a_mark_is_written_to_by_it() -> None:
+    """The kernel does not find it otherwise (``xfrm_state_lookup``)."""
+    mark = struct.pack("=II", 42, 0xFFFFFFFF)
+    state = parse_state(body(LEGACY, attribute(21, mark)))
+    assert state is not None
+    for warm in (Warming(state, Volume(1, 1), 1, None), Warming(state, Volume(1, 1), 1, 77)):
+        assert bytes(written(warm).get_attr("XFRMA_MARK")) == mark
 
 
 class Kernel:

@@ -54,6 +54,7 @@ def live(fails_at: int) -> World:
     first.selectors, second.selectors = (Selector(HERE[4][1], THERE[4][1]),), (Selector(HERE[4][3], THERE[4][2]),)
     routed.selectors = (Selector(HERE[4][3], HERE[4][3]),)
     first.if_id, second.if_id, routed.if_id = 0, 0, IF_IDS[0]
+    first.gre = second.gre = routed.gre = False
     for child in (first, second, routed):
         finish(world, child)
     settle(world)

@@ -67,7 +67,7 @@ def test_a_router_is_told_its_neighbors_and_networks():
 
 
 def test_each_link_has_an_interface_a_network_and_a_connection_of_its_own():
-    for what in ("interface", "if_id", "network", "connection"):
+    for what in ("interface", "kind", "network", "connection"):
         assert len({str(getattr(link, what)) for link in LINKS}) == len(LINKS)
     assert not FIRST.network.overlaps(SECOND.network)
     for link in LINKS:

@@ -5,6 +5,7 @@ import os
 import pytest
 from scapy.layers.inet import UDP
 from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import GRE
 
 from ipsec_gw.lab.capture import esp_of
 from ipsec_gw.lab.oracle import EspPacket, NotGenuine, Oracle, strip_trailer
@@ -100,6 +101,16 @@ def test_ipv6_in_a_tunnel_has_its_own_length_too():
     for wrong in (packet + b"x", packet[:39], bytes(inner())):
         with pytest.raises(NotGenuine, match="not IPv6 of its own length"):
             strip_trailer(padded(wrong, b"\1", 41), "x")
+
+
+def test_a_plain_gre_header_is_taken_off():
+    four, six = bytes(inner()), bytes(IPv6(src="fd01::1", dst="fd02::1") / UDP() / b"x")
+    for packet in (four, six):
+        behind = bytes(GRE() / (inner() if packet is four else IPv6(packet)))
+        assert strip_trailer(padded(behind, b"\1\2", 47), "x") == packet
+    for wrong in (bytes(GRE(key_present=1, key=7)) + four, bytes(GRE(proto=0x86DD)) + four, b"\0\0\x08"):
+        with pytest.raises(NotGenuine, match=r"GRE header|own length"):
+            strip_trailer(padded(wrong, b"\1\2", 47), "x")
 
 
 @pytest.mark.parametrize("following", [50, 6, 59])

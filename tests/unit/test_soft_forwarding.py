@@ -8,8 +8,8 @@ from ipaddress import ip_address, ip_network
 import pytest
 from scapy.layers.inet import ICMP, IP, UDP, defragment
 from scapy.layers.inet6 import IPv6
-from scapy.layers.ipsec import ESP
-from scapy.layers.l2 import Dot1Q, Ether
+from scapy.layers.ipsec import ESP, SecurityAssociation
+from scapy.layers.l2 import GRE, Dot1Q, Ether
 from scapy.utils import checksum
 
 from ipsec_gw.engines.port import Counters, Link
@@ -18,12 +18,13 @@ from ipsec_gw.engines.soft.esp import EspPayload, EspTransform
 from ipsec_gw.engines.soft.store import Store
 from ipsec_gw.model.algorithms import ALGORITHMS
 from ipsec_gw.model.ids import Direction, SaKey, TunnelId
-from ipsec_gw.model.objects import Selector
+from ipsec_gw.model.objects import HeaderCopies, InterfaceKind, Selector, XfrmInterface
 from tests.unit.soft_kit import (
     GATEWAY_MAC,
     LOCAL6,
     PEER,
     PEER6,
+    SCAPY_NAMES,
     SELECTOR,
     SELECTOR6,
     UP_ENGINE,
@@ -51,12 +52,14 @@ V6_OUTER = {
 class Gateway:
     """One tunnel in a store, and both of its SAs at hand."""
 
-    def __init__(self, wan: Link = WAN, *, outer6: bool = False, selectors=(SELECTOR, SELECTOR6), **of_sas) -> None:
+    def __init__(
+        self, wan: Link = WAN, *, outer6: bool = False, selectors=(SELECTOR, SELECTOR6), by=None, **of_sas
+    ) -> None:
         changes = V6_OUTER if outer6 else {Direction.IN: {}, Direction.OUT: {}}
         self.inbound = sa(Direction.IN, 0x1001, **of_sas, **changes[Direction.IN])
         self.outbound = sa(Direction.OUT, 0x2001, **of_sas, **changes[Direction.OUT])
         addresses = {"local": LOCAL6, "remote": PEER6, "key": TunnelId(1, PEER6)} if outer6 else {}
-        self.tunnel = tunnel([self.inbound], self.outbound, selectors=selectors, **addresses)
+        self.tunnel = tunnel([self.inbound], self.outbound, selectors=selectors, interface=by, **addresses)
         self.store = Store(context(wan), 3000)
         for obj in (self.inbound, self.outbound, next_hop(key=self.tunnel.remote), self.tunnel):
             self.store.create(obj)
@@ -414,3 +417,83 @@ def test_duplicate_spis_with_different_destinations():
     for peer in (gateway.peer, oracle(twin)):
         assert gateway.decapsulate(wan_frame(peer.encrypt(FROM_PEER))).frame[14:] == bytes(FROM_PEER)
     assert gateway.store.counters[twin.key].packets == gateway.store.counters[gateway.inbound.key].packets == 1
+
+
+GRE1 = XfrmInterface(41, "gre1", InterfaceKind.GRE)
+OUTER = {Direction.IN: IP(src=str(PEER), dst="192.0.2.1"), Direction.OUT: IP(src="192.0.2.1", dst=str(PEER))}
+
+
+class GreGateway(Gateway):
+    """The same over GRE in transport mode, by a device."""
+
+    def __init__(self, **of_sas) -> None:
+        super().__init__(gre=True, by=GRE1, **of_sas)
+
+    def plain(self, inner) -> bytes:
+        header = Ether(dst=UP_ENGINE.mac, src=UP_KERNEL.mac) / Dot1Q(vlan=GRE1.vlan)
+        return bytes(header / inner)
+
+
+def transport(esp_sa) -> SecurityAssociation:
+    """Scapy's idea of an SA in transport mode."""
+    key = esp_sa.secret.reveal() + esp_sa.salt.reveal()
+    return SecurityAssociation(ESP, spi=esp_sa.key.spi, crypt_algo=SCAPY_NAMES[esp_sa.algorithm], crypt_key=key)
+
+
+@pytest.mark.parametrize("inner", [FROM_PEER, FROM_PEER6], ids=["v4", "v6"])
+def test_what_comes_behind_a_gre_header_goes_to_its_device(inner):
+    gateway = GreGateway()
+    sealed = transport(gateway.inbound).encrypt(OUTER[Direction.IN] / GRE() / inner)
+    emission = gateway.decapsulate(wan_frame(sealed))
+    assert emission.frame == bytes(Ether(dst=UP_KERNEL.mac, src=UP_ENGINE.mac) / Dot1Q(vlan=GRE1.vlan) / inner)
+    assert gateway.store.counters[gateway.inbound.key] == Counters(1, len(inner) + 4), "as the kernel counts"
+
+
+@pytest.mark.parametrize("inner", [TO_PEER, TO_PEER6], ids=["v4", "v6"])
+def test_what_a_device_sends_goes_behind_a_gre_header(inner):
+    gateway = GreGateway()
+    emission = gateway.encapsulate(gateway.plain(inner))
+    opened = transport(gateway.outbound).decrypt(IP(emission.frame[14:]))
+    assert (opened.src, opened.dst, opened.proto) == ("192.0.2.1", str(PEER), 47)
+    assert bytes(opened[GRE]) == bytes(GRE() / inner)
+    assert gateway.store.counters[gateway.outbound.key] == Counters(1, len(inner) + 4)
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        GRE(key_present=1, key=7) / FROM_PEER,
+        GRE(chksum_present=1) / FROM_PEER,
+        GRE(seqnum_present=1, sequence_number=1) / FROM_PEER,
+        GRE(version=1) / FROM_PEER,
+        GRE(proto=0x8847) / bytes(FROM_PEER),
+        GRE(proto=0) / bytes(FROM_PEER),
+        bytes(GRE())[:3],
+    ],
+    ids=["key", "checksum", "number", "version", "mpls", "keepalive", "short"],
+)
+def test_other_gre_is_dropped(behind):
+    gateway = GreGateway()
+    assert gateway.drops(gateway.sealed(bytes(behind), 47)) is DropReason.NEXT_HEADER
+
+
+def test_what_is_not_behind_gre_does_not_pass_for_it_nor_the_other_way_round():
+    gateway = GreGateway()
+    assert gateway.drops(gateway.sealed(bytes(FROM_PEER), 4)) is DropReason.NEXT_HEADER
+    plain = Gateway()
+    assert plain.drops(plain.sealed(bytes(GRE() / FROM_PEER), 47)) is DropReason.NEXT_HEADER
+
+
+def test_the_gre_header_counts_for_what_fits():
+    gateway = GreGateway(wan=replace(WAN, mtu=1500))
+    room = 1442
+    fitting = IP(src="10.1.0.1", dst="10.2.0.1", flags="DF") / UDP() / bytes(room - 28)
+    assert len(gateway.encapsulate(gateway.plain(fitting)).frame) - 14 <= 1500
+    assert gateway.refuses(gateway.plain(fitting / bytes(4))) is DropReason.TOO_BIG
+
+
+@pytest.mark.parametrize(("dscp", "outside"), [(True, 0xB8 | 2), (False, 2)])
+def test_the_outer_header_has_what_the_device_copies(dscp, outside):
+    gateway = GreGateway(copies=HeaderCopies(dscp=dscp))
+    marked = IP(src="10.1.0.1", dst="10.2.0.1", tos=0xB8 | 2) / UDP()
+    assert IP(gateway.encapsulate(gateway.plain(marked)).frame[14:]).tos == outside

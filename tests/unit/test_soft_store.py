@@ -12,7 +12,7 @@ from ipsec_gw.engines.soft.store import MAX_REPLAY_WINDOW, Store
 from ipsec_gw.errors import EngineError, UsedKeyError
 from ipsec_gw.model.algorithms import AES_GCM_256, CHACHA20_POLY1305
 from ipsec_gw.model.ids import Direction, SaKey, TunnelId
-from ipsec_gw.model.objects import Selector, UdpEncap
+from ipsec_gw.model.objects import InterfaceKind, Selector, UdpEncap, XfrmInterface
 from ipsec_gw.model.secret import Secret
 from tests.unit.soft_kit import (
     LOCAL,
@@ -108,6 +108,8 @@ def test_sas_that_no_tunnel_uses_go(store):
         ({"replay_window": -1}, "replay window -1 is impossible"),
         ({"encap": UdpEncap(0, 4500)}, "UDP with port 0"),
         ({"source": LOCAL6}, "of another family"),
+        ({"gre": True, "encap": UdpEncap(4500, 4500)}, "GRE in UDP"),
+        ({"gre": True, "key": SaKey(LOCAL6, 0x3001), "source": LOCAL6}, "GRE in UDP or over IPv6"),
     ],
 )
 @pytest.mark.parametrize("direction", Direction)
@@ -126,6 +128,7 @@ def test_sas_that_cannot_be(store, direction, changes, match):
         {"algorithm": AES_GCM_256, "secret": secret(32)},
         {"direction": Direction.OUT},
         {"encap": UdpEncap(4500, 4500)},
+        {"gre": True},
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -230,3 +233,17 @@ def test_both_directions_may_share_an_spi_and_peers_may_share_one_too(store):
     (to_far,) = store.forwarding.encapsulate(up_frame(IP(src="10.1.0.1", dst="10.3.0.1") / UDP()))
     assert IP(to_far.frame[14:]).dst == str(far)
     assert IP(store.forwarding.encapsulate(PLAINTEXT)[0].frame[14:]).dst == str(PEER)
+
+
+def test_gre_is_of_all_sas_of_a_tunnel_with_an_interface(store):
+    inbound, outbound, bare = (
+        sa(Direction.IN, 0x5001, gre=True),
+        sa(Direction.OUT, 0x5002, gre=True),
+        sa(Direction.OUT, 0x5003),
+    )
+    for one in (inbound, outbound, bare):
+        store.create(one)
+    by = {"key": TunnelId(5, PEER), "interface": XfrmInterface(9, "gre1", InterfaceKind.GRE)}
+    refused(store, lambda: store.create(tunnel([inbound], bare, **by)), "GRE is of all SAs")
+    refused(store, lambda: store.create(tunnel([inbound], outbound, key=TunnelId(5, PEER))), "GRE is of all SAs")
+    store.create(tunnel([inbound], outbound, **by))

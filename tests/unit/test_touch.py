@@ -10,14 +10,15 @@ import pytest
 from ipsec_gw.desired import desired
 from ipsec_gw.model.charon import goes_by_policies
 from ipsec_gw.model.ids import IpAddress, SaKey, TunnelId
-from ipsec_gw.model.objects import NextHop, Selector, Tunnel
+from ipsec_gw.model.objects import InterfaceKind, NextHop, Selector, Tunnel, XfrmInterface
 from ipsec_gw.ownership.touch import REST_SECONDS, Toucher
 from tests.support.world import LOCAL, OFFER, REMOTE, SETTINGS, policy, sa, snapshot
 
 IN, OUT = SaKey(LOCAL, 0x11), SaKey(REMOTE, 0x22)
 OBJECTS = desired(OFFER, SETTINGS, snapshot(sa(0x11, inbound=True), sa(0x22), policies=(policy(0x22),))).objects
 TUNNEL = TunnelId(1, REMOTE)
-ENDS = (ip_address("192.168.1.1"), ip_address("192.168.2.1"), "wan0")
+UDP, GRE = 17, 47
+ENDS = (ip_address("192.168.1.1"), ip_address("192.168.2.1"), "wan0", UDP)
 
 
 @pytest.mark.parametrize(
@@ -33,12 +34,12 @@ class Touched:
 
     def __init__(self) -> None:
         self.now = 100.0
-        self.asked: list[tuple[IpAddress, IpAddress, str]] = []
+        self.asked: list[tuple[IpAddress, IpAddress, str, int]] = []
         self.fails = False
         self.toucher = Toucher(self.connect, lambda: self.now)
 
-    def connect(self, source: IpAddress, destination: IpAddress, interface: str) -> None:
-        self.asked.append((source, destination, interface))
+    def connect(self, source: IpAddress, destination: IpAddress, interface: str, protocol: int) -> None:
+        self.asked.append((source, destination, interface, protocol))
         if self.fails:
             raise OSError("unreachable")
 
@@ -76,7 +77,17 @@ def test_any_address_of_a_selector_will_do() -> None:
         touched = Touched()
         selector = Selector(ip_network(source), ip_network(destination))
         touched.toucher.touch([OUT], {**OBJECTS, TUNNEL: replace(tunnel, selectors=(selector,))}, [])
-        assert [(str(a), str(b)) for a, b, _ in touched.asked] == [ends]
+        assert [(str(a), str(b)) for a, b, *_ in touched.asked] == [ends]
+
+
+def test_of_a_device_its_own_packets_are_asked_about_and_of_an_xfrm_interface_none() -> None:
+    tunnel = OBJECTS[TUNNEL]
+    assert isinstance(tunnel, Tunnel)
+    for kind, asked in ((InterfaceKind.GRE, [(LOCAL, REMOTE, "wan0", GRE)]), (InterfaceKind.XFRM, [])):
+        touched = Touched()
+        by = replace(tunnel, interface=XfrmInterface(17, "one", kind))
+        touched.toucher.touch([OUT], {**OBJECTS, TUNNEL: by}, [])
+        assert touched.asked == asked
 
 
 def test_without_a_way_nobody_is_asked() -> None:

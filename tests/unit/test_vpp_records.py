@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 from ipsec_gw.model.ids import SaKey, TunnelId
-from ipsec_gw.model.objects import PortMatch, Selector, Tunnel
-from vpp_conf.records import TunnelRecord, read_tunnel, tunnel_row
+from ipsec_gw.model.objects import InterfaceKind, PortMatch, Selector, Tunnel, XfrmInterface
+from vpp_conf.records import GreRecord, SaRecord, TunnelRecord, read_sa, read_tunnel, sa_row, tunnel_row
 
 HERE, PEER = ip_address("192.0.2.1"), ip_address("198.51.100.7")
 PLAIN = Selector(ip_network("10.1.0.0/16"), ip_network("10.2.0.0/16"))
@@ -27,3 +28,21 @@ def test_a_row_without_protocols_and_exceptions_is_read() -> None:
     old["selectors"] = [["10.1.0.0/16", "10.2.0.0/16"]]
     tunnel = read_tunnel(old).tunnel
     assert (tunnel.selectors, tunnel.exceptions) == ((PLAIN,), ())
+
+
+def test_the_device_of_a_tunnel_comes_back_with_its_kind() -> None:
+    device = XfrmInterface(17, "gre1", InterfaceKind.GRE)
+    record = TunnelRecord(replace(RECORD.tunnel, interface=device), 12, 13)
+    row = json.loads(json.dumps(tunnel_row(record)))
+    read = read_tunnel(row)
+    assert read == record
+    assert read.tunnel.interface is not None
+    assert read.tunnel.interface.kind is InterfaceKind.GRE
+    old = read_tunnel({**row, "interface": [17, "ipsec0"]}).tunnel.interface
+    assert old is not None
+    assert (old.index, old.kind) == (17, InterfaceKind.XFRM), "older versions wrote no kind"
+
+
+def test_an_sa_behind_gre_comes_back_with_what_vpp_does_not_tell() -> None:
+    record = SaRecord(SaKey(PEER, 2), 5, 32, True, GreRecord(HERE, dscp=False))
+    assert read_sa(json.loads(json.dumps(sa_row(record)))) == record

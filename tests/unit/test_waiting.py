@@ -16,6 +16,7 @@ from ipsec_gw.engines.soft.esp import EspPayload, EspTransform
 from ipsec_gw.errors import EngineError, SteeringError
 from ipsec_gw.model.ids import SaKey
 from ipsec_gw.model.objects import EngineSa, Lead, ManagedObject, ObjectKey, Selector, Steer, SteerKey, XfrmInterface
+from ipsec_gw.model.warmth import Volume
 from ipsec_gw.ownership.waiting import (
     DECISION_SECONDS,
     EVERY_NUMBER,
@@ -63,6 +64,7 @@ class World:
     told: list[str] = field(default_factory=list)
     full: bool = False
     vlan: int = 0
+    gre: bool = False
 
     def to_engine(self, plain: bytes, vlan: int) -> None:
         if self.full:
@@ -86,7 +88,9 @@ class World:
         return self.owner in {"engine", "claimed"}
 
     def carried(self, key: SaKey) -> Carried | None:
-        return Carried(SA, self.vlan) if self.owner == "engine" and isinstance(SA, EngineSa) else None
+        if self.owner != "engine" or not isinstance(SA, EngineSa):
+            return None
+        return Carried(replace(SA, gre=self.gre), self.vlan)
 
     def room(self) -> WaitingRoom:
         return WaitingRoom(
@@ -120,6 +124,21 @@ def test_what_waits_for_a_tunnel_of_an_interface_comes_behind_its_vlan_id(world:
     world.owner, world.vlan = "engine", 77
     world.room().add([packet(1)])
     assert world.led == [inner(1)]
+
+
+@pytest.mark.parametrize(
+    "plain", [inner(1), bytes(IPv6(src="fd00::1", dst="fd00::2") / UDP() / bytes(7))], ids=["4", "6"]
+)
+def test_what_waits_for_a_gre_device_comes_without_its_header(world: World, plain: bytes) -> None:
+    """But with its length: the kernel has counted it."""
+    world.owner, world.vlan, world.gre = "engine", 77, True
+    room = world.room()
+    ethertype = 0x0800 if plain[0] >> 4 == 4 else 0x86DD
+    room.add([packet(1, plain=bytes(2) + ethertype.to_bytes(2, "big") + plain, next_header=47)])
+    assert (world.led, world.sent) == ([plain], [])
+    assert room.through(KEY) == Volume(1, len(plain) + 4)
+    room.add([packet(2, plain=b"\x20\0\x08\0" + bytes(4) + plain, next_header=47)])
+    assert room.passage == Passage(to_engine=1, lost=1), "of somebody else with a key"
 
 
 def test_what_the_kernel_keeps_leaves_as_it_is(world: World) -> None:

@@ -39,7 +39,8 @@ CRYPTO_NUMBERS = {"AES_GCM_128": 7, "AES_GCM_192": 8, "AES_GCM_256": 9, "CHACHA2
 class SadEntry:
     """An SA of VPP. ``stat_index`` is its place in the stats vectors, given by VPP and reused after a delete.
 
-    ``window`` is what VPP really uses: 0 for no anti-replay, else a power of two of at least 64.
+    ``window`` is what VPP really uses: 0 for no anti-replay, else a power of two of at least 64. In ``transport`` mode
+    VPP knows neither addresses nor what passes between headers: that is its tunnel's.
     """
 
     sad_id: int
@@ -55,6 +56,7 @@ class SadEntry:
     encap: UdpEncap | None = None
     dscp: bool = True
     ecn: bool = True
+    transport: bool = False
     stat_index: int = field(default=0, compare=False)
 
 
@@ -76,9 +78,9 @@ class SaDescriptor(Descriptor[SadEntry]):
         return replace(value, stat_index=reply.stat_index)
 
     async def update(self, old: SadEntry, new: SadEntry) -> SadEntry:
-        """Outer addresses and UDP ports can change, nothing else."""
+        """Outer addresses and UDP ports can change, nothing else, and in transport mode nothing at all."""
         moved = replace(old, source=new.source, destination=new.destination, encap=new.encap)
-        if moved != new or (old.encap is None) != (new.encap is None):
+        if moved != new or (old.encap is None) != (new.encap is None) or (old.transport and old != new):
             raise EngineError(f"SA {old.spi:08x} is not changed in place - only its addresses and ports can move")
         _check_ports(new)
         await self._api.call(
@@ -96,7 +98,9 @@ class SaDescriptor(Descriptor[SadEntry]):
         await self._api.call("ipsec_sad_entry_del", id=value.sad_id)
 
     async def retrieve(self) -> tuple[SadEntry, ...]:
-        """All ESP tunnel SAs whose algorithm the gateway knows, keys included."""
+        """All ESP SAs whose algorithm the gateway knows, keys included. Those in transport mode are from and to
+        0.0.0.0.
+        """
         details = await self._api.dump("ipsec_sa_v5_dump", sa_id=ALL_SAS)
         numbers = {CRYPTO_NUMBERS[algorithm.vpp]: algorithm for algorithm in ALGORITHMS}
         return tuple(
@@ -119,10 +123,11 @@ class SaDescriptor(Descriptor[SadEntry]):
                 ),
                 dscp=bool(detail.entry.tunnel.encap_decap_flags & COPY_DSCP),
                 ecn=bool(detail.entry.tunnel.encap_decap_flags & COPY_ECN),
+                transport=not detail.entry.flags & IS_TUNNEL,
                 stat_index=detail.stat_index,
             )
             for detail in details
-            if detail.entry.crypto_algorithm in numbers and detail.entry.flags & IS_TUNNEL
+            if detail.entry.crypto_algorithm in numbers
         )
 
 
@@ -145,7 +150,7 @@ def _check_ports(value: SadEntry) -> None:
 
 
 def _to_entry(value: SadEntry) -> dict[str, object]:
-    flags = IS_TUNNEL
+    flags = 0 if value.transport else IS_TUNNEL
     flags |= IS_INBOUND if value.inbound else 0
     flags |= USE_ESN if value.esn else 0
     flags |= USE_ANTI_REPLAY if value.window else 0

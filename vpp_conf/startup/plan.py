@@ -29,8 +29,8 @@ from vpp_conf.tuning.values import Tuning
 NEEDED_PLUGINS = ("af_xdp_plugin.so",)
 """Without these the gateway cannot work with VPP at all."""
 
-NAT_PLUGIN = "nat_plugin.so"
-"""For pools of NAT; until it is enabled it takes no memory."""
+OPTIONAL_PLUGINS = ("nat_plugin.so", "gre_plugin.so")
+"""For pools of NAT, which take no memory until there are some, and for GRE devices over transport mode."""
 
 UNKNOWN_RELEASE = (0, 0)
 MOST_TUNNELS = 16384
@@ -72,8 +72,8 @@ def plan_startup(machine: Machine, needs: Needs | None = None, tuning: Tuning | 
     )
     if _refuses(findings):
         raise PlanRefused(findings)
-    nat = (NAT_PLUGIN,) if NAT_PLUGIN in known.vpp.plugins else ()
-    plugins = (*NEEDED_PLUGINS, *nat, *crypto.plugins)
+    optional = (plugin for plugin in OPTIONAL_PLUGINS if plugin in known.vpp.plugins)
+    plugins = (*NEEDED_PLUGINS, *optional, *crypto.plugins)
     poll_sleep = POLL_SLEEP_USEC if crypto.qat and not cpus.workers else 0
     rx_mode, rx_number = plan_rx(known, cpus.workers)
     interfaces, placement_numbers = plan_interfaces(known, nics, cpus.workers)

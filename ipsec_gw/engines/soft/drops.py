@@ -34,7 +34,7 @@ class DropReason(StrEnum):
     DUMMY = "dummy"
     """Next header 59: traffic-flow confidentiality, discarded as RFC 4303 §2.6 demands."""
     NEXT_HEADER = "next_header"
-    """Authentic, but neither IPv4 nor IPv6 is inside: not tunnel mode."""
+    """Authentic, but neither IPv4 nor IPv6 is inside, as its SA has it: bare, or behind a GRE header."""
     INNER_MALFORMED = "inner_malformed"
     """Authentic, but the inner packet's header does not hold."""
     SELECTOR = "selector"

@@ -188,4 +188,5 @@ class SoftEngine:
             max_replay_window=MAX_REPLAY_WINDOW,
             steers=True,
             note=f"reference engine in Python with cryptography {cryptography.__version__}, for laboratories",
+            gre=True,
         )

@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 from ipsec_gw.engines.soft.drops import Dropped, DropReason
 from ipsec_gw.engines.soft.esp import EspPayload, sealed_length
+from ipsec_gw.engines.soft.gre import unwrap, wrap
 from ipsec_gw.engines.soft.packets import (
     PROTOCOL_ESP,
     PROTOCOL_IPIP,
@@ -37,6 +38,7 @@ from ipsec_gw.engines.soft.packets import (
 from ipsec_gw.engines.soft.sa import InboundSa, OutboundSa
 from ipsec_gw.model.ids import IpNetwork
 from ipsec_gw.model.objects import ANY_PORT, USUAL_COPIES, HeaderCopies, PortMatch, Selector, UdpEncap
+from ipsec_gw.model.sizes import GRE_HEADER
 
 _INNER_PARSERS = {PROTOCOL_IPIP: parse_ipv4, PROTOCOL_IPV6: parse_ipv6}
 
@@ -120,7 +122,7 @@ class Emission:
 @dataclass(frozen=True, slots=True)
 class InboundPath:
     """An SA that receives, bare or in UDP, and what may come out of it: what ``matches``, and no exception. It leaves
-    by ``up``.
+    by ``up``. With ``gre`` it comes behind a GRE header.
     """
 
     sa: InboundSa
@@ -129,6 +131,7 @@ class InboundPath:
     encapsulated: bool = False
     exceptions: tuple[Match, ...] = ()
     copies: HeaderCopies = USUAL_COPIES
+    gre: bool = False
 
     def lets_out(self, packet: IpPacket) -> bool:
         """Whether this decrypted packet may come out."""
@@ -138,7 +141,7 @@ class InboundPath:
 @dataclass(frozen=True, slots=True)
 class OutboundPath:
     """Plaintext that matches and comes behind that VLAN ID, 0 for none, goes into ``sa``, between these outer addresses
-    (and UDP ports), out of ``port``.
+    (and UDP ports), out of ``port``; with ``gre`` behind a GRE header.
     """
 
     match: Match
@@ -149,6 +152,7 @@ class OutboundPath:
     encap: UdpEncap | None = None
     copies: HeaderCopies = USUAL_COPIES
     vlan: int = 0
+    gre: bool = False
 
     @property
     def header_bytes(self) -> int:
@@ -187,8 +191,9 @@ class Forwarding:
             raise Dropped(DropReason.UNKNOWN_SA)
         if path.encapsulated != (outer.protocol == PROTOCOL_UDP):
             raise Dropped(DropReason.ENCAPSULATION)
-        inner = _inner_of(path.sa.open(packet))
-        path.sa.count(len(inner.data))
+        payload = path.sa.open(packet)
+        inner = _inner_of(unwrap(payload) if path.gre else payload)
+        path.sa.count(len(inner.data) + (GRE_HEADER if path.gre else 0))
         if not path.lets_out(inner):
             raise Dropped(DropReason.SELECTOR)
         data = congestion_mark(inner, outer.traffic_class) if path.copies.ecn else inner.data
@@ -204,11 +209,13 @@ class Forwarding:
         path = next((path for path in self.outbound if path.vlan == vlan and inner in path.match), None)
         if path is None:
             raise Dropped(DropReason.NO_TUNNEL)
-        outer = _outer_of(path, inner)
+        outer, payload = _outer_of(path, inner), EspPayload(inner.encapsulated_as, inner.data)
+        if path.gre:
+            payload = wrap(payload)
         whole = outer.dont_fragment or len(outer.source) != _IPV4_ADDRESS_BYTES
-        if whole and path.header_bytes + sealed_length(len(inner.data)) > path.port.mtu:
+        if whole and path.header_bytes + sealed_length(len(payload.data)) > path.port.mtu:
             raise Dropped(DropReason.TOO_BIG)
-        packet = path.sa.seal(EspPayload(inner.encapsulated_as, inner.data))
+        packet = path.sa.seal(payload)
         if path.encap is not None:
             packet = build_udp(path.encap.source_port, path.encap.destination_port, len(packet)) + packet
         sealed = build_outer(outer, len(packet)) + packet

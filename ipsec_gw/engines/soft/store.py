@@ -102,7 +102,7 @@ class Store:
         self._rebuild()
 
     def _create_sa(self, sa: EngineSa) -> None:
-        _check_ports(sa)
+        _check_encapsulation(sa)
         if not 0 <= sa.replay_window <= MAX_REPLAY_WINDOW:
             raise EngineError(
                 f"{_name(sa.key)}: replay window {sa.replay_window} is impossible - use at most {MAX_REPLAY_WINDOW}"
@@ -130,7 +130,7 @@ class Store:
 
     def _check_same_sa(self, present: EngineObject, sa: EngineSa) -> None:
         """Only outer source and UDP ports may move (MOBIKE, NAT): all else belongs to the key and its numbers."""
-        _check_ports(sa)
+        _check_encapsulation(sa)
         if (
             not isinstance(present, EngineSa)
             or replace(present, source=sa.source, encap=sa.encap) != sa
@@ -160,6 +160,9 @@ class Store:
         self._check_reference(name, tunnel.outbound, self._outbound, Direction.OUT, tunnel.remote)
         if not isinstance(self._objects.get(tunnel.remote), NextHop):
             raise EngineError(f"{name}: there is no next hop to {tunnel.remote} - create it first")
+        gre = {sa.gre for key in (*tunnel.inbound, tunnel.outbound) if isinstance(sa := self._objects[key], EngineSa)}
+        if len(gre) > 1 or (True in gre and tunnel.interface is None):
+            raise EngineError(f"{name}: GRE is of all SAs of a tunnel with an interface - check its SAs")
         others = [other for other in self._tunnels() if other.key != tunnel.key]
         if holder := next((other for other in others if _vlan(other) and _vlan(other) == _vlan(tunnel)), None):
             raise EngineError(f"{name}: {tunnel.interface} is that of {_name(holder.key)} - delete that tunnel first")
@@ -201,6 +204,7 @@ class Store:
                     encapsulated=sa.encap is not None,
                     exceptions=exceptions,
                     copies=sa.copies,
+                    gre=sa.gre,
                 )
                 inbound[key.destination.packed, key.spi] = path
             outbound.extend(self._outbound_paths(tunnel))
@@ -222,6 +226,7 @@ class Store:
                 encap=sa.encap,
                 copies=sa.copies,
                 vlan=_vlan(tunnel),
+                gre=sa.gre,
             )
             for selector in tunnel.selectors
         ]
@@ -231,10 +236,12 @@ def _vlan(tunnel: Tunnel) -> int:
     return 0 if tunnel.interface is None else tunnel.interface.vlan
 
 
-def _check_ports(sa: EngineSa) -> None:
+def _check_encapsulation(sa: EngineSa) -> None:
     """Raises EngineError for encapsulation that is not RFC 3948's over IPv4: a UDP port of 0, or IPv6, whose UDP must
-    have a checksum (RFC 8200 §8.1).
+    have a checksum (RFC 8200 §8.1); and for GRE inside it, or over IPv6.
     """
+    if sa.gre and (sa.encap is not None or sa.key.destination.version != 4):
+        raise EngineError(f"{_name(sa.key)} carries GRE in UDP or over IPv6 - leave it to the kernel")
     if sa.encap is not None and sa.key.destination.version != 4:
         raise EngineError(f"{_name(sa.key)} is encapsulated in UDP over IPv6 - leave it to the kernel")
     if sa.encap is not None and 0 in {sa.encap.source_port, sa.encap.destination_port}:

@@ -421,6 +421,36 @@ def _transport() -> tuple[Case, ...]:
     )
 
 
+def _device(name: str, about: str, kind: str, protocol: str = "gre", **more: Any) -> Case:
+    """A GRE or IPIP device at both gateways, with routes, and transport mode for its packets."""
+
+    def lines(here: int, there: int) -> tuple[str, ...]:
+        return (
+            f"ip link add tun1 type {kind} local 10.0.0.{here} remote 10.0.0.{there} ttl 64",
+            "ip link set tun1 mtu 1400 up",
+            f"ip route add 10.{there}.0.0/24 dev tun1",
+        )
+
+    suffix = f"[{protocol}]" if protocol else ""
+    child = Child(local=f"{{here}}/32{suffix}", remote=f"{{there}}/32{suffix}", options=("mode = transport",))
+    gone = ("ip link del tun1",)
+    case = _plain(name, about, child, a=lines(1, 2), b=lines(2, 1), undo_a=gone, undo_b=gone, forged=False)
+    return replace(case, **more)
+
+
+def _devices() -> tuple[Case, ...]:
+    kept: dict[str, Any] = {"carrier": Carrier.KERNEL}
+    return (
+        _device("gre-device", "a GRE device in transport mode, rekeyed", "gre", acts=(Act.REKEY_A, Act.REKEY_B)),
+        _device("gre-device-tos", "the same, with the TOS of the packet inside", "gre tos inherit"),
+        _device("gre-device-key", "a GRE device with a key", "gre key 7", **kept, reason="has a key"),
+        _device(
+            "gre-all", "a GRE device, the SAs for all between the gateways", "gre", "", **kept, reason="shares the SA"
+        ),
+        _device("ipip-device", "an IPIP device in transport mode", "ipip", "4"),
+    )
+
+
 def _routed() -> tuple[Case, ...]:
     up, gone = ("ip link add ipsec0 type xfrm dev wan0 if_id 42", "ip link set ipsec0 up"), ("ip link del ipsec0",)
     ids = ("if_id_in = 42", "if_id_out = 42")
@@ -642,7 +672,7 @@ def catalogue() -> tuple[Case, ...]:
     """All of them, in a fixed order; no two have one name."""
     groups = (
         *(_ciphers(), _windows(), _families(), _nat_t(), _several(), _selectors(), _exceptions(), _traps()),
-        *(_transport(), _routed(), _ikev1(), _virtual(), _headers(), _lives()),
+        *(_transport(), _devices(), _routed(), _ikev1(), _virtual(), _headers(), _lives()),
     )
     return tuple(case for group in groups for case in group)
 

@@ -56,6 +56,7 @@ def scenarios() -> dict[str, Scenario]:
     from ipsec_gw.lab.scenarios.firewall import run as run_firewall  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.firewall_plain import run as run_firewall_plain  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.frr import run as run_frr  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.gre_over_ipsec import run_gre, run_ipip  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.hang import run as run_hang  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.hitless import run as run_hitless  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.idle import run as run_idle  # noqa: PLC0415
@@ -74,6 +75,7 @@ def scenarios() -> dict[str, Scenario]:
     from ipsec_gw.lab.scenarios.roadwarriors import run as run_roadwarriors  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.route_based import run as run_route_based  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.route_based import run_with_firewall as run_route_based_with_firewall  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.route_based import run_with_vti as run_route_based_with_vti  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.screens import run as run_screens  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.selectors import run as run_selectors  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.site_to_site import run as run_site_to_site  # noqa: PLC0415
@@ -106,9 +108,10 @@ def scenarios() -> dict[str, Scenario]:
         ),
         Scenario(
             "route-based",
-            "XFRM interfaces: routing says what goes into the tunnel, also when the engine dies, and with a firewall",
+            "XFRM interfaces and VTI devices: routing says what goes into the tunnel, also when the engine dies",
             (
                 Part("tunnel", topology.site_to_site, run_route_based, vm_seconds=1400.0),
+                Part("vti", topology.site_to_site, run_route_based_with_vti, vm_seconds=1400.0),
                 Part("firewall", topology.site_to_site, run_route_based_with_firewall, vm_seconds=2400.0),
             ),
         ),
@@ -116,6 +119,14 @@ def scenarios() -> dict[str, Scenario]:
             "frr",
             "BGP by FRR through the tunnel: routes come, go and move, and the session survives the engine's death",
             (Part("tunnel", topology.two_networks, run_frr, vm_seconds=2400.0),),
+        ),
+        Scenario(
+            "gre-over-ipsec",
+            "BGP by FRR over a GRE device in transport mode, and an IPIP device: rekeys, the engine's death and return",
+            (
+                Part("gre", topology.two_networks, run_gre, vm_seconds=2400.0),
+                Part("ipip", topology.two_networks, run_ipip, vm_seconds=1400.0),
+            ),
         ),
         Scenario(
             "matrix",

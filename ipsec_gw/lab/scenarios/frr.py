@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import TypeVar
@@ -46,12 +46,13 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """An XFRM interface at both gateways, with a network of its own and a tunnel for anything. The routers prefer the
-    link with the greater ``weight``.
+    """An interface at both gateways into which routing sends what a tunnel carries, with a network of its own: ``kind``
+    is what `ip link add` calls it, the gateways' addresses in braces. The routers prefer the link with the greater
+    ``weight``.
     """
 
     interface: str
-    if_id: int
+    kind: str
     network: IPv4Network
     weight: int
     connection: Connection
@@ -59,6 +60,11 @@ class Link:
     def address(self, role: Role) -> IPv4Address:
         """A gateway's own."""
         return self.network[1 + GATEWAYS.index(role)]
+
+    def added(self, lab: Lab, role: Role) -> str:
+        """As `ip` adds it."""
+        here, there = (lab.topology.address(one, WAN) for one in (role, OTHER_GATEWAY[role]))
+        return f"link add {self.interface} type {self.kind.format(here=here, there=there)}"
 
 
 def _link(number: int, connection: str, child: str, weight: int) -> Link:
@@ -68,7 +74,7 @@ def _link(number: int, connection: str, child: str, weight: int) -> Link:
     role = f"-{connection}" if number else ""
     return Link(
         f"ipsec{number}",
-        if_id,
+        f"xfrm dev {WAN} if_id {if_id}",
         IPv4Network(f"192.168.{if_id}.0/30"),
         weight,
         Connection(connection, (anything,), options=options, role=role),
@@ -83,9 +89,10 @@ ACCELERATE = "".join(f'\n[connections.{link.connection.name}]\nmode = "accelerat
 
 @dataclass(frozen=True, slots=True)
 class Routers:
-    """Both gateways' FRR, by the gateway."""
+    """Both gateways' FRR, by the gateway, and the link that they prefer."""
 
     by_role: Mapping[Role, Frr]
+    first: Link
 
     @property
     def b(self) -> Frr:
@@ -106,7 +113,7 @@ async def run(lab: Lab) -> None:
     """Play it."""
     need_tools(TOOLS)
     for role in GATEWAYS:
-        await _raise_links(lab, role)
+        await raise_links(lab, role, LINKS)
     story = await set_up(lab, both(lab, *(link.connection for link in LINKS)), config=PLAIN + ACCELERATE)
     gateway = story.gateway
     if gateway is None:
@@ -120,15 +127,15 @@ async def run(lab: Lab) -> None:
     evidence = Evidence()
     await bring_up(story, evidence)
     await carry(story, evidence)
-    routers, first = await _bgp_comes(story)
+    routers, first = await bgp_comes(story, LINKS)
     await bracketed_exchange(story, "payload exchange")
     await rekey_under_traffic(story, evidence)
-    await _unbroken(lab, routers, first, "after the rekeys")
+    await unbroken(lab, routers, first, "after the rekeys")
     await _prefix_goes(story, routers)
     await _prefix_moves(story, routers, evidence)
-    await _unbroken(lab, routers, first, "after the moves")
+    await unbroken(lab, routers, first, "after the moves")
     await engine_dies(story, gateway, evidence)
-    await _unbroken(lab, routers, first, "after the engine's death and return")
+    await unbroken(lab, routers, first, "after the engine's death and return")
     with lab.step("stop FRR"):
         await routers.stop()
     await finish(story, gateway, evidence, lossy=True, links=[link.network for link in LINKS])
@@ -144,12 +151,13 @@ def _second_network(lab: Lab) -> IPv4Network:
     return IPv4Network(address.network)
 
 
-async def _raise_links(lab: Lab, role: Role) -> None:
+async def raise_links(lab: Lab, role: Role, links: Sequence[Link]) -> None:
+    """Make a gateway's interfaces, and its routes of the last resort."""
     lines = [
         line
-        for link in LINKS
+        for link in links
         for line in (
-            f"link add {link.interface} type xfrm dev {WAN} if_id {link.if_id}",
+            link.added(lab, role),
             f"addr add {link.address(role)}/{link.network.prefixlen} dev {link.interface}",
             f"link set {link.interface} up",
         )
@@ -167,31 +175,31 @@ async def _ip(lab: Lab, role: Role, *lines: str) -> None:
     await call(["ip", "-n", lab.topology.namespace(role), "-batch", "-"], stdin="\n".join(lines) + "\n")
 
 
-async def _start_routers(lab: Lab) -> Routers:
+async def _start_routers(lab: Lab, links: Sequence[Link]) -> Routers:
     """FRR at both gateways, announcing what is behind them."""
     started: dict[Role, Frr] = {}
     for role in GATEWAYS:
-        neighbors = tuple(Neighbor(link.address(OTHER_GATEWAY[role]), link.weight) for link in LINKS)
+        neighbors = tuple(Neighbor(link.address(OTHER_GATEWAY[role]), link.weight) for link in links)
         networks = tuple(IPv4Network(network) for network in lab.topology.behind(role))
-        router = Router(role, lab.topology.namespace(role), ASNS[role], FIRST.address(role), neighbors, networks)
+        router = Router(role, lab.topology.namespace(role), ASNS[role], links[0].address(role), neighbors, networks)
         started[role] = await Frr.start(router, lab.session.run_dir / f"frr-{role}")
         lab.stack.push_async_callback(started[role].stop)
         for pid in started[role].pids:
             lab.watch_process(pid)
-    return Routers(started)
+    return Routers(started, links[0])
 
 
-async def _bgp_comes(story: Story) -> tuple[Routers, Mapping[Role, BgpSession]]:
-    """The session comes up through the tunnel, and brings the routes; returns the gateways' sessions."""
-    lab = story.lab
+async def bgp_comes(story: Story, links: Sequence[Link]) -> tuple[Routers, Mapping[Role, BgpSession]]:
+    """The session comes up through the first link's tunnel, and brings the routes; returns the gateways' sessions."""
+    lab, link = story.lab, links[0]
     async with bracketed(story, "BGP comes up"):
-        routers = await _start_routers(lab)
-        first = {role: await _up(routers, role, FIRST) for role in GATEWAYS}
+        routers = await _start_routers(lab, links)
+        first = {role: await _up(routers, role, link) for role in GATEWAYS}
         for role, other in OTHER_GATEWAY.items():
             lab.check(f"{role} has a BGP session", first[role].up, "Established", first[role])
             for network in lab.topology.behind(other):
-                way = await _way_becomes(lab, role, network, FIRST.interface)
-                lab.check(f"{role} has its route to {network} from BGP", way == FIRST.interface, FIRST.interface, way)
+                way = await _way_becomes(lab, role, network, link.interface)
+                lab.check(f"{role} has its route to {network} from BGP", way == link.interface, link.interface, way)
     await flowing(story)
     return routers, first
 
@@ -300,7 +308,7 @@ async def _move(story: Story, routers: Routers, link: Link) -> None:
     await lossless(story, story.flows, marks, what)
 
 
-async def _unbroken(lab: Lab, routers: Routers, first: Mapping[Role, BgpSession], when: str) -> None:
+async def unbroken(lab: Lab, routers: Routers, first: Mapping[Role, BgpSession], when: str) -> None:
     """The session is the first one still, and not only for want of a timeout: each hears the other again."""
     with lab.step(f"BGP {when}"):
         now = await asyncio.gather(*(_hears(routers, role) for role in GATEWAYS))
@@ -313,9 +321,9 @@ async def _unbroken(lab: Lab, routers: Routers, first: Mapping[Role, BgpSession]
 
 async def _hears(routers: Routers, role: Role) -> tuple[BgpSession, int]:
     """The session when a message has come, and how many have."""
-    before = await routers.session(role, FIRST)
+    before = await routers.session(role, routers.first)
     now = await _when(
-        lambda: routers.session(role, FIRST),
+        lambda: routers.session(role, routers.first),
         lambda session: session.received > before.received,
         3.0 * KEEPALIVE_SECONDS,
     )

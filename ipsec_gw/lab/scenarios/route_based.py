@@ -1,4 +1,5 @@
-"""Route-based: both gateways have an XFRM interface, the tunnel is for anything, and routing says what goes into it.
+"""Route-based: both gateways have an XFRM interface, or a VTI device, the tunnel is for anything, and routing says what
+goes into it.
 
 What the kernel routes goes to the engine, and comes back by the same interface. A route that goes takes its traffic out
 of the tunnel, and one that comes brings it in, without a word to strongSwan.
@@ -10,7 +11,7 @@ import asyncio
 import os
 import socket
 import struct
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -24,12 +25,12 @@ from ipsec_gw.lab.scenarios.site_to_site import bracketed_exchange, rekey_under_
 from ipsec_gw.lab.scenarios.tunnel import Story, Talkers, bring_up, carry, set_up, spis, start_flows
 from ipsec_gw.lab.scenarios.verdicts import Evidence, few
 from ipsec_gw.lab.sites import site_of
-from ipsec_gw.lab.strongswan import CONNECTION, Site
+from ipsec_gw.lab.strongswan import CONNECTION, NO_ROUTES, Site
 from ipsec_gw.lab.topology import HOST, LAN, WAN, Role
 from ipsec_gw.lab.traffic import TrafficError, udp_echo, until
 from ipsec_gw.lab.xdp_peer import pass_all
 
-INTERFACE, IF_ID = "ipsec0", 42
+INTERFACE, NUMBER = "ipsec0", 42
 ANYTHING = ip_network("0.0.0.0/0")
 SILENT_SECONDS = 30.0
 GROUP, GROUP_PORT, GROUP_SECONDS = "224.0.0.250", 7444, 10.0
@@ -78,23 +79,46 @@ RULES = "".join(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What routing sends to: the words that make it, how swanctl names it, and charon's settings for it."""
+
+    link: str
+    options: tuple[str, str]
+    settings: str = ""
+
+
+XFRM = Kind(f"type xfrm dev {WAN} if_id {NUMBER}", (f"if_id_in = {NUMBER}", f"if_id_out = {NUMBER}"))
+VTI = Kind(
+    f"type vti local {{local}} remote {{remote}} key {NUMBER}",
+    (f"mark_in = {NUMBER}", f"mark_out = {NUMBER}"),
+    NO_ROUTES,
+)
+
+
 async def run(lab: Lab) -> None:
     """Play it without a firewall."""
-    await _play(lab, PLAIN + ACCELERATE)
+    await _play(lab, XFRM, PLAIN + ACCELERATE)
+
+
+async def run_with_vti(lab: Lab) -> None:
+    """Play it with VTI devices."""
+    await _play(lab, VTI, PLAIN + ACCELERATE)
 
 
 async def run_with_firewall(lab: Lab) -> None:
     """Play it with the XFRM interface in a zone of its own."""
     # What XDP answers (a packet is too long for the tunnel) the client's veth takes with a program of its own alone.
     lab.stack.callback(os.close, pass_all(lab.topology.namespace(Role.CLIENT), HOST))
-    await _play(lab, RULES)
+    await _play(lab, XFRM, RULES)
 
 
-async def _play(lab: Lab, config: str) -> None:
+async def _play(lab: Lab, kind: Kind, config: str) -> None:
     for role in OTHER_GATEWAY:
-        await _raise_interface(lab, role)
+        await _raise_interface(lab, role, kind)
     before = await _settings(lab)
-    story = await set_up(lab, [_site(lab, role) for role in OTHER_GATEWAY], config=config)
+    sites = [_site(lab, role, kind) for role in OTHER_GATEWAY]
+    story = await set_up(lab, sites, config=config, settings=kind.settings)
     gateway = story.gateway
     if gateway is None:
         raise AssertionError("this is about ipsec-gw alone")
@@ -115,20 +139,20 @@ async def _play(lab: Lab, config: str) -> None:
     await bracketed_exchange(story, "payload exchange at the end")
     await finish(story, gateway, evidence, lossy=True)
     after = await _settings(lab)
-    lab.check("the XFRM interface has its settings back", after == before, before, after)
+    lab.check("the interface has its settings back", after == before, before, after)
 
 
-def _site(lab: Lab, role: Role) -> Site:
+def _site(lab: Lab, role: Role, kind: Kind) -> Site:
     site = site_of(lab.topology, role, lab.options.proposal)
-    options = (f"if_id_in = {IF_ID}", f"if_id_out = {IF_ID}")
-    return replace(site, local_network=ANYTHING, remote_network=ANYTHING, options=options)
+    return replace(site, local_network=ANYTHING, remote_network=ANYTHING, child_options=kind.options)
 
 
-async def _raise_interface(lab: Lab, role: Role) -> None:
+async def _raise_interface(lab: Lab, role: Role, kind: Kind) -> None:
     namespace = lab.topology.namespace(role)
     _report_no_membership(namespace)
+    ends = {"local": lab.topology.address(role, WAN), "remote": lab.topology.address(OTHER_GATEWAY[role], WAN)}
     for words in (
-        f"link add {INTERFACE} type xfrm dev {WAN} if_id {IF_ID}",
+        f"link add {INTERFACE} {kind.link.format(**ends)}",
         f"link set {INTERFACE} up multicast on",
         f"route add {lab.topology.network(OTHER_GATEWAY[role], LAN)} dev {INTERFACE}",
     ):
@@ -142,7 +166,7 @@ def _report_no_membership(namespace: str) -> None:
 
 
 async def _settings(lab: Lab) -> str:
-    """Of gateway A's XFRM interface."""
+    """Of gateway A's interface."""
     namespace = lab.topology.namespace(Role.GATEWAY_A)
     shown = await call(["ip", "-o", "link", "show", INTERFACE], namespace=namespace)
     mtu = shown.stdout.split(" mtu ")[1].split()[0]

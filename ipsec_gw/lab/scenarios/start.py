@@ -7,9 +7,9 @@ from ipsec_gw.lab.gateway import GatewayUnderTest
 from ipsec_gw.lab.strongswan import Party, Swan
 
 
-async def start_swan(lab: Lab, site: Party) -> Swan:
-    """A charon of its own; it answers once :meth:`Swan.load` returned."""
-    swan = await Swan.start(site, lab.session.run_dir / site.identity)
+async def start_swan(lab: Lab, site: Party, settings: str = "") -> Swan:
+    """A charon of its own, with further ``settings``; it answers once :meth:`Swan.load` returned."""
+    swan = await Swan.start(site, lab.session.run_dir / site.identity, settings)
     lab.stack.push_async_callback(swan.stop)
     lab.watch_process(swan.daemon.pid)
     return swan

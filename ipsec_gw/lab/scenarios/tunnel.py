@@ -84,11 +84,17 @@ def wan_frames(story: Story) -> int:
 
 
 async def set_up(
-    lab: Lab, sites: Sequence[Party] = (), *, inactivity: int = 0, config: str = "", on_demand: bool = False
+    lab: Lab,
+    sites: Sequence[Party] = (),
+    *,
+    inactivity: int = 0,
+    config: str = "",
+    settings: str = "",
+    on_demand: bool = False,
 ) -> Story:
     """Both strongSwans and ipsec-gw, and everything that watches them; hosts talk IPv4 unless ``sites`` are given.
     ``inactivity`` is when A closes the tunnel, in seconds. ``config`` is the gateway's own, ``on_demand``: by that it
-    starts VPP itself.
+    starts VPP itself. ``settings`` are further ones of both charons.
     """
     topology = lab.topology
     wan = Captures([lab.capture(Role.WAN, "to-a"), lab.capture(Role.WAN, "to-b")])
@@ -104,7 +110,7 @@ async def set_up(
         lab.stack.callback(task.cancel)
     usual = [site_of(topology, role, lab.options.proposal) for role in (Role.GATEWAY_A, Role.GATEWAY_B)]
     usual[0] = replace(usual[0], inactivity=inactivity)
-    a, b = [await start_swan(lab, site) for site in sites or usual]
+    a, b = [await start_swan(lab, site, settings) for site in sites or usual]
     gateway = _gateway(lab, a, config, on_demand=on_demand)
     with lab.step("start two strongSwans" + (" and ipsec-gw" if gateway else "")):
         await all_of(a.load(), b.load(), *([gateway.start()] if gateway else []))

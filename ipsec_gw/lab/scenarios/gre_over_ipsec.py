@@ -1,0 +1,115 @@
+"""GRE over IPsec: both gateways have a GRE device, and SAs in transport mode for what it sends; BGP runs over it.
+
+What routing sends out by the device goes to the engine, which does GRE and ESP, and what comes of it comes in by the
+device. A rekey and the death of the engine are no flap. An IPIP device has the same, with static routes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from ipaddress import IPv4Network
+
+from ipsec_gw.lab.capture import Frame, header
+from ipsec_gw.lab.context import Lab
+from ipsec_gw.lab.frr import TOOLS
+from ipsec_gw.lab.gateway import PLAIN
+from ipsec_gw.lab.matrix.case import Child, Connection
+from ipsec_gw.lab.process import need_tools
+from ipsec_gw.lab.process import run as call
+from ipsec_gw.lab.scenarios.configured import GATEWAYS, both
+from ipsec_gw.lab.scenarios.failover import finish, flowing
+from ipsec_gw.lab.scenarios.frr import Link, bgp_comes, raise_links, unbroken
+from ipsec_gw.lab.scenarios.route_based import OTHER_GATEWAY, engine_dies
+from ipsec_gw.lab.scenarios.site_to_site import bracketed_exchange, rekey_under_traffic
+from ipsec_gw.lab.scenarios.tunnel import Story, Talkers, bring_up, carry, set_up, start_flows
+from ipsec_gw.lab.scenarios.verdicts import Evidence, few
+from ipsec_gw.lab.topology import HOST, LAN, Role
+from ipsec_gw.model.objects import ENCAPSULATIONS
+
+NETWORK = IPv4Network("192.168.47.0/30")
+CLEAR = frozenset(ENCAPSULATIONS.values())
+
+
+def _link(interface: str, kind: str, protocol: str) -> Link:
+    child = Child("net", f"{{here}}/32[{protocol}]", f"{{there}}/32[{protocol}]", options=("mode = transport",))
+    return Link(interface, f"{kind} local {{here}} remote {{there}} ttl 64", NETWORK, 0, Connection(children=(child,)))
+
+
+GRE, IPIP = _link("gre1", "gre", "gre"), _link("ipip1", "ipip", "4")
+MTU = {GRE: "1442", IPIP: "1446"}
+"""What fits into an ESP packet of 1,500 bytes behind the device's headers."""
+
+
+async def run_gre(lab: Lab) -> None:
+    """Play it with BGP over a GRE device."""
+    need_tools(TOOLS)
+    await _play(lab, GRE)
+
+
+async def run_ipip(lab: Lab) -> None:
+    """Play it with routes by hand over an IPIP device."""
+    await _play(lab, IPIP)
+
+
+async def _play(lab: Lab, link: Link) -> None:
+    for role in GATEWAYS:
+        await raise_links(lab, role, (link,))
+    before = await _mtu(lab, link)
+    story = await set_up(lab, both(lab, link.connection), config=PLAIN)
+    gateway = story.gateway
+    if gateway is None:
+        raise AssertionError("this is about ipsec-gw alone")
+    start_flows(story, Talkers(lab.host(Role.CLIENT, HOST), lab.host(Role.SERVER, HOST), lab.host(Role.GATEWAY_A, LAN)))
+    evidence = Evidence()
+    await bring_up(story, evidence)
+    await carry(story, evidence)
+    bgp = await bgp_comes(story, (link,)) if link is GRE else None
+    if bgp is None:
+        await _routes(story, link)
+    carried = await _mtu(lab, link)
+    lab.check(f"{link.interface} has the MTU of its tunnel", carried == MTU[link], MTU[link], carried)
+    await bracketed_exchange(story, "payload exchange")
+    await rekey_under_traffic(story, evidence)
+    if bgp is not None:
+        await unbroken(lab, *bgp, "after the rekeys")
+    await engine_dies(story, gateway, evidence)
+    await bracketed_exchange(story, "payload exchange at the end")
+    if bgp is not None:
+        await unbroken(lab, *bgp, "after the engine's death and return")
+        with lab.step("stop FRR"):
+            await bgp[0].stop()
+    await finish(story, gateway, evidence, lossy=True, links=[link.network])
+    _none_in_clear(lab, story, evidence)
+    after = await _mtu(lab, link)
+    lab.check(f"{link.interface} has its own MTU back", after == before, before, after)
+
+
+async def _routes(story: Story, link: Link) -> None:
+    """To what is behind the other gateway."""
+    for role, other in OTHER_GATEWAY.items():
+        for network in story.lab.topology.behind(other):
+            words = ["ip", "route", "add", str(network), "dev", link.interface]
+            await call(words, namespace=story.lab.topology.namespace(role))
+    await flowing(story)
+
+
+async def _mtu(lab: Lab, link: Link) -> str:
+    """Of gateway A's device."""
+    shown = await call(["ip", "-n", lab.topology.namespace(Role.GATEWAY_A), "-j", "link", "show", link.interface])
+    return str(json.loads(shown.stdout)[0]["mtu"])
+
+
+def _none_in_clear(lab: Lab, story: Story, evidence: Evidence) -> None:
+    """The device's own packets are between the gateways' addresses, which are no protected networks."""
+    during: list[Frame] = []
+    for capture, up, down in zip(story.wan.captures, evidence.up, evidence.down, strict=True):
+        during += capture.frames[up:down]
+    found = bare(during, CLEAR)
+    lab.check("no packet of the device crosses the WAN without ESP", not found, "none", few(found))
+
+
+def bare(frames: Sequence[Frame], protocols: Collection[int]) -> list[str]:
+    """IP packets of these protocols, in words."""
+    parsed = [header(frame.ip) for frame in frames if frame.ip is not None]
+    return [f"{one.source} -> {one.destination} protocol {one.protocol}" for one in parsed if one.protocol in protocols]

@@ -1,0 +1,106 @@
+"""GRE tunnels (``plugins/gre/gre.api``): interfaces that put a GRE header around packets, for SAs in transport mode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ipsec_gw.model.ids import IpAddress
+from vpp_conf.descriptors.base import NO_INDEX, Descriptor, from_address, to_address
+from vpp_conf.descriptors.interface import OWNER_TAG, borrow_address, bring_up, tag
+from vpp_conf.descriptors.route import OUTER_TABLE
+from vpp_conf.descriptors.sa import COPY_DSCP, COPY_ECN, DECAP_COPY_ECN
+
+MESSAGE = "gre_tunnel_add_del"
+"""VPP knows it while its GRE plugin is enabled."""
+
+FIRST_INSTANCE, LAST_INSTANCE = 0x4000_0000, 0x4000_FFFF
+"""The gateway's own numbers: VPP has no two tunnels with the same ends, so one that was only begun must be found again,
+and it has its number from the first.
+"""
+
+_LAYER_3, _POINT_TO_POINT = 0, 0
+"""``GRE_API_TUNNEL_TYPE_L3``, ``TUNNEL_API_MODE_P2P``."""
+
+
+@dataclass(frozen=True, slots=True)
+class GreHeaders:
+    """What such a tunnel puts in front of a packet: addresses of the outer header, and whether that gets the packet's
+    DSCP. ``number`` is the gateway's own, from 0.
+    """
+
+    number: int
+    source: IpAddress
+    destination: IpAddress
+    dscp: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GreTunnel:
+    """``table``, ``mtu`` and ``lender`` as :class:`~vpp_conf.descriptors.ipsec_itf.IpsecInterface` has them."""
+
+    table: int
+    mtu: int
+    lender: int
+    headers: GreHeaders
+    sw_if_index: int = field(default=0, compare=False)
+
+
+class GreTunnelDescriptor(Descriptor[GreTunnel]):
+    """GRE tunnels of the gateway."""
+
+    kind = "gre-tunnel"
+
+    async def create(self, value: GreTunnel) -> GreTunnel:
+        reply = await self._add_del(value, is_add=True)
+        made = replace(value, sw_if_index=reply.sw_if_index)
+        try:
+            await tag(self._api, made.sw_if_index, OWNER_TAG)
+            await bring_up(self._api, made.sw_if_index, value.table, value.mtu)
+            await borrow_address(self._api, made.sw_if_index, value.lender)
+        except BaseException:
+            await self.delete(made)
+            raise
+        return made
+
+    async def delete(self, value: GreTunnel) -> None:
+        await self._add_del(value, is_add=False)
+
+    async def retrieve(self) -> tuple[GreTunnel, ...]:
+        """Those with a number of the gateway's, none without the plugin. Table, MTU and lender are not read back: 0."""
+        if not self._api.knows(MESSAGE):
+            return ()
+        found = [detail.tunnel for detail in await self._api.dump("gre_tunnel_dump", sw_if_index=NO_INDEX)]
+        return tuple(
+            GreTunnel(0, 0, 0, _headers_of(one), one.sw_if_index)
+            for one in found
+            if FIRST_INSTANCE <= one.instance <= LAST_INSTANCE
+        )
+
+    async def _add_del(self, value: GreTunnel, *, is_add: bool) -> Any:
+        headers = value.headers
+        flags = COPY_ECN | DECAP_COPY_ECN | (COPY_DSCP if headers.dscp else 0)
+        return await self._api.call(
+            MESSAGE,
+            is_add=is_add,
+            tunnel={
+                "type": _LAYER_3,
+                "mode": _POINT_TO_POINT,
+                "flags": flags,
+                "session_id": 0,
+                "instance": FIRST_INSTANCE + headers.number,
+                "outer_table_id": OUTER_TABLE,
+                "sw_if_index": NO_INDEX,
+                "src": to_address(headers.source),
+                "dst": to_address(headers.destination),
+            },
+        )
+
+
+def _headers_of(tunnel: Any) -> GreHeaders:
+    return GreHeaders(
+        number=tunnel.instance - FIRST_INSTANCE,
+        source=from_address(tunnel.src),
+        destination=from_address(tunnel.dst),
+        dscp=bool(tunnel.flags & COPY_DSCP),
+    )
