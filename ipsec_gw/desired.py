@@ -19,6 +19,7 @@ from ipsec_gw.model.objects import (
     MAX_INBOUND,
     MAX_NAT_T_PORTS,
     NAT_T_PORT,
+    USUAL_COPIES,
     EngineSa,
     EntryKey,
     Exempt,
@@ -234,8 +235,10 @@ def _held(lineage: Lineage, settings: Settings, snapshot: Snapshot, offer: Engin
 
 
 def _why_not_mode(lineage: Lineage) -> str:
-    other = next((sa.mode for sa in lineage.sas if sa.mode is not Mode.TUNNEL), None)
-    return f"{other} mode is left to the kernel" if other is not None else ""
+    modes = {sa.mode for sa in lineage.sas}
+    if len(modes) > 1:
+        return f"it has SAs of several modes ({', '.join(sorted(modes))})"
+    return "" if modes == {Mode.TUNNEL} else f"{modes.pop()} mode is left to the kernel"
 
 
 def _why_not_policies(lineage: Lineage) -> str:
@@ -380,6 +383,7 @@ def _engine_sa(sa: XfrmSa, direction: Direction) -> EngineSa:
     if sa.aead is None or algorithm is None:
         raise ValueError(f"SA {sa.key} was found eligible without an AEAD")
     material = sa.aead.secret.reveal()
+    transport = sa.mode is Mode.TRANSPORT
     return EngineSa(
         key=sa.key,
         direction=direction,
@@ -390,7 +394,8 @@ def _engine_sa(sa: XfrmSa, direction: Direction) -> EngineSa:
         esn=sa.replay.esn,
         replay_window=sa.replay.window,
         encap=sa.encap,
-        copies=sa.copies,
+        copies=USUAL_COPIES if transport else sa.copies,
+        transport=transport,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ipsec_gw.model.ids import Direction, IpAddress, SaKey, TunnelId
 from ipsec_gw.model.objects import EngineSa, HeaderCopies, NextHop, Tunnel
@@ -111,6 +111,7 @@ def engine_sa(entry: SadEntry, record: SaRecord) -> EngineSa:
         replay_window=record.window,
         encap=entry.encap,
         copies=HeaderCopies(entry.dscp, entry.ecn, record.df),
+        transport=entry.transport,
     )
 
 
@@ -130,6 +131,7 @@ def sad_entry(sa: EngineSa, sad_id: int) -> SadEntry:
         encap=sa.encap,
         dscp=sa.copies.dscp,
         ecn=sa.copies.ecn,
+        transport=sa.transport,
     )
 
 
@@ -140,7 +142,7 @@ async def _take_sas(api: VppApi, journal: Journal, inventory: Inventory) -> list
     inventory.highest_sad_id = max((FIRST_SAD_ID, *entries, *(row["highest"] for row in journal.rows("sad-ids"))))
     for row in journal.rows("sa"):
         record: SaRecord = read_sa(row)
-        entry = entries.get(record.sad_id)
+        entry = _addressed(entries.get(record.sad_id), record)
         if (
             entry is None
             or SaKey(entry.destination, entry.spi) != record.key
@@ -150,6 +152,15 @@ async def _take_sas(api: VppApi, journal: Journal, inventory: Inventory) -> list
             continue
         inventory.sas[record.key] = HeldSa(engine_sa(entry, record), entry)
     return own
+
+
+def _addressed(entry: SadEntry | None, record: SaRecord) -> SadEntry | None:
+    """With the addresses that VPP does not know of a transport SA. None if it is not of the mode that is recorded."""
+    if entry is None or entry.transport != (record.source is not None):
+        return None
+    if record.source is None:
+        return entry
+    return replace(entry, source=record.source, destination=record.key.destination)
 
 
 async def _take_hops(

@@ -6,19 +6,28 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 from typing import Any
 
-from ipsec_gw.model.ids import SaKey, TunnelId
-from ipsec_gw.model.objects import NextHop, PortMatch, Selector, Tunnel, XfrmInterface
+from ipsec_gw.model.ids import IpAddress, SaKey, TunnelId
+from ipsec_gw.model.objects import EngineSa, NextHop, PortMatch, Selector, Tunnel, XfrmInterface
 from vpp_conf.journal import Row
 
 
 @dataclass(frozen=True, slots=True)
 class SaRecord:
-    """Which ``sad_id`` an SA has, and what was asked for: the replay window, and whether DF is copied (it is not)."""
+    """Which ``sad_id`` an SA has, and what was asked for: the replay window, and whether DF is copied (it is not).
+
+    ``source`` is that of a transport SA, of which VPP knows no addresses; None in tunnel mode.
+    """
 
     key: SaKey
     sad_id: int
     window: int
     df: bool = True
+    source: IpAddress | None = None
+
+    @classmethod
+    def of(cls, sa: EngineSa, sad_id: int) -> SaRecord:
+        """What is to be kept of an SA."""
+        return cls(sa.key, sad_id, sa.replay_window, sa.copies.df, sa.source if sa.transport else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +40,13 @@ class TunnelRecord:
 
 
 def sa_row(record: SaRecord) -> Row:
-    return {**_sa_key(record.key), "sad_id": record.sad_id, "window": record.window, "df": record.df}
+    source = {} if record.source is None else {"source": str(record.source)}
+    return {**_sa_key(record.key), "sad_id": record.sad_id, "window": record.window, "df": record.df, **source}
 
 
 def read_sa(row: Row) -> SaRecord:
-    return SaRecord(_read_sa_key(row), row["sad_id"], row["window"], row.get("df", True))
+    source = ip_address(row["source"]) if "source" in row else None
+    return SaRecord(_read_sa_key(row), row["sad_id"], row["window"], row.get("df", True), source)
 
 
 def hop_row(hop: NextHop) -> Row:

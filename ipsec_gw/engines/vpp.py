@@ -240,7 +240,7 @@ class VppEngine:
         if sa.direction is Direction.OUT:
             self._used_keys.remember(sa)
         self._inventory.sas[sa.key] = HeldSa(sa, entry)
-        self._journal.put("sa", str(sa.key), sa_row(SaRecord(sa.key, entry.sad_id, sa.replay_window, sa.copies.df)))
+        self._journal.put("sa", str(sa.key), sa_row(SaRecord.of(sa, entry.sad_id)))
 
     async def _update_sa(self, sa: EngineSa) -> None:
         held = self._inventory.sas.get(sa.key)
@@ -252,7 +252,7 @@ class VppEngine:
             raise EngineError(f"SA {sa.key} cannot come from {sa.source} while tunnel {users[0]} uses it")
         entry = await SaDescriptor(self._api).update(held.entry, sad_entry(sa, held.entry.sad_id))
         self._inventory.sas[sa.key] = HeldSa(sa, entry)
-        self._journal.put("sa", str(sa.key), sa_row(SaRecord(sa.key, entry.sad_id, sa.replay_window, sa.copies.df)))
+        self._journal.put("sa", str(sa.key), sa_row(SaRecord.of(sa, entry.sad_id)))
 
     async def _delete_sa(self, key: SaKey) -> None:
         held = self._inventory.sas.get(key)
@@ -411,4 +411,8 @@ class VppEngine:
             raise EngineError(f"tunnel {tunnel.key}: SA {key} is missing - create it first")
         if held.sa.direction is not direction:
             raise EngineError(f"tunnel {tunnel.key}: SA {key} is not {direction}bound")
+        if held.sa.transport:
+            raise EngineError(
+                f"tunnel {tunnel.key}: VPP's IPsec interfaces do tunnel mode alone - leave it to the kernel"
+            )
         return held.entry.sad_id

@@ -41,8 +41,9 @@ USUAL_COPIES = HeaderCopies()
 class EngineSa:
     """An SA as an engine needs it.
 
-    ``source`` and ``key.destination`` are the outer tunnel addresses. ``secret`` is the cipher key without
-    the salt. ``replay_window`` is in packets, 0 for none; engines may round it up.
+    ``source`` and ``key.destination`` are the outer addresses, of a ``transport`` SA those of its packets themselves
+    (RFC 4303 §3.1.1), which has no second header and so the usual ``copies``. ``secret`` is the cipher key without the
+    salt. ``replay_window`` is in packets, 0 for none; engines may round it up.
     """
 
     key: SaKey
@@ -55,6 +56,7 @@ class EngineSa:
     replay_window: int
     encap: UdpEncap | None = None
     copies: HeaderCopies = USUAL_COPIES
+    transport: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,6 +152,13 @@ def test_what_no_engine_does_right_stays_in_the_kernel_with_a_reason(case: str) 
         assert re.search(expected, verdict.reason), verdict.reason
 
 
+def test_a_tunnel_of_several_modes_stays_in_the_kernel() -> None:
+    state = snapshot(sa(0x11, inbound=True), sa(0x22, mode=Mode.TRANSPORT), policies=(policy(0x22),))
+    result = desired(OFFER, SETTINGS, state)
+    assert result.objects == {}
+    assert {v.reason for v in result.verdicts} == {"it has SAs of several modes (transport, tunnel)"}
+
+
 def test_esn_and_algorithms_follow_the_engine() -> None:
     esn = Replay(0, 0, 32, True, True)
     state = snapshot(sa(0x11, inbound=True, replay=esn), sa(0x22, replay=esn), policies=(policy(0x22),))

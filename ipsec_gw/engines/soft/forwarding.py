@@ -33,6 +33,7 @@ from ipsec_gw.engines.soft.packets import (
     parse_ipv6,
     parse_udp,
     vlan_of,
+    with_payload,
 )
 from ipsec_gw.engines.soft.sa import InboundSa, OutboundSa
 from ipsec_gw.model.ids import IpNetwork
@@ -120,7 +121,7 @@ class Emission:
 @dataclass(frozen=True, slots=True)
 class InboundPath:
     """An SA that receives, bare or in UDP, and what may come out of it: what ``matches``, and no exception. It leaves
-    by ``up``.
+    by ``up``, in ``transport`` mode with the header that the ESP packet had.
     """
 
     sa: InboundSa
@@ -129,6 +130,7 @@ class InboundPath:
     encapsulated: bool = False
     exceptions: tuple[Match, ...] = ()
     copies: HeaderCopies = USUAL_COPIES
+    transport: bool = False
 
     def lets_out(self, packet: IpPacket) -> bool:
         """Whether this decrypted packet may come out."""
@@ -138,7 +140,7 @@ class InboundPath:
 @dataclass(frozen=True, slots=True)
 class OutboundPath:
     """Plaintext that matches and comes behind that VLAN ID, 0 for none, goes into ``sa``, between these outer addresses
-    (and UDP ports), out of ``port``.
+    (and UDP ports), out of ``port``; in ``transport`` mode behind its own header.
     """
 
     match: Match
@@ -149,6 +151,7 @@ class OutboundPath:
     encap: UdpEncap | None = None
     copies: HeaderCopies = USUAL_COPIES
     vlan: int = 0
+    transport: bool = False
 
     @property
     def header_bytes(self) -> int:
@@ -176,7 +179,7 @@ class Forwarding:
     def decapsulate(self, frame: bytes) -> tuple[Emission, ...]:
         """The decrypted packet of an ESP frame from the WAN, on its way to the kernel. Raises Dropped.
 
-        The inner TTL is left alone: the kernel behind the veth is the same hop.
+        The TTL is left alone: the kernel behind the veth is the same hop.
         """
         outer = parse_frame(frame)
         if outer.fragment:
@@ -187,11 +190,13 @@ class Forwarding:
             raise Dropped(DropReason.UNKNOWN_SA)
         if path.encapsulated != (outer.protocol == PROTOCOL_UDP):
             raise Dropped(DropReason.ENCAPSULATION)
-        inner = _inner_of(path.sa.open(packet))
-        path.sa.count(len(inner.data))
+        payload = path.sa.open(packet)
+        inner = _unwrapped(outer, payload) if path.transport else _inner_of(payload)
+        path.sa.count(len(inner.payload if path.transport else inner.data))
         if not path.lets_out(inner):
             raise Dropped(DropReason.SELECTOR)
-        data = congestion_mark(inner, outer.traffic_class) if path.copies.ecn else inner.data
+        marks = path.copies.ecn and not path.transport  # there is one header only
+        data = congestion_mark(inner, outer.traffic_class) if marks else inner.data
         return (path.up.emit(data, ethertype_of(inner.source)),)
 
     def encapsulate(self, frame: bytes) -> tuple[Emission, ...]:
@@ -204,6 +209,8 @@ class Forwarding:
         path = next((path for path in self.outbound if path.vlan == vlan and inner in path.match), None)
         if path is None:
             raise Dropped(DropReason.NO_TUNNEL)
+        if path.transport:
+            return _transported(path, inner)
         outer = _outer_of(path, inner)
         whole = outer.dont_fragment or len(outer.source) != _IPV4_ADDRESS_BYTES
         if whole and path.header_bytes + sealed_length(len(inner.data)) > path.port.mtu:
@@ -212,8 +219,30 @@ class Forwarding:
         if path.encap is not None:
             packet = build_udp(path.encap.source_port, path.encap.destination_port, len(packet)) + packet
         sealed = build_outer(outer, len(packet)) + packet
-        pieces = (sealed,) if whole else fragments(sealed, path.port.mtu)
-        return tuple(path.port.emit(piece, ethertype_of(path.source)) for piece in pieces)
+        return _emitted(path.port, sealed, whole=whole, source=path.source)
+
+
+def _transported(path: OutboundPath, inner: IpPacket) -> tuple[Emission, ...]:
+    """The packet with ESP, or ESP in UDP, in the place of its payload (RFC 4303 §3.1.1), in fragments if it may be and
+    has to. Raises Dropped.
+    """
+    if inner.fragment:
+        raise Dropped(DropReason.FRAGMENT)
+    whole = inner.dont_fragment or inner.header_bytes != ip_header_bytes(inner.source)
+    udp = UDP_BYTES if path.encap else 0
+    if whole and inner.header_bytes + udp + sealed_length(len(inner.payload)) > path.port.mtu:
+        raise Dropped(DropReason.TOO_BIG)
+    packet = path.sa.seal(EspPayload(inner.protocol, inner.payload))
+    protocol = PROTOCOL_ESP
+    if path.encap is not None:
+        packet = build_udp(path.encap.source_port, path.encap.destination_port, len(packet)) + packet
+        protocol = PROTOCOL_UDP
+    return _emitted(path.port, with_payload(inner, protocol, packet), whole=whole, source=inner.source)
+
+
+def _emitted(port: Port, packet: bytes, *, whole: bool, source: bytes) -> tuple[Emission, ...]:
+    pieces = (packet,) if whole else fragments(packet, port.mtu)
+    return tuple(port.emit(piece, ethertype_of(source)) for piece in pieces)
 
 
 _IPV4_ADDRESS_BYTES = 4
@@ -244,6 +273,14 @@ def _esp_of(outer: IpPacket) -> bytes:
     if outer.protocol != PROTOCOL_ESP:
         raise Dropped(DropReason.NOT_ESP)
     return outer.payload
+
+
+def _unwrapped(outer: IpPacket, payload: EspPayload) -> IpPacket:
+    """The packet whose payload transport mode protected."""
+    if payload.next_header == PROTOCOL_NONE:
+        raise Dropped(DropReason.DUMMY)
+    parse = parse_ipv4 if len(outer.source) == _IPV4_ADDRESS_BYTES else parse_ipv6
+    return parse(with_payload(outer, payload.next_header, payload.data))
 
 
 def _inner_of(payload: EspPayload) -> IpPacket:

@@ -163,11 +163,18 @@ class Store:
         others = [other for other in self._tunnels() if other.key != tunnel.key]
         if holder := next((other for other in others if _vlan(other) and _vlan(other) == _vlan(tunnel)), None):
             raise EngineError(f"{name}: {tunnel.interface} is that of {_name(holder.key)} - delete that tunnel first")
+        if len({self._transports(key) for key in (*tunnel.inbound, tunnel.outbound)}) > 1:
+            raise EngineError(f"{name} has SAs of both modes - leave it to the kernel")
         taken = {key for other in others for key in other.inbound}
         for key in tunnel.inbound:
             if key in taken:
                 # Two tunnels would mean two sets of selectors for one SA, and invariant 8 knows one.
                 raise EngineError(f"{name}: {_name(key)} belongs to another tunnel - delete that tunnel first")
+
+    def _transports(self, key: SaKey) -> bool:
+        sa = self._objects[key]
+        assert isinstance(sa, EngineSa)
+        return sa.transport
 
     def _check_reference(
         self, name: str, key: SaKey, living: Mapping[SaKey, LiveSa], direction: Direction, destination: IpAddress
@@ -201,6 +208,7 @@ class Store:
                     encapsulated=sa.encap is not None,
                     exceptions=exceptions,
                     copies=sa.copies,
+                    transport=sa.transport,
                 )
                 inbound[key.destination.packed, key.spi] = path
             outbound.extend(self._outbound_paths(tunnel))
@@ -222,6 +230,7 @@ class Store:
                 encap=sa.encap,
                 copies=sa.copies,
                 vlan=_vlan(tunnel),
+                transport=sa.transport,
             )
             for selector in tunnel.selectors
         ]
