@@ -32,6 +32,7 @@ from ipsec_gw.mirror import proxy
 from ipsec_gw.mirror.changes import NetworkMonitor
 from ipsec_gw.mirror.kernel import Interface, KernelView
 from ipsec_gw.model.algorithms import ALGORITHMS
+from ipsec_gw.model.choices import PolicyMode
 from ipsec_gw.model.ids import EngineName, SaKey
 from ipsec_gw.model.objects import ManagedObject, ObjectKey
 from ipsec_gw.model.snapshot import Snapshot
@@ -245,7 +246,7 @@ async def build(config: Config, paths: Paths, charon: CharonWatcher, stack: Asyn
     async with AsyncExitStack() as undo:
         plumbing, context = await _plumb(config, paths, wan, route, undo)
         undo.callback(plumbing.steering.close)
-        engine = _engine(choice, context)
+        engine = _engine(choice, context, config.gateway.policy_mode)
         undo.push_async_callback(engine.close)
         moved = hand.load(paths.run_dir)
         expected = VPP_ABILITIES if config.gateway.starts_vpp else None
@@ -392,12 +393,12 @@ def _choose(config: Config, paths: Paths) -> EngineName:
     return EngineName.KERNEL
 
 
-def _engine(name: EngineName, context: EngineContext) -> Engine:
+def _engine(name: EngineName, context: EngineContext, policy_mode: PolicyMode = PolicyMode.AUTO) -> Engine:
     """Engines are imported when they are chosen: a gateway without VPP needs none of its packages."""
     if name is EngineName.VPP:
         from ipsec_gw.engines.vpp import VppEngine  # noqa: PLC0415
 
-        return VppEngine(context)
+        return VppEngine(context, policy_mode)
     from ipsec_gw.engines.soft import SoftEngine  # noqa: PLC0415
 
     return SoftEngine(context)

@@ -28,6 +28,11 @@ class TunnelParts:
     selectors: frozenset[Selector]
     door: Door | None = None
 
+    @property
+    def way(self) -> int:
+        """What stands for it among the encap routes."""
+        return self.interface.sw_if_index
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:

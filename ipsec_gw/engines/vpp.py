@@ -2,19 +2,21 @@
 
 The objects of the port become, in VPP: an SA in the SAD; a next hop as a static neighbour, a host route and our own
 address in the outer table; a tunnel as an IPsec interface with protection, selector check, punt redirect and routes
-in the encap table. A journal without keys and VPP's dumps together tell what is there (:mod:`vpp_conf.inventory`).
+in the encap table, or as entries of an SPD behind a gate (:mod:`vpp_conf.gates`). A journal without keys and VPP's
+dumps together tell what is there (:mod:`vpp_conf.inventory`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack
 
 import structlog
 
 from ipsec_gw.engines.port import Capabilities, Counters, EngineContext, Vitals
 from ipsec_gw.errors import EngineError, EngineUnavailable
+from ipsec_gw.model.choices import PolicyMode
 from ipsec_gw.model.ids import Direction, EngineName, IpAddress, SaKey, TunnelId
 from ipsec_gw.model.objects import MAX_INBOUND, EngineKey, EngineObject, EngineSa, NextHop, Tunnel, XfrmInterface
 from vpp_conf.api import REPLY_SECONDS, VppApi
@@ -23,6 +25,7 @@ from vpp_conf.descriptors.base import host
 from vpp_conf.descriptors.neighbour import Neighbour, NeighbourDescriptor
 from vpp_conf.descriptors.route import OUTER_TABLE, LocalAddress, LocalAddressDescriptor, Route, RouteDescriptor
 from vpp_conf.descriptors.sa import SadEntry, SaDescriptor, check_lengths
+from vpp_conf.gates import GateParts, Gates, is_whole_way, may_pass
 from vpp_conf.inventory import LAST_SAD_ID, HeldSa, HeldTunnel, Inventory, sad_entry, take_inventory
 from vpp_conf.journal import Journal
 from vpp_conf.links import HostLink, Links, take_links
@@ -33,7 +36,7 @@ from vpp_conf.reality import planned_reception
 from vpp_conf.recorder import Recorder
 from vpp_conf.records import SaRecord, TunnelRecord, hop_row, sa_row, tunnel_row
 from vpp_conf.traffic import TrafficReader
-from vpp_conf.tunnels import TunnelBuilder, Wanted
+from vpp_conf.tunnels import TunnelBuilder, TunnelParts, Wanted
 from vpp_conf.used_keys import UsedKeys
 from vpp_conf.vitals import VppVitals
 
@@ -43,13 +46,17 @@ MAX_REPLAY_WINDOW = 4096
 SAD_ID_BLOCK = 1024
 """``sad_id``s are reserved in the journal by this many: after a restart of the daemon the next block begins."""
 
+BY_SPD = "; policies by SPD: what comes out of a tunnel is held to the selectors of all of them"
+
 log = structlog.get_logger(__name__)
 
 
 class VppEngine:
-    """ESP by VPP. One instance per gateway; calls are carried out one after the other."""
+    """ESP by VPP. One instance per gateway; calls are carried out one after the other. The ``policy_mode`` decides what
+    new tunnels become; those that are there stay what they are.
+    """
 
-    def __init__(self, context: EngineContext) -> None:
+    def __init__(self, context: EngineContext, policy_mode: PolicyMode = PolicyMode.AUTO) -> None:
         self._context = context
         self._paths = VppPaths(context.run_dir.resolve())
         self._api = VppApi(self._paths.api_socket, locate_vpp().api_dir)
@@ -61,8 +68,10 @@ class VppEngine:
         self._numbers_api: RawApi | None = None
         self._sad_id = 0
         self._reserved = 0
+        self._by_spd = policy_mode is PolicyMode.SPD
         self._links: Links | None = None
         self._tunnels: TunnelBuilder | None = None
+        self._gates: Gates | None = None
 
     @property
     def name(self) -> EngineName:
@@ -92,18 +101,20 @@ class VppEngine:
                 self._api, wan, up, context.up_kernel.mac.lower(), context.taking, planned_reception(self._paths)
             )
             self._tunnels = TunnelBuilder(self._api, self._links, context.up_engine.mtu)
-            await self._take_stock(self._links, self._tunnels)
+            self._gates = Gates(self._api, self._journal, self._links, self._tunnels.encap)
+            await self._take_stock()
             self._sad_id = self._reserved = self._inventory.highest_sad_id
             handlers = await crypto_handlers(self._api)
         engines = ", ".join(f"{algorithm.name} by {engine}" for algorithm, engine in handlers.items())
         log.info("vpp.open", version=self._api.version, tunnels=len(self._inventory.tunnels))
+        policies = BY_SPD if self._by_spd else ""
         return Capabilities(
             algorithms=frozenset(handlers),
             esn=True,
             udp_encap=True,
             max_replay_window=MAX_REPLAY_WINDOW,
             steers=True,
-            note=f"VPP {self._api.version}: {engines}",
+            note=f"VPP {self._api.version}: {engines}{policies}",
         )
 
     async def close(self) -> None:
@@ -115,7 +126,7 @@ class VppEngine:
     async def retrieve(self) -> Mapping[EngineKey, EngineObject]:
         """From VPP's dumps, checked against the journal; half-made leftovers are removed on the way."""
         async with self._lock:
-            await self._take_stock(*self._opened())
+            await self._take_stock()
             held = self._inventory
             found: dict[EngineKey, EngineObject] = {key: sa.sa for key, sa in held.sas.items()}
             found |= {peer: hop for peer, hop in held.hops.items()}
@@ -218,11 +229,18 @@ class VppEngine:
             raise EngineUnavailable("the VPP engine is not open - open it first")
         return self._links, self._tunnels
 
-    async def _take_stock(self, links: Links, tunnels: TunnelBuilder) -> None:
-        self._inventory = await take_inventory(self._api, self._journal, links, tunnels, self._inventory)
+    async def _take_stock(self) -> None:
+        links, tunnels = self._opened()
+        gates = self._opened_gates()
+        self._inventory = await take_inventory(self._api, self._journal, links, tunnels, gates, self._inventory)
         for held in self._inventory.sas.values():
             if held.sa.direction is Direction.OUT:
                 self._used_keys.remember(held.sa)
+
+    def _opened_gates(self) -> Gates:
+        if self._gates is None:
+            raise EngineUnavailable("the VPP engine is not open - open it first")
+        return self._gates
 
     # SAs
 
@@ -253,6 +271,10 @@ class VppEngine:
         entry = await SaDescriptor(self._api).update(held.entry, sad_entry(sa, held.entry.sad_id))
         self._inventory.sas[sa.key] = HeldSa(sa, entry)
         self._journal.put("sa", str(sa.key), sa_row(SaRecord.of(sa, entry.sad_id)))
+        for user in self._inventory.users(sa.key):
+            tunnel = self._inventory.tunnels[user]
+            if isinstance(tunnel.parts, GateParts):  # its packets look otherwise now
+                await self._update_tunnel(tunnel.tunnel)
 
     async def _delete_sa(self, key: SaKey) -> None:
         held = self._inventory.sas.get(key)
@@ -342,7 +364,16 @@ class VppEngine:
             raise EngineError(f"tunnel {tunnel.key} exists already")
         _, builder = self._opened()
         outbound, inbound = self._resolve(tunnel)
-        parts = await builder.build(outbound, inbound, Wanted.of(tunnel))
+        if outbound.transport or (self._by_spd and tunnel.interface is None and may_pass(inbound)):
+            way = self._opened_gates().next_way(whole=outbound.transport)
+            await self._change_gated(tunnel, way, outbound, inbound)
+            return
+        parts = await builder.build(outbound.sad_id, _sad_ids(inbound), Wanted.of(tunnel))
+        self._hold_tunnel(HeldTunnel(tunnel, parts))
+
+    async def _change_gated(self, tunnel: Tunnel, way: int, outbound: SadEntry, inbound: tuple[SadEntry, ...]) -> None:
+        parts = GateParts.of(way, tunnel, outbound, inbound)
+        await self._opened_gates().change(way, parts)
         self._hold_tunnel(HeldTunnel(tunnel, parts))
 
     async def _update_tunnel(self, tunnel: Tunnel) -> None:
@@ -350,14 +381,18 @@ class VppEngine:
         if held is None:
             raise EngineError(f"tunnel {tunnel.key} is unknown to VPP")
         wanted = Wanted.of(tunnel)
-        if wanted.vlan != Wanted.of(held.tunnel).vlan:  # its XFRM interface was made anew
+        _, builder = self._opened()
+        outbound, inbound = self._resolve(tunnel)
+        if wanted.vlan != Wanted.of(held.tunnel).vlan or not _goes_on(held, outbound, inbound):
+            # Its XFRM interface was made anew, or it has another mode or port.
             await self._delete_tunnel(tunnel.key)
             await self._create_tunnel(tunnel)
             return
-        _, builder = self._opened()
-        outbound, inbound = self._resolve(tunnel)
+        if isinstance(held.parts, GateParts):
+            await self._change_gated(tunnel, held.parts.way, outbound, inbound)
+            return
         door, index = held.parts.door, held.parts.interface.sw_if_index
-        parts = builder.parts(index, outbound, inbound, wanted, door=door)
+        parts = builder.parts(index, outbound.sad_id, _sad_ids(inbound), wanted, door=door)
         self._hold_tunnel(HeldTunnel(tunnel, await builder.change(held.parts, parts)))
 
     async def _delete_tunnel(self, key: TunnelId) -> None:
@@ -365,25 +400,35 @@ class VppEngine:
         if held is None:
             raise EngineError(f"tunnel {key} is unknown to VPP")
         _, builder = self._opened()
-        await builder.demolish(held.parts)
+        if isinstance(held.parts, GateParts):
+            await self._opened_gates().change(held.parts.way, None)
+        else:
+            await builder.demolish(held.parts)
         self._inventory.drop(key)
         self._journal.remove("tunnel", str(key))
 
     def _hold_tunnel(self, held: HeldTunnel) -> None:
         self._inventory.hold(held)
-        door = held.parts.door
-        record = TunnelRecord(held.tunnel, held.parts.interface.sw_if_index, None if door is None else door.sw_if_index)
+        door = held.parts.door if isinstance(held.parts, TunnelParts) else None
+        record = TunnelRecord(held.tunnel, held.parts.way, None if door is None else door.sw_if_index)
         self._journal.put("tunnel", str(held.tunnel.key), tunnel_row(record))
 
-    def _resolve(self, tunnel: Tunnel) -> tuple[int, frozenset[int]]:
-        """The ``sad_id``s of a tunnel. Raises EngineError for what is missing, misdirected or taken."""
+    def _resolve(self, tunnel: Tunnel) -> tuple[SadEntry, tuple[SadEntry, ...]]:
+        """The SAs of a tunnel. Raises EngineError for what is missing, misdirected or taken."""
         if tunnel.remote not in self._inventory.hops:
             raise EngineError(f"tunnel {tunnel.key}: no next hop for {tunnel.remote} - create it first")
         if not 1 <= len(tunnel.inbound) <= MAX_INBOUND:
             raise EngineError(f"tunnel {tunnel.key}: {len(tunnel.inbound)} inbound SAs, VPP takes 1 to {MAX_INBOUND}")
         self._check_overlap(tunnel)
-        inbound = frozenset(self._sad_id_of(tunnel, key, Direction.IN) for key in tunnel.inbound)
-        return self._sad_id_of(tunnel, tunnel.outbound, Direction.OUT), inbound
+        inbound = tuple(self._entry_of(tunnel, key, Direction.IN) for key in tunnel.inbound)
+        outbound = self._entry_of(tunnel, tunnel.outbound, Direction.OUT)
+        if len({entry.transport for entry in (outbound, *inbound)}) > 1:
+            raise EngineError(f"tunnel {tunnel.key} has SAs of both modes - leave it to the kernel")
+        if outbound.transport and tunnel.interface is not None:
+            raise EngineError(
+                f"tunnel {tunnel.key} of {tunnel.interface} is of transport mode - leave it to the kernel"
+            )
+        return outbound, inbound
 
     def _check_overlap(self, tunnel: Tunnel) -> None:
         """Raises EngineError if a packet would match two tunnels."""
@@ -391,7 +436,7 @@ class VppEngine:
             self._check_interface(tunnel, tunnel.interface)
             return
         held = self._inventory.tunnels.get(tunnel.key)
-        itself = held.parts.interface.sw_if_index if held else None
+        itself = held.parts.way if held else None
         _, builder = self._opened()
         if found := builder.encap.map.conflict(itself, tunnel.selectors):
             selector, other = found
@@ -405,14 +450,21 @@ class VppEngine:
             if other.tunnel.key != tunnel.key and Wanted.of(other.tunnel).vlan == interface.vlan:
                 raise EngineError(f"tunnel {tunnel.key}: {interface} is that of tunnel {other.tunnel.key}")
 
-    def _sad_id_of(self, tunnel: Tunnel, key: SaKey, direction: Direction) -> int:
+    def _entry_of(self, tunnel: Tunnel, key: SaKey, direction: Direction) -> SadEntry:
         held = self._inventory.sas.get(key)
         if held is None:
             raise EngineError(f"tunnel {tunnel.key}: SA {key} is missing - create it first")
         if held.sa.direction is not direction:
             raise EngineError(f"tunnel {tunnel.key}: SA {key} is not {direction}bound")
-        if held.sa.transport:
-            raise EngineError(
-                f"tunnel {tunnel.key}: VPP's IPsec interfaces do tunnel mode alone - leave it to the kernel"
-            )
-        return held.entry.sad_id
+        return held.entry
+
+
+def _goes_on(held: HeldTunnel, outbound: SadEntry, inbound: tuple[SadEntry, ...]) -> bool:
+    """Whether a tunnel can have these SAs where it stands."""
+    if outbound.transport or is_whole_way(held.parts.way):
+        return outbound.transport and is_whole_way(held.parts.way)
+    return isinstance(held.parts, TunnelParts) or may_pass(inbound)
+
+
+def _sad_ids(entries: Iterable[SadEntry]) -> frozenset[int]:
+    return frozenset(entry.sad_id for entry in entries)

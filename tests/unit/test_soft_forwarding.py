@@ -6,7 +6,7 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
-from scapy.layers.inet import ICMP, IP, UDP, defragment
+from scapy.layers.inet import ICMP, IP, UDP, defragment, fragment
 from scapy.layers.inet6 import IPv6
 from scapy.layers.ipsec import ESP, SecurityAssociation
 from scapy.layers.l2 import Dot1Q, Ether
@@ -19,7 +19,7 @@ from ipsec_gw.engines.soft.store import Store
 from ipsec_gw.errors import EngineError
 from ipsec_gw.model.algorithms import ALGORITHMS
 from ipsec_gw.model.ids import Direction, SaKey, TunnelId
-from ipsec_gw.model.objects import Selector, UdpEncap
+from ipsec_gw.model.objects import PortMatch, Selector, UdpEncap
 from tests.unit.soft_kit import (
     GATEWAY_MAC,
     LOCAL,
@@ -473,10 +473,28 @@ class TestTransportMode:
         assert host.refuses(up_frame(host.sent)) is DropReason.NO_TUNNEL
 
 
-def test_transport_mode_takes_whole_packets_only() -> None:
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("ported", [False, True])
+def test_transport_mode_puts_fragments_together(ported: bool, backwards: bool) -> None:
     host = Host()
-    piece = IP(src=host.sent.src, dst=host.sent.dst, flags="MF", proto=17) / (b"x" * 64)
-    assert host.refuses(up_frame(piece)) is DropReason.FRAGMENT
+    if ported:
+        one = replace(host.tunnel.selectors[0], protocol=17, destination_port=PortMatch(6, 0xFFFF))
+        host.store.update(replace(host.tunnel, selectors=(one,)))
+    sent = IP(bytes(IP(src=host.sent.src, dst=host.sent.dst, id=9) / UDP(sport=5, dport=6) / (b"whole" * 700)))
+    pieces = fragment(sent, 1400)
+    assert len(pieces) == 3
+    out: list[bytes] = []
+    for piece in reversed(pieces) if backwards else pieces:
+        assert out == [], "before the last one"
+        out += [one.frame for one in host.store.forwarding.encapsulate(up_frame(piece))]
+    (whole,) = defragment([Ether(frame)[IP] for frame in out])
+    assert bytes(host.opened(bytes(Ether() / whole))) == bytes(sent)
+
+
+def test_fragments_in_tunnel_mode_pass_as_they_are() -> None:
+    gateway = Gateway()
+    piece = fragment(TO_PEER / (b"x" * 200), 100)[1]
+    assert len(gateway.store.forwarding.encapsulate(up_frame(piece))) == 1
 
 
 def test_in_transport_mode_what_is_too_long_leaves_in_fragments_unless_it_may_not() -> None:

@@ -20,8 +20,7 @@ class DropReason(StrEnum):
     ENCAPSULATION = "encapsulation"
     """ESP in UDP of an SA that is to be bare, or the other way round, which the kernel refuses as well."""
     FRAGMENT = "fragment"
-    """An outer fragment: fragments belong to the kernel. Or one that transport mode was to protect, which takes whole
-    packets only (RFC 4303 §3.1.1)."""
+    """An outer fragment: fragments belong to the kernel."""
     UNKNOWN_SA = "unknown_sa"
     """No tunnel has an inbound SA with this (destination, SPI)."""
     TOO_OLD = "too_old"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from ipsec_gw.engines.soft.drops import Dropped, DropReason
@@ -35,6 +35,7 @@ from ipsec_gw.engines.soft.packets import (
     vlan_of,
     with_payload,
 )
+from ipsec_gw.engines.soft.reassembly import Reassembly
 from ipsec_gw.engines.soft.sa import InboundSa, OutboundSa
 from ipsec_gw.model.ids import IpNetwork
 from ipsec_gw.model.objects import ANY_PORT, USUAL_COPIES, HeaderCopies, PortMatch, Selector, UdpEncap
@@ -154,6 +155,11 @@ class OutboundPath:
     transport: bool = False
 
     @property
+    def ends(self) -> Match:
+        """What it matches, but for protocol and ports, which fragments lack."""
+        return Match(self.match.source, self.match.destination)
+
+    @property
     def header_bytes(self) -> int:
         """What goes in front of the ESP packet."""
         return ip_header_bytes(self.source) + (UDP_BYTES if self.encap else 0)
@@ -165,16 +171,21 @@ WireKey = tuple[bytes, int]
 
 @dataclass(frozen=True, slots=True)
 class Forwarding:
-    """Everything that decides about a packet. ``outbound`` is in the order in which it is searched."""
+    """Everything that decides about a packet. ``outbound`` is in the order in which it is searched. ``begun`` are
+    packets for transport mode that have come in part.
+    """
 
     inbound: Mapping[WireKey, InboundPath]
     outbound: tuple[OutboundPath, ...]
+    begun: Reassembly = field(default_factory=Reassembly, compare=False)
 
     @classmethod
-    def build(cls, inbound: Mapping[WireKey, InboundPath], outbound: Iterable[OutboundPath]) -> Forwarding:
+    def build(
+        cls, inbound: Mapping[WireKey, InboundPath], outbound: Iterable[OutboundPath], begun: Reassembly | None = None
+    ) -> Forwarding:
         """A forwarding state that searches narrow selectors first: by destination, then by source, then as given."""
         ordered = sorted(outbound, key=lambda path: (-path.match.destination.mask, -path.match.source.mask))
-        return cls(MappingProxyType(dict(inbound)), tuple(ordered))
+        return cls(MappingProxyType(dict(inbound)), tuple(ordered), begun or Reassembly())
 
     def decapsulate(self, frame: bytes) -> tuple[Emission, ...]:
         """The decrypted packet of an ESP frame from the WAN, on its way to the kernel. Raises Dropped.
@@ -201,11 +212,18 @@ class Forwarding:
 
     def encapsulate(self, frame: bytes) -> tuple[Emission, ...]:
         """The ESP packet for a plaintext frame from the kernel, on its way to the peer, in fragments if it may be and
-        has to. Raises Dropped.
+        has to; nothing while pieces of a packet are missing that has to be whole. Raises Dropped.
 
         Size is checked first: what cannot leave must not use up a sequence number.
         """
         inner, vlan = parse_frame(frame), vlan_of(frame)
+        if inner.fragment and any(
+            path.transport and path.vlan == vlan and inner in path.ends for path in self.outbound
+        ):
+            whole_packet = self.begun.add(inner)
+            if whole_packet is None:
+                return ()
+            inner = whole_packet
         path = next((path for path in self.outbound if path.vlan == vlan and inner in path.match), None)
         if path is None:
             raise Dropped(DropReason.NO_TUNNEL)
@@ -226,8 +244,6 @@ def _transported(path: OutboundPath, inner: IpPacket) -> tuple[Emission, ...]:
     """The packet with ESP, or ESP in UDP, in the place of its payload (RFC 4303 §3.1.1), in fragments if it may be and
     has to. Raises Dropped.
     """
-    if inner.fragment:
-        raise Dropped(DropReason.FRAGMENT)
     whole = inner.dont_fragment or inner.header_bytes != ip_header_bytes(inner.source)
     udp = UDP_BYTES if path.encap else 0
     if whole and inner.header_bytes + udp + sealed_length(len(inner.payload)) > path.port.mtu:

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from ipsec_gw.engines.port import Counters, EngineContext
 from ipsec_gw.engines.soft.forwarding import Forwarding, InboundPath, Match, OutboundPath, Port, WireKey
 from ipsec_gw.engines.soft.packets import parse_mac, vlan_tag
+from ipsec_gw.engines.soft.reassembly import Reassembly
 from ipsec_gw.engines.soft.sa import InboundSa, LiveSa, OutboundSa
 from ipsec_gw.errors import EngineError, UsedKeyError
 from ipsec_gw.model.ids import Direction, IpAddress, SaKey
@@ -38,6 +39,7 @@ class Store:
         self._inbound: dict[SaKey, InboundSa] = {}
         self._outbound: dict[SaKey, OutboundSa] = {}
         self._keys: dict[int, SaKey] = {}
+        self._begun = Reassembly()
         self._forwarding = Forwarding.build({}, ())
 
     @property
@@ -212,7 +214,7 @@ class Store:
                 )
                 inbound[key.destination.packed, key.spi] = path
             outbound.extend(self._outbound_paths(tunnel))
-        self._forwarding = Forwarding.build(inbound, outbound)
+        self._forwarding = Forwarding.build(inbound, outbound, self._begun)
 
     def _outbound_paths(self, tunnel: Tunnel) -> list[OutboundPath]:
         sa, hop = self._objects[tunnel.outbound], self._objects[tunnel.remote]

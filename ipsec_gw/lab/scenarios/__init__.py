@@ -77,6 +77,7 @@ def scenarios() -> dict[str, Scenario]:
     from ipsec_gw.lab.scenarios.screens import run as run_screens  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.selectors import run as run_selectors  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.site_to_site import run as run_site_to_site  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.spd import run as run_spd  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.trap import run as run_trap  # noqa: PLC0415
 
     known = (
@@ -211,6 +212,11 @@ def scenarios() -> dict[str, Scenario]:
             "daemon-kill",
             "the daemon is killed under traffic and rekeys: nobody notices",
             (Part("tunnel", topology.site_to_site, run_daemon_kill, vm_seconds=2400.0),),
+        ),
+        Scenario(
+            "spd",
+            "the tunnel is policies of VPP's: rekeys, deaths of the daemon and of VPP under traffic",
+            (Part("tunnel", topology.site_to_site, run_spd, vm_seconds=2400.0),),
         ),
         Scenario(
             "chaos",
