@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from ipsec_gw.hosts import is_between_hosts, why_not_hosts
 from ipsec_gw.lineages import Lineage, lineages_of
 from ipsec_gw.model.algorithms import SALT_BYTES, EspAlgorithm
 from ipsec_gw.model.choices import Choices
@@ -26,6 +27,8 @@ from ipsec_gw.model.objects import (
     ExemptKey,
     Guard,
     GuardKey,
+    Hosts,
+    HostsLead,
     InterfaceEntry,
     InterfaceLead,
     Lead,
@@ -151,7 +154,7 @@ def _kept(
             offer.absent
             or settings.choices.keeps(names)
             or _why_moved(lineage, names, settings.moved)
-            or _why_not_mode(lineage)
+            or _why_not_mode(lineage, snapshot)
             or _why_not_policies(lineage)
             or _why_not_path(lineage, settings, snapshot)
             or _why_not_led(lineage, snapshot)
@@ -234,10 +237,12 @@ def _held(lineage: Lineage, settings: Settings, snapshot: Snapshot, offer: Engin
     return None
 
 
-def _why_not_mode(lineage: Lineage) -> str:
+def _why_not_mode(lineage: Lineage, snapshot: Snapshot) -> str:
     modes = {sa.mode for sa in lineage.sas}
     if len(modes) > 1:
         return f"it has SAs of several modes ({', '.join(sorted(modes))})"
+    if modes == {Mode.TRANSPORT}:
+        return why_not_hosts(lineage, snapshot)
     return "" if modes == {Mode.TUNNEL} else f"{modes.pop()} mode is left to the kernel"
 
 
@@ -253,7 +258,8 @@ def _why_not_policies(lineage: Lineage) -> str:
             continue
         if unrouted := why_not_routed(policy.selector):
             return unrouted
-        if lineage.local in policy.source and lineage.key.remote in policy.destination:
+        own = lineage.local in policy.source and lineage.key.remote in policy.destination
+        if own and not is_between_hosts(lineage):
             return "the selectors include the tunnel's own end points"
     return ""
 
@@ -357,6 +363,7 @@ def _build(
             lineage.selectors,
             share.exceptions,
             interface_of(lineage, snapshot),
+            is_between_hosts(lineage),
         )
         objects += [tunnel, *(Steer(SteerKey(sa.key), udp_peer(sa)) for sa in inbound)]
         objects += _leads(tunnel, snapshot, _mtu(lineage, hop), min(hop.mtu, UPLINK_MTU))
@@ -367,6 +374,8 @@ def _leads(tunnel: Tunnel, snapshot: Snapshot, mtu: int, whole: int) -> Sequence
     """What brings plaintext to a tunnel, and back from it. What is led by ports comes as it is, up to the link's MTU:
     its fragments would have no ports, neither here nor for the peer. An engine takes ESP apart if need be.
     """
+    if tunnel.hosts:
+        return [HostsLead(Hosts(tunnel.local, tunnel.remote))]
     if tunnel.interface is None:
         hints = snapshot.sources
         return [Lead(s, hints.get(s.destination), whole if s.ported else mtu) for s in tunnel.selectors]

@@ -32,7 +32,9 @@ class SaRecord:
 
 @dataclass(frozen=True, slots=True)
 class TunnelRecord:
-    """A tunnel and where it is in VPP: its IPsec interface, and the VLAN subinterface of its XFRM interface."""
+    """A tunnel and where it is in VPP: its IPsec interface or its number behind the gate, and the VLAN subinterface of
+    its XFRM interface.
+    """
 
     tunnel: Tunnel
     sw_if_index: int
@@ -77,6 +79,7 @@ def tunnel_row(record: TunnelRecord) -> Row:
         "selectors": [_selector_row(selector) for selector in tunnel.selectors],
         "exceptions": [_selector_row(selector) for selector in tunnel.exceptions],
         "sw_if_index": record.sw_if_index,
+        "hosts": tunnel.hosts,
         **_interface_row(record),
     }
 
@@ -91,6 +94,7 @@ def read_tunnel(row: Row) -> TunnelRecord:
         selectors=tuple(map(_read_selector, row["selectors"])),
         exceptions=tuple(map(_read_selector, row.get("exceptions", ()))),  # older versions wrote none
         interface=XfrmInterface(*row["interface"]) if "interface" in row else None,
+        hosts=row.get("hosts", False),
     )
     return TunnelRecord(tunnel, row["sw_if_index"], row.get("door"))
 

@@ -116,8 +116,7 @@ class Observer:
             local_addresses=frozenset(addresses),
             next_hops=hops,
             sources=await self._view.source_hints(),
-            # Nothing is put in place for it where nobody has IPv6 inside.
-            limits=self.limits(policies) if any(policy.source.version == 6 for policy in policies) else LeadLimits(),
+            limits=self.limits(policies),
             interfaces=await self._view.xfrm_interfaces() if any(policy.if_id for policy in policies) else {},
             charon=self._source.version,
         )

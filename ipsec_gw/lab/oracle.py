@@ -1,6 +1,6 @@
 """An ESP receiver of our own: what the wire really carried, said by neither kernel nor engine.
 
-RFC 4303 (ESP), RFC 4106 (AES-GCM), RFC 7634 (ChaCha20-Poly1305), tunnel mode, sequence numbers of 32 and of 64 bits.
+RFC 4303 (ESP), RFC 4106 (AES-GCM), RFC 7634 (ChaCha20-Poly1305), both modes, sequence numbers of 32 and of 64 bits.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ class Oracle:
                 plain = self._cipher(sa).decrypt(nonce, packet.payload[16:], spi + above + number)
             except InvalidTag:
                 continue
-            return Opened(high << 32 | packet.sequence, packet.iv, strip_trailer(plain, name), high)
+            inner = _transported(packet, plain, name) if sa.transport else strip_trailer(plain, name)
+            return Opened(high << 32 | packet.sequence, packet.iv, inner, high)
         raise NotGenuine(f"{name}: the tag does not verify")
 
     def _cipher(self, sa: KernelSa) -> AESGCM | ChaCha20Poly1305:
@@ -100,14 +101,26 @@ class Oracle:
         return self._ciphers[index]
 
 
-def strip_trailer(plain: bytes, name: str) -> bytes:
-    """Check and remove RFC 4303 §2.4 padding and the next header. Raises NotGenuine."""
-    padding, following = plain[-2], plain[-1]
-    if following not in (IPPROTO_IPIP, IPPROTO_IPV6):
-        raise NotGenuine(f"{name}: next header {following} is not IP in a tunnel")
+def _transported(packet: EspPacket, plain: bytes, name: str) -> bytes:
+    """What was protected in transport mode, behind a bare IPv4 header of its addresses and protocol."""
+    payload = _unpadded(plain, name)
+    lengths = struct.pack(">BBHIBBH", 0x45, 0, 20 + len(payload), 0, 64, plain[-1], 0)
+    return lengths + packet.source.packed + packet.destination.packed + payload
+
+
+def _unpadded(plain: bytes, name: str) -> bytes:
+    padding = plain[-2]
     if len(plain) < padding + 2 or plain[-2 - padding : -2] != bytes(range(1, padding + 1)):
         raise NotGenuine(f"{name}: padding is not 1, 2, 3, ...")
-    inner = plain[: len(plain) - 2 - padding]
+    return plain[: len(plain) - 2 - padding]
+
+
+def strip_trailer(plain: bytes, name: str) -> bytes:
+    """Check and remove RFC 4303 §2.4 padding and the next header. Raises NotGenuine."""
+    following = plain[-1]
+    if following not in (IPPROTO_IPIP, IPPROTO_IPV6):
+        raise NotGenuine(f"{name}: next header {following} is not IP in a tunnel")
+    inner = _unpadded(plain, name)
     if following == IPPROTO_IPV6:
         if len(inner) < 40 or inner[0] >> 4 != 6 or struct.unpack_from(">H", inner, 4)[0] != len(inner) - 40:
             raise NotGenuine(f"{name}: the inner packet is not IPv6 of its own length")

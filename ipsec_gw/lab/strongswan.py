@@ -69,6 +69,7 @@ connections {{
         remote_ts = {remote_network}
         esp_proposals = {proposal}-x25519
         inactivity = {inactivity}s
+        {child_options}
       }}
     }}
   }}
@@ -85,7 +86,7 @@ secrets {{
 class Site:
     """One side of the tunnel, as its swanctl.conf says it; ``more`` are further networks, local and remote. After
     ``inactivity`` seconds without traffic it closes the tunnel, 0: never. ``options`` are further lines of the
-    connection.
+    connection, ``child_options`` of its child.
     """
 
     identity: str
@@ -99,6 +100,7 @@ class Site:
     more: tuple[tuple[IpNetwork, IpNetwork], ...] = ()
     inactivity: int = 0
     options: tuple[str, ...] = ()
+    child_options: tuple[str, ...] = ()
 
     def conf(self) -> str:
         """Its swanctl.conf."""
@@ -264,6 +266,7 @@ def swanctl_conf(site: Site) -> str:
         remote_network=_listed(site.remote_network, *(remote for _, remote in site.more)),
         proposal=site.proposal,
         options="\n    ".join(site.options),
+        child_options="\n        ".join(site.child_options),
     )
 
 

@@ -1,7 +1,7 @@
 """The objects that ipsec-gw keeps in place: what `desired` asks for and `plan` compares.
 
 Each is a frozen value with a ``key``. Engines hold :class:`EngineSa`, :class:`NextHop` and
-:class:`Tunnel`; the gateway itself holds :class:`Guard`, :class:`Steer`, :class:`Lead`,
+:class:`Tunnel`; the gateway itself holds :class:`Guard`, :class:`Steer`, :class:`Lead`, :class:`HostsLead`,
 :class:`Exempt`, :class:`InterfaceEntry` and :class:`InterfaceLead`.
 """
 
@@ -184,6 +184,17 @@ class XfrmInterface:
         return f"XFRM interface {self.name}"
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Hosts:
+    """The two ends of transport mode, which talk themselves; also the key of their :class:`HostsLead`."""
+
+    local: IpAddress
+    remote: IpAddress
+
+    def __str__(self) -> str:
+        return f"hosts {self.local} === {self.remote}"
+
+
 @dataclass(frozen=True, slots=True)
 class Tunnel:
     """A tunnel of an engine: decrypts what its ``inbound`` SAs bring, encrypts ``selectors`` with ``outbound``.
@@ -191,7 +202,7 @@ class Tunnel:
     ``inbound`` holds one to four keys (four: VPP's limit, kept by `desired`). ``exceptions`` are what others have of
     its selectors, as outbound policies have them: what comes out of the tunnel and fits one, mirrored, is dropped.
     With an ``interface`` it encrypts what comes to the engine behind that one's VLAN ID, and gives back what it
-    decrypts behind the same; of that, too, only what fits the selectors.
+    decrypts behind the same; of that, too, only what fits the selectors. ``hosts``: its SAs are of transport mode.
     """
 
     key: TunnelId
@@ -202,10 +213,13 @@ class Tunnel:
     selectors: tuple[Selector, ...]
     exceptions: tuple[Selector, ...] = ()
     interface: XfrmInterface | None = None
+    hosts: bool = False
 
     @property
     def leads(self) -> tuple[LeadKey, ...]:
         """Keys of what brings plaintext to it."""
+        if self.hosts:
+            return (Hosts(self.local, self.remote),)
         return self.selectors if self.interface is None else (self.interface,)
 
 
@@ -332,8 +346,15 @@ class InterfaceLead:
     versions: frozenset[int]
 
 
-LeadKey = Selector | XfrmInterface
-AnyLead = Lead | InterfaceLead
+@dataclass(frozen=True, slots=True)
+class HostsLead:
+    """What XFRM is to transform between two hosts, one of which is this machine, goes to the engine instead."""
+
+    key: Hosts
+
+
+LeadKey = Selector | XfrmInterface | Hosts
+AnyLead = Lead | InterfaceLead | HostsLead
 EngineObject = EngineSa | NextHop | Tunnel
 GatewayObject = Guard | Steer | AnyLead | Exempt | InterfaceEntry
 ManagedObject = EngineObject | GatewayObject

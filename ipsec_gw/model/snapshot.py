@@ -92,7 +92,9 @@ class XfrmSa:
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A policy's template: outer addresses, SPI (0 while no SA is bound to it), reqid and mode."""
+    """A policy's template: outer addresses, SPI (0 while no SA is bound to it), reqid and mode. In transport mode the
+    addresses are those of the policy, unspecified if it is for networks.
+    """
 
     source: IpAddress
     destination: IpAddress
@@ -120,6 +122,11 @@ class XfrmPolicy:
     if_id: int = 0
 
     @property
+    def transports(self) -> bool:
+        """It asks for transport mode."""
+        return any(template.mode is Mode.TRANSPORT for template in self.templates)
+
+    @property
     def selector(self) -> Selector:
         """What it is for."""
         return Selector(self.source, self.destination, self.upper, self.source_port, self.destination_port)
@@ -138,12 +145,13 @@ class ChildName:
 
 @dataclass(frozen=True, slots=True)
 class LeadLimits:
-    """Why packets cannot be led past XFRM: any of IPv6, or those of IPv6 that this machine sends itself. Empty: they
-    can.
+    """Why packets cannot be led past XFRM: any of IPv6, those of IPv6 that this machine sends itself, or those of
+    transport mode. Empty: they can.
     """
 
     all6: str = ""
     local6: str = ""
+    hosts: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ import structlog
 
 from ipsec_gw.engines.soft.drops import Dropped, DropReason
 from ipsec_gw.engines.soft.esp import EspTransform, parse_header, strip_trailer
+from ipsec_gw.engines.soft.packets import parse_ipv4, with_payload
 from ipsec_gw.errors import EngineError, IpsecGwError
 from ipsec_gw.model.ids import Direction, SaKey
 from ipsec_gw.model.objects import AnyLead, EngineSa, ManagedObject, ObjectKey, Steer, Tunnel
@@ -181,7 +182,7 @@ class WaitingRoom:
         if carried is not None:
             transform = self._transform(carried.sa)
             while packets:
-                self._to_engine(transform, packets.popleft(), carried.vlan)
+                self._to_engine(transform, packets.popleft(), carried)
         elif self._may_send(key) or self._held_no_more(key, packets):
             while packets:
                 self._to_wire(packets.popleft())
@@ -210,17 +211,18 @@ class WaitingRoom:
             self._tell(f"it is not known who owns SA {key}, what was held back of it waits: {error}")
             return unknown
 
-    def _to_engine(self, transform: EspTransform | None, packet: Waiting, vlan: int) -> None:
+    def _to_engine(self, transform: EspTransform | None, packet: Waiting, carried: Carried) -> None:
         try:
             if transform is None:
                 raise Dropped(DropReason.AUTHENTICATION)
-            inner = opened(transform, packet.frame[packet.esp :])
-            self._ways.to_engine(inner, vlan)
+            header = packet.frame[packet.l3 : packet.esp] if carried.sa.transport else b""
+            inner = opened(transform, packet.frame[packet.esp :], header)
+            self._ways.to_engine(inner, carried.vlan)
         except (Dropped, OSError) as error:
             self._lose(packet, str(error))
         else:
             self.passage.to_engine += 1
-            self._through[packet.key] = self.through(packet.key).plus(Volume(1, len(inner)))
+            self._through[packet.key] = self.through(packet.key).plus(Volume(1, len(inner) - len(header)))
 
     def _to_wire(self, packet: Waiting) -> None:
         try:
@@ -245,12 +247,17 @@ def _number(packet: Waiting) -> int:
     return int.from_bytes(packet.frame[packet.esp + 4 : packet.esp + 8], "big")
 
 
-def opened(transform: EspTransform, esp: bytes) -> bytes:
-    """The IP packet inside ESP that this kernel made. Raises Dropped if there is none.
+def opened(transform: EspTransform, esp: bytes, header: bytes = b"") -> bytes:
+    """The IP packet inside ESP that this kernel made. Raises Dropped if there is none. Of transport mode it is behind
+    the IPv4 ``header`` that ESP has.
 
     The upper half of an ESN is taken for zero: an SA that changes hands is younger than 2^32 packets.
     """
     payload = strip_trailer(transform.open(parse_header(esp).sequence, esp))
+    if header:
+        # Alone it would be shorter than it says.
+        outer = parse_ipv4(header + bytes(int.from_bytes(header[2:4], "big") - len(header)))
+        return with_payload(outer, payload.next_header, payload.data)
     version = payload.data[0] >> 4 if payload.data else 0
     if payload.next_header == IPPROTO_IPIP and version == 4 and len(payload.data) >= _IPV4_HEADER:
         return payload.data[: int.from_bytes(payload.data[2:4], "big")]

@@ -16,6 +16,7 @@ from ipsec_gw.engines.soft.esp import EspPayload, EspTransform
 from ipsec_gw.errors import EngineError, SteeringError
 from ipsec_gw.model.ids import SaKey
 from ipsec_gw.model.objects import EngineSa, Lead, ManagedObject, ObjectKey, Selector, Steer, SteerKey, XfrmInterface
+from ipsec_gw.model.warmth import Volume
 from ipsec_gw.ownership.waiting import (
     DECISION_SECONDS,
     EVERY_NUMBER,
@@ -120,6 +121,20 @@ def test_what_waits_for_a_tunnel_of_an_interface_comes_behind_its_vlan_id(world:
     world.owner, world.vlan = "engine", 77
     world.room().add([packet(1)])
     assert world.led == [inner(1)]
+
+
+def test_what_waits_in_transport_mode_comes_with_its_own_header(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(SA, EngineSa)
+    plain = IP(bytes(IP(src=str(LOCAL), dst=str(REMOTE), id=9, ttl=3, tos=8) / UDP(sport=1, dport=2) / b"transport"))
+    transform = EspTransform(SA.key.spi, SA.algorithm, SA.secret, SA.salt, esn=SA.esn)
+    esp = transform.seal(1, bytes(8), EspPayload(17, bytes(plain.payload)))
+    outer = IP(bytes(IP(src=str(LOCAL), dst=str(REMOTE), id=9, ttl=3, tos=8, proto=50) / esp))
+    held = replace(packet(1), frame=bytes(Ether()) + bytes(outer))
+    monkeypatch.setattr(world, "carried", lambda _key: Carried(replace(SA, transport=True), 0))
+    room = world.room()
+    room.add([held])
+    assert world.led == [bytes(plain)]
+    assert room.through(KEY) == Volume(1, len(plain.payload)), "as the kernel counts it"
 
 
 def test_what_the_kernel_keeps_leaves_as_it_is(world: World) -> None:
