@@ -10,13 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from ipsec_gw.encapsulated import (
-    Devices,
-    awaits_policies,
-    copies_of,
-    is_transport,
-    selectors_of,
-)
+from ipsec_gw.encapsulated import Devices, awaits_policies, copies_of, is_transport, selectors_of
+from ipsec_gw.hosts import why_not_hosts
 from ipsec_gw.lineages import Lineage, lineages_of
 from ipsec_gw.model.algorithms import SALT_BYTES, EspAlgorithm
 from ipsec_gw.model.choices import Choices
@@ -26,12 +21,16 @@ from ipsec_gw.model.objects import (
     MAX_INBOUND,
     MAX_NAT_T_PORTS,
     NAT_T_PORT,
+    USUAL_COPIES,
     EngineSa,
     EntryKey,
     Exempt,
     ExemptKey,
     Guard,
     GuardKey,
+    HeaderCopies,
+    Hosts,
+    HostsLead,
     InterfaceEntry,
     InterfaceKind,
     InterfaceLead,
@@ -130,18 +129,21 @@ def desired(
     """
     refused = refused or {}
     lineages = lineages_of(snapshot)
-    precedence = Precedence(snapshot.policies)
+    precedence = Precedence(snapshot.policies, (vti.out_mark for vti in snapshot.vtis))
     devices = Devices(snapshot)
     kept = _kept(lineages, devices, offer, settings, snapshot)
     objects: dict[ObjectKey, ManagedObject] = {}
     verdicts: list[SaVerdict] = []
     for lineage in lineages:
-        share = Share(reason=kept[lineage.key]) if kept[lineage.key] else share_of(lineage, precedence, kept)
+        device = devices.of(lineage)
+        share = Share(reason=kept[lineage.key])
+        if not share.reason:
+            share = share_of(lineage, precedence, kept, of_device=device is not None)
         held = (Owner.KERNEL, share.reason) if share.reason else _held(lineage, settings, snapshot, offer)
         if held is not None:
             verdicts += [_verdict(sa, lineage, *held) for sa in lineage.sas]
             continue
-        built = _build(lineage, devices.of(lineage), share, snapshot, refused)
+        built = _build(lineage, device, share, snapshot, refused)
         objects |= built
         verdicts += [_verdict(sa, lineage, *_owner(sa, lineage, built, refused)) for sa in lineage.sas]
     return Desired(_exempted(_levelled(objects), snapshot), tuple(verdicts))
@@ -160,7 +162,7 @@ def _kept(
             offer.absent
             or settings.choices.keeps(names)
             or _why_moved(lineage, names, settings.moved)
-            or _why_not_mode(lineage, devices, offer)
+            or _why_not_mode(lineage, devices, offer, snapshot)
             or _why_not_policies(lineage)
             or _why_not_path(lineage, settings, snapshot)
             or _why_not_led(lineage, device, snapshot)
@@ -248,12 +250,19 @@ def _held(lineage: Lineage, settings: Settings, snapshot: Snapshot, offer: Engin
 _UNFINISHED = "waits for the rest of its CHILD_SA"
 
 
-def _why_not_mode(lineage: Lineage, devices: Devices, offer: EngineOffer) -> str:
-    if is_transport(lineage):
-        able = offer.gre or not _is_gre(devices.of(lineage))
-        return devices.why_not(lineage) or ("" if able else f"engine {offer.name} does not do GRE")
-    other = next((sa.mode for sa in lineage.sas if sa.mode is not Mode.TUNNEL), None)
-    return f"{other} mode is left to the kernel" if other is not None else ""
+def _why_not_mode(lineage: Lineage, devices: Devices, offer: EngineOffer, snapshot: Snapshot) -> str:
+    modes = {sa.mode for sa in lineage.sas}
+    if len(modes) > 1:
+        return f"it has SAs of several modes ({', '.join(sorted(modes))})"
+    if modes == {Mode.TUNNEL}:
+        return ""
+    if modes != {Mode.TRANSPORT}:
+        return f"{modes.pop()} mode is left to the kernel"
+    device = devices.of(lineage)
+    if device is None:
+        return "" if devices.awaited(lineage) else why_not_hosts(lineage, snapshot)
+    able = offer.gre or not _is_gre(device)
+    return devices.why_not(lineage, device) or ("" if able else f"engine {offer.name} does not do GRE")
 
 
 def _why_not_policies(lineage: Lineage) -> str:
@@ -266,7 +275,8 @@ def _why_not_policies(lineage: Lineage) -> str:
             continue
         if unrouted := why_not_routed(policy.selector):
             return unrouted
-        if lineage.local in policy.source and lineage.key.remote in policy.destination:
+        own = lineage.local in policy.source and lineage.key.remote in policy.destination
+        if own and not is_transport(lineage):
             better = policy.upper in ENCAPSULATIONS.values()
             hint = ": what a GRE or IPIP device sends is accelerated in transport mode" if better else ""
             return f"the selectors include the tunnel's own end points{hint}"
@@ -375,6 +385,7 @@ def _build(
             selectors_of(lineage, device),
             share.exceptions,
             interface_of(lineage, snapshot) if device is None else device.interface,
+            is_transport(lineage) and device is None,
         )
         objects += [tunnel, *(Steer(SteerKey(sa.key), udp_peer(sa)) for sa in inbound)]
         objects += _leads(tunnel, snapshot, _mtu(lineage, hop, device), min(hop.mtu, UPLINK_MTU))
@@ -385,6 +396,8 @@ def _leads(tunnel: Tunnel, snapshot: Snapshot, mtu: int, whole: int) -> Sequence
     """What brings plaintext to a tunnel, and back from it. What is led by ports comes as it is, up to the link's MTU:
     its fragments would have no ports, neither here nor for the peer. An engine takes ESP apart if need be.
     """
+    if tunnel.hosts:
+        return [HostsLead(Hosts(tunnel.local, tunnel.remote))]
     if tunnel.interface is None:
         hints = snapshot.sources
         return [Lead(s, hints.get(s.destination), whole if s.ported else mtu) for s in tunnel.selectors]
@@ -394,6 +407,12 @@ def _leads(tunnel: Tunnel, snapshot: Snapshot, mtu: int, whole: int) -> Sequence
 
 def _takeable(sas: tuple[XfrmSa, ...], refused: Mapping[SaKey, str]) -> tuple[XfrmSa, ...]:
     return tuple(sa for sa in sas if sa.key not in refused)
+
+
+def _copies(sa: XfrmSa, direction: Direction, device: Encapsulator | None) -> HeaderCopies:
+    if device is not None:
+        return copies_of(device, direction)
+    return USUAL_COPIES if sa.mode is Mode.TRANSPORT else sa.copies
 
 
 def _engine_sa(sa: XfrmSa, direction: Direction, device: Encapsulator | None) -> EngineSa:
@@ -411,7 +430,8 @@ def _engine_sa(sa: XfrmSa, direction: Direction, device: Encapsulator | None) ->
         esn=sa.replay.esn,
         replay_window=sa.replay.window,
         encap=sa.encap,
-        copies=sa.copies if device is None else copies_of(device, direction),
+        copies=_copies(sa, direction, device),
+        transport=sa.mode is Mode.TRANSPORT and device is None,
         gre=_is_gre(device),
     )
 

@@ -62,17 +62,15 @@ class Devices:
         protocols = {policy.upper for policy in lineage.policies}
         return next((one for one in self._between(lineage) if {one.protocol} == protocols), None)
 
-    def why_not(self, lineage: Lineage) -> str:
-        """Why an engine that does GRE cannot have SAs in transport mode, empty if it can."""
-        if not lineage.policies:
-            return "" if self._between(lineage) else _LEFT
+    def awaited(self, lineage: Lineage) -> bool:
+        """Whether it may be for a device, and nobody knows yet: charon adds policies after SAs."""
+        return awaits_policies(lineage) and bool(self._between(lineage))
+
+    def why_not(self, lineage: Lineage, device: Encapsulator) -> str:
+        """Why an engine that does GRE cannot have what this device of its sends, empty if it can."""
         foreign = next((one.selector for one in lineage.policies if not _is_of_ends(one.selector, lineage)), None)
         if foreign is not None:
-            return self._why_not_for(foreign, lineage)
-        device = self.of(lineage)
-        if device is None:
-            kind = _KINDS[lineage.policies[0].upper]
-            return f"{_LEFT}: no {kind} from {lineage.local} to {lineage.key.remote} is here"
+            return f"{_LEFT}: the selector {foreign} is not for {device} alone"
         rival, twin = self._rival(device), self._twin(device)
         hop = self._hops.get(lineage.key.remote)
         leaves = hop.interface if hop is not None else device.link
@@ -94,13 +92,6 @@ class Devices:
 
     def _between(self, lineage: Lineage) -> list[Encapsulator]:
         return self._by_ends.get((lineage.local, lineage.key.remote), [])
-
-    def _why_not_for(self, selector: Selector, lineage: Lineage) -> str:
-        devices = self._between(lineage)
-        if not devices or selector.protocol:
-            return _LEFT
-        names = " or ".join(map(str, devices))
-        return f"{_LEFT}: the selector {selector} is not for {names} alone, and all that fits it shares the SA"
 
     def _rival(self, device: Encapsulator) -> Encapsulator | None:
         """Another device whose packets, now or one day, the same policy protects."""

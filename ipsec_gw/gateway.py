@@ -32,6 +32,7 @@ from ipsec_gw.mirror import proxy
 from ipsec_gw.mirror.changes import NetworkMonitor
 from ipsec_gw.mirror.kernel import Interface, KernelView
 from ipsec_gw.model.algorithms import ALGORITHMS
+from ipsec_gw.model.choices import PolicyMode
 from ipsec_gw.model.ids import EngineName, SaKey
 from ipsec_gw.model.objects import ManagedObject, ObjectKey
 from ipsec_gw.model.snapshot import Snapshot
@@ -42,6 +43,7 @@ from ipsec_gw.ownership.engine_link import EngineLink
 from ipsec_gw.ownership.exhaustion import Exhaustion
 from ipsec_gw.ownership.guard import GuardDriver
 from ipsec_gw.ownership.guardian import Guardian, expirer
+from ipsec_gw.ownership.hosts import HostsDriver
 from ipsec_gw.ownership.interfaces import InterfaceDriver
 from ipsec_gw.ownership.lead import LeadDriver
 from ipsec_gw.ownership.moves import MoveWatch
@@ -126,6 +128,7 @@ class Plumbing:
 
     steering: Steering
     lead: LeadDriver
+    hosts: HostsDriver
     interfaces: InterfaceDriver
     wan: tuple[Link, ...]
     up_index: int
@@ -245,7 +248,7 @@ async def build(config: Config, paths: Paths, charon: CharonWatcher, stack: Asyn
     async with AsyncExitStack() as undo:
         plumbing, context = await _plumb(config, paths, wan, route, undo)
         undo.callback(plumbing.steering.close)
-        engine = _engine(choice, context)
+        engine = _engine(choice, context, config.gateway.policy_mode)
         undo.push_async_callback(engine.close)
         moved = hand.load(paths.run_dir)
         expected = VPP_ABILITIES if config.gateway.starts_vpp else None
@@ -392,12 +395,12 @@ def _choose(config: Config, paths: Paths) -> EngineName:
     return EngineName.KERNEL
 
 
-def _engine(name: EngineName, context: EngineContext) -> Engine:
+def _engine(name: EngineName, context: EngineContext, policy_mode: PolicyMode = PolicyMode.AUTO) -> Engine:
     """Engines are imported when they are chosen: a gateway without VPP needs none of its packages."""
     if name is EngineName.VPP:
         from ipsec_gw.engines.vpp import VppEngine  # noqa: PLC0415
 
-        return VppEngine(context)
+        return VppEngine(context, policy_mode)
     from ipsec_gw.engines.soft import SoftEngine  # noqa: PLC0415
 
     return SoftEngine(context)
@@ -433,15 +436,16 @@ async def _plumb(
     if fresh:
         undo.callback(remove_bypass)
         undo.push_async_callback(plumbing.lead.remove)
+        undo.push_async_callback(plumbing.hosts.clear)
     await plumbing.lead.prepare()
     return plumbing, context
 
 
-async def spare(steer: SteerDriver, lead: LeadDriver, interfaces: InterfaceDriver) -> None:
+async def spare(steer: SteerDriver, *leads: LeadDriver | HostsDriver | InterfaceDriver) -> None:
     """Steer and lead nothing any more: an engine begins that holds nothing yet. Raises IpsecGwError."""
     steer.clear()
-    await lead.clear()
-    await interfaces.clear()
+    for driver in leads:
+        await driver.clear()
 
 
 def _pipes(
@@ -452,10 +456,11 @@ def _pipes(
     lead = LeadDriver(route, kernel_index=kernel_end.index, engine_name=ENGINE_END, engine_mac=engine_end.link.mac)
     ends = Uplink(kernel_end.index, *(bytes.fromhex(end.link.mac.replace(":", "")) for end in uplink))
     interfaces = InterfaceDriver(steering.xfrm_interfaces, ends)
-    taking = partial(spare, SteerDriver(steering), lead, interfaces)
+    hosts = HostsDriver(route, kernel_index=kernel_end.index)
+    taking = partial(spare, SteerDriver(steering), lead, hosts, interfaces)
     context = EngineContext(paths.run_dir, wan, kernel_end.link, engine_end.link, steering.xsks_map, taking)
     up = (kernel_end.link, engine_end.link)
-    return Plumbing(steering, lead, interfaces, wan, kernel_end.index, up), context
+    return Plumbing(steering, lead, hosts, interfaces, wan, kernel_end.index, up), context
 
 
 def _join(
@@ -463,7 +468,7 @@ def _join(
 ) -> Gateway:
     """Tie the parts together. ``moved`` is what the operator had moved to the kernel."""
     tracker: DeltaTracker[ObjectKey, ManagedObject] = DeltaTracker()
-    drivers = Drivers(engine=link, guard=link, steer=link, lead=link, interface=link)
+    drivers = Drivers(engine=link, guard=link, steer=link, lead=link, hosts=link, interface=link)
     follow: Callable[[Snapshot, frozenset[SaKey]], None] | None = None
     moves: MoveWatch | None = None
     guard: GuardDriver | None = None
@@ -482,13 +487,15 @@ def _join(
             tell=history.trouble,
         )
         interfaces = plumbing.interfaces
-        drivers = Drivers(engine=link, guard=guard, steer=steer, lead=plumbing.lead, interface=interfaces)
+        lead, hosts = plumbing.lead, plumbing.hosts
+        drivers = Drivers(engine=link, guard=guard, steer=steer, lead=lead, hosts=hosts, interface=interfaces)
         follow = guard.follow
-        senses.observer.limits = Bypass(senses.kernel, plumbing.up_index).ensure
+        senses.observer.limits = Bypass(senses.kernel, plumbing.up_index).limits
         link.on_counters = guard.keep_ahead
         moves = MoveWatch(plumbing.steering, senses.kernel, received=link.received, tell=history.trouble)
         link.on_open = partial(_begin, plumbing.steering, guard)
-        readers = [link.retrieve, guard.retrieve, steer.retrieve, plumbing.lead.retrieve, interfaces.retrieve]
+        readers = [link.retrieve, guard.retrieve, steer.retrieve]
+        readers += [lead.retrieve, hosts.retrieve, interfaces.retrieve]
 
     async def retrieve() -> Mapping[ObjectKey, ManagedObject]:
         return {key: obj for read in readers for key, obj in (await read()).items()}
@@ -553,6 +560,7 @@ async def remove_everything(paths: Paths) -> None:
         await proxy.remove(route)
         for index in await route.link_lookup(ifname=KERNEL_END):
             await LeadDriver(route, kernel_index=index, engine_name=ENGINE_END, engine_mac="").remove()
+            await HostsDriver(route, kernel_index=index).clear()
         remove_bypass()
         await asyncio.to_thread(Steering.remove_leftovers, paths.pins)
         hand.forget(paths.run_dir)

@@ -99,14 +99,11 @@ def _bound(policies: Iterable[XfrmPolicy]) -> dict[TunnelId, list[XfrmPolicy]]:
     found: dict[TunnelId, list[XfrmPolicy]] = defaultdict(list)
     for policy in policies:
         if policy.direction is PolicyDirection.OUT and policy.allow:
-            for key in dict.fromkeys(tunnel_of(policy, one) for one in policy.templates if one.spi != 0):
+            for key in dict.fromkeys(tunnel_of(template) for template in policy.templates if template.spi != 0):
                 found[key].append(policy)
     return found
 
 
-def tunnel_of(policy: XfrmPolicy, template: Template) -> TunnelId:
-    """The tunnel that a template of an outbound policy asks for. In transport mode charon leaves its addresses out:
-    they are those of the packets.
-    """
-    remote = template.destination if int(template.destination) else policy.destination.network_address
-    return TunnelId(template.reqid, remote)
+def tunnel_of(template: Template) -> TunnelId:
+    """The tunnel that a template asks for."""
+    return TunnelId(template.reqid, template.destination)

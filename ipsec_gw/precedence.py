@@ -15,7 +15,7 @@ from ipsec_gw.lineages import Lineage, tunnel_of
 from ipsec_gw.model.ids import IpNetwork, TunnelId
 from ipsec_gw.model.objects import PROTOCOLS_WITH_PORTS, Selector
 from ipsec_gw.model.prefixes import PrefixIndex
-from ipsec_gw.model.snapshot import Mode, PolicyDirection, XfrmPolicy
+from ipsec_gw.model.snapshot import Mode, PolicyDirection, XfrmMark, XfrmPolicy, has_mark
 
 _SIX = 6
 
@@ -24,9 +24,13 @@ MAX_EXCEPTIONS = 64
 
 
 class Precedence:
-    """The outbound policies in the order of the kernel's dump, to find those that XFRM would try before another."""
+    """The outbound policies in the order of the kernel's dump, to find those that XFRM would try before another.
 
-    def __init__(self, policies: Iterable[XfrmPolicy]) -> None:
+    ``marks`` are those that VTI devices give to their packets. What has another mark is a packet like any other here.
+    """
+
+    def __init__(self, policies: Iterable[XfrmPolicy], marks: Iterable[int] = ()) -> None:
+        self._marks = frozenset(marks)
         outbound = list(enumerate(p for p in policies if p.direction is PolicyDirection.OUT))
         self._places = {policy: place for place, policy in outbound}
         self._by_source = PrefixIndex((entry[1].source, entry) for entry in outbound)
@@ -38,7 +42,9 @@ class Precedence:
         known which comes first, and of the others those that the dump has first.
         """
         place = self._places[policy]
-        found = [entry for group in self._candidates(policy) for entry in group if _is_rival(entry[1], policy, key)]
+        found = [
+            entry for group in self._candidates(policy) for entry in group if self._is_rival(entry[1], policy, key)
+        ]
         return [
             other
             for where, other in sorted(found, key=lambda entry: entry[0])
@@ -51,14 +57,18 @@ class Precedence:
             return self._by_source.overlapping(policy.source)
         return self._by_destination.overlapping(policy.destination)
 
+    def _is_rival(self, other: XfrmPolicy, policy: XfrmPolicy, key: TunnelId) -> bool:
+        return (
+            other.priority <= policy.priority
+            and self._interface(other) == self._interface(policy)
+            and all(tunnel_of(template) != key for template in other.templates)
+            and other.selector.networks_meet(policy.selector)
+        )
 
-def _is_rival(other: XfrmPolicy, policy: XfrmPolicy, key: TunnelId) -> bool:
-    return (
-        other.priority <= policy.priority
-        and (other.if_id, other.mark) == (policy.if_id, policy.mark)
-        and all(tunnel_of(other, template) != key for template in other.templates)
-        and other.selector.networks_meet(policy.selector)
-    )
+    def _interface(self, policy: XfrmPolicy) -> tuple[int, XfrmMark | None]:
+        """What tells a policy for the packets of an interface from those for packets of another one, or of none."""
+        of_device = policy.mark is not None and any(has_mark(mark, policy.mark) for mark in self._marks)
+        return policy.if_id, policy.mark if of_device else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +79,12 @@ class Share:
     reason: str = ""
 
 
-def share_of(lineage: Lineage, precedence: Precedence, kept: Mapping[TunnelId, str]) -> Share:
+def share_of(
+    lineage: Lineage, precedence: Precedence, kept: Mapping[TunnelId, str], *, of_device: bool = False
+) -> Share:
     """What is left to others. ``kept`` are the tunnels that stay in the kernel whatever their policies are, which is
-    said by a reason that is not empty.
+    said by a reason that is not empty. ``of_device``: the tunnel has what a device sends, which no routing rule takes
+    from it.
     """
     exceptions: dict[Selector, None] = {}
     for policy in lineage.policies:
@@ -80,7 +93,11 @@ def share_of(lineage: Lineage, precedence: Precedence, kept: Mapping[TunnelId, s
                 return Share(reason=_covers(other))
             if not other.selector.meets(policy.selector):
                 continue
-            if not _can_be_excepted(other, lineage) or _takes_from_others(other, lineage, precedence, kept):
+            if (
+                of_device
+                or not _can_be_excepted(other, lineage)
+                or _takes_from_others(other, lineage, precedence, kept)
+            ):
                 return Share(reason=_covers(other))
             exceptions[other.selector] = None
             if len(exceptions) > MAX_EXCEPTIONS:
@@ -93,8 +110,7 @@ def _carriable(policy: XfrmPolicy, kept: Mapping[TunnelId, str]) -> bool:
     engine has what a device sends, and the selector is that of the device's own packets.
     """
     return any(
-        template.mode is not Mode.TRANSPORT and not kept.get(tunnel_of(policy, template), "")
-        for template in policy.templates
+        template.mode is not Mode.TRANSPORT and not kept.get(tunnel_of(template), "") for template in policy.templates
     )
 
 
@@ -110,7 +126,7 @@ def _takes_from_others(
 
 
 def _tunnels_of(policy: XfrmPolicy) -> set[TunnelId]:
-    return {tunnel_of(policy, template) for template in policy.templates}
+    return {tunnel_of(template) for template in policy.templates}
 
 
 def _told_apart(inner: Selector, outer: Selector) -> bool:
@@ -124,11 +140,7 @@ def _told_apart(inner: Selector, outer: Selector) -> bool:
 
 
 def _can_be_excepted(other: XfrmPolicy, lineage: Lineage) -> bool:
-    """An exception holds for all of the tunnel's policies, and a routing rule has to find its packets: not those that a
-    device makes of what is led from it.
-    """
-    if any(sa.mode is Mode.TRANSPORT for sa in lineage.sas):
-        return False
+    """An exception holds for all of the tunnel's policies, and a routing rule has to find its packets."""
     first = [p for p in lineage.policies if p.priority < other.priority and p.selector.meets(other.selector)]
     return not (other.bound or other.mark or other.if_id or why_not_routed(other.selector) or first)
 

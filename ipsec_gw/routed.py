@@ -14,7 +14,7 @@ from ipaddress import ip_network
 from ipsec_gw.lineages import Lineage
 from ipsec_gw.model.charon import goes_by_policies
 from ipsec_gw.model.objects import Selector, XfrmInterface
-from ipsec_gw.model.snapshot import Snapshot, Vti, XfrmMark
+from ipsec_gw.model.snapshot import Snapshot, Vti, has_mark
 
 _ANYTHING = frozenset(Selector(ip_network(net), ip_network(net)) for net in ("0.0.0.0/0", "::/0"))
 
@@ -70,19 +70,14 @@ def _fits(vti: Vti, lineage: Lineage) -> bool:
     return (
         vti.local in {lineage.local, None}
         and vti.remote in {lineage.key.remote, None}
-        and all(_has(vti.out_mark, mark) for mark in lineage.marks)
+        and all(has_mark(vti.out_mark, mark) for mark in lineage.marks)
     )
-
-
-def _has(value: int, mark: XfrmMark) -> bool:
-    wanted, mask = mark
-    return value & mask == wanted
 
 
 def _is_foreign(lineage: Lineage, snapshot: Snapshot) -> bool:
     vti = _vti_of(lineage, snapshot)
     given = vti.in_mark if vti is not None else 0
-    return not all(_has(given, mark) for mark in lineage.inbound_marks)
+    return not all(has_mark(given, mark) for mark in lineage.inbound_marks)
 
 
 def _why_no_interface(lineage: Lineage) -> str:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from ipsec_gw.model.firewall import TUNNEL_INTERFACES
 
 KERNEL_END = TUNNEL_INTERFACES[0]
-OUR_TABLE = "ip6 ipsec-gw"
-"""Of nftables, which has own IPv6 packets routed once more (ownership.bypass)."""
+OUR_TABLES = ("ip ipsec-gw", "ip6 ipsec-gw")
+"""Of nftables, which have own packets routed once more (ownership.bypass)."""
 
 OUR_RULES = range(170, 220)
 """Where the rules that lead plaintext to the engine are, and nobody else's should be (``ownership/lead.py``)."""
@@ -90,7 +90,7 @@ def unseen(host: Host) -> tuple[Unseen, ...]:
 def _filters(host: Host) -> Iterator[Unseen]:
     chains: dict[str, list[FilterRule]] = defaultdict(list)
     for rule in host.filters:
-        if not rule.chain.startswith(f"{OUR_TABLE} "):
+        if not rule.chain.startswith(tuple(f"{table} " for table in OUR_TABLES)):
             chains[rule.chain].append(rule)
     for chain, rules in chains.items():
         what = f"nftables chain {chain}"

@@ -4,8 +4,9 @@ The decision is exact because a packet matches one tunnel alone, or the selector
 sides: then the narrower one has it (:meth:`EncapMap.conflict`; strongSwan's policies decide between others that
 overlap, and `desired` leaves the loser to the kernel). Protocols and ports are not looked at.
 
-A destination that one tunnel alone has is a plain route to it. One that several have, or that lies inside another
-tunnel's, leads to a table of its own, in which the *source* is looked up: of all destinations that contain it.
+A destination that one tunnel alone has, or tunnels behind the gate alone, is a plain route to it. One that several
+have, or that lies inside another tunnel's, leads to a table of its own, in which the *source* is looked up: of all
+destinations that contain it.
 """
 
 from __future__ import annotations
@@ -16,11 +17,41 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 
 from ipsec_gw.errors import EngineError
-from ipsec_gw.model.ids import IpNetwork
+from ipsec_gw.model.ids import IpAddress, IpNetwork
 from ipsec_gw.model.objects import Selector
 from vpp_conf.descriptors.route import ENCAP_TABLE, SHARED_TABLES, Route
 
 _NONE: frozenset[Selector] = frozenset()
+
+FIRST_GATE_WAY, FIRST_WHOLE_WAY = 0x8000_0000, 0xC000_0000
+"""From here on numbers stand for tunnels behind the gates (:mod:`vpp_conf.gates`), below they are ``sw_if_index``.
+Those from the second on get whole packets.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """An interface and its next hops by IP version."""
+
+    sw_if_index: int
+    hop4: IpAddress
+    hop6: IpAddress
+
+    def route(self, table: int, prefix: IpNetwork) -> Route:
+        """The way to it."""
+        return Route(table, prefix, self.sw_if_index, self.hop4 if prefix.version == 4 else self.hop6)
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """Where plaintext of all tunnels goes that have no interface: as it is, or by where fragments are put together."""
+
+    direct: Hop
+    whole: Hop
+
+    def route(self, table: int, prefix: IpNetwork, way: int) -> Route:
+        """The way to it for this tunnel."""
+        return (self.direct if way < FIRST_WHOLE_WAY else self.whole).route(table, prefix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +65,16 @@ class Change:
 
 
 class EncapMap:
-    """The selectors of all tunnels, by ``sw_if_index``, and the routes that follow. Pure."""
+    """The selectors of all tunnels, by ``sw_if_index`` or number behind the gate, and the routes that follow. Pure."""
 
     def __init__(
-        self, tunnels: Mapping[int, frozenset[Selector]] | None = None, tables: Mapping[IpNetwork, int] | None = None
+        self,
+        tunnels: Mapping[int, frozenset[Selector]] | None = None,
+        tables: Mapping[IpNetwork, int] | None = None,
+        gate: Gate | None = None,
     ) -> None:
         """``tables`` are those that VPP has already, by the destination that leads to them. Raises EngineError."""
+        self.gate = gate
         self._selectors: dict[int, frozenset[Selector]] = {}
         self._ways: dict[IpNetwork, dict[IpNetwork, int]] = {}
         self._ordered: list[_Key] = []
@@ -99,9 +134,14 @@ class EncapMap:
         table = self._tables.get(destination)
         ways = self._all_ways(destination)
         if table is None:
-            return frozenset({Route(ENCAP_TABLE, destination, next(iter(ways.values())))})
-        by_source = (Route(table, source, interface) for source, interface in ways.items())
+            return frozenset({self._route(ENCAP_TABLE, destination, next(iter(ways.values())))})
+        by_source = (self._route(table, source, way) for source, way in ways.items())
         return frozenset({Route(ENCAP_TABLE, destination, by_source=table), *by_source})
+
+    def _route(self, table: int, prefix: IpNetwork, way: int) -> Route:
+        if way < FIRST_GATE_WAY or self.gate is None:
+            return Route(table, prefix, way)
+        return self.gate.route(table, prefix, way)
 
     def _replace(self, interface: int, former: frozenset[Selector], selectors: frozenset[Selector]) -> None:
         for selector in former - selectors:
@@ -134,7 +174,7 @@ class EncapMap:
 
     def _assign_tables(self, destinations: Set[IpNetwork]) -> None:
         """A table for each that is shared, and for no other. Raises EngineError."""
-        shared = {one for one in destinations if one in self._ways and len(set(self._all_ways(one).values())) > 1}
+        shared = {one for one in destinations if one in self._ways and self._leads_apart(one)}
         for destination in destinations - shared:
             self._tables.pop(destination, None)
         for destination in sorted(shared - self._tables.keys(), key=_key):
@@ -146,6 +186,10 @@ class EncapMap:
                     " - leave it to the kernel"
                 )
             self._tables[destination] = free
+
+    def _leads_apart(self, destination: IpNetwork) -> bool:
+        """It is not enough to know it: of those behind the gate an SPD decides."""
+        return len({_place_of(way) for way in self._all_ways(destination).values()}) > 1
 
     def _all_ways(self, destination: IpNetwork) -> dict[IpNetwork, int]:
         """The tunnels by source of all destinations that contain this one; of one source the narrowest has it."""
@@ -166,6 +210,11 @@ class EncapMap:
         start = bisect_left(self._ordered, (version, first, length + 1))
         end = bisect_left(self._ordered, (version, int(network.broadcast_address) + 1, 0), lo=start)
         return (self._networks[key] for key in self._ordered[start:end])
+
+
+def _place_of(way: int) -> int:
+    """An interface, or the first number of those who share one."""
+    return next((first for first in (FIRST_WHOLE_WAY, FIRST_GATE_WAY) if way >= first), way)
 
 
 def networks_of(selectors: Iterable[Selector]) -> frozenset[Selector]:

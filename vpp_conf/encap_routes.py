@@ -9,7 +9,7 @@ from ipsec_gw.model.ids import IpNetwork
 from ipsec_gw.model.objects import Selector
 from vpp_conf.api import VppApi
 from vpp_conf.descriptors.route import ENCAP_TABLE, SHARED_TABLES, Route, RouteDescriptor, Table, TableDescriptor
-from vpp_conf.encap import EncapMap
+from vpp_conf.encap import EncapMap, Gate
 
 _Place = tuple[int, IpNetwork]
 _NONE: frozenset[Route] = frozenset()
@@ -24,17 +24,28 @@ class EncapRoutes:
         self._held: dict[IpNetwork, frozenset[Route]] = {}
         self.map = EncapMap()
 
+    @property
+    def gate(self) -> Gate | None:
+        """Where tunnels without an interface are; None before there is one."""
+        return self.map.gate
+
+    @gate.setter
+    def gate(self, gate: Gate) -> None:
+        self.map.gate = gate
+
     async def adopt(
         self, tunnels: Mapping[int, frozenset[Selector]], found: Iterable[Route], interfaces: frozenset[int]
     ) -> None:
-        """Take what is in VPP for what it is, and make it right for these tunnels, by ``sw_if_index``.
+        """Take what is in VPP for what it is, and make it right for these tunnels, by ``sw_if_index`` or number.
 
         ``found`` are VPP's routes. Those to one of the ``interfaces``, which are all IPsec interfaces of ours, that no
         tunnel explains are removed, and so are tables that none leads to.
         """
-        ours = frozenset(route for route in found if _is_ours(route, interfaces))
+        gate = self.gate
+        gates = frozenset() if gate is None else frozenset({gate.direct.sw_if_index, gate.whole.sw_if_index})
+        ours = frozenset(route for route in found if _is_ours(route, interfaces | gates))
         tables = {route.prefix: route.by_source for route in ours if route.by_source is not None}
-        self.map = EncapMap(tunnels, tables)
+        self.map = EncapMap(tunnels, tables, self.gate)
         self._held = self.map.all_routes()
         wanted = frozenset().union(*self._held.values())
         present = frozenset(await self._tables.retrieve())

@@ -23,6 +23,7 @@ from vpp_conf.descriptors.route import (
 from vpp_conf.descriptors.sa import SadEntry, SaDescriptor, real_window
 from vpp_conf.descriptors.subif import SubInterface
 from vpp_conf.doors import Door
+from vpp_conf.gates import GateParts, Gates, is_gate_way
 from vpp_conf.journal import Journal
 from vpp_conf.links import Links
 from vpp_conf.records import SaRecord, TunnelRecord, read_hop, read_sa, read_tunnel
@@ -46,7 +47,7 @@ class HeldTunnel:
     """A tunnel as asked for, and its parts in VPP."""
 
     tunnel: Tunnel
-    parts: TunnelParts
+    parts: TunnelParts | GateParts
 
 
 @dataclass(slots=True)
@@ -67,12 +68,12 @@ class Inventory:
         """Forget a tunnel; an unknown one is fine."""
         self.tunnels.pop(key, None)
 
-    def at(self, sw_if_index: int) -> TunnelId:
-        """The tunnel of an IPsec interface. Raises KeyError if there is none."""
+    def at(self, way: int) -> TunnelId:
+        """The tunnel of an IPsec interface, or of a number behind the gate. Raises KeyError if there is none."""
         for key, held in self.tunnels.items():
-            if held.parts.interface.sw_if_index == sw_if_index:
+            if held.parts.way == way:
                 return key
-        raise KeyError(sw_if_index)
+        raise KeyError(way)
 
     def users(self, key: SaKey | IpAddress) -> list[TunnelId]:
         """Tunnels that need this SA or next hop."""
@@ -84,7 +85,7 @@ class Inventory:
 
 
 async def take_inventory(
-    api: VppApi, journal: Journal, links: Links, builder: TunnelBuilder, known: Inventory
+    api: VppApi, journal: Journal, links: Links, builder: TunnelBuilder, gates: Gates, known: Inventory
 ) -> Inventory:
     """Everything that the journal names and VPP really holds. What only one of them knows is removed from both.
 
@@ -94,6 +95,7 @@ async def take_inventory(
     own = await _take_sas(api, journal, inventory)
     routes = frozenset(await RouteDescriptor(api).retrieve())  # once: every table of ours is dumped
     await _take_hops(api, journal, links, inventory, routes)
+    await gates.adopt(_take_gated(journal, inventory))
     await _take_tunnels(api, journal, builder, inventory, known, routes)
     await _sweep_sas(api, inventory, own)
     return inventory
@@ -112,7 +114,8 @@ def engine_sa(entry: SadEntry, record: SaRecord) -> EngineSa:
         replay_window=record.window,
         encap=entry.encap,
         copies=HeaderCopies(entry.dscp, entry.ecn, record.df),
-        gre=entry.transport,
+        transport=record.is_transport,
+        gre=record.gre is not None,
     )
 
 
@@ -132,7 +135,7 @@ def sad_entry(sa: EngineSa, sad_id: int) -> SadEntry:
         encap=sa.encap,
         dscp=sa.copies.dscp,
         ecn=sa.copies.ecn,
-        transport=sa.gre,
+        transport=sa.transport or sa.gre,
     )
 
 
@@ -156,13 +159,13 @@ async def _take_sas(api: VppApi, journal: Journal, inventory: Inventory) -> list
 
 
 def _with_record(entry: SadEntry | None, record: SaRecord) -> SadEntry | None:
-    """With what VPP does not tell of an SA behind GRE; None if they do not belong together."""
-    if entry is None or entry.transport != (record.gre is not None):
+    """With what VPP does not tell of an SA in transport mode. None if it is not of the mode that is recorded."""
+    if entry is None or entry.transport != (record.source is not None):
         return None
-    if record.gre is None:
+    if record.source is None:
         return entry
-    source, destination = record.gre.source, record.key.destination
-    return replace(entry, source=source, destination=destination, dscp=record.gre.dscp, ecn=True)
+    dscp = record.gre.dscp if record.gre is not None else entry.dscp
+    return replace(entry, source=record.source, destination=record.key.destination, dscp=dscp)
 
 
 async def _take_hops(
@@ -214,7 +217,7 @@ class _Found:
 
 
 async def _find_tunnels(api: VppApi, builder: TunnelBuilder, known: Inventory) -> _Found:
-    parts = [held.parts for held in known.tunnels.values()]
+    parts = [held.parts for held in known.tunnels.values() if isinstance(held.parts, TunnelParts)]
     checks = [part.check for part in parts] + [part.door.check for part in parts if part.door is not None]
     return _Found(
         protects={protect.sw_if_index: protect for protect in await ProtectDescriptor(api).retrieve()},
@@ -224,6 +227,23 @@ async def _find_tunnels(api: VppApi, builder: TunnelBuilder, known: Inventory) -
         gres={one.sw_if_index: one.headers for one in await builder.gres.retrieve()},
         chains={check.sw_if_index: check.chains for check in checks},
     )
+
+
+def _take_gated(journal: Journal, inventory: Inventory) -> dict[int, GateParts]:
+    """Fill in the tunnels without an interface, whose SAs VPP has. Returns their parts by number."""
+    found: dict[int, GateParts] = {}
+    for record in map(read_tunnel, journal.rows("tunnel")):
+        tunnel = record.tunnel
+        if not is_gate_way(record.sw_if_index):
+            continue
+        if any(key not in inventory.sas for key in (tunnel.outbound, *tunnel.inbound)):
+            journal.remove("tunnel", str(tunnel.key))
+            continue
+        inbound = [inventory.sas[key].entry for key in tunnel.inbound]
+        parts = GateParts.of(record.sw_if_index, tunnel, inventory.sas[tunnel.outbound].entry, inbound)
+        found[parts.way] = parts
+        inventory.hold(HeldTunnel(tunnel, parts))
+    return found
 
 
 async def _take_tunnels(
@@ -238,6 +258,8 @@ async def _take_tunnels(
     leftovers, doors = {*found.interfaces, *found.gres}, dict(found.doors)
     for row in journal.rows("tunnel"):
         record: TunnelRecord = read_tunnel(row)
+        if is_gate_way(record.sw_if_index):
+            continue
         parts = await _parts_of(record, builder, inventory, found)
         if parts is None or record.sw_if_index not in leftovers:
             journal.remove("tunnel", str(record.tunnel.key))
@@ -246,7 +268,7 @@ async def _take_tunnels(
         if parts.door is not None:
             doors.pop(parts.door.sw_if_index, None)
         inventory.hold(HeldTunnel(record.tunnel, parts))
-    wanted = {held.parts.interface.sw_if_index: held.parts.selectors for held in inventory.tunnels.values()}
+    wanted = {held.parts.way: held.parts.selectors for held in inventory.tunnels.values()}
     await builder.encap.adopt(wanted, routes, found.interfaces)
     for vlan in doors.values():
         await builder.doors.sweep(vlan)

@@ -15,33 +15,42 @@ from vpp_conf.journal import Row
 class SaRecord:
     """Which ``sad_id`` an SA has, and what was asked for: the replay window, and whether DF is copied (it is not).
 
-    Of one behind ``gre`` also where it comes from, and whether its tunnel copies DSCP: VPP does not tell.
+    ``source`` is that of an SA in transport mode, of which VPP knows no addresses; None in tunnel mode. Of one behind
+    ``gre`` also whether its tunnel copies DSCP: VPP does not tell.
     """
 
     key: SaKey
     sad_id: int
     window: int
     df: bool = True
+    source: IpAddress | None = None
     gre: GreRecord | None = None
+
+    @property
+    def is_transport(self) -> bool:
+        """It is between hosts, and not behind GRE."""
+        return self.source is not None and self.gre is None
 
     @classmethod
     def of(cls, sa: EngineSa, sad_id: int) -> SaRecord:
         """Of an SA with this number."""
-        gre = GreRecord(sa.source, sa.copies.dscp) if sa.gre else None
-        return cls(sa.key, sad_id, sa.replay_window, sa.copies.df, gre)
+        gre = GreRecord(sa.copies.dscp) if sa.gre else None
+        source = sa.source if sa.transport or sa.gre else None
+        return cls(sa.key, sad_id, sa.replay_window, sa.copies.df, source, gre)
 
 
 @dataclass(frozen=True, slots=True)
 class GreRecord:
-    """The source of an SA behind GRE, and whether DSCP is copied."""
+    """Of an SA behind GRE: whether DSCP is copied."""
 
-    source: IpAddress
     dscp: bool
 
 
 @dataclass(frozen=True, slots=True)
 class TunnelRecord:
-    """A tunnel and where it is in VPP: its IPsec interface, and the VLAN subinterface of its XFRM interface."""
+    """A tunnel and where it is in VPP: its IPsec interface or its number behind the gate, and the VLAN subinterface of
+    its XFRM interface.
+    """
 
     tunnel: Tunnel
     sw_if_index: int
@@ -49,13 +58,15 @@ class TunnelRecord:
 
 
 def sa_row(record: SaRecord) -> Row:
-    gre = {} if record.gre is None else {"gre": [str(record.gre.source), record.gre.dscp]}
-    return {**_sa_key(record.key), "sad_id": record.sad_id, "window": record.window, "df": record.df, **gre}
+    source = {} if record.source is None else {"source": str(record.source)}
+    gre = {} if record.gre is None else {"gre": {"dscp": record.gre.dscp}}
+    return {**_sa_key(record.key), "sad_id": record.sad_id, "window": record.window, "df": record.df, **source, **gre}
 
 
 def read_sa(row: Row) -> SaRecord:
-    gre = GreRecord(ip_address(row["gre"][0]), row["gre"][1]) if "gre" in row else None
-    return SaRecord(_read_sa_key(row), row["sad_id"], row["window"], row.get("df", True), gre)
+    source = ip_address(row["source"]) if "source" in row else None
+    gre = GreRecord(row["gre"]["dscp"]) if "gre" in row else None
+    return SaRecord(_read_sa_key(row), row["sad_id"], row["window"], row.get("df", True), source, gre)
 
 
 def hop_row(hop: NextHop) -> Row:
@@ -86,6 +97,7 @@ def tunnel_row(record: TunnelRecord) -> Row:
         "selectors": [_selector_row(selector) for selector in tunnel.selectors],
         "exceptions": [_selector_row(selector) for selector in tunnel.exceptions],
         "sw_if_index": record.sw_if_index,
+        "hosts": tunnel.hosts,
         **_interface_row(record),
     }
 
@@ -100,6 +112,7 @@ def read_tunnel(row: Row) -> TunnelRecord:
         selectors=tuple(map(_read_selector, row["selectors"])),
         exceptions=tuple(map(_read_selector, row.get("exceptions", ()))),  # older versions wrote none
         interface=_read_interface(row["interface"]) if "interface" in row else None,
+        hosts=row.get("hosts", False),
     )
     return TunnelRecord(tunnel, row["sw_if_index"], row.get("door"))
 

@@ -34,6 +34,11 @@ class TunnelParts:
         """What it puts between ESP and packets; None for nothing."""
         return self.interface.headers if isinstance(self.interface, GreTunnel) else None
 
+    @property
+    def way(self) -> int:
+        """What stands for it among the encap routes."""
+        return self.interface.sw_if_index
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, InstanceOf, model_validator
 from ipsec_gw.config.problems import Refused
 from ipsec_gw.config.section import Section
 from ipsec_gw.ike.vici import DEFAULT_SOCKET
-from ipsec_gw.model.choices import WHOLE, Choices
+from ipsec_gw.model.choices import WHOLE, Choices, PolicyMode
 from ipsec_gw.model.firewall import Ruleset
 
 
@@ -52,6 +52,7 @@ class GatewayConfig(_Converted):
     ``vpp_idle_seconds`` is how long a VPP that runs while it is needed may have nothing to carry before it is stopped.
     ``hang_seconds`` after the last sign of life of VPP it has been ended and the kernel carries its tunnels; 0: never.
     ``hold_seconds`` is how long packets of a new SA may wait until it is decided who carries it.
+    ``policy_mode`` holds for tunnels that VPP gets from then on.
     """
 
     engine: EngineChoice = EngineChoice.AUTO
@@ -62,13 +63,16 @@ class GatewayConfig(_Converted):
     vici_timeout: float = Field(default=10.0, gt=0, le=600)
     hang_seconds: float = Field(default=0.5, ge=0, le=600)
     hold_seconds: float = Field(default=2.0, ge=0, le=60)
+    policy_mode: PolicyMode = PolicyMode.AUTO
     vpp: VppLife = VppLife.ALWAYS
     vpp_idle_seconds: float = Field(default=300.0, ge=1, le=86400)
 
     @model_validator(mode="after")
     def _vpp_is_in_use(self) -> Self:
-        if self.vpp is VppLife.NEEDED and self.engine in (EngineChoice.SOFT, EngineChoice.KERNEL):
-            raise Refused(f'engine = "{self.engine}" and vpp = "needed" exclude each other', "leave one of them out")
+        for name, asked in (("vpp", self.vpp is VppLife.NEEDED), ("policy_mode", self.policy_mode is PolicyMode.SPD)):
+            if asked and self.engine in (EngineChoice.SOFT, EngineChoice.KERNEL):
+                option = f'{name} = "{getattr(self, name)}"'
+                raise Refused(f'engine = "{self.engine}" and {option} exclude each other', "leave one of them out")
         return self
 
     @property

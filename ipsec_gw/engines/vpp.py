@@ -2,19 +2,21 @@
 
 The objects of the port become, in VPP: an SA in the SAD; a next hop as a static neighbour, a host route and our own
 address in the outer table; a tunnel as an IPsec interface with protection, selector check, punt redirect and routes
-in the encap table. A journal without keys and VPP's dumps together tell what is there (:mod:`vpp_conf.inventory`).
+in the encap table, or as entries of an SPD behind a gate (:mod:`vpp_conf.gates`). A journal without keys and VPP's
+dumps together tell what is there (:mod:`vpp_conf.inventory`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack
 
 import structlog
 
 from ipsec_gw.engines.port import Capabilities, Counters, EngineContext, Vitals
 from ipsec_gw.errors import EngineError, EngineUnavailable
+from ipsec_gw.model.choices import PolicyMode
 from ipsec_gw.model.ids import Direction, EngineName, IpAddress, SaKey, TunnelId
 from ipsec_gw.model.objects import MAX_INBOUND, EngineKey, EngineObject, EngineSa, NextHop, Tunnel, XfrmInterface
 from vpp_conf.api import REPLY_SECONDS, VppApi
@@ -24,6 +26,7 @@ from vpp_conf.descriptors.gre import MESSAGE as GRE
 from vpp_conf.descriptors.neighbour import Neighbour, NeighbourDescriptor
 from vpp_conf.descriptors.route import OUTER_TABLE, LocalAddress, LocalAddressDescriptor, Route, RouteDescriptor
 from vpp_conf.descriptors.sa import SadEntry, SaDescriptor, check_lengths
+from vpp_conf.gates import GateParts, Gates, is_whole_way, may_pass
 from vpp_conf.inventory import LAST_SAD_ID, HeldSa, HeldTunnel, Inventory, sad_entry, take_inventory
 from vpp_conf.journal import Journal
 from vpp_conf.links import HostLink, Links, take_links
@@ -34,7 +37,7 @@ from vpp_conf.reality import planned_reception
 from vpp_conf.recorder import Recorder
 from vpp_conf.records import SaRecord, TunnelRecord, hop_row, sa_row, tunnel_row
 from vpp_conf.traffic import TrafficReader
-from vpp_conf.tunnels import TunnelBuilder, Wanted
+from vpp_conf.tunnels import TunnelBuilder, TunnelParts, Wanted
 from vpp_conf.used_keys import UsedKeys
 from vpp_conf.vitals import VppVitals
 
@@ -44,13 +47,17 @@ MAX_REPLAY_WINDOW = 4096
 SAD_ID_BLOCK = 1024
 """``sad_id``s are reserved in the journal by this many: after a restart of the daemon the next block begins."""
 
+BY_SPD = "; policies by SPD: what comes out of a tunnel is held to the selectors of all of them"
+
 log = structlog.get_logger(__name__)
 
 
 class VppEngine:
-    """ESP by VPP. One instance per gateway; calls are carried out one after the other."""
+    """ESP by VPP. One instance per gateway; calls are carried out one after the other. The ``policy_mode`` decides what
+    new tunnels become; those that are there stay what they are.
+    """
 
-    def __init__(self, context: EngineContext) -> None:
+    def __init__(self, context: EngineContext, policy_mode: PolicyMode = PolicyMode.AUTO) -> None:
         self._context = context
         self._paths = VppPaths(context.run_dir.resolve())
         self._api = VppApi(self._paths.api_socket, locate_vpp().api_dir)
@@ -62,8 +69,10 @@ class VppEngine:
         self._numbers_api: RawApi | None = None
         self._sad_id = 0
         self._reserved = 0
+        self._by_spd = policy_mode is PolicyMode.SPD
         self._links: Links | None = None
         self._tunnels: TunnelBuilder | None = None
+        self._gates: Gates | None = None
 
     @property
     def name(self) -> EngineName:
@@ -93,18 +102,20 @@ class VppEngine:
                 self._api, wan, up, context.up_kernel.mac.lower(), context.taking, planned_reception(self._paths)
             )
             self._tunnels = TunnelBuilder(self._api, self._links, context.up_engine.mtu)
-            await self._take_stock(self._links, self._tunnels)
+            self._gates = Gates(self._api, self._journal, self._links, self._tunnels.encap)
+            await self._take_stock()
             self._sad_id = self._reserved = self._inventory.highest_sad_id
             handlers = await crypto_handlers(self._api)
         engines = ", ".join(f"{algorithm.name} by {engine}" for algorithm, engine in handlers.items())
         log.info("vpp.open", version=self._api.version, tunnels=len(self._inventory.tunnels))
+        policies = BY_SPD if self._by_spd else ""
         return Capabilities(
             algorithms=frozenset(handlers),
             esn=True,
             udp_encap=True,
             max_replay_window=MAX_REPLAY_WINDOW,
             steers=True,
-            note=f"VPP {self._api.version}: {engines}",
+            note=f"VPP {self._api.version}: {engines}{policies}",
             gre=self._api.knows(GRE),
         )
 
@@ -117,7 +128,7 @@ class VppEngine:
     async def retrieve(self) -> Mapping[EngineKey, EngineObject]:
         """From VPP's dumps, checked against the journal; half-made leftovers are removed on the way."""
         async with self._lock:
-            await self._take_stock(*self._opened())
+            await self._take_stock()
             held = self._inventory
             found: dict[EngineKey, EngineObject] = {key: sa.sa for key, sa in held.sas.items()}
             found |= {peer: hop for peer, hop in held.hops.items()}
@@ -220,11 +231,18 @@ class VppEngine:
             raise EngineUnavailable("the VPP engine is not open - open it first")
         return self._links, self._tunnels
 
-    async def _take_stock(self, links: Links, tunnels: TunnelBuilder) -> None:
-        self._inventory = await take_inventory(self._api, self._journal, links, tunnels, self._inventory)
+    async def _take_stock(self) -> None:
+        links, tunnels = self._opened()
+        gates = self._opened_gates()
+        self._inventory = await take_inventory(self._api, self._journal, links, tunnels, gates, self._inventory)
         for held in self._inventory.sas.values():
             if held.sa.direction is Direction.OUT:
                 self._used_keys.remember(held.sa)
+
+    def _opened_gates(self) -> Gates:
+        if self._gates is None:
+            raise EngineUnavailable("the VPP engine is not open - open it first")
+        return self._gates
 
     # SAs
 
@@ -254,6 +272,10 @@ class VppEngine:
             # VPP would move its own look-up key, and then not find it when the tunnel goes (ipsec_tun.c).
             raise EngineError(f"SA {sa.key} cannot come from {sa.source} while tunnel {users[0]} uses it")
         self._hold_sa(sa, await SaDescriptor(self._api).update(held.entry, sad_entry(sa, held.entry.sad_id)))
+        for user in self._inventory.users(sa.key):
+            tunnel = self._inventory.tunnels[user]
+            if isinstance(tunnel.parts, GateParts):  # its packets look otherwise now
+                await self._update_tunnel(tunnel.tunnel)
 
     def _hold_sa(self, sa: EngineSa, entry: SadEntry) -> None:
         self._inventory.sas[sa.key] = HeldSa(sa, entry)
@@ -347,23 +369,34 @@ class VppEngine:
             raise EngineError(f"tunnel {tunnel.key} exists already")
         _, builder = self._opened()
         outbound, inbound = self._resolve(tunnel)
-        parts = await builder.build(outbound, inbound, self._wanted(tunnel))
+        if tunnel.hosts or (self._by_spd and tunnel.interface is None and may_pass(inbound)):
+            way = self._opened_gates().next_way(whole=tunnel.hosts)
+            await self._change_gated(tunnel, way, outbound, inbound)
+            return
+        parts = await builder.build(outbound.sad_id, _sad_ids(inbound), self._wanted(tunnel))
+        self._hold_tunnel(HeldTunnel(tunnel, parts))
+
+    async def _change_gated(self, tunnel: Tunnel, way: int, outbound: SadEntry, inbound: tuple[SadEntry, ...]) -> None:
+        parts = GateParts.of(way, tunnel, outbound, inbound)
+        await self._opened_gates().change(way, parts)
         self._hold_tunnel(HeldTunnel(tunnel, parts))
 
     async def _update_tunnel(self, tunnel: Tunnel) -> None:
         held = self._inventory.tunnels.get(tunnel.key)
         if held is None:
             raise EngineError(f"tunnel {tunnel.key} is unknown to VPP")
+        wanted = self._wanted(tunnel)
         _, builder = self._opened()
         outbound, inbound = self._resolve(tunnel)
-        wanted = self._wanted(tunnel)
-        # Its interface was made anew, or the device has another TOS.
-        if _vlan(tunnel) != _vlan(held.tunnel) or wanted.gre != held.parts.gre:
+        if not _goes_on(held, tunnel, wanted, inbound):
             await self._delete_tunnel(tunnel.key)
             await self._create_tunnel(tunnel)
             return
+        if isinstance(held.parts, GateParts):
+            await self._change_gated(tunnel, held.parts.way, outbound, inbound)
+            return
         door, index = held.parts.door, held.parts.interface.sw_if_index
-        parts = builder.parts(index, outbound, inbound, wanted, door=door)
+        parts = builder.parts(index, outbound.sad_id, _sad_ids(inbound), wanted, door=door)
         self._hold_tunnel(HeldTunnel(tunnel, await builder.change(held.parts, parts)))
 
     async def _delete_tunnel(self, key: TunnelId) -> None:
@@ -371,7 +404,10 @@ class VppEngine:
         if held is None:
             raise EngineError(f"tunnel {key} is unknown to VPP")
         _, builder = self._opened()
-        await builder.demolish(held.parts)
+        if isinstance(held.parts, GateParts):
+            await self._opened_gates().change(held.parts.way, None)
+        else:
+            await builder.demolish(held.parts)
         self._inventory.drop(key)
         self._journal.remove("tunnel", str(key))
 
@@ -380,20 +416,27 @@ class VppEngine:
 
     def _hold_tunnel(self, held: HeldTunnel) -> None:
         self._inventory.hold(held)
-        door = held.parts.door
-        record = TunnelRecord(held.tunnel, held.parts.interface.sw_if_index, None if door is None else door.sw_if_index)
+        door = held.parts.door if isinstance(held.parts, TunnelParts) else None
+        record = TunnelRecord(held.tunnel, held.parts.way, None if door is None else door.sw_if_index)
         self._journal.put("tunnel", str(held.tunnel.key), tunnel_row(record))
 
-    def _resolve(self, tunnel: Tunnel) -> tuple[int, frozenset[int]]:
-        """The ``sad_id``s of a tunnel. Raises EngineError for what is missing, misdirected or taken."""
+    def _resolve(self, tunnel: Tunnel) -> tuple[SadEntry, tuple[SadEntry, ...]]:
+        """The SAs of a tunnel. Raises EngineError for what is missing, misdirected or taken."""
         if tunnel.remote not in self._inventory.hops:
             raise EngineError(f"tunnel {tunnel.key}: no next hop for {tunnel.remote} - create it first")
         if not 1 <= len(tunnel.inbound) <= MAX_INBOUND:
             raise EngineError(f"tunnel {tunnel.key}: {len(tunnel.inbound)} inbound SAs, VPP takes 1 to {MAX_INBOUND}")
         self._check_overlap(tunnel)
-        inbound = frozenset(self._sad_id_of(tunnel, key, Direction.IN) for key in tunnel.inbound)
-        outbound = self._sad_id_of(tunnel, tunnel.outbound, Direction.OUT)
-        gre = {self._inventory.sas[key].sa.gre for key in (tunnel.outbound, *tunnel.inbound)}
+        inbound = tuple(self._entry_of(tunnel, key, Direction.IN) for key in tunnel.inbound)
+        outbound = self._entry_of(tunnel, tunnel.outbound, Direction.OUT)
+        sas = [self._inventory.sas[key].sa for key in (tunnel.outbound, *tunnel.inbound)]
+        if {sa.transport for sa in sas} != {tunnel.hosts}:
+            raise EngineError(f"tunnel {tunnel.key} has SAs of another mode - leave it to the kernel")
+        if tunnel.hosts and tunnel.interface is not None:
+            raise EngineError(
+                f"tunnel {tunnel.key} of {tunnel.interface} is of transport mode - leave it to the kernel"
+            )
+        gre = {sa.gre for sa in sas}
         if len(gre) > 1 or (True in gre and tunnel.interface is None):
             raise EngineError(f"tunnel {tunnel.key}: GRE is of all SAs of a tunnel with an interface")
         return outbound, inbound
@@ -404,7 +447,7 @@ class VppEngine:
             self._check_interface(tunnel, tunnel.interface)
             return
         held = self._inventory.tunnels.get(tunnel.key)
-        itself = held.parts.interface.sw_if_index if held else None
+        itself = held.parts.way if held else None
         _, builder = self._opened()
         if found := builder.encap.map.conflict(itself, tunnel.selectors):
             selector, other = found
@@ -418,14 +461,27 @@ class VppEngine:
             if other.tunnel.key != tunnel.key and _vlan(other.tunnel) == interface.vlan:
                 raise EngineError(f"tunnel {tunnel.key}: {interface} is that of tunnel {other.tunnel.key}")
 
-    def _sad_id_of(self, tunnel: Tunnel, key: SaKey, direction: Direction) -> int:
+    def _entry_of(self, tunnel: Tunnel, key: SaKey, direction: Direction) -> SadEntry:
         held = self._inventory.sas.get(key)
         if held is None:
             raise EngineError(f"tunnel {tunnel.key}: SA {key} is missing - create it first")
         if held.sa.direction is not direction:
             raise EngineError(f"tunnel {tunnel.key}: SA {key} is not {direction}bound")
-        return held.entry.sad_id
+        return held.entry
+
+
+def _goes_on(held: HeldTunnel, tunnel: Tunnel, wanted: Wanted, inbound: tuple[SadEntry, ...]) -> bool:
+    """Whether a tunnel can have this where it stands: the same interface, headers and mode."""
+    if _vlan(tunnel) != _vlan(held.tunnel) or tunnel.hosts != is_whole_way(held.parts.way):
+        return False
+    if isinstance(held.parts, GateParts):
+        return tunnel.hosts or may_pass(inbound)
+    return wanted.gre == held.parts.gre
 
 
 def _vlan(tunnel: Tunnel) -> int:
     return 0 if tunnel.interface is None else tunnel.interface.vlan
+
+
+def _sad_ids(entries: Iterable[SadEntry]) -> frozenset[int]:
+    return frozenset(entry.sad_id for entry in entries)

@@ -132,13 +132,15 @@ def parse_policy(message: XfrmMessage) -> XfrmPolicy | None:
         return None
     family = int(message["sel_family"]) or socket.AF_INET
     attributes = dict(_attributes(message))
+    source = _network(family, message["sel_saddr"], message["sel_prefixlen_s"])
+    destination = _network(family, message["sel_daddr"], message["sel_prefixlen_d"])
     return XfrmPolicy(
         direction=direction,
-        source=_network(family, message["sel_saddr"], message["sel_prefixlen_s"]),
-        destination=_network(family, message["sel_daddr"], message["sel_prefixlen_d"]),
+        source=source,
+        destination=destination,
         priority=int(message["priority"]),
         allow=int(message["action"]) == 0,
-        templates=tuple(_templates(attributes.get("TMPL", b""))),
+        templates=tuple(_between(one, source, destination) for one in _templates(attributes.get("TMPL", b""))),
         bound=bool(message["sel_ifindex"] or message["sel_user"]),
         upper=int(message["sel_proto"]),
         source_port=PortMatch(int(message["sel_sport"]), int(message["sel_sport_mask"])),
@@ -269,6 +271,14 @@ def _templates(raw: bytes) -> Iterator[Template]:
             reqid=reqid,
             mode=_MODES.get(mode, Mode.OTHER),
         )
+
+
+def _between(template: Template, source: IpNetwork, destination: IpNetwork) -> Template:
+    """In transport mode charon leaves the addresses out: they are those of each packet, so of the policy's hosts."""
+    hosts = source.prefixlen == source.max_prefixlen and destination.prefixlen == destination.max_prefixlen
+    if template.mode is not Mode.TRANSPORT or not template.destination.is_unspecified or not hosts:
+        return template
+    return replace(template, source=source.network_address, destination=destination.network_address)
 
 
 def _address(family: int, raw: bytes) -> IpAddress:

@@ -116,8 +116,7 @@ class Observer:
             local_addresses=frozenset(addresses),
             next_hops=hops,
             sources=await self._view.source_hints(),
-            # Nothing is put in place for it where nobody has IPv6 inside.
-            limits=self.limits(policies) if any(policy.source.version == 6 for policy in policies) else LeadLimits(),
+            limits=self.limits(policies),
             interfaces=await self._view.xfrm_interfaces() if _any_if_id(sas, policies) else {},
             vtis=await self._view.vtis() if _any_mark(sas, policies) else (),
             encapsulators=await self._view.encapsulators() if any(sa.mode is Mode.TRANSPORT for sa in sas) else (),

@@ -30,7 +30,7 @@ ALGORITHMS = frozenset((1, 2, 3, XFRMA_ALG_AEAD, 20))
 """XFRMA_ALG_AUTH, CRYPT, COMP, AEAD and AUTH_TRUNC."""
 
 HEADER = struct.Struct("=IHHII")
-USERSA_BYTES, DESTINATION, SPI, PROTOCOL, SOURCE, CURRENT, REQID, FAMILY, FLAGS = (
+USERSA_BYTES, DESTINATION, SPI, PROTOCOL, SOURCE, CURRENT, REQID, FAMILY, MODE, FLAGS = (
     224,
     56,
     72,
@@ -39,10 +39,12 @@ USERSA_BYTES, DESTINATION, SPI, PROTOCOL, SOURCE, CURRENT, REQID, FAMILY, FLAGS 
     160,
     208,
     212,
+    214,
     216,
 )
 """Offsets into ``xfrm_usersa_info``: the selector takes 56 bytes, then id, saddr, lft, curlft, stats, seq."""
 
+XFRM_MODE_TRANSPORT = 0
 RECEIVE_BYTES = 4 << 20
 SALT_BYTES = 4
 
@@ -61,6 +63,7 @@ class KernelSa:
     octets: int
     packets: int
     esn: bool = False
+    transport: bool = False
 
 
 def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -110,6 +113,7 @@ def parse_sa(body: bytes) -> KernelSa | None:
         octets=octets,
         packets=packets,
         esn=bool(body[FLAGS] & XFRM_STATE_ESN),
+        transport=body[MODE] == XFRM_MODE_TRANSPORT,
     )
 
 

@@ -1,6 +1,6 @@
 """An ESP receiver of our own: what the wire really carried, said by neither kernel nor engine.
 
-RFC 4303 (ESP), RFC 4106 (AES-GCM), RFC 7634 (ChaCha20-Poly1305), tunnel mode, and transport mode around GRE and IPIP,
+RFC 4303 (ESP), RFC 4106 (AES-GCM), RFC 7634 (ChaCha20-Poly1305), both modes, transport mode around GRE and IPIP too,
 sequence numbers of 32 and of 64 bits.
 """
 
@@ -18,6 +18,9 @@ from ipsec_gw.lab.kernel_sas import KernelSa
 from ipsec_gw.model.ids import IpAddress
 
 IPPROTO_IPIP, IPPROTO_IPV6, IPPROTO_GRE = 4, 41, 47
+TUNNELLED = frozenset({IPPROTO_IPIP, IPPROTO_IPV6, IPPROTO_GRE})
+"""Next headers before an IP packet: in tunnel mode, and in transport mode around what a device sends."""
+
 PLAIN_GRE = {bytes.fromhex("00000800"): IPPROTO_IPIP, bytes.fromhex("000086dd"): IPPROTO_IPV6}
 """GRE headers without key, checksum and number (RFC 2784), and what is behind them as tunnel mode would call it."""
 
@@ -92,7 +95,9 @@ class Oracle:
                 plain = self._cipher(sa).decrypt(nonce, packet.payload[16:], spi + above + number)
             except InvalidTag:
                 continue
-            return Opened(high << 32 | packet.sequence, packet.iv, strip_trailer(plain, name), high)
+            bare = sa.transport and plain[-1] not in TUNNELLED
+            inner = _transported(packet, plain, name) if bare else strip_trailer(plain, name)
+            return Opened(high << 32 | packet.sequence, packet.iv, inner, high)
         raise NotGenuine(f"{name}: the tag does not verify")
 
     def _cipher(self, sa: KernelSa) -> AESGCM | ChaCha20Poly1305:
@@ -104,16 +109,28 @@ class Oracle:
         return self._ciphers[index]
 
 
+def _transported(packet: EspPacket, plain: bytes, name: str) -> bytes:
+    """What was protected in transport mode, behind a bare IPv4 header of its addresses and protocol."""
+    payload = _unpadded(plain, name)
+    lengths = struct.pack(">BBHIBBH", 0x45, 0, 20 + len(payload), 0, 64, plain[-1], 0)
+    return lengths + packet.source.packed + packet.destination.packed + payload
+
+
+def _unpadded(plain: bytes, name: str) -> bytes:
+    padding = plain[-2]
+    if len(plain) < padding + 2 or plain[-2 - padding : -2] != bytes(range(1, padding + 1)):
+        raise NotGenuine(f"{name}: padding is not 1, 2, 3, ...")
+    return plain[: len(plain) - 2 - padding]
+
+
 def strip_trailer(plain: bytes, name: str) -> bytes:
     """Check and remove RFC 4303 §2.4 padding and the next header, and a GRE header (transport mode). Raises
     NotGenuine.
     """
-    padding, following = plain[-2], plain[-1]
-    if following not in (IPPROTO_IPIP, IPPROTO_IPV6, IPPROTO_GRE):
+    following = plain[-1]
+    if following not in TUNNELLED:
         raise NotGenuine(f"{name}: next header {following} is not IP in a tunnel")
-    if len(plain) < padding + 2 or plain[-2 - padding : -2] != bytes(range(1, padding + 1)):
-        raise NotGenuine(f"{name}: padding is not 1, 2, 3, ...")
-    inner = plain[: len(plain) - 2 - padding]
+    inner = _unpadded(plain, name)
     if following == IPPROTO_GRE:
         if inner[:4] not in PLAIN_GRE:
             raise NotGenuine(f"{name}: the GRE header is not a plain one")

@@ -153,7 +153,8 @@ def together(openings: Sequence[Opening]) -> Opening:
     )
 
 
-def _is_ike(packet: bytes, parsed: Header) -> bool:
+def is_ike(packet: bytes, parsed: Header) -> bool:
+    """By its ports, which no fragment has. ESP in UDP is taken for it."""
     if parsed.protocol != IPPROTO_UDP or parsed.fragment:
         return False
     ports = struct.unpack_from(">HH", packet, parsed.header_bytes)
@@ -170,7 +171,7 @@ def clear_packets(frames: Iterable[Frame], protected: Sequence[IpNetwork]) -> li
         if frame.outgoing or packet is None:
             continue
         parsed = header(packet)
-        if parsed.protocol == IPPROTO_ESP or _is_ike(packet, parsed):
+        if parsed.protocol == IPPROTO_ESP or is_ike(packet, parsed):
             continue
         if any(address in network for network in protected for address in (parsed.source, parsed.destination)):
             found.append(f"{parsed.source} -> {parsed.destination} protocol {parsed.protocol}")

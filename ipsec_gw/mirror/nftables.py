@@ -36,7 +36,7 @@ _CREATE, _APPEND = 0x400, 0x800
 _NESTED = 0x8000
 _FAMILY = struct.Struct(">BBH")
 _RECEIVE_BYTES, _ANSWER_SECONDS = 1 << 16, 5.0
-_NFPROTO_IPV6 = 10
+_NFPROTO_IPV4, _NFPROTO_IPV6 = 2, 10
 _NFT_REG_1 = 1
 _TABLE_NAME, _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_TYPE = 1, 1, 3, 4, 7
 _RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS, _RULE_USERDATA = 1, 2, 4, 7
@@ -52,7 +52,7 @@ class Expression:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A base chain of IPv6: its type, hook and priority (``netfilter.h``, ``netfilter_ipv6.h``), and its rules."""
+    """A base chain: its type, hook and priority (``netfilter.h``, ``netfilter_ipv6.h``), and its rules."""
 
     name: str
     kind: str
@@ -63,10 +63,16 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table of the family ip6."""
+    """A table of the family ip6, or of ip (``version`` 4)."""
 
     name: str
     chains: tuple[Chain, ...]
+    version: int = 6
+
+    @property
+    def family(self) -> int:
+        """Its number."""
+        return {4: _NFPROTO_IPV4, 6: _NFPROTO_IPV6}[self.version]
 
     def recipe(self, chain: Chain, number: int) -> bytes:
         """What tells a rule of this table from one of an older version; kept in the kernel with the rule."""
@@ -121,40 +127,39 @@ class NfTables:
 
     def put(self, table: Table) -> None:
         """Put the table in place, in the place of one with its name, in one step."""
-        self._commit([(_NEW_TABLE, _CREATE, _name(table)), (_DELETE_TABLE, 0, _name(table)), *_messages_of(table)])
+        parts = [(_NEW_TABLE, _CREATE, _name(table)), (_DELETE_TABLE, 0, _name(table)), *_messages_of(table)]
+        self._commit(table.family, parts)
 
-    def remove(self, name: str) -> None:
+    def remove(self, table: Table) -> None:
         """Take a table away, with all that is in it. One that is not there is fine."""
-        table = Table(name, ())
-        self._commit([(_NEW_TABLE, _CREATE, _name(table)), (_DELETE_TABLE, 0, _name(table))])
+        self._commit(table.family, [(_NEW_TABLE, _CREATE, _name(table)), (_DELETE_TABLE, 0, _name(table))])
 
     def holds(self, table: Table) -> bool:
         """Whether all rules of the table are in place, and no others in it."""
         wanted = [(chain.name, table.recipe(chain, n)) for chain in table.chains for n in range(len(chain.rules))]
-        return sorted(self._rules(table.name)) == sorted(wanted)
+        return sorted(self._rules(table)) == sorted(wanted)
 
-    def _rules(self, table: str) -> Iterator[tuple[str, bytes]]:
-        body = attribute(_RULE_TABLE, _text(table))
-        self._send([self._message(_SUBSYSTEM | _GET_RULE, NLM_F_DUMP, body)])
+    def _rules(self, table: Table) -> Iterator[tuple[str, bytes]]:
+        body = attribute(_RULE_TABLE, _text(table.name))
+        self._send([self._message(_SUBSYSTEM | _GET_RULE, NLM_F_DUMP, body, table.family)])
         for answer in self._answers():
             found = _attributes(answer[HEADER.size + _FAMILY.size :])
-            if found.get(_RULE_TABLE) == _text(table):
+            if found.get(_RULE_TABLE) == _text(table.name):
                 yield found[_RULE_CHAIN].rstrip(b"\0").decode(), found.get(_RULE_USERDATA, b"")
 
-    def _commit(self, parts: Sequence[tuple[int, int, bytes]]) -> None:
+    def _commit(self, family: int, parts: Sequence[tuple[int, int, bytes]]) -> None:
         """One transaction: all of it or nothing."""
         begin = self._message(_BATCH_BEGIN, 0, b"", resource=_SUBSYSTEM >> 8)
-        bodies = [self._message(_SUBSYSTEM | kind, flags, body) for kind, flags, body in parts[:-1]]
+        bodies = [self._message(_SUBSYSTEM | kind, flags, body, family) for kind, flags, body in parts[:-1]]
         kind, flags, body = parts[-1]
-        bodies.append(self._message(_SUBSYSTEM | kind, flags | NLM_F_ACK, body))
+        bodies.append(self._message(_SUBSYSTEM | kind, flags | NLM_F_ACK, body, family))
         last = self._sequence
         end = self._message(_BATCH_END, 0, b"", resource=_SUBSYSTEM >> 8)
         self._send([begin, *bodies, end])
         self._answers_to(last)
 
-    def _message(self, kind: int, flags: int, body: bytes, resource: int = 0) -> bytes:
+    def _message(self, kind: int, flags: int, body: bytes, family: int = 0, resource: int = 0) -> bytes:
         self._sequence += 1
-        family = 0 if resource else _NFPROTO_IPV6
         content = _FAMILY.pack(family, 0, resource) + body
         return HEADER.pack(HEADER.size + len(content), kind, NLM_F_REQUEST | flags, self._sequence, 0) + content
 

@@ -1,12 +1,25 @@
-"""What the operator decided about who carries which tunnels: `accelerate`, `mode` and `canary` of the configuration."""
+"""What the operator decided about tunnels in the configuration: who carries which (`accelerate`, `mode`, `canary`), and
+what they are in VPP (`policy_mode`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from enum import StrEnum
 from hashlib import blake2b
 
 from ipsec_gw.model.ids import IpAddress
+
+
+class PolicyMode(StrEnum):
+    """What a tunnel without an XFRM interface is in VPP: ``auto`` an IPsec interface, ``spd`` entries of a security
+    policy database.
+    """
+
+    AUTO = "auto"
+    SPD = "spd"
+
 
 WHOLE = 100
 """A canary share is in percent of the peers."""

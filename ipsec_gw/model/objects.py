@@ -1,7 +1,7 @@
 """The objects that ipsec-gw keeps in place: what `desired` asks for and `plan` compares.
 
 Each is a frozen value with a ``key``. Engines hold :class:`EngineSa`, :class:`NextHop` and
-:class:`Tunnel`; the gateway itself holds :class:`Guard`, :class:`Steer`, :class:`Lead`,
+:class:`Tunnel`; the gateway itself holds :class:`Guard`, :class:`Steer`, :class:`Lead`, :class:`HostsLead`,
 :class:`Exempt`, :class:`InterfaceEntry` and :class:`InterfaceLead`.
 """
 
@@ -42,9 +42,10 @@ USUAL_COPIES = HeaderCopies()
 class EngineSa:
     """An SA as an engine needs it.
 
-    ``source`` and ``key.destination`` are the outer tunnel addresses. ``secret`` is the cipher key without
-    the salt. ``replay_window`` is in packets, 0 for none; engines may round it up. With ``gre`` a GRE header (RFC 2784)
-    stands between ESP and the packets inside, which is transport mode; without, it is tunnel mode.
+    ``source`` and ``key.destination`` are the outer addresses, of a ``transport`` SA those of its packets themselves
+    (RFC 4303 §3.1.1), which has no second header and so the usual ``copies``. ``secret`` is the cipher key without the
+    salt. ``replay_window`` is in packets, 0 for none; engines may round it up. With ``gre`` a GRE header (RFC 2784)
+    stands between ESP and the packets inside, as a GRE device in transport mode has it.
     """
 
     key: SaKey
@@ -58,6 +59,7 @@ class EngineSa:
     encap: UdpEncap | None = None
     copies: HeaderCopies = USUAL_COPIES
     gre: bool = False
+    transport: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +206,17 @@ class XfrmInterface:
         return f"{self.kind} {self.name}"
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Hosts:
+    """The two ends of transport mode, which talk themselves; also the key of their :class:`HostsLead`."""
+
+    local: IpAddress
+    remote: IpAddress
+
+    def __str__(self) -> str:
+        return f"hosts {self.local} === {self.remote}"
+
+
 @dataclass(frozen=True, slots=True)
 class Tunnel:
     """A tunnel of an engine: decrypts what its ``inbound`` SAs bring, encrypts ``selectors`` with ``outbound``.
@@ -211,7 +224,7 @@ class Tunnel:
     ``inbound`` holds one to four keys (four: VPP's limit, kept by `desired`). ``exceptions`` are what others have of
     its selectors, as outbound policies have them: what comes out of the tunnel and fits one, mirrored, is dropped.
     With an ``interface`` it encrypts what comes to the engine behind that one's VLAN ID, and gives back what it
-    decrypts behind the same; of that, too, only what fits the selectors.
+    decrypts behind the same; of that, too, only what fits the selectors. ``hosts``: its SAs are of transport mode.
     """
 
     key: TunnelId
@@ -222,10 +235,13 @@ class Tunnel:
     selectors: tuple[Selector, ...]
     exceptions: tuple[Selector, ...] = ()
     interface: XfrmInterface | None = None
+    hosts: bool = False
 
     @property
     def leads(self) -> tuple[LeadKey, ...]:
         """Keys of what brings plaintext to it."""
+        if self.hosts:
+            return (Hosts(self.local, self.remote),)
         return self.selectors if self.interface is None else (self.interface,)
 
 
@@ -352,8 +368,15 @@ class InterfaceLead:
     versions: frozenset[int]
 
 
-LeadKey = Selector | XfrmInterface
-AnyLead = Lead | InterfaceLead
+@dataclass(frozen=True, slots=True)
+class HostsLead:
+    """What XFRM is to transform between two hosts, one of which is this machine, goes to the engine instead."""
+
+    key: Hosts
+
+
+LeadKey = Selector | XfrmInterface | Hosts
+AnyLead = Lead | InterfaceLead | HostsLead
 EngineObject = EngineSa | NextHop | Tunnel
 GatewayObject = Guard | Steer | AnyLead | Exempt | InterfaceEntry
 ManagedObject = EngineObject | GatewayObject

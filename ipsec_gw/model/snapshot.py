@@ -79,6 +79,12 @@ XfrmMark = tuple[int, int]
 """Value and mask (``struct xfrm_mark``): for packets whose mark, masked, is the value."""
 
 
+def has_mark(given: int, mark: XfrmMark) -> bool:
+    """Whether a packet's mark is one that XFRM takes for this one."""
+    wanted, mask = mark
+    return given & mask == wanted
+
+
 @dataclass(frozen=True, slots=True)
 class XfrmSa:
     """An SA of the kernel. ``aead`` is None for other algorithms, which ``algorithm`` names for people.
@@ -105,7 +111,9 @@ class XfrmSa:
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A policy's template: outer addresses, SPI (0 while no SA is bound to it), reqid and mode."""
+    """A policy's template: outer addresses, SPI (0 while no SA is bound to it), reqid and mode. In transport mode the
+    addresses are those of the policy, unspecified if it is for networks.
+    """
 
     source: IpAddress
     destination: IpAddress
@@ -131,6 +139,11 @@ class XfrmPolicy:
     destination_port: PortMatch = ANY_PORT
     mark: XfrmMark | None = None
     if_id: int = 0
+
+    @property
+    def transports(self) -> bool:
+        """It asks for transport mode."""
+        return any(template.mode is Mode.TRANSPORT for template in self.templates)
 
     @property
     def selector(self) -> Selector:
@@ -190,12 +203,13 @@ class Vti:
 
 @dataclass(frozen=True, slots=True)
 class LeadLimits:
-    """Why packets cannot be led past XFRM: any of IPv6, or those of IPv6 that this machine sends itself. Empty: they
-    can.
+    """Why packets cannot be led past XFRM: any of IPv6, those of IPv6 that this machine sends itself, or those of
+    transport mode. Empty: they can.
     """
 
     all6: str = ""
     local6: str = ""
+    hosts: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,13 @@
-"""What lets IPv6 pass by XFRM on the veth pair. For IPv4 ``disable_xfrm`` and ``disable_policy`` of the device do it.
+"""What lets IPv6 pass by XFRM on the veth pair. For IPv4 ``disable_xfrm`` and ``disable_policy`` of the device do it,
+but for what this machine sends in transport mode.
 
 Forwarded packets meet an `out` policy of our own bound to ``ipsecgw-up``, and ``disable_policy`` on the way back.
 Packets of this machine's own are routed before XFRM asks which device they leave by: on netfilter's OUTPUT hook those
 that IPsec is to transform get a mark, so that they are routed once more, with addresses and device known, and lose
 it again behind that. Where no lead takes them they find the same policy as before. Decrypted packets for this machine
-are given a mark as they arrive, which an `in` policy of our own asks for: no other packet has it.
+are given a mark as they arrive, which an `in` policy of our own asks for: no other packet has it. Packets of IPv4 get
+the first of these marks too, if there is a policy of transport mode: by their addresses alone they could not be led
+(:mod:`ipsec_gw.ownership.hosts`).
 
 Without the veth pair's route everything here is idle and XFRM protects as ever, with or without a daemon.
 """
@@ -13,7 +16,8 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ipsec_gw.errors import IpsecGwError
@@ -49,6 +53,19 @@ def _mark(value: int) -> bytes:
     return struct.pack("=I", value)
 
 
+def _again(marks: Iterable[int]) -> Chain:
+    """Own packets with one of these marks that IPsec is to transform are routed once more."""
+    rules = [
+        (meta(META_MARK), equals(_mark(mark)), route_key(RT_XFRM), equals(b"\1"), *set_mark(AGAIN_MARK))
+        for mark in marks
+    ]
+    return Chain("again", "route", _HOOK_OUT, _MANGLE, tuple(rules))
+
+
+_DONE = Chain("done", "filter", _HOOK_AFTER, _MANGLE, ((meta(META_MARK), equals(_mark(AGAIN_MARK)), *set_mark(0)),))
+
+TABLE4 = Table("ipsec-gw", (_again([0]), _DONE), version=4)
+
 TABLE = Table(
     "ipsec-gw",
     (
@@ -65,18 +82,9 @@ TABLE = Table(
                 ),
             ),
         ),
-        Chain(
-            "again",
-            "route",
-            _HOOK_OUT,
-            _MANGLE,
-            tuple(
-                (meta(META_MARK), equals(_mark(mark)), route_key(RT_XFRM), equals(b"\1"), *set_mark(AGAIN_MARK))
-                # The kernel's own answers may reflect the mark of the question (fwmark_reflect).
-                for mark in (0, ARRIVED_MARK)
-            ),
-        ),
-        Chain("done", "filter", _HOOK_AFTER, _MANGLE, ((meta(META_MARK), equals(_mark(AGAIN_MARK)), *set_mark(0)),)),
+        # The kernel's own answers may reflect the mark of the question (fwmark_reflect).
+        _again([0, ARRIVED_MARK]),
+        _DONE,
     ),
 )
 
@@ -94,21 +102,26 @@ class Bypass:
             }
         )
 
+    def limits(self, policies: Sequence[XfrmPolicy]) -> LeadLimits:
+        """The same for all that ``policies`` ask for: IPv6, and transport mode."""
+        six = self.ensure(policies) if any(policy.source.version == 6 for policy in policies) else LeadLimits()
+        return replace(six, hosts=ensure_hosts(policies)) if any(policy.transports for policy in policies) else six
+
     def ensure(self, policies: Iterable[XfrmPolicy]) -> LeadLimits:
         """Put in place what is missing, and say what cannot be led. ``policies`` are those of others."""
         try:
             self._ensure_policies()
         except IpsecGwError as error:
             return LeadLimits(f"IPv6 cannot pass by XFRM: {error}")
-        if odd := next(filter(_minds_the_mark, policies), None):
+        if odd := next((one for one in policies if one.source.version == 6 and _minds_the_mark(one)), None):
             with contextlib.suppress(IpsecGwError):
-                _remove_table()
+                _remove_table(TABLE)
             return LeadLimits(
                 local6="this machine's own IPv6 packets are not led, they would need a mark that means something to the"
                 f" policy {odd.source} === {odd.destination}"
             )
         try:
-            _ensure_table()
+            _ensure_table(TABLE)
         except IpsecGwError as error:
             return LeadLimits(local6=f"this machine's own IPv6 packets cannot pass by XFRM: {error}")
         if not _forwards():
@@ -133,27 +146,42 @@ def remove_bypass() -> None:
     with contextlib.suppress(IpsecGwError), XfrmSocket() as kernel:
         for policy in kernel.own_policies():
             kernel.delete_own(policy)
-    with contextlib.suppress(IpsecGwError):
-        _remove_table()
+    for table in (TABLE, TABLE4):
+        with contextlib.suppress(IpsecGwError):
+            _remove_table(table)
+
+
+def ensure_hosts(policies: Iterable[XfrmPolicy]) -> str:
+    """Why what this machine sends in transport mode cannot be led, with the table in place if it can."""
+    if odd := next((one for one in policies if one.source.version == 4 and _minds_the_mark(one)), None):
+        with contextlib.suppress(IpsecGwError):
+            _remove_table(TABLE4)
+        ends = f"{odd.source} === {odd.destination}"
+        return f"transport mode needs a mark that means something to the policy {ends}"
+    try:
+        _ensure_table(TABLE4)
+    except IpsecGwError as error:
+        return f"packets of transport mode cannot pass by XFRM: {error}"
+    return ""
 
 
 def _minds_the_mark(policy: XfrmPolicy) -> bool:
     """It takes packets without a mark and not those that are routed once more, or the other way round."""
-    if policy.mark is None or policy.source.version != 6 or policy.direction is not PolicyDirection.OUT:
+    if policy.mark is None or policy.direction is not PolicyDirection.OUT:
         return False
     value, mask = policy.mark
     return (value == 0) is not (AGAIN_MARK & mask == value)
 
 
-def _remove_table() -> None:
+def _remove_table(table: Table) -> None:
     with contextlib.closing(NfTables()) as tables:
-        tables.remove(TABLE.name)
+        tables.remove(table)
 
 
-def _ensure_table() -> None:
+def _ensure_table(table: Table) -> None:
     with contextlib.closing(NfTables()) as tables:
-        if not tables.holds(TABLE):
-            tables.put(TABLE)
+        if not tables.holds(table):
+            tables.put(table)
 
 
 def _forwards() -> bool:

@@ -39,7 +39,7 @@ _EXEMPT_RULE, _RETURN_RULE, _LEAD_RULE, _AFTER_RULE = 170, 198, 199, 219
 _ANY_SOURCE, _ANY_DESTINATION, _NARROWED, _KINDS = 1, 2, 4, 20
 """What tells the priorities of one kind of rule apart, and how many there are."""
 
-_RTNH_F_ONLINK = 4
+RTNH_F_ONLINK = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,10 @@ class _Family:
     dummy_hop: str
 
 
+DUMMY_HOP = "192.0.0.8"
+
 _FAMILIES = {
-    4: _Family(socket.AF_INET, "0.0.0.0", "192.0.0.8"),  # noqa: S104 - nothing is bound to it
+    4: _Family(socket.AF_INET, "0.0.0.0", DUMMY_HOP),  # noqa: S104 - nothing is bound to it
     6: _Family(socket.AF_INET6, "::", "fe80::c000:8"),
 }
 
@@ -145,7 +147,7 @@ class LeadDriver:
         if isinstance(obj, Exempt):
             self._need_unbound.pop(obj.key, None)
         rule = (_exempting(obj) if isinstance(obj, Exempt) else _leading(_lead(obj)))[0]
-        await self._forgiving(self._route.rule("del", **_request(rule)))
+        await forgiving(self._route.rule("del", **_request(rule)))
         others = await self._others(obj)
         await self._settle_unbound(obj, others)
         if isinstance(obj, Lead):
@@ -162,10 +164,10 @@ class LeadDriver:
     async def remove(self) -> None:
         """Take all rules and routes away, also those of an earlier life."""
         for rule in await self._rules():
-            await self._forgiving(self._route.rule("del", **_request(rule)))
+            await forgiving(self._route.rule("del", **_request(rule)))
         for family in _FAMILIES.values():
             for priority in (_RETURN_RULE, _AFTER_RULE):
-                await self._forgiving(self._route.rule("del", family=family.number, priority=priority))
+                await forgiving(self._route.rule("del", family=family.number, priority=priority))
         for place in await self._routes():
             await self._drop_route(place)
 
@@ -174,7 +176,7 @@ class LeadDriver:
         whole = {replace(rule, selector=_unbound(rule.selector), unbound=True) for rule in rules if not rule.unbound}
         for rule in rules:
             if rule.unbound and rule not in whole:
-                await self._forgiving(self._route.rule("del", **_request(rule)))
+                await forgiving(self._route.rule("del", **_request(rule)))
         for place in places:
             await self._drop_route(place)
 
@@ -204,7 +206,7 @@ class LeadDriver:
         rule = _Rule(leads, _unbound(selector), unbound=True)
         needed = [one for other in those for one in (_leading(other) if isinstance(other, Lead) else _exempting(other))]
         if rule not in needed:
-            await self._forgiving(self._route.rule("del", **_request(rule)))
+            await forgiving(self._route.rule("del", **_request(rule)))
 
     async def _put_rule(self, rule: _Rule, obj: Lead | Exempt) -> None:
         try:
@@ -223,7 +225,7 @@ class LeadDriver:
     async def _drop_route(self, place: _Place) -> None:
         table, destination = place
         family = _FAMILIES[destination.version].number
-        await self._forgiving(self._route.route("del", family=family, table=table, dst=str(destination)))
+        await forgiving(self._route.route("del", family=family, table=table, dst=str(destination)))
 
     async def _put_route(self, lead: Lead) -> None:
         extra = {"prefsrc": str(lead.source_hint)} if lead.source_hint else {}
@@ -235,7 +237,7 @@ class LeadDriver:
             dst=str(lead.key.destination),
             gateway=family.dummy_hop,
             oif=self._index,
-            flags=_RTNH_F_ONLINK,
+            flags=RTNH_F_ONLINK,
             metrics={"mtu": lead.mtu},
             **extra,
         )
@@ -244,7 +246,7 @@ class LeadDriver:
         found: dict[_Place, _Route] = {}
         for family in _FAMILIES.values():
             for table in _TABLES:
-                for message in await _read(self._route.get_routes(table=table, family=family.number)):
+                for message in await read(self._route.get_routes(table=table, family=family.number)):
                     metrics = dict(slot[:2] for slot in (message.get_attr("RTA_METRICS") or {"attrs": []})["attrs"])
                     hint = message.get("prefsrc")
                     found[table, _network(message, "dst", family)] = _Route(
@@ -257,18 +259,9 @@ class LeadDriver:
         return [
             rule
             for family in _FAMILIES.values()
-            for message in await _read(self._route.get_rules(family=family.number))
+            for message in await read(self._route.get_rules(family=family.number))
             if (rule := _rule_of(message, family)) is not None
         ]
-
-    @staticmethod
-    async def _forgiving(request: Any) -> None:
-        """Removal of what may be gone already (an administrator's hand, a vanished device)."""
-        try:
-            await request
-        except NetlinkError as error:
-            if error.code not in _GONE:
-                raise IpsecGwError(f"policy routing cannot be removed: {error} - see `ip rule`") from None
 
 
 _TABLES = (TABLE, WHOLE_TABLE)
@@ -290,7 +283,16 @@ _GONE = frozenset({2, 3, 19})
 _EXISTS = 17
 
 
-async def _read(answers: Any) -> list[Any]:
+async def forgiving(request: Any) -> None:
+    """Removal of what may be gone already (an administrator's hand, a vanished device). Raises IpsecGwError."""
+    try:
+        await request
+    except NetlinkError as error:
+        if error.code not in _GONE:
+            raise IpsecGwError(f"policy routing cannot be removed: {error} - see `ip rule`") from None
+
+
+async def read(answers: Any) -> list[Any]:
     """A dump. Raises IpsecGwError if the kernel does not give it."""
     try:
         return [message async for message in await answers]

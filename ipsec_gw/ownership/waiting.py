@@ -19,6 +19,7 @@ import structlog
 from ipsec_gw.engines.soft.drops import Dropped, DropReason
 from ipsec_gw.engines.soft.esp import EspTransform, parse_header, strip_trailer
 from ipsec_gw.engines.soft.gre import unwrap
+from ipsec_gw.engines.soft.packets import parse_ipv4, with_payload
 from ipsec_gw.errors import EngineError, IpsecGwError
 from ipsec_gw.model.ids import Direction, SaKey
 from ipsec_gw.model.objects import AnyLead, EngineSa, ManagedObject, ObjectKey, Steer, Tunnel
@@ -216,13 +217,14 @@ class WaitingRoom:
         try:
             if transform is None:
                 raise Dropped(DropReason.AUTHENTICATION)
-            inner = opened(transform, packet.frame[packet.esp :])
+            header = packet.frame[packet.l3 : packet.esp] if carried.sa.transport else b""
+            inner = opened(transform, packet.frame[packet.esp :], header)
             self._ways.to_engine(inner, carried.vlan)
         except (Dropped, OSError) as error:
             self._lose(packet, str(error))
         else:
             self.passage.to_engine += 1
-            octets = len(inner) + (GRE_HEADER if carried.sa.gre else 0)
+            octets = len(inner) - len(header) + (GRE_HEADER if carried.sa.gre else 0)
             self._through[packet.key] = self.through(packet.key).plus(Volume(1, octets))
 
     def _to_wire(self, packet: Waiting) -> None:
@@ -248,12 +250,17 @@ def _number(packet: Waiting) -> int:
     return int.from_bytes(packet.frame[packet.esp + 4 : packet.esp + 8], "big")
 
 
-def opened(transform: EspTransform, esp: bytes) -> bytes:
-    """The IP packet inside ESP that this kernel made. Raises Dropped if there is none.
+def opened(transform: EspTransform, esp: bytes, header: bytes = b"") -> bytes:
+    """The IP packet inside ESP that this kernel made. Raises Dropped if there is none. Of transport mode it is behind
+    the IPv4 ``header`` that ESP has.
 
     The upper half of an ESN is taken for zero: an SA that changes hands is younger than 2^32 packets.
     """
     payload = strip_trailer(transform.open(parse_header(esp).sequence, esp))
+    if header:
+        # Alone it would be shorter than it says.
+        outer = parse_ipv4(header + bytes(int.from_bytes(header[2:4], "big") - len(header)))
+        return with_payload(outer, payload.next_header, payload.data)
     if payload.next_header == IPPROTO_GRE:
         payload = unwrap(payload)
     version = payload.data[0] >> 4 if payload.data else 0

@@ -12,6 +12,7 @@ from ipsec_gw.model.objects import (
     EngineSa,
     Exempt,
     Guard,
+    HostsLead,
     InterfaceEntry,
     InterfaceLead,
     Lead,
@@ -44,7 +45,9 @@ class Driver(Protocol):
 class Drivers:
     """Which driver is responsible for which kind of object."""
 
-    def __init__(self, *, engine: Driver, guard: Driver, steer: Driver, lead: Driver, interface: Driver) -> None:
+    def __init__(
+        self, *, engine: Driver, guard: Driver, steer: Driver, lead: Driver, hosts: Driver, interface: Driver
+    ) -> None:
         self._by_kind: dict[type, Driver] = {
             EngineSa: engine,
             NextHop: engine,
@@ -53,6 +56,7 @@ class Drivers:
             Steer: steer,
             Lead: lead,
             Exempt: lead,
+            HostsLead: hosts,
             InterfaceEntry: interface,
             InterfaceLead: interface,
         }

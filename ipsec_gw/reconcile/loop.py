@@ -14,7 +14,17 @@ from ipsec_gw.desired import MOVED, Desired, Owner, SaVerdict, Settings, desired
 from ipsec_gw.errors import IpsecGwError
 from ipsec_gw.model.choices import Choices
 from ipsec_gw.model.ids import Direction, SaKey
-from ipsec_gw.model.objects import AnyLead, EngineSa, Guard, InterfaceLead, Lead, ManagedObject, ObjectKey, Tunnel
+from ipsec_gw.model.objects import (
+    AnyLead,
+    EngineSa,
+    Guard,
+    HostsLead,
+    InterfaceLead,
+    Lead,
+    ManagedObject,
+    ObjectKey,
+    Tunnel,
+)
 from ipsec_gw.model.snapshot import Snapshot
 from ipsec_gw.ownership.engine_link import EngineLink
 from ipsec_gw.ownership.refusals import Refusals
@@ -299,7 +309,7 @@ class Reconciler:
                 self.refusals.add(sa.key, f"{op} {why}")
             case Tunnel() as tunnel:
                 self.refusals.add(tunnel.outbound, f"{op} {why}")
-            case Lead() | InterfaceLead():
+            case Lead() | InterfaceLead() | HostsLead():
                 for key in op.needs:
                     user = self.decision.objects.get(key)
                     if isinstance(user, Tunnel):

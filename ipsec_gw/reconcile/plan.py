@@ -32,6 +32,7 @@ from ipsec_gw.model.objects import (
     ExemptKey,
     Guard,
     GuardKey,
+    HostsLead,
     InterfaceEntry,
     InterfaceLead,
     Lead,
@@ -84,7 +85,7 @@ def describe(obj: ManagedObject) -> str:
         case Tunnel():
             inbound = ", ".join(f"{key.spi:08x}" for key in obj.inbound)
             return f"tunnel {obj.key} in [{inbound}] out {obj.outbound.spi:08x}"
-        case Lead() | InterfaceLead():
+        case Lead() | InterfaceLead() | HostsLead():
             return f"lead of {obj.key}"
         case Guard() | Steer() | Exempt() | InterfaceEntry():
             return str(obj.key)
@@ -185,7 +186,7 @@ def _needs(value: ManagedObject, users: _Users) -> frozenset[ObjectKey]:
             return frozenset({*value.inbound, value.outbound, value.remote, guard, *_entries(value)})
         case Steer():
             return users.of(value.key.sa)
-        case Lead() | InterfaceLead():
+        case Lead() | InterfaceLead() | HostsLead():
             return users.of(value.key) | users.guards(value.key) | users.exemptions(value.key)
         case _:
             return frozenset()

@@ -14,19 +14,24 @@ from ipsec_gw.engines.port import Capabilities, Engine, EngineContext
 from ipsec_gw.engines.soft.engine import SoftEngine
 from ipsec_gw.engines.vpp import VppEngine
 from ipsec_gw.errors import EnvironmentMissing
+from ipsec_gw.model.choices import PolicyMode
 from ipsec_gw.model.ids import TunnelId
 from tests.contract.world import World
 from vpp_conf import lifecycle
 from vpp_conf.locate import locate_vpp
+from vpp_conf.startup.values import Needs
 
-ENGINES = [pytest.param("vpp", marks=pytest.mark.vpp), "soft"]
+ENGINES = [*(pytest.param(name, marks=pytest.mark.vpp) for name in ("vpp", "vpp-spd")), "soft"]
+"""``vpp-spd`` is VPP with ``policy_mode = "spd"``, by its fast path."""
+
+POLICIES = 1000
 
 
 @pytest.fixture(scope="module", params=ENGINES)
 def engine_name(request: pytest.FixtureRequest) -> str:
     if os.geteuid() != 0:
         pytest.skip("needs root")
-    if request.param == "vpp":
+    if request.param != "soft":
         try:
             locate_vpp()
         except EnvironmentMissing as missing:
@@ -41,14 +46,16 @@ def world(engine_name: str) -> Iterator[World]:
 
 
 def make_engine(name: str, context: EngineContext) -> Engine:
-    return VppEngine(context) if name == "vpp" else SoftEngine(context)
+    if name == "soft":
+        return SoftEngine(context)
+    return VppEngine(context, PolicyMode.SPD if name == "vpp-spd" else PolicyMode.AUTO)
 
 
 @pytest.fixture(scope="module")
 def running(engine_name: str, world: World) -> Iterator[None]:
     """VPP, if that is the engine, in the gateway's namespace."""
-    if engine_name == "vpp":
-        lifecycle.up(world.run_dir)
+    if engine_name != "soft":
+        lifecycle.up(world.run_dir, needs=Needs(policies=POLICIES if engine_name == "vpp-spd" else 0))
         try:
             yield
         finally:
@@ -80,6 +87,12 @@ async def clear(engine: Engine) -> None:
     keys = list(await engine.retrieve())
     for key in sorted(keys, key=lambda key: not isinstance(key, TunnelId)):
         await engine.delete(key)
+
+
+@pytest.fixture
+def told_apart(engine_name: str) -> bool:
+    """What comes out of a tunnel is held to its own selectors. An SPD holds it to those of all tunnels."""
+    return engine_name != "vpp-spd"
 
 
 @pytest.fixture

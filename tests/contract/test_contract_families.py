@@ -78,6 +78,7 @@ async def test_what_does_not_fit_the_selectors_is_dropped(engine: Engine, world:
         (other.there, other.here),
         *(("fe80::1", to) for to in ("ff02::1", "fe80::2", "100::3")),
         ("169.254.254.9", "169.254.254.3"),
+        *((INSIDES[4].there, to) for to in ("224.0.0.5", "239.1.1.1", "255.255.255.255")),
     ]
     for number, (source, destination) in enumerate(pairs, 1):
         world.to_engine_wan(peer.encrypt(packet(source, destination, number)))

@@ -233,7 +233,7 @@ async def test_it_is_put_right_again_and_nobody_elses_policies_are_touched() -> 
                 kernel.delete_own(policy)
                 made.ensure(())
                 assert kernel.own_policies() == wanted
-            tables.remove(TABLE.name)
+            tables.remove(TABLE)
             assert not tables.holds(TABLE)
             made.ensure(())
             assert tables.holds(TABLE)

@@ -189,7 +189,7 @@ class Daemon:
             settings=SETTINGS,
             tracker=tracker,
             executor=Executor(
-                Drivers(engine=self.link, guard=guard, steer=steer, lead=lead, interface=interfaces),
+                Drivers(engine=self.link, guard=guard, steer=steer, lead=lead, hosts=lead, interface=interfaces),
                 tracker,
                 sleep=drain,
                 clock=world.now,

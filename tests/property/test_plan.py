@@ -16,6 +16,7 @@ from ipsec_gw.model.objects import (
     Exempt,
     Guard,
     GuardKey,
+    HostsLead,
     InterfaceLead,
     Lead,
     ManagedObject,
@@ -25,7 +26,7 @@ from ipsec_gw.model.objects import (
     Tunnel,
     XfrmInterface,
 )
-from ipsec_gw.model.snapshot import XfrmSa
+from ipsec_gw.model.snapshot import Mode, Template, XfrmSa
 from ipsec_gw.reconcile.plan import Action, Op, plan
 from tests.support.world import LOCAL, OFFER, REMOTE, SETTINGS, policy, sa, snapshot
 
@@ -40,12 +41,16 @@ def states(draw: st.DrawFn) -> Objects:
     outbound = draw(st.lists(st.integers(0x200, 0x205), unique=True, max_size=3))
     current = draw(st.sampled_from([0, *outbound, 0x2FF]))
     interface = draw(st.sampled_from([None, XfrmInterface(17, "ipsec0"), XfrmInterface(18, "ipsec0")]))
+    mode = draw(st.sampled_from([Mode.TUNNEL, Mode.TRANSPORT])) if interface is None else Mode.TUNNEL
     if_id = 0 if interface is None else 42
     networks = {} if interface is None else {"source": ANYTHING, "destination": ANYTHING}
+    if mode is Mode.TRANSPORT:
+        networks = {"source": ip_network(LOCAL), "destination": ip_network(REMOTE)}
+    template = Template(LOCAL, REMOTE, current, 50, 1, mode)
     look = snapshot(
-        *[sa(spi, inbound=True, age=n, if_id=if_id) for n, spi in enumerate(inbound)],
-        *[sa(spi, age=n, if_id=if_id) for n, spi in enumerate(outbound)],
-        policies=(policy(current, if_id=if_id, **networks),),
+        *[sa(spi, inbound=True, age=n, if_id=if_id, mode=mode) for n, spi in enumerate(inbound)],
+        *[sa(spi, age=n, if_id=if_id, mode=mode) for n, spi in enumerate(outbound)],
+        policies=(policy(current, if_id=if_id, templates=(template,), **networks),),
         interfaces={} if interface is None else {42: interface},
     )
     return dict(desired(OFFER, SETTINGS, look).objects)
@@ -64,6 +69,8 @@ def check(state: Objects) -> None:
                 assert any(obj.key.sa in t.inbound for t in tunnels), "XDP steers an SPI that the engine does not hold"
             case Lead():
                 assert any(obj.key in t.leads for t in tunnels), "plaintext is led to an engine without the tunnel"
+            case HostsLead():
+                assert any(obj.key in t.leads for t in tunnels), "hosts are led to an engine without the tunnel"
             case InterfaceLead():
                 assert any(obj.key in t.leads for t in tunnels), "an interface is led to an engine without the tunnel"
             case EngineSa() if obj.direction is Direction.OUT:

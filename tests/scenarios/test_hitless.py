@@ -6,6 +6,7 @@ from ipsec_gw.errors import EnvironmentMissing
 from ipsec_gw.lab.scenarios.daemon_kill import KILLS as DAEMON_KILLS
 from ipsec_gw.lab.scenarios.failover import KILLS
 from ipsec_gw.lab.scenarios.hang import STOPS
+from ipsec_gw.lab.scenarios.spd import DAEMON_KILLS as DAEMON_KILLS_OF_SPD
 from tests.scenarios.lab_command import check_names, kept, need, often, play, skip_slow_machine, skip_unless_all
 from vpp_conf.locate import locate_vpp
 
@@ -107,6 +108,20 @@ def test_the_daemon_is_killed(request):
     report = play("daemon-kill", "--engine", "vpp", *rounds, *kept(request, "daemon-kill"))
     assert missing([*ALWAYS, "a restart compiles nothing", "charon sees that the tunnel is in use"], report) == []
     assert check_names(report).count("an unchanged tunnel is adopted as it is") == int(rounds[1])
+
+
+@pytest.mark.vpp
+def test_a_tunnel_of_policies(request):
+    skip_slow_machine(request)
+    need("vpp")
+    report = play("spd", "--engine", "vpp", *kept(request, "spd"))
+    wanted = [*ALWAYS, *of_deaths(["kill 1", "kill of VPP without a daemon"], "vpp")]
+    wanted += ["the status says what policies cannot tell apart", "the TCP stream survives everything"]
+    assert missing(wanted, report) == []
+    names = check_names(report)
+    assert names.count("an unchanged tunnel is adopted as it is") == DAEMON_KILLS_OF_SPD
+    for when in ("by two rekeys", f"by {DAEMON_KILLS_OF_SPD} deaths of the daemon"):
+        assert [name for name in names if name.startswith("no packet") and name.endswith(when)]
 
 
 @pytest.mark.vpp

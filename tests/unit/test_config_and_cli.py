@@ -149,10 +149,18 @@ def test_vpp_runs_while_it_is_needed_only_where_vpp_is_the_engine(tmp_path: Path
     assert gateway.vpp_idle_seconds == 5.0
     assert not GatewayConfig().starts_vpp
     assert not gateway.model_copy(update={"engine": EngineChoice.SOFT}).starts_vpp
-    for engine in ("soft", "kernel"):
-        file.write_text(f'[gateway]\nvpp = "needed"\nengine = "{engine}"\n')
-        with pytest.raises(InvalidConfig, match=f'engine = "{engine}" and vpp = "needed" exclude each other'):
-            load(file)
     file.write_text("[gateway]\nvpp_idle_seconds = 0.5\n")
     with pytest.raises(InvalidConfig, match="vpp_idle_seconds"):
+        load(file)
+
+
+@pytest.mark.parametrize("option", ['vpp = "needed"', 'policy_mode = "spd"'])
+@pytest.mark.parametrize("engine", EngineChoice)
+def test_options_of_vpp_need_vpp(tmp_path: Path, option: str, engine: EngineChoice) -> None:
+    file = tmp_path / "gw.toml"
+    file.write_text(f'[gateway]\n{option}\nengine = "{engine}"\n')
+    if engine in (EngineChoice.AUTO, EngineChoice.VPP):
+        assert f'= "{getattr(load(file).gateway, option.partition(" ")[0])}"' in option
+        return
+    with pytest.raises(InvalidConfig, match=f'engine = "{engine}" and {option} exclude each other'):
         load(file)

@@ -17,6 +17,9 @@ from ipsec_gw.model.objects import (
     ExemptKey,
     Guard,
     GuardKey,
+    HeaderCopies,
+    Hosts,
+    HostsLead,
     Lead,
     PortMatch,
     Selector,
@@ -35,6 +38,7 @@ from ipsec_gw.model.snapshot import (
     ResolvedHop,
     Snapshot,
     Template,
+    XfrmSa,
 )
 from ipsec_gw.precedence import MAX_EXCEPTIONS
 from tests.support.world import (
@@ -134,7 +138,7 @@ KEPT = {
     "odd key": ({"aead": AeadKey("rfc4106(gcm(aes))", Secret(CANARY[:-1]), 128)}, "left to the kernel"),
     "lockdown": ({"aead": AeadKey("rfc4106(gcm(aes))", Secret(bytes(20)), 128)}, "lockdown"),
     "encapsulation in something else": ({"encap": UdpEncap(0, 0)}, "not ESP in UDP"),
-    "mark": ({"mark": (1, 0xFF)}, "the SA has a mark"),
+    "mark": ({"mark": (1, 0xFF)}, "no VTI device from 10.0.0.1 to 10.0.0.2"),
     "if_id": ({"if_id": 42}, "no XFRM interface with if_id 42"),
     "nic offload": ({"extras": frozenset({"OFFLOAD_DEV"})}, "OFFLOAD_DEV"),
     "window": ({"replay": Replay(0, 0, 8192, False, True)}, "replay window 8192"),
@@ -150,6 +154,117 @@ def test_what_no_engine_does_right_stays_in_the_kernel_with_a_reason(case: str) 
     assert [v.owner for v in result.verdicts] == [Owner.KERNEL, Owner.KERNEL]
     for verdict in result.verdicts:
         assert re.search(expected, verdict.reason), verdict.reason
+
+
+HOST_HERE, HOST_THERE = ip_network(LOCAL), ip_network(REMOTE)
+
+
+def between_hosts(*sas: XfrmSa, of_policy: dict[str, object] | None = None, **changes: object) -> Snapshot:
+    """Transport mode between the gateway and its peer, with an odd setting that transport mode has no use for."""
+    mode = {"mode": Mode.TRANSPORT, "copies": HeaderCopies(dscp=False)}
+    pair = sas or (sa(0x11, inbound=True, **mode), sa(0x22, **mode))
+    template = Template(LOCAL, REMOTE, 0x22, 50, 1, Mode.TRANSPORT)
+    hosts = {"source": HOST_HERE, "destination": HOST_THERE, "templates": (template,), **(of_policy or {})}
+    return snapshot(*pair, **{"policies": (policy(0x22, **hosts),), **changes})
+
+
+def test_transport_mode_is_led_between_its_hosts() -> None:
+    result = desired(OFFER, SETTINGS, between_hosts())
+    hosts = Hosts(LOCAL, REMOTE)
+    selector = Selector(HOST_HERE, HOST_THERE)
+    assert result.objects[TUNNEL] == Tunnel(
+        TUNNEL, LOCAL, REMOTE, (SaKey(LOCAL, 0x11),), SaKey(REMOTE, 0x22), (selector,), hosts=True
+    )
+    assert result.objects[hosts] == HostsLead(hosts)
+    assert not any(isinstance(obj, Lead) for obj in result.objects.values())
+    assert Steer(SteerKey(SaKey(LOCAL, 0x11))) in result.objects.values()
+    both = [obj for obj in result.objects.values() if isinstance(obj, EngineSa)]
+    assert [(one.transport, one.copies) for one in both] == [(True, HeaderCopies())] * 2
+    assert {v.owner for v in result.verdicts} == {Owner.ENGINE}
+
+
+def test_transport_mode_for_a_protocol_and_ports_is_led_too() -> None:
+    ported = {"upper": 17, "source_port": PortMatch(1701, 0xFFFF)}
+    result = desired(OFFER, SETTINGS, between_hosts(of_policy=ported))
+    assert Hosts(LOCAL, REMOTE) in result.objects
+
+
+def test_what_passes_in_clear_does_not_come_out_of_transport_mode() -> None:
+    clear = policy(0, source=HOST_HERE, destination=HOST_THERE, upper=6, priority=100, templates=())
+    state = between_hosts()
+    result = desired(OFFER, SETTINGS, replace(state, policies=(clear, *state.policies)))
+    assert result.objects[TUNNEL].exceptions == (clear.selector,)
+
+
+UNSPECIFIED = ip_address("0.0.0.0")
+NOT_BETWEEN_HOSTS: dict[str, tuple[Snapshot, str]] = {
+    "a network": (between_hosts(of_policy={"destination": ip_network("10.0.0.0/24")}), "own addresses"),
+    "another host": (between_hosts(of_policy={"destination": ip_network("10.0.0.9")}), "own addresses"),
+    "nameless": (
+        between_hosts(of_policy={"templates": (Template(UNSPECIFIED, UNSPECIFIED, 0x22, 50, 1, Mode.TRANSPORT),)}),
+        "own addresses",
+    ),
+    "beside a tunnel": (
+        replace(
+            between_hosts(),
+            policies=(
+                *between_hosts().policies,
+                policy(
+                    0x77,
+                    source=ip_network("10.0.0.0/8"),
+                    destination=ip_network("0.0.0.0/0"),
+                    templates=(Template(LOCAL, REMOTE, 0x77, 50, 9, Mode.TUNNEL),),
+                ),
+            ),
+        ),
+        "beside another policy",
+    ),
+    "in UDP": (
+        between_hosts(
+            sa(0x11, inbound=True, mode=Mode.TRANSPORT, encap=UdpEncap(4500, 4500)),
+            sa(0x22, mode=Mode.TRANSPORT, encap=UdpEncap(4500, 4500)),
+        ),
+        "in UDP",
+    ),
+    "an if_id": (
+        between_hosts(sa(0x11, inbound=True, mode=Mode.TRANSPORT, if_id=7), sa(0x22, mode=Mode.TRANSPORT, if_id=7)),
+        "with an if_id",
+    ),
+    "no nf_tables": (between_hosts(limits=LeadLimits(hosts="nf_tables are not there")), "nf_tables are not there"),
+}
+
+
+@pytest.mark.parametrize("case", NOT_BETWEEN_HOSTS)
+def test_transport_mode_that_cannot_be_led_stays_with_its_reason(case: str) -> None:
+    state, reason = NOT_BETWEEN_HOSTS[case]
+    result = desired(OFFER, SETTINGS, state)
+    assert result.objects == {}
+    assert all(reason in v.reason and v.owner is Owner.KERNEL for v in result.verdicts), result.verdicts
+    assert len(result.verdicts) == 2
+
+
+def test_transport_mode_of_ipv6_stays() -> None:
+    here, there = ip_address("2001:db8::1"), ip_address("2001:db8::2")
+    six = [
+        sa(0x11, inbound=True, key=SaKey(here, 0x11), source=there, mode=Mode.TRANSPORT),
+        sa(0x22, key=SaKey(there, 0x22), source=here, mode=Mode.TRANSPORT),
+    ]
+    hosts = {
+        "source": ip_network(here),
+        "destination": ip_network(there),
+        "templates": (Template(here, there, 0x22, 50, 1, Mode.TRANSPORT),),
+    }
+    state = between_hosts(*six, of_policy=hosts, local_addresses=frozenset({here}))
+    result = desired(OFFER, SETTINGS, state)
+    assert result.objects == {}
+    assert {v.reason for v in result.verdicts} == {"transport mode over IPv6 is left to the kernel"}
+
+
+def test_a_tunnel_of_several_modes_stays_in_the_kernel() -> None:
+    state = snapshot(sa(0x11, inbound=True), sa(0x22, mode=Mode.TRANSPORT), policies=(policy(0x22),))
+    result = desired(OFFER, SETTINGS, state)
+    assert result.objects == {}
+    assert {v.reason for v in result.verdicts} == {"it has SAs of several modes (transport, tunnel)"}
 
 
 def test_esn_and_algorithms_follow_the_engine() -> None:
@@ -181,7 +296,7 @@ POLICIES = {
     "limited to an interface": {"bound": True},
     "do not tell apart": {"upper": 1, "source_port": PortMatch(8, 0xFFFF)},
     "ports that are no range": {"upper": 17, "destination_port": PortMatch(1, 0x0001)},
-    "the policy has a mark": {"mark": (7, 0xFF)},
+    "no VTI device": {"mark": (7, 0xFF)},
     "no XFRM interface with if_id 7": {"if_id": 7},
     "own end points": {"source": ip_network("10.0.0.0/24"), "destination": ip_network("10.0.0.0/24")},
 }

@@ -15,6 +15,7 @@ from ipsec_gw.model.objects import (
     Exempt,
     ExemptKey,
     HeaderCopies,
+    Hosts,
     InterfaceEntry,
     InterfaceKind,
     InterfaceLead,
@@ -28,7 +29,6 @@ from ipsec_gw.model.snapshot import Encapsulator, Mode, Snapshot, Template, Xfrm
 from tests.support.world import LOCAL, OFFER, REMOTE, SETTINGS, policy, sa, snapshot
 
 ANY4, ANY6 = (Selector(ip_network(net), ip_network(net)) for net in ("0.0.0.0/0", "::/0"))
-ELSEWHERE = ip_address("0.0.0.0")
 HERE, THERE = ip_network(f"{LOCAL}/32"), ip_network(f"{REMOTE}/32")
 GRE, IPIP = 47, 4
 GRE1 = Encapsulator(XfrmInterface(17, "gre1", InterfaceKind.GRE), LOCAL, REMOTE)
@@ -37,8 +37,8 @@ TUNNEL = TunnelId(1, REMOTE)
 
 
 def protects(spi: int = 0x22, upper: int = GRE, **changes: object) -> XfrmPolicy:
-    """As charon installs it in transport mode: its template has no addresses."""
-    bound = Template(ELSEWHERE, ELSEWHERE, spi, 50, 1, Mode.TRANSPORT)
+    """As the policy of a device is read."""
+    bound = Template(LOCAL, REMOTE, spi, 50, 1, Mode.TRANSPORT)
     return policy(spi, **{"source": HERE, "destination": THERE, "upper": upper, "templates": (bound,), **changes})
 
 
@@ -103,10 +103,6 @@ def test_before_its_policy_is_there_nobody_has_it() -> None:
     found = desired(OFFER, SETTINGS, encapsulated(policies=()))
     assert not found.objects
     assert {verdict.owner for verdict in found.verdicts} == {Owner.PENDING}
-    assert (
-        kept(desired(OFFER, SETTINGS, encapsulated(policies=(), encapsulators=())))
-        == "transport mode is left to the kernel"
-    )
 
 
 def test_on_a_rekey_the_policy_is_the_switch() -> None:
@@ -125,19 +121,6 @@ TWIN = Encapsulator(XfrmInterface(17 + 4094, "gre9", InterfaceKind.GRE), LOCAL, 
 OPEN = Encapsulator(XfrmInterface(5, "mgre", InterfaceKind.GRE), None, None, oddity="is for any")
 KEYED = replace(GRE1, interface=XfrmInterface(19, "gre2", InterfaceKind.GRE), oddity="has a key")
 KEPT = {
-    "no device": (encapsulated(encapsulators=()), "no GRE device from 10.0.0.1 to 10.0.0.2 is here"),
-    "one of the other kind": (encapsulated(IPIP, GRE1), "no IPIP device from 10.0.0.1 to 10.0.0.2 is here"),
-    "one to somebody else": (encapsulated(GRE, TWIN), "no GRE device from 10.0.0.1"),
-    "everything between the hosts": (
-        encapsulated(0, GRE1),
-        "kernel: the selector 10.0.0.1/32 === 10.0.0.2/32 is not for GRE device gre1 alone, and all that fits it",
-    ),
-    "everything, without a device": (encapsulated(0, TWIN), "transport mode is left to the kernel"),
-    "something else": (encapsulated(17, GRE1), "transport mode is left to the kernel"),
-    "something else beside it": (
-        encapsulated(policies=(protects(), protects(upper=IPIP))),
-        "no GRE device from 10.0.0.1 to 10.0.0.2 is here",
-    ),
     "networks": (
         encapsulated(policies=(protects(source=ip_network("10.0.0.0/24")),)),
         "transport mode is left to the kernel",
@@ -177,7 +160,7 @@ KEPT = {
     ),
     "a mixture of modes": (
         encapsulated(sas=(sa(0x11, inbound=True, mode=Mode.TRANSPORT), sa(0x22))),
-        "transport mode is left to the kernel",
+        "SAs of several modes (transport, tunnel)",
     ),
     "tunnel mode": (
         encapsulated(
@@ -195,6 +178,26 @@ KEPT = {
 @pytest.mark.parametrize(("state", "reason"), KEPT.values(), ids=KEPT.keys())
 def test_what_stays_in_the_kernel(state: Snapshot, reason: str) -> None:
     assert reason in kept(desired(OFFER, SETTINGS, state))
+
+
+BETWEEN_HOSTS = {
+    "no device": encapsulated(encapsulators=()),
+    "one of the other kind": encapsulated(IPIP, GRE1),
+    "one to somebody else": encapsulated(GRE, TWIN),
+    "everything": encapsulated(0, GRE1),
+    "something else": encapsulated(17, GRE1),
+    "something else beside it": encapsulated(policies=(protects(), protects(upper=IPIP))),
+}
+
+
+@pytest.mark.parametrize("state", BETWEEN_HOSTS.values(), ids=BETWEEN_HOSTS.keys())
+def test_what_is_not_a_devices_alone_is_between_the_hosts(state: Snapshot) -> None:
+    found = desired(OFFER, SETTINGS, state)
+    tunnel = found.objects[TUNNEL]
+    assert isinstance(tunnel, Tunnel)
+    assert (tunnel.hosts, tunnel.interface) == (True, None)
+    assert all(one.transport and not one.gre for one in sas_of(found))
+    assert Hosts(LOCAL, REMOTE) in found.objects
 
 
 def test_an_engine_without_gre_leaves_it_to_the_kernel() -> None:

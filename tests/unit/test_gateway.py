@@ -56,7 +56,8 @@ class Steering(Maps):
 def gateway(engine: FakeEngine, kernel: Kernel, steering: Steering) -> Gateway:
     senses = SimpleNamespace(kernel=kernel, observer=FakeSource(established()))
     wan = (SimpleNamespace(name="wan0"),)
-    plumbing = SimpleNamespace(steering=steering, lead=FakeDriver(), interfaces=FakeDriver(), wan=wan, up_index=1)
+    leads = {"lead": FakeDriver(), "hosts": FakeDriver(), "interfaces": FakeDriver()}
+    plumbing = SimpleNamespace(steering=steering, **leads, wan=wan, up_index=1)
     return _join(Config(), cast(Senses, senses), EngineLink(engine), cast(Plumbing, plumbing))
 
 

@@ -98,7 +98,9 @@ def join(
         settings=SETTINGS,
         tracker=tracker,
         executor=Executor(
-            Drivers(engine=link, guard=guard, steer=steer, lead=lead, interface=lead), tracker, sleep=no_sleep
+            Drivers(engine=link, guard=guard, steer=steer, lead=lead, hosts=lead, interface=lead),
+            tracker,
+            sleep=no_sleep,
         ),
         retrieve=retrieve,
         refusals=refusals,

@@ -349,6 +349,7 @@ class Netlink(XfrmSocket):
 
     def __init__(self, message: UserSaInfo) -> None:
         self.message = message
+        self._marks = {}
         self.written: list[dict[str, Any]] = []
 
     def _get(self, key: SaKey) -> UserSaInfo | None:

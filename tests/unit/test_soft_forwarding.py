@@ -6,7 +6,7 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
-from scapy.layers.inet import ICMP, IP, UDP, defragment
+from scapy.layers.inet import ICMP, IP, UDP, defragment, fragment
 from scapy.layers.inet6 import IPv6
 from scapy.layers.ipsec import ESP, SecurityAssociation
 from scapy.layers.l2 import GRE, Dot1Q, Ether
@@ -16,11 +16,13 @@ from ipsec_gw.engines.port import Counters, Link
 from ipsec_gw.engines.soft.drops import Dropped, DropReason
 from ipsec_gw.engines.soft.esp import EspPayload, EspTransform
 from ipsec_gw.engines.soft.store import Store
+from ipsec_gw.errors import EngineError
 from ipsec_gw.model.algorithms import ALGORITHMS
 from ipsec_gw.model.ids import Direction, SaKey, TunnelId
-from ipsec_gw.model.objects import HeaderCopies, InterfaceKind, Selector, XfrmInterface
+from ipsec_gw.model.objects import HeaderCopies, InterfaceKind, PortMatch, Selector, UdpEncap, XfrmInterface
 from tests.unit.soft_kit import (
     GATEWAY_MAC,
+    LOCAL,
     LOCAL6,
     PEER,
     PEER6,
@@ -497,3 +499,112 @@ def test_the_outer_header_has_what_the_device_copies(dscp, outside):
     gateway = GreGateway(copies=HeaderCopies(dscp=dscp))
     marked = IP(src="10.1.0.1", dst="10.2.0.1", tos=0xB8 | 2) / UDP()
     assert IP(gateway.encapsulate(gateway.plain(marked)).frame[14:]).tos == outside
+
+
+class Host(Gateway):
+    """Transport mode between the gateway itself and its peer."""
+
+    def __init__(self, *, outer6: bool = False, **of_sas) -> None:
+        ends = (LOCAL6, PEER6) if outer6 else (LOCAL, PEER)
+        selector = Selector(*map(ip_network, ends))
+        super().__init__(outer6=outer6, selectors=(selector,), transport=True, **of_sas)
+        header = IPv6 if outer6 else IP
+        hops = {"hlim": 1} if outer6 else {"ttl": 1, "id": 7, "tos": 0xB8}
+        here, there = map(str, ends)
+        self.peer = SecurityAssociation(
+            ESP,
+            spi=self.inbound.key.spi,
+            crypt_algo="AES-GCM",
+            crypt_key=self.inbound.secret.reveal() + self.inbound.salt.reveal(),
+        )
+        self.sent = header(bytes(header(src=here, dst=there, **hops) / UDP(sport=5, dport=6) / b"hello"))
+        self.received = header(bytes(header(src=there, dst=here, **hops) / UDP(sport=6, dport=5) / b"hi"))
+
+    def opened(self, frame: bytes):
+        """The peer's idea of a packet of ours."""
+        ether = Ether(frame)
+        peer = SecurityAssociation(
+            ESP,
+            spi=self.outbound.key.spi,
+            crypt_algo="AES-GCM",
+            crypt_key=self.outbound.secret.reveal() + self.outbound.salt.reveal(),
+        )
+        return peer.decrypt(ether[type(self.sent)])
+
+
+@pytest.mark.parametrize("outer6", [False, True], ids=["IPv4", "IPv6"])
+class TestTransportMode:
+    def test_outbound_the_packet_keeps_its_header(self, outer6: bool) -> None:
+        host = Host(outer6=outer6)
+        emission = host.encapsulate(up_frame(host.sent))
+        wire = Ether(emission.frame)[type(host.sent)]
+        assert (wire.src, wire.dst, bytes(wire.payload)[:4]) == (host.sent.src, host.sent.dst, (0x2001).to_bytes(4))
+        assert bytes(host.opened(emission.frame)) == bytes(host.sent), "TTL, DSCP and identification included"
+        counted = host.store.counters[host.outbound.key]
+        assert counted == Counters(packets=1, octets=len(host.sent.payload)), "as the kernel counts it"
+
+    def test_inbound_it_has_the_header_of_its_esp_packet(self, outer6: bool) -> None:
+        host = Host(outer6=outer6)
+        emission = host.decapsulate(wan_frame(host.peer.encrypt(host.received)))
+        assert bytes(Ether(emission.frame).payload) == bytes(host.received)
+        assert host.store.counters[host.inbound.key].octets == len(host.received.payload)
+
+    def test_the_selectors_hold(self, outer6: bool) -> None:
+        host = Host(outer6=outer6)
+        host.store.update(replace(host.tunnel, selectors=(replace(host.tunnel.selectors[0], protocol=6),)))
+        assert host.drops(wan_frame(host.peer.encrypt(host.received))) is DropReason.SELECTOR
+        assert host.refuses(up_frame(host.sent)) is DropReason.NO_TUNNEL
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("ported", [False, True])
+def test_transport_mode_puts_fragments_together(ported: bool, backwards: bool) -> None:
+    host = Host()
+    if ported:
+        one = replace(host.tunnel.selectors[0], protocol=17, destination_port=PortMatch(6, 0xFFFF))
+        host.store.update(replace(host.tunnel, selectors=(one,)))
+    sent = IP(bytes(IP(src=host.sent.src, dst=host.sent.dst, id=9) / UDP(sport=5, dport=6) / (b"whole" * 700)))
+    pieces = fragment(sent, 1400)
+    assert len(pieces) == 3
+    out: list[bytes] = []
+    for piece in reversed(pieces) if backwards else pieces:
+        assert out == [], "before the last one"
+        out += [one.frame for one in host.store.forwarding.encapsulate(up_frame(piece))]
+    (whole,) = defragment([Ether(frame)[IP] for frame in out])
+    assert bytes(host.opened(bytes(Ether() / whole))) == bytes(sent)
+
+
+def test_fragments_in_tunnel_mode_pass_as_they_are() -> None:
+    gateway = Gateway()
+    piece = fragment(TO_PEER / (b"x" * 200), 100)[1]
+    assert len(gateway.store.forwarding.encapsulate(up_frame(piece))) == 1
+
+
+def test_in_transport_mode_what_is_too_long_leaves_in_fragments_unless_it_may_not() -> None:
+    host = Host()
+    sent = IP(bytes(IP(src=host.sent.src, dst=host.sent.dst, id=9) / UDP(sport=5, dport=6) / bytes(1472)))
+    pieces = [Ether(one.frame)[IP] for one in host.store.forwarding.encapsulate(up_frame(sent))]
+    assert [piece.len <= 1500 for piece in pieces] == [True, True]
+    (whole,) = defragment(pieces)
+    assert bytes(host.opened(bytes(Ether() / whole))) == bytes(sent)
+    sent.flags = "DF"
+    del sent.chksum
+    assert host.refuses(up_frame(sent)) is DropReason.TOO_BIG
+
+
+def test_transport_mode_in_udp() -> None:
+    host = Host(encap=UdpEncap(4500, 4500))
+    emission = host.encapsulate(up_frame(host.sent))
+    wire = Ether(emission.frame)[IP]
+    assert (wire.proto, wire[UDP].sport, wire[UDP].dport) == (17, 4500, 4500)
+    host.peer.nat_t_header = UDP(sport=4500, dport=4500)
+    back = host.decapsulate(wan_frame(host.peer.encrypt(host.received)))
+    assert bytes(Ether(back.frame).payload) == bytes(host.received)
+
+
+def test_a_tunnel_has_one_mode() -> None:
+    host = Host()
+    other = sa(Direction.IN, 0x1002)
+    host.store.create(other)
+    with pytest.raises(EngineError, match="both modes"):
+        host.store.update(replace(host.tunnel, inbound=(host.inbound.key, other.key)))

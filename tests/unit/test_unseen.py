@@ -14,7 +14,7 @@ from ipsec_gw.cli import check
 from ipsec_gw.cli.main import cli
 from ipsec_gw.mirror.nft import filter_rules
 from ipsec_gw.ownership import bypass, lead, uplink
-from ipsec_gw.unseen import KERNEL_END, OUR_RULES, OUR_TABLE, FilterRule, Host, Queue, RoutingRule, unseen
+from ipsec_gw.unseen import KERNEL_END, OUR_RULES, OUR_TABLES, FilterRule, Host, Queue, RoutingRule, unseen
 
 RULE = FilterRule("inet gate passing", 5, frozenset(), ipsec=False, esp=False, accepts=False)
 WAN = frozenset({"eth0"})
@@ -23,7 +23,7 @@ WAN = frozenset({"eth0"})
 def test_the_names_and_numbers_are_those_of_the_data_path() -> None:
     assert uplink.KERNEL_END == KERNEL_END
     assert range(lead._EXEMPT_RULE, lead._AFTER_RULE + 1) == OUR_RULES
-    assert f"ip6 {bypass.TABLE.name}" == OUR_TABLE
+    assert (f"ip {bypass.TABLE4.name}", f"ip6 {bypass.TABLE.name}") == OUR_TABLES
 
 
 def said(**changes: Any) -> list[str]:
@@ -31,9 +31,10 @@ def said(**changes: Any) -> list[str]:
 
 
 def test_our_own_rules_are_no_news() -> None:
-    ours = replace(RULE, chain=f"{OUR_TABLE} again", ipsec=True)
-    assert said(filters=(ours,)) == []
-    assert len(said(filters=(replace(ours, chain=f"{OUR_TABLE}2 again"),))) == 1
+    for table in OUR_TABLES:
+        ours = replace(RULE, chain=f"{table} again", ipsec=True)
+        assert said(filters=(ours,)) == []
+        assert len(said(filters=(replace(ours, chain=f"{table}2 again"),))) == 1
 
 
 def test_a_machine_without_rules_gives_no_warning() -> None:

@@ -44,5 +44,5 @@ def test_the_device_of_a_tunnel_comes_back_with_its_kind() -> None:
 
 
 def test_an_sa_behind_gre_comes_back_with_what_vpp_does_not_tell() -> None:
-    record = SaRecord(SaKey(PEER, 2), 5, 32, True, GreRecord(HERE, dscp=False))
+    record = SaRecord(SaKey(PEER, 2), 5, 32, True, HERE, GreRecord(dscp=False))
     assert read_sa(json.loads(json.dumps(sa_row(record)))) == record

@@ -76,6 +76,14 @@ def test_an_sa_comes_back_from_its_entry() -> None:
     assert engine_sa(sad_entry(SA, 5), SaRecord(SA.key, 5, SA.replay_window)) == SA
 
 
+def test_a_transport_sa_is_recorded_with_the_source_that_vpp_does_not_know() -> None:
+    sa = replace(SA, transport=True)
+    record = SaRecord.of(sa, 5)
+    assert (record.source, SaRecord.of(SA, 5).source) == (LOCAL, None)
+    assert read_sa(json.loads(json.dumps(sa_row(record)))) == record
+    assert engine_sa(sad_entry(sa, 5), record) == sa
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda algorithm: algorithm.name)
 def test_lengths_are_checked_before_vpp_sees_them(algorithm: object) -> None:
     right = replace(SA, algorithm=algorithm, secret=Secret(bytes(algorithm.key_bytes)))  # type: ignore[attr-defined]

@@ -141,6 +141,20 @@ def test_what_waits_for_a_gre_device_comes_without_its_header(world: World, plai
     assert room.passage == Passage(to_engine=1, lost=1), "of somebody else with a key"
 
 
+def test_what_waits_in_transport_mode_comes_with_its_own_header(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(SA, EngineSa)
+    plain = IP(bytes(IP(src=str(LOCAL), dst=str(REMOTE), id=9, ttl=3, tos=8) / UDP(sport=1, dport=2) / b"transport"))
+    transform = EspTransform(SA.key.spi, SA.algorithm, SA.secret, SA.salt, esn=SA.esn)
+    esp = transform.seal(1, bytes(8), EspPayload(17, bytes(plain.payload)))
+    outer = IP(bytes(IP(src=str(LOCAL), dst=str(REMOTE), id=9, ttl=3, tos=8, proto=50) / esp))
+    held = replace(packet(1), frame=bytes(Ether()) + bytes(outer))
+    monkeypatch.setattr(world, "carried", lambda _key: Carried(replace(SA, transport=True), 0))
+    room = world.room()
+    room.add([held])
+    assert world.led == [bytes(plain)]
+    assert room.through(KEY) == Volume(1, len(plain.payload)), "as the kernel counts it"
+
+
 def test_what_the_kernel_keeps_leaves_as_it_is(world: World) -> None:
     room = world.room()
     room.add([packet(1), packet(2)])

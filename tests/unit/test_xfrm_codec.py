@@ -112,13 +112,13 @@ def policy(direction: int, sel: bytes, *attributes: bytes, action: int = 0) -> U
     return message
 
 
-def template(spi: int = 0xABCD) -> bytes:
+def template(spi: int = 0xABCD, mode: int = 1, ends: tuple[bytes, bytes] = (A, B)) -> bytes:
     return (
-        B.ljust(16, b"\0")
+        ends[1].ljust(16, b"\0")
         + struct.pack(">IB3x", spi, 50)
         + struct.pack("=H2x", 2)
-        + A.ljust(16, b"\0")
-        + struct.pack("=IBBBx3I", 77, 1, 0, 0, *([0xFFFFFFFF] * 3))
+        + ends[0].ljust(16, b"\0")
+        + struct.pack("=IBBBx3I", 77, mode, 0, 0, *([0xFFFFFFFF] * 3))
     )
 
 
@@ -152,6 +152,27 @@ def test_a_policy_with_its_template() -> None:
     )
     assert (str(parsed.source), str(parsed.destination)) == ("192.168.1.0/24", "192.168.2.0/24")
     assert parsed.templates == (Template(ip_address("10.1.2.3"), ip_address("10.9.8.7"), 0xABCD, 50, 77, Mode.TUNNEL),)
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "mode", "wanted"),
+    [
+        ("10.1.2.3/32", "10.9.8.7/32", 0, ("10.1.2.3", "10.9.8.7")),
+        ("10.1.2.3/32", "10.9.8.0/24", 0, ("0.0.0.0", "0.0.0.0")),
+        ("10.1.2.0/24", "10.9.8.7/32", 0, ("0.0.0.0", "0.0.0.0")),
+        ("10.1.2.3/32", "10.9.8.7/32", 1, ("0.0.0.0", "0.0.0.0")),
+    ],
+)
+def test_a_template_of_transport_mode_is_for_the_hosts_of_its_policy(
+    source: str, destination: str, mode: int, wanted: tuple[str, str]
+) -> None:
+    """charon names no addresses there."""
+    nameless = template(mode=mode, ends=(bytes(4), bytes(4)))
+    parsed = parse_policy(policy(1, selector(source, destination), attribute(5, nameless)))
+    assert parsed is not None
+    (one,) = parsed.templates
+    assert (str(one.source), str(one.destination)) == wanted
+    assert parsed.transports is (mode == 0)
 
 
 def test_ports_and_protocols_narrow_a_policy() -> None:

@@ -26,6 +26,8 @@ DENY = 0
 """``ACL_NEXT_INDEX_DENY``."""
 
 TABLE_BYTES = 64 * 1024
+ROOMY_BYTES, ROOMY_BUCKETS = 16 << 20, 4096
+"""Address space: VPP touches no more of it than sessions take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +151,7 @@ class CheckDescriptor(Descriptor[Check]):
     async def create(self, value: Check) -> Check:
         made = await self._with_tables(value)
         try:
-            await self._attach(made, is_add=True)
+            await self.attach(made, is_add=True)
         except BaseException:
             await self._drop_tables(made)
             raise
@@ -160,13 +162,13 @@ class CheckDescriptor(Descriptor[Check]):
         if self.equal(old, new):
             return old
         made = await self._with_tables(new)
-        await self._attach(old, is_add=False)
-        await self._attach(made, is_add=True)
+        await self.attach(old, is_add=False)
+        await self.attach(made, is_add=True)
         await self._drop_tables(old)
         return made
 
     async def delete(self, value: Check) -> None:
-        await self._attach(value, is_add=False)
+        await self.attach(value, is_add=False)
         await self._drop_tables(value)
 
     async def retrieve(self) -> tuple[Check, ...]:
@@ -182,9 +184,9 @@ class CheckDescriptor(Descriptor[Check]):
         """Tables that let nothing pass, made if this interface does not have them yet."""
         held = await self.chains_of(sw_if_index)
         if not held.whole:
-            tables = [await self._add_table(v, bytes(HEADERS[v].bytes_of(b"", b"")), NO_INDEX, DENY) for v in VERSIONS]
+            tables = [await self.add_table(v, bytes(HEADERS[v].bytes_of(b"", b"")), NO_INDEX, DENY) for v in VERSIONS]
             held = Chains((tables[0],), (tables[1],))
-            await self._attach(Check(sw_if_index, frozenset(), Pair(0, 0), None, held), is_add=True)
+            await self.attach(Check(sw_if_index, frozenset(), Pair(0, 0), None, held), is_add=True)
         return Pair(held.ip4[0], held.ip6[0])
 
     async def drop_options(self) -> None:
@@ -196,12 +198,12 @@ class CheckDescriptor(Descriptor[Check]):
         header = HEADERS[VERSIONS[0]]
         mask, match = header.bytes_of(b"", b""), header.bytes_of(b"", b"")
         mask[0], match[0] = _LENGTH_MASK, _LENGTH
-        table = await self._add_table(VERSIONS[0], bytes(mask), NO_INDEX, DENY)
+        table = await self.add_table(VERSIONS[0], bytes(mask), NO_INDEX, DENY)
         try:
-            await self._add_session(table, bytes(match), NO_INDEX)
+            await self.add_session(table, bytes(match), NO_INDEX)
             await self._api.call("punt_acl_add_del", ip4_table_index=table, ip6_table_index=NO_INDEX, is_add=True)
         except BaseException:
-            await self._drop([table])
+            await self.drop([table])
             raise
 
     def depends_on(self, value: Check) -> tuple[Reference, ...]:
@@ -234,30 +236,31 @@ class CheckDescriptor(Descriptor[Check]):
         if not selectors:
             if value.shut is not None:
                 return (value.shut.of(version),)
-            return (await self._add_table(version, bytes(header.bytes_of(b"", b"")), NO_INDEX, hit),)
+            return (await self.add_table(version, bytes(header.bytes_of(b"", b"")), NO_INDEX, hit),)
         exceptions = [s for s in value.exceptions if s.source.version == version]
         rules = [rule_of(s, passes=True) for s in selectors] + [rule_of(s, passes=False) for s in exceptions]
         made: list[int] = []
         try:
             # From the end of the chain to its beginning.
             for passes, mask in sorted({(rule.passes, rule.mask) for rule in rules}, reverse=True):
-                made.insert(0, await self._add_table(version, mask, made[0] if made else NO_INDEX, DENY))
+                made.insert(0, await self.add_table(version, mask, made[0] if made else NO_INDEX, DENY))
                 for rule in rules:
                     if (rule.passes, rule.mask) == (passes, mask):
-                        await self._add_session(made[0], rule.match, hit if passes else DENY)
+                        await self.add_session(made[0], rule.match, hit if passes else DENY)
         except BaseException:
-            await self._drop(made)
+            await self.drop(made)
             raise
         return tuple(made)
 
-    async def _add_table(self, version: int, mask: bytes, following: int, miss: int) -> int:
+    async def add_table(self, version: int, mask: bytes, following: int, miss: int, *, roomy: bool = False) -> int:
+        """A table of this mask and what is asked after it; a ``roomy`` one for tens of thousands of sessions."""
         reply = await self._api.call(
             "classify_add_del_table",
             is_add=True,
             del_chain=False,
             table_index=NO_INDEX,
-            nbuckets=2,
-            memory_size=TABLE_BYTES,
+            nbuckets=ROOMY_BUCKETS if roomy else 2,
+            memory_size=ROOMY_BYTES if roomy else TABLE_BYTES,
             skip_n_vectors=0,
             match_n_vectors=HEADERS[version].vectors,
             next_table_index=following,
@@ -269,10 +272,37 @@ class CheckDescriptor(Descriptor[Check]):
         )
         return int(reply.new_table_index)
 
-    async def _add_session(self, table: int, match: bytes, hit: int) -> None:
+    async def follow(self, table: int, following: int) -> None:
+        """Have another table asked after this one, ``NO_INDEX`` for none."""
+        await self._api.call(
+            "classify_add_del_table",
+            is_add=True,
+            del_chain=False,
+            table_index=table,
+            nbuckets=0,
+            memory_size=0,
+            skip_n_vectors=0,
+            match_n_vectors=0,
+            next_table_index=following,
+            miss_next_index=0,
+            current_data_flag=CURRENT_DATA,
+            current_data_offset=0,
+            mask_len=0,
+            mask=b"",
+        )
+
+    async def add_session(self, table: int, match: bytes, hit: int) -> None:
+        """What fits goes to this next index; over one that is there already it takes its place."""
+        await self._session(table, match, hit, is_add=True)
+
+    async def delete_session(self, table: int, match: bytes) -> None:
+        """Raises EngineError if it is not there."""
+        await self._session(table, match, 0, is_add=False)
+
+    async def _session(self, table: int, match: bytes, hit: int, *, is_add: bool) -> None:
         await self._api.call(
             "classify_add_del_session",
-            is_add=True,
+            is_add=is_add,
             table_index=table,
             hit_next_index=hit,
             opaque_index=NO_INDEX,
@@ -283,8 +313,8 @@ class CheckDescriptor(Descriptor[Check]):
             match=match,
         )
 
-    async def _attach(self, value: Check, *, is_add: bool) -> None:
-        """Or detach. What was made half may lack a chain."""
+    async def attach(self, value: Check, *, is_add: bool) -> None:
+        """The tables of a check to its interface, or detach them. What was made half may lack a chain."""
         if value.chains == Chains():
             return
         await self._api.call(
@@ -300,9 +330,10 @@ class CheckDescriptor(Descriptor[Check]):
         """Those that no other interface has."""
         for version in VERSIONS:
             shared = () if value.shut is None else (value.shut.of(version),)
-            await self._drop([table for table in value.chains.of(version) if table not in shared])
+            await self.drop([table for table in value.chains.of(version) if table not in shared])
 
-    async def _drop(self, tables: Sequence[int]) -> None:
+    async def drop(self, tables: Sequence[int]) -> None:
+        """Delete tables that nothing leads to."""
         for table in tables:
             await self._api.call(
                 "classify_add_del_table",

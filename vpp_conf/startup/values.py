@@ -68,8 +68,8 @@ class Needs:
 
     ``sas`` counts both directions, ``tunnels`` their pairs, ``sessions`` those of the firewall (they live in BPF maps
     and need memory as well). ``interfaces`` are the docked kernel interfaces; ``workers`` is the number of worker
-    threads; ``policies`` are SPD entries, which this gateway's tunnels do not need; ``mtu`` is in bytes. Members of the
-    ``stats_group`` may read VPP's counters.
+    threads; ``policies`` are SPD entries, which tunnels need with ``policy_mode = "spd"`` alone; ``mtu`` is in bytes.
+    Members of the ``stats_group`` may read VPP's counters.
     """
 
     sas: int = 4096

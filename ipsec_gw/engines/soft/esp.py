@@ -1,4 +1,4 @@
-"""The ESP transform: RFC 4303 in tunnel mode with the AEADs of RFC 4106 (AES-GCM) and RFC 7634 (ChaCha20-Poly1305).
+"""The ESP transform: RFC 4303 with the AEADs of RFC 4106 (AES-GCM) and RFC 7634 (ChaCha20-Poly1305).
 
 Pure: bytes in, bytes out, no state beyond the key. Sequence numbers, windows and IVs are the caller's.
 """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from ipsec_gw.engines.soft.drops import Dropped, DropReason
@@ -34,7 +34,9 @@ from ipsec_gw.engines.soft.packets import (
     parse_ipv6,
     parse_udp,
     vlan_of,
+    with_payload,
 )
+from ipsec_gw.engines.soft.reassembly import Reassembly
 from ipsec_gw.engines.soft.sa import InboundSa, OutboundSa
 from ipsec_gw.model.ids import IpNetwork
 from ipsec_gw.model.objects import ANY_PORT, USUAL_COPIES, HeaderCopies, PortMatch, Selector, UdpEncap
@@ -122,7 +124,7 @@ class Emission:
 @dataclass(frozen=True, slots=True)
 class InboundPath:
     """An SA that receives, bare or in UDP, and what may come out of it: what ``matches``, and no exception. It leaves
-    by ``up``. With ``gre`` it comes behind a GRE header.
+    by ``up``, in ``transport`` mode with the header that the ESP packet had. With ``gre`` it comes behind a GRE header.
     """
 
     sa: InboundSa
@@ -132,6 +134,7 @@ class InboundPath:
     exceptions: tuple[Match, ...] = ()
     copies: HeaderCopies = USUAL_COPIES
     gre: bool = False
+    transport: bool = False
 
     def lets_out(self, packet: IpPacket) -> bool:
         """Whether this decrypted packet may come out."""
@@ -141,7 +144,7 @@ class InboundPath:
 @dataclass(frozen=True, slots=True)
 class OutboundPath:
     """Plaintext that matches and comes behind that VLAN ID, 0 for none, goes into ``sa``, between these outer addresses
-    (and UDP ports), out of ``port``; with ``gre`` behind a GRE header.
+    (and UDP ports), out of ``port``; in ``transport`` mode behind its own header, with ``gre`` behind a GRE header.
     """
 
     match: Match
@@ -153,6 +156,12 @@ class OutboundPath:
     copies: HeaderCopies = USUAL_COPIES
     vlan: int = 0
     gre: bool = False
+    transport: bool = False
+
+    @property
+    def ends(self) -> Match:
+        """What it matches, but for protocol and ports, which fragments lack."""
+        return Match(self.match.source, self.match.destination)
 
     @property
     def header_bytes(self) -> int:
@@ -166,21 +175,26 @@ WireKey = tuple[bytes, int]
 
 @dataclass(frozen=True, slots=True)
 class Forwarding:
-    """Everything that decides about a packet. ``outbound`` is in the order in which it is searched."""
+    """Everything that decides about a packet. ``outbound`` is in the order in which it is searched. ``begun`` are
+    packets for transport mode that have come in part.
+    """
 
     inbound: Mapping[WireKey, InboundPath]
     outbound: tuple[OutboundPath, ...]
+    begun: Reassembly = field(default_factory=Reassembly, compare=False)
 
     @classmethod
-    def build(cls, inbound: Mapping[WireKey, InboundPath], outbound: Iterable[OutboundPath]) -> Forwarding:
+    def build(
+        cls, inbound: Mapping[WireKey, InboundPath], outbound: Iterable[OutboundPath], begun: Reassembly | None = None
+    ) -> Forwarding:
         """A forwarding state that searches narrow selectors first: by destination, then by source, then as given."""
         ordered = sorted(outbound, key=lambda path: (-path.match.destination.mask, -path.match.source.mask))
-        return cls(MappingProxyType(dict(inbound)), tuple(ordered))
+        return cls(MappingProxyType(dict(inbound)), tuple(ordered), begun or Reassembly())
 
     def decapsulate(self, frame: bytes) -> tuple[Emission, ...]:
         """The decrypted packet of an ESP frame from the WAN, on its way to the kernel. Raises Dropped.
 
-        The inner TTL is left alone: the kernel behind the veth is the same hop.
+        The TTL is left alone: the kernel behind the veth is the same hop.
         """
         outer = parse_frame(frame)
         if outer.fragment:
@@ -192,23 +206,33 @@ class Forwarding:
         if path.encapsulated != (outer.protocol == PROTOCOL_UDP):
             raise Dropped(DropReason.ENCAPSULATION)
         payload = path.sa.open(packet)
-        inner = _inner_of(unwrap(payload) if path.gre else payload)
-        path.sa.count(len(inner.data) + (GRE_HEADER if path.gre else 0))
+        inner = _unwrapped(outer, payload) if path.transport else _inner_of(unwrap(payload) if path.gre else payload)
+        path.sa.count(_counted(path, inner))
         if not path.lets_out(inner):
             raise Dropped(DropReason.SELECTOR)
-        data = congestion_mark(inner, outer.traffic_class) if path.copies.ecn else inner.data
+        marks = path.copies.ecn and not path.transport  # there is one header only
+        data = congestion_mark(inner, outer.traffic_class) if marks else inner.data
         return (path.up.emit(data, ethertype_of(inner.source)),)
 
     def encapsulate(self, frame: bytes) -> tuple[Emission, ...]:
         """The ESP packet for a plaintext frame from the kernel, on its way to the peer, in fragments if it may be and
-        has to. Raises Dropped.
+        has to; nothing while pieces of a packet are missing that has to be whole. Raises Dropped.
 
         Size is checked first: what cannot leave must not use up a sequence number.
         """
         inner, vlan = parse_frame(frame), vlan_of(frame)
+        if inner.fragment and any(
+            path.transport and path.vlan == vlan and inner in path.ends for path in self.outbound
+        ):
+            whole_packet = self.begun.add(inner)
+            if whole_packet is None:
+                return ()
+            inner = whole_packet
         path = next((path for path in self.outbound if path.vlan == vlan and inner in path.match), None)
         if path is None:
             raise Dropped(DropReason.NO_TUNNEL)
+        if path.transport:
+            return _transported(path, inner)
         outer, payload = _outer_of(path, inner), EspPayload(inner.encapsulated_as, inner.data)
         if path.gre:
             payload = wrap(payload)
@@ -219,8 +243,28 @@ class Forwarding:
         if path.encap is not None:
             packet = build_udp(path.encap.source_port, path.encap.destination_port, len(packet)) + packet
         sealed = build_outer(outer, len(packet)) + packet
-        pieces = (sealed,) if whole else fragments(sealed, path.port.mtu)
-        return tuple(path.port.emit(piece, ethertype_of(path.source)) for piece in pieces)
+        return _emitted(path.port, sealed, whole=whole, source=path.source)
+
+
+def _transported(path: OutboundPath, inner: IpPacket) -> tuple[Emission, ...]:
+    """The packet with ESP, or ESP in UDP, in the place of its payload (RFC 4303 §3.1.1), in fragments if it may be and
+    has to. Raises Dropped.
+    """
+    whole = inner.dont_fragment or inner.header_bytes != ip_header_bytes(inner.source)
+    udp = UDP_BYTES if path.encap else 0
+    if whole and inner.header_bytes + udp + sealed_length(len(inner.payload)) > path.port.mtu:
+        raise Dropped(DropReason.TOO_BIG)
+    packet = path.sa.seal(EspPayload(inner.protocol, inner.payload))
+    protocol = PROTOCOL_ESP
+    if path.encap is not None:
+        packet = build_udp(path.encap.source_port, path.encap.destination_port, len(packet)) + packet
+        protocol = PROTOCOL_UDP
+    return _emitted(path.port, with_payload(inner, protocol, packet), whole=whole, source=inner.source)
+
+
+def _emitted(port: Port, packet: bytes, *, whole: bool, source: bytes) -> tuple[Emission, ...]:
+    pieces = (packet,) if whole else fragments(packet, port.mtu)
+    return tuple(port.emit(piece, ethertype_of(source)) for piece in pieces)
 
 
 _IPV4_ADDRESS_BYTES = 4
@@ -251,6 +295,21 @@ def _esp_of(outer: IpPacket) -> bytes:
     if outer.protocol != PROTOCOL_ESP:
         raise Dropped(DropReason.NOT_ESP)
     return outer.payload
+
+
+def _counted(path: InboundPath, inner: IpPacket) -> int:
+    """Bytes as the kernel counts them: what was in ESP."""
+    if path.transport:
+        return len(inner.payload)
+    return len(inner.data) + (GRE_HEADER if path.gre else 0)
+
+
+def _unwrapped(outer: IpPacket, payload: EspPayload) -> IpPacket:
+    """The packet whose payload transport mode protected."""
+    if payload.next_header == PROTOCOL_NONE:
+        raise Dropped(DropReason.DUMMY)
+    parse = parse_ipv4 if len(outer.source) == _IPV4_ADDRESS_BYTES else parse_ipv6
+    return parse(with_payload(outer, payload.next_header, payload.data))
 
 
 def _inner_of(payload: EspPayload) -> IpPacket:

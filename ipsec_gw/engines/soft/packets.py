@@ -192,6 +192,19 @@ def build_outer(outer: OuterHeader, payload_bytes: int) -> bytes:
     return _IPV4.pack(*fields, checksum(bare), outer.source, outer.destination)
 
 
+def with_payload(packet: IpPacket, protocol: int, payload: bytes) -> bytes:
+    """The packet's header in front of another payload: with its protocol and length."""
+    header = bytearray(packet.data[: packet.header_bytes])
+    if len(packet.source) == 16:
+        struct.pack_into("!HB", header, 4, len(payload), protocol)
+    else:
+        struct.pack_into("!H", header, 2, len(header) + len(payload))
+        header[9] = protocol
+        header[10:12] = bytes(2)
+        header[10:12] = checksum(bytes(header)).to_bytes(2, "big")
+    return bytes(header) + payload
+
+
 def fragments(packet: bytes, mtu: int) -> tuple[bytes, ...]:
     """An IPv4 packet of :func:`build_outer` as it is, or in pieces of at most ``mtu`` bytes (RFC 791, 3.2)."""
     if len(packet) <= mtu:

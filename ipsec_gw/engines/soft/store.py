@@ -12,6 +12,7 @@ from types import MappingProxyType
 from ipsec_gw.engines.port import Counters, EngineContext
 from ipsec_gw.engines.soft.forwarding import Forwarding, InboundPath, Match, OutboundPath, Port, WireKey
 from ipsec_gw.engines.soft.packets import parse_mac, vlan_tag
+from ipsec_gw.engines.soft.reassembly import Reassembly
 from ipsec_gw.engines.soft.sa import InboundSa, LiveSa, OutboundSa
 from ipsec_gw.errors import EngineError, UsedKeyError
 from ipsec_gw.model.ids import Direction, IpAddress, SaKey
@@ -38,6 +39,7 @@ class Store:
         self._inbound: dict[SaKey, InboundSa] = {}
         self._outbound: dict[SaKey, OutboundSa] = {}
         self._keys: dict[int, SaKey] = {}
+        self._begun = Reassembly()
         self._forwarding = Forwarding.build({}, ())
 
     @property
@@ -166,11 +168,18 @@ class Store:
         others = [other for other in self._tunnels() if other.key != tunnel.key]
         if holder := next((other for other in others if _vlan(other) and _vlan(other) == _vlan(tunnel)), None):
             raise EngineError(f"{name}: {tunnel.interface} is that of {_name(holder.key)} - delete that tunnel first")
+        if len({self._transports(key) for key in (*tunnel.inbound, tunnel.outbound)}) > 1:
+            raise EngineError(f"{name} has SAs of both modes - leave it to the kernel")
         taken = {key for other in others for key in other.inbound}
         for key in tunnel.inbound:
             if key in taken:
                 # Two tunnels would mean two sets of selectors for one SA, and invariant 8 knows one.
                 raise EngineError(f"{name}: {_name(key)} belongs to another tunnel - delete that tunnel first")
+
+    def _transports(self, key: SaKey) -> bool:
+        sa = self._objects[key]
+        assert isinstance(sa, EngineSa)
+        return sa.transport
 
     def _check_reference(
         self, name: str, key: SaKey, living: Mapping[SaKey, LiveSa], direction: Direction, destination: IpAddress
@@ -205,10 +214,11 @@ class Store:
                     exceptions=exceptions,
                     copies=sa.copies,
                     gre=sa.gre,
+                    transport=sa.transport,
                 )
                 inbound[key.destination.packed, key.spi] = path
             outbound.extend(self._outbound_paths(tunnel))
-        self._forwarding = Forwarding.build(inbound, outbound)
+        self._forwarding = Forwarding.build(inbound, outbound, self._begun)
 
     def _outbound_paths(self, tunnel: Tunnel) -> list[OutboundPath]:
         sa, hop = self._objects[tunnel.outbound], self._objects[tunnel.remote]
@@ -227,6 +237,7 @@ class Store:
                 copies=sa.copies,
                 vlan=_vlan(tunnel),
                 gre=sa.gre,
+                transport=sa.transport,
             )
             for selector in tunnel.selectors
         ]

@@ -378,27 +378,23 @@ _OUTER = (
 
 def _transport() -> tuple[Case, ...]:
     host = Child("net", "{here}/32", "{there}/32", options=("mode = transport",))
-    kept: dict[str, Any] = {
-        "probes": _OUTER,
-        "forged": False,
-        "carrier": Carrier.KERNEL,
-        "reason": "transport mode",
-    }
+    outer: dict[str, Any] = {"probes": _OUTER, "forged": False}
+    kept: dict[str, Any] = {**outer, "carrier": Carrier.KERNEL, "reason": "transport mode"}
     return (
-        _plain("transport", "transport mode between the gateways", host, **kept),
+        _plain("transport", "transport mode between the gateways", host, **outer),
         _plain("transport-encap", "the same in UDP", host, connection=Connection(options=("encap = yes",)), **kept),
-        _plain("transport-esn", "the same with ESN", replace(host, esp="aes256gcm16-x25519-esn"), **kept),
+        _plain("transport-esn", "the same with ESN", replace(host, esp="aes256gcm16-x25519-esn"), **outer),
         _plain(
             "transport-l2tp",
             "transport mode for UDP port 1701",
             replace(host, local="{here}/32[udp/1701]", remote="{there}/32[udp/1701]"),
-            **kept,
+            **outer,
         ),
         _plain(
             "transport-gre",
             "transport mode for GRE",
             replace(host, local="{here}/32[gre]", remote="{there}/32[gre]"),
-            **{**kept, "probes": _OUTER + _both(End.OUTSIDE_A, End.OUTSIDE_B, Protocol.GRE)},
+            **{**outer, "probes": _OUTER + _both(End.OUTSIDE_A, End.OUTSIDE_B, Protocol.GRE)},
         ),
         _plain(
             "transport-6",
@@ -414,8 +410,6 @@ def _transport() -> tuple[Case, ...]:
             _USUAL + _OUTER,
             initiate=("net", "host"),
             forged=False,
-            carrier=Carrier.PARTLY,
-            reason="transport mode",
         ),
         _plain("beet", "BEET mode", replace(host, options=("mode = beet",)), **{**kept, "reason": "beet mode"}),
     )

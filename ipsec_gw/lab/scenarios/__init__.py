@@ -79,6 +79,8 @@ def scenarios() -> dict[str, Scenario]:
     from ipsec_gw.lab.scenarios.screens import run as run_screens  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.selectors import run as run_selectors  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.site_to_site import run as run_site_to_site  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.spd import run as run_spd  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.transport import run as run_transport  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.trap import run as run_trap  # noqa: PLC0415
 
     known = (
@@ -114,6 +116,12 @@ def scenarios() -> dict[str, Scenario]:
                 Part("vti", topology.site_to_site, run_route_based_with_vti, vm_seconds=1400.0),
                 Part("firewall", topology.site_to_site, run_route_based_with_firewall, vm_seconds=2400.0),
             ),
+        ),
+        Scenario(
+            "transport",
+            "transport mode between the gateways themselves: rekeys, fragments, the engine's death, and IKE beside it",
+            (Part("hosts", topology.site_to_site, run_transport, vm_seconds=1400.0),),
+            baseline=True,
         ),
         Scenario(
             "frr",
@@ -222,6 +230,11 @@ def scenarios() -> dict[str, Scenario]:
             "daemon-kill",
             "the daemon is killed under traffic and rekeys: nobody notices",
             (Part("tunnel", topology.site_to_site, run_daemon_kill, vm_seconds=2400.0),),
+        ),
+        Scenario(
+            "spd",
+            "the tunnel is policies of VPP's: rekeys, deaths of the daemon and of VPP under traffic",
+            (Part("tunnel", topology.site_to_site, run_spd, vm_seconds=2400.0),),
         ),
         Scenario(
             "chaos",

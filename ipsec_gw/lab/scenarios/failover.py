@@ -104,9 +104,11 @@ async def same_ike(story: Story, first: str) -> None:
     story.lab.check("the IKE_SA is the first one still", now == first, f"#{first}", f"#{now}")
 
 
-async def begin(lab: Lab, *, inactivity: int = 0) -> tuple[Story, GatewayUnderTest, Evidence]:
-    """The tunnel under traffic, carried by the engine. A closes it after so many seconds of inactivity, 0: never."""
-    story = await set_up(lab, inactivity=inactivity)
+async def begin(lab: Lab, *, inactivity: int = 0, config: str = "") -> tuple[Story, GatewayUnderTest, Evidence]:
+    """The tunnel under traffic, carried by the engine. A closes it after so many seconds of inactivity, 0: never.
+    ``config`` is the gateway's own.
+    """
+    story = await set_up(lab, inactivity=inactivity, config=config)
     gateway = story.gateway
     if gateway is None:
         raise AssertionError("this is about ipsec-gw alone")

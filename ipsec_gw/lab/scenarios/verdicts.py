@@ -240,6 +240,11 @@ def _judge_inner(
         )
 
 
+def judge_numbers(lab: Lab, openings: Sequence[Opening], evidence: Evidence, *, taken_over: bool) -> None:
+    """Numbers and nonces of every SA of one tunnel, A's capture first."""
+    _judge_numbers(lab, openings, frozenset(evidence.engine_sas), Judged(taken_over=taken_over))
+
+
 def _judge_numbers(lab: Lab, openings: Sequence[Opening], engine_sas: frozenset[str], judged: Judged) -> None:
     """Numbers and nonces of every SA on the WAN, by sender.
 
