@@ -56,7 +56,7 @@ def test_findings_and_settings_are_printed_with_the_way_out(tmp_path: Path) -> N
     root = unpack_machine("cloud-jumbo", tmp_path)
     result = vpp(root, "plan")
     answer = plan_json(root)
-    assert {one["subject"] for one in answer["findings"]} == {"mtu", "hugepages"}
+    assert {one["subject"] for one in answer["findings"]} == {"mtu", "hugepages", "defect"}
     for one in answer["findings"]:
         assert f"{one['severity']}: {one['text']}" in result.stdout
         assert f"way out: {one['wayOut']}" in result.stdout
