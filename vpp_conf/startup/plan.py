@@ -62,13 +62,13 @@ def plan_startup(machine: Machine, needs: Needs | None = None, tuning: Tuning | 
     memory = room.memory
     findings = (
         *_vpp_findings(machine),
-        *known_defects(known.vpp.release),
         *_scale_findings(needs),
         *nic_findings,
         *cpus.findings,
         *crypto.findings,
         *room.findings,
         *_container_findings(machine),
+        *known_defects(known.vpp.release),
     )
     if _refuses(findings):
         raise PlanRefused(findings)
