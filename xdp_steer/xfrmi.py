@@ -7,6 +7,9 @@ interface. What a GRE or IPIP device brings has no such state anyway.
 
 The MTU becomes what fits into the tunnel, so that the kernel fragments, or says that it cannot, before the engine has
 the packet. What was before is noted in directories below ``PINS/xfrmi``, by the interface's index.
+
+A program that has nothing to lead any more stays where it is: when clsact comes or goes, the kernel takes the
+interface's queues away for a moment, and what is sent meanwhile is lost (``qdisc_graft`` in ``sch_api.c``).
 """
 
 from __future__ import annotations
@@ -100,8 +103,7 @@ class XfrmiTable:
         """Leave what goes out by it to the kernel. Not led, or gone, is no error."""
         with refused(f"end of the lead of {_name(index)}"), contextlib.suppress(FileNotFoundError):
             libbpf.map_delete(self._leads, ctypes.c_uint32(index))
-        notes = self._notes(index)
-        _release(index, notes)
+        (_restore_mtu if _is_there(index) else _release)(index, self._notes(index))
 
     def led(self) -> Mapping[int, tuple[int, int, frozenset[int]]]:
         """VLAN ID, MTU and IP versions of those whose plaintext goes to the engine, by index. Without the program in
@@ -167,6 +169,10 @@ def _release(index: int, notes: Path) -> None:
     guard.detach(_name(index), index, guard.XFRMI, ours=(notes / _CLSACT_NOTE).is_dir())
     with contextlib.suppress(FileNotFoundError):
         (notes / _CLSACT_NOTE).rmdir()
+    _restore_mtu(index, notes)
+
+
+def _restore_mtu(index: int, notes: Path) -> None:
     before = _noted_mtu(notes)
     if before is None:
         return
@@ -197,6 +203,12 @@ def _bits(versions: frozenset[int]) -> int:
 
 def _versions_of(bits: int) -> frozenset[int]:
     return frozenset(version for version, bit in XFRMI_VERSIONS.items() if bits & bit)
+
+
+def _is_there(index: int) -> bool:
+    with contextlib.suppress(OSError):
+        return bool(socket.if_indextoname(index))
+    return False
 
 
 def _name(index: int) -> str:
