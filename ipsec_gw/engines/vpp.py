@@ -369,8 +369,9 @@ class VppEngine:
             raise EngineError(f"tunnel {tunnel.key} exists already")
         _, builder = self._opened()
         outbound, inbound = self._resolve(tunnel)
-        if tunnel.hosts or (self._by_spd and tunnel.interface is None and may_pass(inbound)):
-            way = self._opened_gates().next_way(whole=tunnel.hosts)
+        whole = self._is_transport(tunnel)
+        if whole or (self._by_spd and tunnel.interface is None and may_pass(inbound)):
+            way = self._opened_gates().next_way(whole=whole)
             await self._change_gated(tunnel, way, outbound, inbound)
             return
         parts = await builder.build(outbound.sad_id, _sad_ids(inbound), self._wanted(tunnel))
@@ -388,7 +389,7 @@ class VppEngine:
         wanted = self._wanted(tunnel)
         _, builder = self._opened()
         outbound, inbound = self._resolve(tunnel)
-        if not _goes_on(held, tunnel, wanted, inbound):
+        if _vlan(tunnel) != _vlan(held.tunnel) or not self._goes_on(held, tunnel, wanted, inbound):
             await self._delete_tunnel(tunnel.key)
             await self._create_tunnel(tunnel)
             return
@@ -411,6 +412,15 @@ class VppEngine:
         self._inventory.drop(key)
         self._journal.remove("tunnel", str(key))
 
+    def _goes_on(self, held: HeldTunnel, tunnel: Tunnel, wanted: Wanted, inbound: tuple[SadEntry, ...]) -> bool:
+        """Whether a tunnel can have its SAs where it stands: in the same mode, and with the same headers before ESP."""
+        if is_whole_way(held.parts.way) or self._is_transport(tunnel):
+            return is_whole_way(held.parts.way) and self._is_transport(tunnel)
+        return may_pass(inbound) if isinstance(held.parts, GateParts) else wanted.gre == held.parts.gre
+
+    def _is_transport(self, tunnel: Tunnel) -> bool:
+        return self._inventory.sas[tunnel.outbound].sa.transport
+
     def _wanted(self, tunnel: Tunnel) -> Wanted:
         return Wanted.of(tunnel, self._inventory.sas[tunnel.outbound].sa)
 
@@ -430,9 +440,9 @@ class VppEngine:
         inbound = tuple(self._entry_of(tunnel, key, Direction.IN) for key in tunnel.inbound)
         outbound = self._entry_of(tunnel, tunnel.outbound, Direction.OUT)
         sas = [self._inventory.sas[key].sa for key in (tunnel.outbound, *tunnel.inbound)]
-        if {sa.transport for sa in sas} != {tunnel.hosts}:
-            raise EngineError(f"tunnel {tunnel.key} has SAs of another mode - leave it to the kernel")
-        if tunnel.hosts and tunnel.interface is not None:
+        if len({sa.transport for sa in sas}) > 1:
+            raise EngineError(f"tunnel {tunnel.key} has SAs of both modes - leave it to the kernel")
+        if sas[0].transport and tunnel.interface is not None:
             raise EngineError(
                 f"tunnel {tunnel.key} of {tunnel.interface} is of transport mode - leave it to the kernel"
             )
@@ -468,15 +478,6 @@ class VppEngine:
         if held.sa.direction is not direction:
             raise EngineError(f"tunnel {tunnel.key}: SA {key} is not {direction}bound")
         return held.entry
-
-
-def _goes_on(held: HeldTunnel, tunnel: Tunnel, wanted: Wanted, inbound: tuple[SadEntry, ...]) -> bool:
-    """Whether a tunnel can have this where it stands: the same interface, headers and mode."""
-    if _vlan(tunnel) != _vlan(held.tunnel) or tunnel.hosts != is_whole_way(held.parts.way):
-        return False
-    if isinstance(held.parts, GateParts):
-        return tunnel.hosts or may_pass(inbound)
-    return wanted.gre == held.parts.gre
 
 
 def _vlan(tunnel: Tunnel) -> int:
