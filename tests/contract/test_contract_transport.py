@@ -135,7 +135,10 @@ async def test_selectors_hold_both_ways(engine: Engine, world: World) -> None:
     foreign.src = "198.51.100.8"  # the header is the ESP packet's: what comes from elsewhere is of no SA
     del foreign.chksum
     world.to_engine_wan(peer_of(hosts.inbound).encrypt(IP(bytes(foreign))))
-    leaves(world, hosts, sent(TCP(sport=1, dport=443), 4))
+    world.to_engine_up(sent(TCP(sport=1, dport=443), 4))
+    wire = IP(inner(world.wan.receive(lambda frame: IP in frame)))
+    assert wire.proto == 50, "nothing leaves in clear"
+    assert peer_of(hosts.outbound).decrypt(wire)[IP].id == 4
     world.to_engine_wan(peer_of(hosts.inbound).encrypt(received(TCP(sport=443, dport=1), 5)))
     assert world.plaintext(lambda ip: True)[IP].id == 5
     counted = await engine.counters()
