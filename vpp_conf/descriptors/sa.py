@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ipsec_gw.errors import EngineError
 from ipsec_gw.model.algorithms import ALGORITHMS, SALT_BYTES, EspAlgorithm
@@ -39,8 +40,8 @@ CRYPTO_NUMBERS = {"AES_GCM_128": 7, "AES_GCM_192": 8, "AES_GCM_256": 9, "CHACHA2
 class SadEntry:
     """An SA of VPP. ``stat_index`` is its place in the stats vectors, given by VPP and reused after a delete.
 
-    ``window`` is what VPP really uses: 0 for no anti-replay, else a power of two of at least 64. In ``transport`` mode
-    VPP knows neither addresses nor what passes between headers: that is its tunnel's.
+    ``window`` is what VPP really uses: 0 for no anti-replay, else a power of two of at least 64. VPP knows no addresses
+    of a ``transport`` SA: as retrieved it has unspecified ones.
     """
 
     sad_id: int
@@ -78,15 +79,15 @@ class SaDescriptor(Descriptor[SadEntry]):
         return replace(value, stat_index=reply.stat_index)
 
     async def update(self, old: SadEntry, new: SadEntry) -> SadEntry:
-        """Outer addresses and UDP ports can change, nothing else, and in transport mode nothing at all."""
+        """Outer addresses and UDP ports can change, nothing else; VPP is not told addresses of a transport SA."""
         moved = replace(old, source=new.source, destination=new.destination, encap=new.encap)
-        if moved != new or (old.encap is None) != (new.encap is None) or (old.transport and old != new):
+        if moved != new or (old.encap is None) != (new.encap is None):
             raise EngineError(f"SA {old.spi:08x} is not changed in place - only its addresses and ports can move")
         _check_ports(new)
         await self._api.call(
             "ipsec_sad_entry_update",
             sad_id=old.sad_id,
-            is_tun=True,
+            is_tun=not new.transport,
             tunnel=_tunnel(new),
             udp_src_port=new.encap.source_port if new.encap else KEEP_PORT,
             udp_dst_port=new.encap.destination_port if new.encap else KEEP_PORT,
@@ -98,9 +99,7 @@ class SaDescriptor(Descriptor[SadEntry]):
         await self._api.call("ipsec_sad_entry_del", id=value.sad_id)
 
     async def retrieve(self) -> tuple[SadEntry, ...]:
-        """All ESP SAs whose algorithm the gateway knows, keys included. Those in transport mode are from and to
-        0.0.0.0.
-        """
+        """All ESP SAs whose algorithm the gateway knows, keys included."""
         details = await self._api.dump("ipsec_sa_v5_dump", sa_id=ALL_SAS)
         numbers = {CRYPTO_NUMBERS[algorithm.vpp]: algorithm for algorithm in ALGORITHMS}
         return tuple(
@@ -121,14 +120,18 @@ class SaDescriptor(Descriptor[SadEntry]):
                     if detail.entry.flags & UDP_ENCAP
                     else None
                 ),
-                dscp=bool(detail.entry.tunnel.encap_decap_flags & COPY_DSCP),
-                ecn=bool(detail.entry.tunnel.encap_decap_flags & COPY_ECN),
-                transport=not detail.entry.flags & IS_TUNNEL,
+                dscp=not _is_tunnel(detail) or bool(detail.entry.tunnel.encap_decap_flags & COPY_DSCP),
+                ecn=not _is_tunnel(detail) or bool(detail.entry.tunnel.encap_decap_flags & COPY_ECN),
+                transport=not _is_tunnel(detail),
                 stat_index=detail.stat_index,
             )
             for detail in details
             if detail.entry.crypto_algorithm in numbers
         )
+
+
+def _is_tunnel(detail: Any) -> bool:
+    return bool(detail.entry.flags & IS_TUNNEL)
 
 
 def check_lengths(value: SadEntry) -> None:
