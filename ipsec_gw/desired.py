@@ -443,7 +443,8 @@ def _owner(
         return Owner.KERNEL, refused[sa.key]
     tunnel = built.get(lineage.key)
     if not isinstance(tunnel, Tunnel):
-        return _owner_without_tunnel(lineage, refused)
+        claimed = sa in lineage.outbound and sa.key in built
+        return (Owner.PENDING, _UNFINISHED) if claimed else _owner_without_tunnel(lineage, refused)
     if sa.key == tunnel.outbound or sa.key in tunnel.inbound:
         return Owner.ENGINE, ""
     if sa in lineage.inbound:

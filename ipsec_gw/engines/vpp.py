@@ -267,6 +267,8 @@ class VppEngine:
         held = self._inventory.sas.get(sa.key)
         if held is None:
             raise EngineError(f"SA {sa.key} is unknown to VPP")
+        if sa.gre and sa != held.sa:
+            raise EngineError(f"SA {sa.key} is behind GRE and is not changed in place - its tunnel has its addresses")
         peer_moves = sa.source != held.sa.source and sa.direction is Direction.IN
         if peer_moves and (users := self._inventory.users(sa.key)):
             # VPP would move its own look-up key, and then not find it when the tunnel goes (ipsec_tun.c).

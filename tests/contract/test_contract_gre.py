@@ -221,6 +221,16 @@ async def test_gre_is_of_all_sas_of_a_tunnel_with_an_interface(engine: Engine) -
     assert (await engine.retrieve())[made.tunnel.key] == made.tunnel
 
 
+async def test_an_sa_behind_gre_keeps_what_its_device_copies(engine: Engine, world: World) -> None:
+    """Another TOS of the device takes a rekey."""
+    made = await make_gre(engine)
+    with pytest.raises(EngineError, match="change"):
+        await engine.update(replace(made.outbound, copies=HeaderCopies(dscp=False)))
+    assert (await engine.retrieve())[made.outbound.key] == made.outbound
+    send_tagged(world, outbound_packet(1, tos=0xB8), GRE1.vlan)
+    assert world.ciphertext(made.outbound.key.spi)[IP].tos == 0xB8
+
+
 async def test_a_device_that_was_made_anew_has_another_tag(engine: Engine, world: World) -> None:
     made = await make_gre(engine)
     moved = replace(made.tunnel, interface=GRE2)

@@ -126,6 +126,7 @@ def test_a_refused_outbound_sa_stays_and_its_successor_is_prepared() -> None:
     reasons = {v.sa.key.spi: (v.owner, v.reason) for v in result.verdicts}
     assert reasons[0x22] == (Owner.KERNEL, "used")
     assert reasons[0x11][0] is Owner.KERNEL
+    assert reasons[0x44][0] is Owner.PENDING, "the kernel must not send what waits of it: its policy may have switched"
     switched = desired(OFFER, SETTINGS, replace(state, policies=(policy(0x44),)), refused)
     assert switched.objects[TUNNEL].outbound == SaKey(REMOTE, 0x44)
 

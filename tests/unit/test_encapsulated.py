@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
+from random import Random
 
 import pytest
 
@@ -26,7 +27,10 @@ from ipsec_gw.model.objects import (
     XfrmInterface,
 )
 from ipsec_gw.model.snapshot import Encapsulator, Mode, Snapshot, Template, XfrmPolicy
+from ipsec_gw.ownership.interfaces import InterfaceDriver
+from tests.property.convergence_edges import Edge, FakeDevices
 from tests.support.world import LOCAL, OFFER, REMOTE, SETTINGS, policy, sa, snapshot
+from xdp_steer.xfrmi import Uplink
 
 ANY4, ANY6 = (Selector(ip_network(net), ip_network(net)) for net in ("0.0.0.0/0", "::/0"))
 HERE, THERE = ip_network(f"{LOCAL}/32"), ip_network(f"{REMOTE}/32")
@@ -234,3 +238,23 @@ def test_a_tunnel_for_anything_leaves_the_devices_packets_alone() -> None:
     own = Selector(HERE, THERE, GRE)
     assert other.exceptions == (own,)
     assert found.objects[ExemptKey(own)] == Exempt(ExemptKey(own), unbound=False)
+
+
+class Judged(FakeDevices):
+    """Where XFRM's policies judge what comes in."""
+
+    def __init__(self) -> None:
+        super().__init__(Edge(Random(1), lambda _note: None))
+        self.policed: dict[int, bool] = {}
+
+    def admit(self, index: int, vlan: int, versions: frozenset[int], *, policed: bool = False) -> None:
+        super().admit(index, vlan, versions, policed=policed)
+        self.policed[index] = policed
+
+
+async def test_xfrms_policies_judge_what_comes_in_by_a_device_and_not_what_comes_by_an_xfrm_interface() -> None:
+    maps = Judged()
+    driver = InterfaceDriver(maps, Uplink(7, bytes(6), bytes(6)))
+    for interface in (GRE1.interface, IPIP1.interface, XfrmInterface(20, "ipsec0")):
+        await driver.create(InterfaceEntry(EntryKey(interface), frozenset({4})))
+    assert maps.policed == {17: True, 18: True, 20: False}
