@@ -91,7 +91,6 @@ HINTS = {4: ip_address("192.168.1.1"), 6: ip_address("fd01:1::1")}
 LIMITS = (LeadLimits(all6="no policy"), LeadLimits(local6="no netfilter"), *[LeadLimits()] * 4)
 IF_IDS = (1, 2, 3)
 """The last one has no XFRM interface."""
-_UNTOLD = ip_address("0.0.0.0")
 UPLINK = Uplink(7, bytes(6), bytes(6))
 SHUNT = 0
 """The reqid of policies that no tunnel has."""
@@ -312,8 +311,9 @@ class World:
             ]
         child = Child(peer, self.reqid, tuple(selectors), port=port, ours=ours, if_id=if_id)
         if peer.version == 4 and self.random.random() < 0.15:
-            ends = (ip_network((end, 32)) for end in (child.local, peer))
-            child = Child(peer, self.reqid, (Selector(*ends, self.random.choice([47, 47, 47, 0])),), gre=True)
+            wide = self.random.random() < 0.25  # for more than its device: the kernel's
+            ends = ip_network((child.local, 32)), ip_network((peer, 31 if wide else 32), strict=False)
+            child = Child(peer, self.reqid, (Selector(*ends, 47),), gre=True)
         self.children.append(child)
         self._bring(child)
 
@@ -465,8 +465,7 @@ class World:
             self._put_policy(child, selector, spi)
 
     def _put_policy(self, child: Child, selector: Selector, spi: int) -> None:
-        ends = (_UNTOLD, _UNTOLD) if child.gre else (child.local, child.peer)
-        template = Template(*ends, spi, 50, child.reqid, child.mode)
+        template = Template(child.local, child.peer, spi, 50, child.reqid, child.mode)
         priority = 400000 - 100 * selector.source.prefixlen
         self.policies[child.reqid, selector] = XfrmPolicy(
             PolicyDirection.OUT,
@@ -487,7 +486,7 @@ class World:
         if not leading:
             return
         selector, policy = self.random.choice(leading)
-        remote, interface = tunnel_of(policy, policy.templates[0]).remote, self.interfaces.get(policy.if_id)
+        remote, interface = tunnel_of(policy.templates[0]).remote, self.interfaces.get(policy.if_id)
         transport = policy.templates[0].mode is Mode.TRANSPORT
         if transport:
             interface = self.encapsulators[remote].interface

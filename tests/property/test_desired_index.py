@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from ipaddress import IPv4Address, ip_network
 from unittest.mock import patch
@@ -44,10 +45,11 @@ def overlap(one: IpNetwork, other: IpNetwork) -> bool:
 
 
 class PlainPrecedence:
-    """Every policy looks at every policy."""
+    """Every policy looks at every policy; none has a mark."""
 
-    def __init__(self, policies: tuple[XfrmPolicy, ...]) -> None:
+    def __init__(self, policies: tuple[XfrmPolicy, ...], marks: Iterable[int]) -> None:
         self.policies = policies
+        assert not list(marks)
 
     def rivals(self, mine: XfrmPolicy, key: TunnelId) -> list[XfrmPolicy]:
         earlier = self.policies[: self.policies.index(mine)]
