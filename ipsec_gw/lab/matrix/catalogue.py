@@ -439,7 +439,12 @@ def _devices() -> tuple[Case, ...]:
         _device("gre-device-tos", "the same, with the TOS of the packet inside", "gre tos inherit"),
         _device("gre-device-key", "a GRE device with a key", "gre key 7", **kept, reason="has a key"),
         _device(
-            "gre-all", "a GRE device, the SAs for all between the gateways", "gre", "", **kept, reason="shares the SA"
+            "gre-device-all",
+            "a GRE device, the SAs for all between the gateways",
+            "gre",
+            "",
+            **kept,
+            reason="shares the SA",
         ),
         _device("ipip-device", "an IPIP device in transport mode", "ipip", "4"),
     )
