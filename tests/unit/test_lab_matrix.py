@@ -4,13 +4,15 @@ import struct
 from dataclasses import replace
 
 import pytest
+from scapy.layers.inet import IP, UDP
+from scapy.layers.l2 import GRE
 
 from ipsec_gw.errors import IpsecGwError
 from ipsec_gw.lab.gateway import ShownSa
 from ipsec_gw.lab.matrix.case import Act, Carrier, Case, Child, Connection
 from ipsec_gw.lab.matrix.catalogue import catalogue, chosen
 from ipsec_gw.lab.matrix.ends import PLACES, End
-from ipsec_gw.lab.matrix.probes import MARK, Fate, Outcome, Probe, Protocol, _message, _number_in
+from ipsec_gw.lab.matrix.probes import MARK, Fate, Outcome, Probe, Protocol, _is_of_device, _message, _number_in
 from ipsec_gw.lab.scenarios.matrix import Course, Stage, _as_expected, _judge
 from ipsec_gw.lab.topology import LAN, Role, crossroads
 from ipsec_gw.lab.traffic import checksum
@@ -106,6 +108,14 @@ def test_segments_and_datagrams_have_right_checksums(protocol, version):
     assert checksum(pseudo + message) == 0
     assert _number_in(b"whatever" + message) == 77
     assert _number_in(message[:-8]) == 0, "cut short"
+
+
+def test_what_a_gre_device_sends_is_heard_where_it_comes_out_alone():
+    inside = IP(src="10.2.0.10", dst="10.0.0.1") / UDP() / (MARK + struct.pack(">Q", 77))
+    outer = IP(src="10.0.0.2", dst="10.0.0.1")
+    assert _is_of_device(bytes(outer / GRE() / inside))
+    assert not _is_of_device(bytes(inside))
+    assert not _is_of_device(bytes(outer / GRE(proto=0x88B5) / (MARK + struct.pack(">Q", 78))))
 
 
 def sa(direction, state, reason=""):

@@ -193,7 +193,7 @@ class Range:
             with contextlib.suppress(BlockingIOError):
                 while True:
                     data = ear.recv(65535)
-                    number = _number_in(data)
+                    number = 0 if ear.family == socket.AF_INET and _is_of_device(data) else _number_in(data)
                     if number in numbered and PLACES[numbered[number].destination].role is role:
                         seen.arrived[number] += 1
                         if numbered[number].version == 4 and numbered[number].tos:  # the header is told in IPv4 alone
@@ -227,6 +227,12 @@ def _fate(number: int, seen: _Seen) -> Fate:
     if seen.arrived[number]:
         return Fate.CLEAR if number in seen.clear else Fate.TUNNEL
     return Fate.LEAKED if number in seen.clear else Fate.DROPPED
+
+
+def _is_of_device(packet: bytes) -> bool:
+    """An IPv4 packet that a GRE device has sent: what is inside is heard where it comes out."""
+    start = (packet[0] & 0xF) * 4
+    return packet[9] == socket.IPPROTO_GRE and packet[start : start + len(_GRE_OF_NOTHING)] != _GRE_OF_NOTHING
 
 
 def _number_in(data: bytes) -> int:
