@@ -433,19 +433,11 @@ def _device(name: str, about: str, kind: str, protocol: str = "gre", **more: Any
 
 
 def _devices() -> tuple[Case, ...]:
-    kept: dict[str, Any] = {"carrier": Carrier.KERNEL}
     return (
         _device("gre-device", "a GRE device in transport mode, rekeyed", "gre", acts=(Act.REKEY_A, Act.REKEY_B)),
         _device("gre-device-tos", "the same, with the TOS of the packet inside", "gre tos inherit"),
-        _device("gre-device-key", "a GRE device with a key", "gre key 7", **kept, reason="has a key"),
-        _device(
-            "gre-device-all",
-            "a GRE device, the SAs for all between the gateways",
-            "gre",
-            "",
-            **kept,
-            reason="shares the SA",
-        ),
+        _device("gre-device-key", "a GRE device with a key", "gre key 7", carrier=Carrier.KERNEL, reason="has a key"),
+        _device("gre-device-all", "a GRE device, the SAs for all between the gateways", "gre", ""),
         _device("ipip-device", "an IPIP device in transport mode", "ipip", "4"),
     )
 
