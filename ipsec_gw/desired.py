@@ -42,13 +42,14 @@ from ipsec_gw.model.objects import (
     Steer,
     SteerKey,
     Tunnel,
+    XfrmInterface,
 )
 from ipsec_gw.model.secret import Secret
 from ipsec_gw.model.sizes import GRE_HEADER, IPV6_MINIMUM_MTU, UPLINK_MTU, inner_mtu
 from ipsec_gw.model.snapshot import Encapsulator, Mode, ResolvedHop, Snapshot, XfrmSa
 from ipsec_gw.nat_t import further_ports, local_port, udp_peer
 from ipsec_gw.precedence import Precedence, Share, share_of, why_not_routed
-from ipsec_gw.routed import interface_of, users_of, why_not_routed_by, why_not_seen
+from ipsec_gw.routed import Routes, why_not_seen
 
 
 class Owner(StrEnum):
@@ -130,8 +131,8 @@ def desired(
     refused = refused or {}
     lineages = lineages_of(snapshot)
     precedence = Precedence(snapshot.policies, (vti.out_mark for vti in snapshot.vtis))
-    devices = Devices(snapshot)
-    kept = _kept(lineages, devices, offer, settings, snapshot)
+    devices, routes = Devices(snapshot), Routes(lineages, snapshot)
+    kept = _kept(lineages, devices, routes, offer, settings, snapshot)
     objects: dict[ObjectKey, ManagedObject] = {}
     verdicts: list[SaVerdict] = []
     for lineage in lineages:
@@ -143,18 +144,23 @@ def desired(
         if held is not None:
             verdicts += [_verdict(sa, lineage, *held) for sa in lineage.sas]
             continue
-        built = _build(lineage, device, share, snapshot, refused)
+        interface = routes.of(lineage) if device is None else device.interface
+        built = _build(lineage, device, interface, share, snapshot, refused)
         objects |= built
         verdicts += [_verdict(sa, lineage, *_owner(sa, lineage, built, refused)) for sa in lineage.sas]
     return Desired(_exempted(_levelled(objects), snapshot), tuple(verdicts))
 
 
 def _kept(
-    lineages: Sequence[Lineage], devices: Devices, offer: EngineOffer, settings: Settings, snapshot: Snapshot
+    lineages: Sequence[Lineage],
+    devices: Devices,
+    routes: Routes,
+    offer: EngineOffer,
+    settings: Settings,
+    snapshot: Snapshot,
 ) -> dict[TunnelId, str]:
     """Why tunnels stay in the kernel whatever other tunnels there are; empty where nothing speaks for it."""
     further = further_ports(snapshot)
-    users = users_of(lineages, snapshot)
     kept: dict[TunnelId, str] = {}
     for lineage in lineages:
         names, device = _names(lineage, snapshot), devices.of(lineage)
@@ -166,7 +172,7 @@ def _kept(
             or _why_not_policies(lineage)
             or _why_not_path(lineage, settings, snapshot)
             or _why_not_led(lineage, device, snapshot)
-            or why_not_routed_by(lineage, users, snapshot)
+            or routes.why_not(lineage)
             or _why_not_sas(lineage, offer)
             or _why_not_ports(lineage, further)
             or _why_not_seen(lineage, names, settings, snapshot)
@@ -357,7 +363,12 @@ def _why_not_ports(lineage: Lineage, further: frozenset[int]) -> str:
 
 
 def _build(
-    lineage: Lineage, device: Encapsulator | None, share: Share, snapshot: Snapshot, refused: Mapping[SaKey, str]
+    lineage: Lineage,
+    device: Encapsulator | None,
+    interface: XfrmInterface | None,
+    share: Share,
+    snapshot: Snapshot,
+    refused: Mapping[SaKey, str],
 ) -> dict[ObjectKey, ManagedObject]:
     """The objects of an eligible tunnel: as many of them as can exist at this moment of its life.
 
@@ -384,7 +395,7 @@ def _build(
             current,
             selectors_of(lineage, device),
             share.exceptions,
-            interface_of(lineage, snapshot) if device is None else device.interface,
+            interface,
             is_transport(lineage) and device is None,
         )
         objects += [tunnel, *(Steer(SteerKey(sa.key), udp_peer(sa)) for sa in inbound)]

@@ -8,7 +8,8 @@ other tunnel stays in the kernel, whether the first one is up or not: nothing mo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 
 from ipsec_gw.lineages import Lineage, tunnel_of
@@ -30,45 +31,57 @@ class Precedence:
     """
 
     def __init__(self, policies: Iterable[XfrmPolicy], marks: Iterable[int] = ()) -> None:
-        self._marks = frozenset(marks)
-        outbound = list(enumerate(p for p in policies if p.direction is PolicyDirection.OUT))
-        self._places = {policy: place for place, policy in outbound}
-        self._by_source = PrefixIndex((entry[1].source, entry) for entry in outbound)
-        self._by_destination = PrefixIndex((entry[1].destination, entry) for entry in outbound)
+        given = frozenset(marks)
+        groups: dict[_Way, list[tuple[int, XfrmPolicy]]] = defaultdict(list)
+        for place, policy in enumerate(p for p in policies if p.direction is PolicyDirection.OUT):
+            groups[_way_of(policy, given)].append((place, policy))
+        self._places = {policy: (place, group) for group, entries in groups.items() for place, policy in entries}
+        self._groups = {group: _Group(entries) for group, entries in groups.items()}
 
     def rivals(self, policy: XfrmPolicy, key: TunnelId) -> list[XfrmPolicy]:
         """Policies of others whose networks overlap and that XFRM does not try after ``policy`` of tunnel ``key``; in
         the order of the dump. Of equal priority are those among them that have packets in common with it, as it is not
         known which comes first, and of the others those that the dump has first.
         """
-        place = self._places[policy]
-        found = [
-            entry for group in self._candidates(policy) for entry in group if self._is_rival(entry[1], policy, key)
-        ]
+        place, group = self._places[policy]
+        candidates = self._groups[group].overlapping(policy)
+        found = [entry for entries in candidates for entry in entries if _is_rival(entry[1], policy, key)]
         return [
             other
             for where, other in sorted(found, key=lambda entry: entry[0])
             if where < place or other.priority < policy.priority or other.selector.meets(policy.selector)
         ]
 
-    def _candidates(self, policy: XfrmPolicy) -> Iterable[list[tuple[int, XfrmPolicy]]]:
+
+_Way = tuple[int, XfrmMark | None]
+"""What tells policies for the packets of an interface from those for packets of another one, or of none."""
+
+
+def _way_of(policy: XfrmPolicy, marks: Set[int]) -> _Way:
+    of_device = policy.mark is not None and any(has_mark(mark, policy.mark) for mark in marks)
+    return policy.if_id, policy.mark if of_device else None
+
+
+class _Group:
+    """Policies for the packets of one interface, or of none, with their places in the dump."""
+
+    def __init__(self, entries: list[tuple[int, XfrmPolicy]]) -> None:
+        self._by_source = PrefixIndex((entry[1].source, entry) for entry in entries)
+        self._by_destination = PrefixIndex((entry[1].destination, entry) for entry in entries)
+
+    def overlapping(self, policy: XfrmPolicy) -> Iterable[list[tuple[int, XfrmPolicy]]]:
         """By the side of the selector that tells more of them apart."""
         if self._by_source.breadth(policy.source) < self._by_destination.breadth(policy.destination):
             return self._by_source.overlapping(policy.source)
         return self._by_destination.overlapping(policy.destination)
 
-    def _is_rival(self, other: XfrmPolicy, policy: XfrmPolicy, key: TunnelId) -> bool:
-        return (
-            other.priority <= policy.priority
-            and self._interface(other) == self._interface(policy)
-            and all(tunnel_of(template) != key for template in other.templates)
-            and other.selector.networks_meet(policy.selector)
-        )
 
-    def _interface(self, policy: XfrmPolicy) -> tuple[int, XfrmMark | None]:
-        """What tells a policy for the packets of an interface from those for packets of another one, or of none."""
-        of_device = policy.mark is not None and any(has_mark(mark, policy.mark) for mark in self._marks)
-        return policy.if_id, policy.mark if of_device else None
+def _is_rival(other: XfrmPolicy, policy: XfrmPolicy, key: TunnelId) -> bool:
+    return (
+        other.priority <= policy.priority
+        and all(tunnel_of(template) != key for template in other.templates)
+        and other.selector.networks_meet(policy.selector)
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,77 +7,81 @@ belong to which tunnel is known to XFRM alone.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable
 from ipaddress import ip_network
 
 from ipsec_gw.lineages import Lineage
 from ipsec_gw.model.charon import goes_by_policies
+from ipsec_gw.model.ids import IpAddress
 from ipsec_gw.model.objects import Selector, XfrmInterface
 from ipsec_gw.model.snapshot import Snapshot, Vti, has_mark
 
 _ANYTHING = frozenset(Selector(ip_network(net), ip_network(net)) for net in ("0.0.0.0/0", "::/0"))
 
 
-def interface_of(lineage: Lineage, snapshot: Snapshot) -> XfrmInterface | None:
-    """Its XFRM interface or VTI device; None of a tunnel without one."""
-    vti = _vti_of(lineage, snapshot)
-    return next(iter(_named_by(lineage, snapshot)), vti.interface if vti is not None else None)
+class Routes:
+    """The interfaces of the tunnels of a snapshot; each is looked up once and not once for every tunnel."""
 
+    def __init__(self, lineages: Iterable[Lineage], snapshot: Snapshot) -> None:
+        self._interfaces = snapshot.interfaces
+        self._vtis: dict[tuple[IpAddress | None, IpAddress | None], list[Vti]] = defaultdict(list)
+        self._by_vlan: dict[int, list[XfrmInterface]] = defaultdict(list)
+        for vti in snapshot.vtis:
+            self._vtis[vti.local, vti.remote].append(vti)
+        for interface in snapshot.tagged:
+            self._by_vlan[interface.vlan].append(interface)
+        self._users = Counter(interface for lineage in lineages for interface in self._concerned(lineage))
 
-def users_of(lineages: Iterable[Lineage], snapshot: Snapshot) -> Mapping[XfrmInterface, int]:
-    """How many tunnels name an interface, or would send by it."""
-    users: Counter[XfrmInterface] = Counter()
-    for lineage in lineages:
-        vti = _vti_of(lineage, snapshot)
-        users.update({*_named_by(lineage, snapshot), *((vti.interface,) if vti is not None else ())})
-    return users
+    def of(self, lineage: Lineage) -> XfrmInterface | None:
+        """Its XFRM interface or VTI device; None of a tunnel without one."""
+        vti = self._vti_of(lineage)
+        return next(iter(self._named_by(lineage)), vti.interface if vti is not None else None)
 
+    def why_not(self, lineage: Lineage) -> str:
+        """Why an engine cannot have it, empty if it can or is not route-based."""
+        if not lineage.routed:
+            return ""
+        interface = self.of(lineage)
+        if interface is None:
+            return _why_no_interface(lineage)
+        narrowed = next((policy.selector for policy in lineage.policies if policy.selector not in _ANYTHING), None)
+        twins = [str(one) for one in self._by_vlan[interface.vlan] if one != interface]
+        checks = (
+            (len(lineage.if_ids) > 1, "its SAs and policies have more than one if_id"),
+            (any(lineage.if_ids) and bool(lineage.marks), "its SAs or policies have a mark beside their if_id"),
+            (self._is_foreign(lineage), "its inbound SAs have a mark that its interface does not give"),
+            (self._users[interface] > 1, f"{interface} has several tunnels"),
+            (narrowed is not None, f"the selector {narrowed} leaves out what {interface} may send"),
+            (
+                bool(twins),
+                f"{interface} and {', '.join(twins)} share the VLAN ID {interface.vlan}: make one of them anew",
+            ),
+        )
+        return next((reason for failed, reason in checks if failed), "")
 
-def why_not_routed_by(lineage: Lineage, users: Mapping[XfrmInterface, int], snapshot: Snapshot) -> str:
-    """Why an engine cannot have it, empty if it can or is not route-based."""
-    if not lineage.routed:
-        return ""
-    interface = interface_of(lineage, snapshot)
-    if interface is None:
-        return _why_no_interface(lineage)
-    narrowed = next((policy.selector for policy in lineage.policies if policy.selector not in _ANYTHING), None)
-    twins = [str(one) for one in snapshot.tagged if one.vlan == interface.vlan and one != interface]
-    checks = (
-        (len(lineage.if_ids) > 1, "its SAs and policies have more than one if_id"),
-        (any(lineage.if_ids) and bool(lineage.marks), "its SAs or policies have a mark beside their if_id"),
-        (_is_foreign(lineage, snapshot), "its inbound SAs have a mark that its interface does not give"),
-        (users[interface] > 1, f"{interface} has several tunnels"),
-        (narrowed is not None, f"the selector {narrowed} leaves out what {interface} may send"),
-        (bool(twins), f"{interface} and {', '.join(twins)} share the VLAN ID {interface.vlan}: make one of them anew"),
-    )
-    return next((reason for failed, reason in checks if failed), "")
+    def _concerned(self, lineage: Lineage) -> set[XfrmInterface]:
+        """What it names, or would send by."""
+        vti = self._vti_of(lineage)
+        return {*self._named_by(lineage), *((vti.interface,) if vti is not None else ())}
 
+    def _named_by(self, lineage: Lineage) -> list[XfrmInterface]:
+        return [self._interfaces[if_id] for if_id in sorted(lineage.if_ids) if if_id in self._interfaces]
 
-def _named_by(lineage: Lineage, snapshot: Snapshot) -> list[XfrmInterface]:
-    return [snapshot.interfaces[if_id] for if_id in sorted(lineage.if_ids) if if_id in snapshot.interfaces]
+    def _vti_of(self, lineage: Lineage) -> Vti | None:
+        """The device whose packets its policies ask for; one with a remote end goes before one without."""
+        marks = lineage.marks
+        if not marks:
+            return None
+        local, remote = lineage.local, lineage.key.remote
+        ends = ((local, remote), (None, remote), (local, None), (None, None))
+        candidates = (vti for pair in ends for vti in self._vtis.get(pair, ()))
+        return next((vti for vti in candidates if all(has_mark(vti.out_mark, mark) for mark in marks)), None)
 
-
-def _vti_of(lineage: Lineage, snapshot: Snapshot) -> Vti | None:
-    """The device whose packets its policies ask for; one with a remote end goes before one without."""
-    if not lineage.marks:
-        return None
-    fitting = (one for one in snapshot.vtis if _fits(one, lineage))
-    return min(fitting, key=lambda one: (one.remote is None, one.local is None), default=None)
-
-
-def _fits(vti: Vti, lineage: Lineage) -> bool:
-    return (
-        vti.local in {lineage.local, None}
-        and vti.remote in {lineage.key.remote, None}
-        and all(has_mark(vti.out_mark, mark) for mark in lineage.marks)
-    )
-
-
-def _is_foreign(lineage: Lineage, snapshot: Snapshot) -> bool:
-    vti = _vti_of(lineage, snapshot)
-    given = vti.in_mark if vti is not None else 0
-    return not all(has_mark(given, mark) for mark in lineage.inbound_marks)
+    def _is_foreign(self, lineage: Lineage) -> bool:
+        vti = self._vti_of(lineage)
+        given = vti.in_mark if vti is not None else 0
+        return not all(has_mark(given, mark) for mark in lineage.inbound_marks)
 
 
 def _why_no_interface(lineage: Lineage) -> str:
