@@ -14,20 +14,15 @@ threshold and let through.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import platform
-import sys
 
-import structlog
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
+from bench.command import measure_and_print
 from bench.flood_report import Case, Report, Round
 from bench.flood_world import World, world
-from bench.machine import BenchError
-from ipsec_gw.errors import IpsecGwError
 
 ROUNDS, SECONDS = 9, 2.0
 _PAGE = 110
@@ -63,23 +58,7 @@ def run(rounds: int, seconds: float) -> Report:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"at least 7 for figures to quote ({ROUNDS})")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"of each window ({SECONDS:g})")
-    given = parser.parse_args()
-    if given.rounds < 1 or given.seconds <= 0:
-        parser.error("--rounds: one at least; --seconds: more than none")
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # JSON alone on standard output
-    try:
-        report = run(given.rounds, given.seconds)
-    except (BenchError, IpsecGwError, OSError, AssertionError) as error:
-        sys.exit(f"bench: {error}")
-    if given.json:
-        sys.stdout.write(json.dumps(report.as_json()) + "\n")
-        return
-    terminal = Console()
-    report.print(terminal if terminal.is_terminal else Console(width=_PAGE))
+    measure_and_print(__doc__, run, rounds=ROUNDS, seconds=SECONDS, window="each window", page=_PAGE)
 
 
 if __name__ == "__main__":

@@ -12,20 +12,15 @@ kernel's what its slabs grow by.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import platform
-import sys
 
-import structlog
 from rich.console import Console
 from rich.progress import Progress
 
-from bench.machine import BenchError
+from bench.command import measure_and_print
 from bench.nat_report import Case, Report, Round
 from bench.nat_world import Way, world
-from ipsec_gw.errors import IpsecGwError
 
 ROUNDS, SECONDS = 7, 2.0
 _PAGE = 130
@@ -52,23 +47,7 @@ def run(rounds: int, seconds: float) -> Report:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"at least 7 for figures to quote ({ROUNDS})")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"of a window at most ({SECONDS:g})")
-    given = parser.parse_args()
-    if given.rounds < 1 or given.seconds <= 0:
-        parser.error("--rounds: one at least; --seconds: more than none")
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # JSON alone on standard output
-    try:
-        report = run(given.rounds, given.seconds)
-    except (BenchError, IpsecGwError, OSError, AssertionError) as error:
-        sys.exit(f"bench: {error}")
-    if given.json:
-        sys.stdout.write(json.dumps(report.as_json()) + "\n")
-        return
-    terminal = Console()
-    report.print(terminal if terminal.is_terminal else Console(width=_PAGE))
+    measure_and_print(__doc__, run, rounds=ROUNDS, seconds=SECONDS, window="a window at most", page=_PAGE)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 
 from ipsec_gw.model.ids import IpAddress
 from vpp_conf.descriptors.base import NO_INDEX, Descriptor, from_address, to_address
-from vpp_conf.descriptors.interface import OWNER_TAG, borrow_address, bring_up, tag
+from vpp_conf.descriptors.interface import take_in
 from vpp_conf.descriptors.route import OUTER_TABLE
 from vpp_conf.descriptors.sa import COPY_DSCP, COPY_ECN, DECAP_COPY_ECN
 
@@ -55,9 +55,7 @@ class GreTunnelDescriptor(Descriptor[GreTunnel]):
         reply = await self._add_del(value, is_add=True)
         made = replace(value, sw_if_index=reply.sw_if_index)
         try:
-            await tag(self._api, made.sw_if_index, OWNER_TAG)
-            await bring_up(self._api, made.sw_if_index, value.table, value.mtu)
-            await borrow_address(self._api, made.sw_if_index, value.lender)
+            await take_in(self._api, made.sw_if_index, value.table, value.mtu, value.lender)
         except BaseException:
             await self.delete(made)
             raise

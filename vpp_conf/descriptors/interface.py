@@ -72,3 +72,12 @@ async def borrow_address(api: VppApi, sw_if_index: int, lender: int) -> None:
 async def keep_silent(api: VppApi, sw_if_index: int) -> None:
     """No router advertisements: the kernel speaks for the interface. It must have IPv6."""
     await api.call("sw_interface_ip6nd_ra_config", sw_if_index=sw_if_index, suppress=1)
+
+
+async def take_in(api: VppApi, sw_if_index: int, table: int, mtu: int, lender: int) -> None:
+    """Make a tunnel's interface that has just been created one of the gateway's: tagged, up in this FIB, with an
+    address of another interface's.
+    """
+    await tag(api, sw_if_index, OWNER_TAG)
+    await bring_up(api, sw_if_index, table, mtu)
+    await borrow_address(api, sw_if_index, lender)

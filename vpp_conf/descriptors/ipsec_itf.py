@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from vpp_conf.descriptors.base import Descriptor
-from vpp_conf.descriptors.interface import OWNER_TAG, borrow_address, bring_up, interfaces, tag
+from vpp_conf.descriptors.interface import OWNER_TAG, interfaces, take_in
 
 NAME_PREFIX = "ipsec"
 POINT_TO_POINT = 0
@@ -34,9 +34,7 @@ class IpsecInterfaceDescriptor(Descriptor[IpsecInterface]):
         reply = await self._api.call("ipsec_itf_create", itf={"user_instance": 0xFFFFFFFF, "mode": POINT_TO_POINT})
         made = replace(value, sw_if_index=reply.sw_if_index)
         try:
-            await tag(self._api, made.sw_if_index, OWNER_TAG)
-            await bring_up(self._api, made.sw_if_index, value.table, value.mtu)
-            await borrow_address(self._api, made.sw_if_index, value.lender)
+            await take_in(self._api, made.sw_if_index, value.table, value.mtu, value.lender)
         except BaseException:
             await self.delete(made)
             raise
