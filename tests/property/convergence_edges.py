@@ -23,6 +23,7 @@ from ipsec_gw.model.ids import Direction, EngineName, IpNetwork, SaKey
 from ipsec_gw.model.objects import EngineKey, EngineObject, EngineSa, Selector, Tunnel, UdpPeer
 from ipsec_gw.model.snapshot import XfrmSa
 from ipsec_gw.ownership.guard import HAND_BACK_MARGIN, KEPT_AHEAD
+from ipsec_gw.ownership.hosts import TABLE as HOSTS_TABLE
 from ipsec_gw.ownership.lead import TABLE
 from xdp_steer.xfrmi import Uplink
 
@@ -450,7 +451,7 @@ FOREIGN_ROUTES: list[dict[str, Any]] = [
 
 
 class FakeRoutes:
-    """The part of AsyncIPRoute that the lead driver uses: rules, and the routes of all tables."""
+    """The part of AsyncIPRoute that the drivers of leads use: rules, and the routes of all tables."""
 
     def __init__(self, edge: Edge) -> None:
         self.edge = edge
@@ -476,6 +477,12 @@ class FakeRoutes:
             and (rule.get("table"), "iifname" in rule) == (TABLE, False)
             and (TABLE, rule["dst"]) in self.table
         }
+
+    def hosts(self) -> set[tuple[str, str]]:
+        """This machine's addresses and peers' between which transport mode is led."""
+        if (HOSTS_TABLE, ANY) not in self.table:
+            return set()
+        return {(rule["src"], rule["dst"]) for rule in self.rules if rule.get("table") == HOSTS_TABLE}
 
     def facts(self) -> set[str]:
         """To compare with others."""
@@ -504,6 +511,8 @@ class FakeRoutes:
 
     async def route(self, command: str, **route: Any) -> None:
         self.edge.cross(f"route {command} {route['dst']}", lambda _text: NetlinkError(105))
+        if route["dst"] == "default":
+            route["dst"] = ANYWHERE[route["family"]]
         key = (route["table"], route["dst"])
         if self.table.get(key) in FOREIGN_ROUTES:
             raise Broken(f"{command} of {self.table[key]}, which belongs to somebody else")
@@ -548,7 +557,7 @@ class FakeRoutes:
             dst=str(network.network_address),
             dst_len=network.prefixlen,
             prefsrc=route.get("prefsrc"),
-            RTA_METRICS={"attrs": [("RTAX_MTU", route["metrics"]["mtu"])]},
+            RTA_METRICS={"attrs": [("RTAX_MTU", route.get("metrics", {}).get("mtu"))]},
         )
 
 
@@ -591,9 +600,16 @@ class FakeDevices:
 
 def is_led(tunnel: Tunnel, routes: FakeRoutes, devices: FakeDevices) -> bool:
     """Whether plaintext comes to the tunnel."""
+    if tunnel.hosts:
+        return hosts_of(tunnel) in routes.hosts()
     if tunnel.interface is not None:
         return tunnel.interface.index in devices.leads
     return any(map(routes.leads, tunnel.selectors))
+
+
+def hosts_of(tunnel: Tunnel) -> tuple[str, str]:
+    """Its two ends, as a rule of routing has them."""
+    return f"{tunnel.local}/32", f"{tunnel.remote}/32"
 
 
 @functools.cache
@@ -628,7 +644,12 @@ class Law:
         """Plaintext that comes to an engine without a tunnel for it is lost."""
         known = {(_text(one.source), _text(one.destination)) for tunnel in tunnels for one in tunnel.selectors}
         interfaces = {tunnel.interface.index for tunnel in tunnels if tunnel.interface is not None}
-        strangers = [*self.routes.led() - known, *self.devices.leads.keys() - interfaces]
+        hosts = {hosts_of(tunnel) for tunnel in tunnels if tunnel.hosts}
+        strangers = [
+            *self.routes.led() - known,
+            *self.devices.leads.keys() - interfaces,
+            *self.routes.hosts() - hosts,
+        ]
         if strangers:
             raise Broken(f"plaintext of {strangers} is led, and the engine has no tunnel for it (invariant 2)")
 

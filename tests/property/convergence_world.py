@@ -19,6 +19,7 @@ from ipsec_gw.model.objects import (
     EngineSa,
     Exempt,
     Guard,
+    HostsLead,
     InterfaceEntry,
     InterfaceKind,
     InterfaceLead,
@@ -44,11 +45,14 @@ from ipsec_gw.model.snapshot import (
     ResolvedHop,
     Snapshot,
     Template,
+    Vti,
+    XfrmMark,
     XfrmPolicy,
     XfrmSa,
 )
 from ipsec_gw.ownership.engine_link import EngineLink
 from ipsec_gw.ownership.guard import GuardDriver
+from ipsec_gw.ownership.hosts import HostsDriver
 from ipsec_gw.ownership.interfaces import InterfaceDriver
 from ipsec_gw.ownership.lead import LeadDriver
 from ipsec_gw.ownership.refusals import Refusals
@@ -88,10 +92,18 @@ THERE = {
     6: [*(ip_network(f"fd02:{n}::/64") for n in range(6)), ip_network("fd02::/30"), ip_network("::/0")],
 }
 HINTS = {4: ip_address("192.168.1.1"), 6: ip_address("fd01:1::1")}
-LIMITS = (LeadLimits(all6="no policy"), LeadLimits(local6="no netfilter"), *[LeadLimits()] * 4)
+LIMITS = (
+    LeadLimits(all6="no policy"),
+    LeadLimits(local6="no netfilter"),
+    LeadLimits(hosts="no netfilter"),
+    *[LeadLimits()] * 5,
+)
 IF_IDS = (1, 2, 3)
 """The last one has no XFRM interface."""
+MARKS = (0x41, 0x42, 0x43)
+"""The last one is given by no VTI device."""
 UPLINK = Uplink(7, bytes(6), bytes(6))
+GRE = 47
 SHUNT = 0
 """The reqid of policies that no tunnel has."""
 
@@ -100,7 +112,8 @@ TALLIED = (
     *("charon restarted", "peer moved", "burst through the engine", "tunnel in the engine at the end"),
     *("NAT mapped anew", "the same with a gap", "encapsulated tunnel in the engine at the end"),
     *("kernel took over by itself", "exception made", "exemption in place at the end"),
-    *("the same by an interface", "the same by a GRE device", "interface made anew", "interface led at the end"),
+    *("the same by an interface", "the same by a GRE device", "the same by a VTI device", "the same between hosts"),
+    *("interface made anew", "interface led at the end", "hosts led at the end"),
 )
 """What must not be missing in a run of many sequences."""
 
@@ -135,12 +148,8 @@ class Child:
     port: int = 0
     ours: int = 0
     if_id: int = 0
-    gre: bool = False
-
-    @property
-    def mode(self) -> Mode:
-        """Of its SAs: transport mode for what a GRE device sends."""
-        return Mode.TRANSPORT if self.gre else Mode.TUNNEL
+    mark: XfrmMark | None = None
+    mode: Mode = Mode.TUNNEL
 
     def encap(self, *, inbound: bool) -> UdpEncap | None:
         """Its ports behind a NAT: the peer's, and ours."""
@@ -169,13 +178,14 @@ class Daemon:
         )
         steer = SteerDriver(world.steering)
         self.lead = lead = LeadDriver(world.routes, kernel_index=7, engine_name="vp", engine_mac="02:00:00:00:00:07")
+        hosts = HostsDriver(world.routes, kernel_index=7)
         interfaces = InterfaceDriver(world.devices, UPLINK, world.name_of)
         tracker: DeltaTracker[ObjectKey, ManagedObject] = DeltaTracker()
 
         async def retrieve() -> Mapping[ObjectKey, ManagedObject]:
             found: dict[ObjectKey, ManagedObject] = {}
-            for read in (self.link.retrieve, guard.retrieve, steer.retrieve, lead.retrieve, interfaces.retrieve):
-                found |= await read()  # type: ignore[operator]
+            for driver in (self.link, guard, steer, lead, hosts, interfaces):
+                found |= await driver.retrieve()  # type: ignore[operator]
             return found
 
         async def drain(_seconds: float) -> None:
@@ -188,7 +198,7 @@ class Daemon:
             settings=SETTINGS,
             tracker=tracker,
             executor=Executor(
-                Drivers(engine=self.link, guard=guard, steer=steer, lead=lead, hosts=lead, interface=interfaces),
+                Drivers(engine=self.link, guard=guard, steer=steer, lead=lead, hosts=hosts, interface=interfaces),
                 tracker,
                 sleep=drain,
                 clock=world.now,
@@ -201,7 +211,7 @@ class Daemon:
         )
         self.link.on_counters = guard.keep_ahead
         self.link.on_open = guard.begin
-        world.engine.taking = partial(spare, steer, lead, interfaces)
+        world.engine.taking = partial(spare, steer, lead, hosts, interfaces)
 
     async def look(self) -> None:
         """As the daemon's task looks at its engine."""
@@ -237,6 +247,10 @@ class World:
         self.routes = FakeRoutes(self.edge)
         self.devices = FakeDevices(self.edge)
         self.interfaces = {if_id: XfrmInterface(10 + if_id, f"ipsec{if_id}") for if_id in IF_IDS[:-1]}
+        self.vtis = {
+            mark: Vti(XfrmInterface(17 + n, f"vti{n}", InterfaceKind.VTI), None, None, 0, mark)
+            for n, mark in enumerate(MARKS[:-1])
+        }
         self.encapsulators = {
             peer: Encapsulator(XfrmInterface(15 + n, f"gre{n}", InterfaceKind.GRE), LOCALS[4], peer)
             for n, peer in enumerate(PEERS)
@@ -282,11 +296,13 @@ class World:
             limits=self.limits,
             interfaces=dict(self.interfaces),
             encapsulators=tuple(self.encapsulators.values()),
+            vtis=tuple(self.vtis.values()),
         )
 
     def name_of(self, index: int) -> str:
         """As the kernel tells it."""
-        for interface in (*self.interfaces.values(), *(one.interface for one in self.encapsulators.values())):
+        devices = (*self.encapsulators.values(), *self.vtis.values())
+        for interface in (*self.interfaces.values(), *(one.interface for one in devices)):
             if interface.index == index:
                 return interface.name
         raise OSError(f"no interface {index}")
@@ -305,17 +321,23 @@ class World:
         port = self.random.choice([0, 0, 4500, self.random.randint(1024, 65000)])
         ours = self.random.choice([4500, 4500, 4501, 4502])
         if_id = self.random.choice([0] * 9 + list(IF_IDS))
-        if if_id and self.random.random() < 0.8:
+        mark = None if if_id else self._some_mark()
+        if (if_id or mark) and self.random.random() < 0.8:
             selectors = [
                 Selector(net, net) for net in map(ip_network, ("0.0.0.0/0", "::/0")[: self.random.choice([1, 2])])
             ]
-        child = Child(peer, self.reqid, tuple(selectors), port=port, ours=ours, if_id=if_id)
-        if peer.version == 4 and self.random.random() < 0.15:
-            wide = self.random.random() < 0.25  # for more than its device: the kernel's
+        child = Child(peer, self.reqid, tuple(selectors), port=port, ours=ours, if_id=if_id, mark=mark)
+        if peer.version == 4 and self.random.random() < 0.25:
+            wide = self.random.random() < 0.25  # for more than the two: the kernel's
             ends = ip_network((child.local, 32)), ip_network((peer, 31 if wide else 32), strict=False)
-            child = Child(peer, self.reqid, (Selector(*ends, 47),), gre=True)
+            protocol = self.random.choice([GRE, GRE, 0, 17])
+            child = Child(peer, self.reqid, (Selector(*ends, protocol),), mode=Mode.TRANSPORT)
         self.children.append(child)
         self._bring(child)
+
+    def _some_mark(self) -> XfrmMark | None:
+        value = self.random.choice([0] * 9 + list(MARKS))
+        return (value, 0xFFFFFFFF) if value else None
 
     def _bring(self, child: Child) -> None:
         """A new pair of SAs, inbound first, then the switch of the policies, then what was there before goes."""
@@ -372,7 +394,7 @@ class World:
 
     def move(self, child: Child) -> None:
         """MOBIKE or a NAT's new mind: every SA is deleted and installed again with the same key and numbers."""
-        if child.gre:
+        if child.mode is Mode.TRANSPORT:
             return
         self.moved = True
         self.tally["peer moved"] += 1
@@ -392,7 +414,7 @@ class World:
         """The NAT in front of the peer has chosen another port. Between the delete and the add of charon's update a
         dump may fall.
         """
-        if child.gre:
+        if child.mode is Mode.TRANSPORT:
             return
         self.tally["NAT mapped anew"] += 1
         child.port = self.random.randint(1024, 65000)
@@ -450,6 +472,7 @@ class World:
             lifetime=Lifetime(0, 0, self.key, 0),
             encap=child.encap(inbound=inbound),
             if_id=child.if_id,
+            mark=None if inbound else child.mark,
         )
 
     def _remove(self, child: Child, pair: tuple[int, int]) -> None:
@@ -476,36 +499,58 @@ class World:
             (template,),
             upper=selector.protocol,
             if_id=child.if_id,
+            mark=child.mark,
         )
 
     # Packets
 
     def plaintext(self) -> None:
         """Packets of a selector: to the engine if they are led to one that takes them, else XFRM's way."""
-        leading = [(key[1], policy) for key, policy in self.policies.items() if policy.templates]
+        leading = [policy for policy in self.policies.values() if policy.templates]
         if not leading:
             return
-        selector, policy = self.random.choice(leading)
-        remote, interface = tunnel_of(policy.templates[0]).remote, self.interfaces.get(policy.if_id)
-        transport = policy.templates[0].mode is Mode.TRANSPORT
-        if transport:
-            interface = self.encapsulators[remote].interface
-        led = self.routes.leads(selector) if interface is None else interface.index in self.devices.leads
+        policy = self.random.choice(leading)
+        way = self._way_of(policy)
+        led = self._is_led(policy, way)
         if self.random.random() < 0.8 and led and self.engine.works:
             count = self._burst()
             for tunnel in self.engine.tunnels():
-                if count and tunnel.interface == interface and (transport or selector in tunnel.selectors):
+                if count and self._has(tunnel, policy, way):
                     self.tally["burst through the engine"] += 1
-                    self.tally["the same by an interface"] += interface is not None
-                    self.tally["the same by a GRE device"] += transport
+                    self.tally["the same by an interface"] += way is not None
+                    self.tally["the same by a GRE device"] += way is not None and way.kind is InterfaceKind.GRE
+                    self.tally["the same by a VTI device"] += way is not None and way.kind is InterfaceKind.VTI
+                    self.tally["the same between hosts"] += tunnel.hosts
                     self.engine.encrypts(tunnel.outbound, count)
             return
         if led and not self.engine.works:
             self.steering.plaintext_falls()
             self.tally["kernel took over by itself"] += 1
-        key = SaKey(remote, policy.templates[0].spi)
+        key = SaKey(tunnel_of(policy.templates[0]).remote, policy.templates[0].spi)
         if key in self.xfrm.sas:
             self.steering.kernel_sends(key, self.random.randint(1, 3))
+
+    def _way_of(self, policy: XfrmPolicy) -> XfrmInterface | None:
+        """The interface into which routing sends its packets; None if there is none."""
+        if policy.upper == GRE:
+            return self.encapsulators[tunnel_of(policy.templates[0]).remote].interface
+        if policy.mark is not None and policy.mark[0] in self.vtis:
+            return self.vtis[policy.mark[0]].interface
+        return self.interfaces.get(policy.if_id)
+
+    def _is_led(self, policy: XfrmPolicy, way: XfrmInterface | None) -> bool:
+        if way is not None:
+            return way.index in self.devices.leads
+        if policy.transports:
+            return (str(policy.source), str(policy.destination)) in self.routes.hosts()
+        return self.routes.leads(policy.selector)
+
+    @staticmethod
+    def _has(tunnel: Tunnel, policy: XfrmPolicy, way: XfrmInterface | None) -> bool:
+        """Whether a tunnel of the engine encrypts the packets of a policy."""
+        if policy.transports:
+            return tunnel.interface == way and tunnel.key == tunnel_of(policy.templates[0])
+        return tunnel.interface == way and not tunnel.hosts and policy.selector in tunnel.selectors
 
     def _burst(self) -> int:
         count = min(self.budget, self.random.choice([1, 3, BETWEEN_LOOKS // 2, BETWEEN_LOOKS]))
@@ -636,8 +681,13 @@ class World:
         if self.random.random() < 0.3:
             self._change_device()
             return
-        if_id = self.random.choice(IF_IDS[:-1])
         self.index += 1
+        if self.random.random() < 0.3:
+            mark = self.random.choice(MARKS[:-1])
+            vti = self.vtis[mark]
+            self.vtis[mark] = replace(vti, interface=replace(vti.interface, index=self.index))
+            return
+        if_id = self.random.choice(IF_IDS[:-1])
         if self.random.random() < 0.3:
             self.interfaces.pop(if_id, None)
         else:
@@ -733,6 +783,7 @@ class World:
                 self.tally["call failed"] = self.edge.failures
                 self.tally["tunnel in the engine at the end"] = len(self.engine.tunnels())
                 self.tally["interface led at the end"] = len(self.devices.leads)
+                self.tally["hosts led at the end"] = len(self.routes.hosts())
                 exempt = [one for one in self.routes.rules if one.get("goto") == 219 and "iifname" not in one]
                 self.tally["exemption in place at the end"] = len(exempt)
                 encapsulated = [t for t in self.engine.tunnels() if self.engine.sa(t.outbound).encap]
@@ -751,9 +802,12 @@ class World:
         held = {key for key, owner in self.steering.owner.items() if owner == "engine"}
         ideal = FakeRoutes(Edge(self.random, lambda _note: None))
         writer = LeadDriver(ideal, kernel_index=7, engine_name="vp", engine_mac="")
+        hosts = HostsDriver(ideal, kernel_index=7)
         for obj in wanted.values():
             if isinstance(obj, Lead | Exempt):
                 finish(writer.create(obj))
+            elif isinstance(obj, HostsLead):
+                finish(hosts.create(obj))
         devices = FakeDevices(ideal.edge)
         interfaces = InterfaceDriver(devices, UPLINK)
         for obj in wanted.values():
