@@ -4,6 +4,7 @@ The order is DESIGN.md's invariant 2, and holds for first birth, rekey and remov
 taken away before its users are gone and nothing is used before it is there::
 
     0  exempt from leading                         (what comes)
+       tunnels: swap the outbound SA, with its guard, where inbound ones go as well
     1  stop leading plaintext, stop steering       (what goes away)
     2  drain                                       (packets already in the rings)
     3  tunnels                                     (what goes away, and may be in the way of what comes)
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import UnionType
 
@@ -118,7 +119,23 @@ def plan(desired: Mapping[ObjectKey, ManagedObject], in_place: Mapping[ObjectKey
         for key, value in in_place.items()
         if key not in desired or key in shaken
     ]
-    return tuple(_ordered(coming, going))
+    return tuple(_ordered(coming, going, _swaps(coming, in_place)))
+
+
+def _swaps(coming: list[Op], in_place: Mapping[ObjectKey, ManagedObject]) -> dict[ObjectKey, Op]:
+    """Tunnels whose outbound SA must not wait for the drain of inbound ones that go with it: the peer may have deleted
+    it already (RFC 7296 §2.8.1: of two simultaneous rekeys one is deleted at once).
+    """
+    swaps: dict[ObjectKey, Op] = {}
+    for op in coming:
+        old = in_place.get(op.obj.key) if isinstance(op.obj, Tunnel) and op.action is Action.UPDATE else None
+        if not isinstance(old, Tunnel) or not isinstance(op.obj, Tunnel) or old.outbound == op.obj.outbound:
+            continue
+        if not set(old.inbound) <= set(op.obj.inbound):
+            outbound = op.obj.outbound
+            needs: frozenset[ObjectKey] = frozenset({outbound, GuardKey(outbound)})
+            swaps[old.key] = Op(Action.UPDATE, replace(old, outbound=outbound), needs=needs)
+    return swaps
 
 
 def _shaken(
@@ -158,8 +175,13 @@ class _Users:
         return frozenset(GuardKey(tunnel.outbound) for tunnel in self._users.get(key, ()))
 
 
-def _ordered(coming: list[Op], going: list[Op]) -> Iterator[Op]:
+def _ordered(coming: list[Op], going: list[Op], swaps: Mapping[ObjectKey, Op]) -> Iterator[Op]:
     yield from _of(coming, Exempt)
+    sooner = frozenset[ObjectKey]().union(*(swap.needs for swap in swaps.values()))
+    yield from (op for op in _of(coming, Guard) if op.obj is not None and op.obj.key in sooner)
+    yield from (op for op in _of(coming, EngineSa) if op.obj is not None and op.obj.key in sooner)
+    yield from swaps.values()
+    coming = [_after(swaps, op) for op in coming if op.obj is not None and op.obj.key not in sooner]
     yield from _of(going, AnyLead)
     unsteered = list(_of(going, Steer))
     yield from unsteered
@@ -171,6 +193,11 @@ def _ordered(coming: list[Op], going: list[Op]) -> Iterator[Op]:
     yield from _of(going, Exempt)
     for kind in (EngineSa, NextHop, Guard, InterfaceEntry):
         yield from _of(going, kind)
+
+
+def _after(swaps: Mapping[ObjectKey, Op], op: Op) -> Op:
+    """It waits for the swap of the same tunnel."""
+    return replace(op, needs=op.needs | {op.obj.key}) if op.obj is not None and op.obj.key in swaps else op
 
 
 def _of(operations: list[Op], kind: type[ManagedObject] | UnionType) -> Iterator[Op]:

@@ -107,6 +107,29 @@ def test_what_stops_being_steered_drains_before_its_sa_goes(before: Objects, aft
         assert max(unsteered) < drains[0] < min(gone)
 
 
+@given(states(), states())
+def test_a_swap_of_the_outbound_sa_waits_for_no_drain(before: Objects, after: Objects) -> None:
+    """The peer may have deleted the old one already: the loser of two simultaneous rekeys goes at once."""
+    tunnels = [(obj, after.get(obj.key)) for obj in before.values() if isinstance(obj, Tunnel)]
+    for old, new in tunnels:
+        if isinstance(new, Tunnel) and old.interface == new.interface and old.hosts == new.hosts:
+            state = dict(before)
+            for op in plan(after, before):
+                if op.obj is None:
+                    break
+                state[op.obj.key] = op.obj
+            assert new.outbound == old.outbound or state[new.key].outbound == new.outbound  # type: ignore[union-attr]
+
+
+def test_the_loser_of_two_rekeys_is_not_sent_with_while_its_packets_drain() -> None:
+    loser = snapshot(*(sa(n, inbound=True) for n in (1, 3)), sa(2), sa(4), policies=(policy(2),))
+    winner = snapshot(sa(3, inbound=True), sa(4), policies=(policy(4),))
+    before, after = (dict(desired(OFFER, SETTINGS, look).objects) for look in (loser, winner))
+    kinds = [(op.action, type(op.obj)) for op in plan(after, before)]
+    assert kinds[:3] == [(Action.UPDATE, Tunnel), (Action.DELETE, Steer), (Action.DRAIN, type(None))]
+    assert kinds.count((Action.UPDATE, Tunnel)) == 2
+
+
 def test_a_changed_selector_is_followed() -> None:
     before = dict(desired(OFFER, SETTINGS, snapshot(sa(1, inbound=True), sa(2), policies=(policy(2),))).objects)
     other = replace(policy(2), source=policy(2).source.supernet())
