@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from ipsec_gw.encapsulated import Devices, awaits_policies, copies_of, is_transport, selectors_of
-from ipsec_gw.hosts import why_not_hosts
+from ipsec_gw.hosts import HostPolicies
 from ipsec_gw.lineages import Lineage, lineages_of
 from ipsec_gw.model.algorithms import SALT_BYTES, EspAlgorithm
 from ipsec_gw.model.choices import Choices
@@ -160,7 +160,7 @@ def _kept(
     snapshot: Snapshot,
 ) -> dict[TunnelId, str]:
     """Why tunnels stay in the kernel whatever other tunnels there are; empty where nothing speaks for it."""
-    further = further_ports(snapshot)
+    further, hosts = further_ports(snapshot), HostPolicies(snapshot)
     kept: dict[TunnelId, str] = {}
     for lineage in lineages:
         names, device = _names(lineage, snapshot), devices.of(lineage)
@@ -168,7 +168,7 @@ def _kept(
             offer.absent
             or settings.choices.keeps(names)
             or _why_moved(lineage, names, settings.moved)
-            or _why_not_mode(lineage, devices, offer, snapshot)
+            or _why_not_mode(lineage, devices, hosts, offer)
             or _why_not_policies(lineage)
             or _why_not_path(lineage, settings, snapshot)
             or _why_not_led(lineage, device, snapshot)
@@ -256,7 +256,7 @@ def _held(lineage: Lineage, settings: Settings, snapshot: Snapshot, offer: Engin
 _UNFINISHED = "waits for the rest of its CHILD_SA"
 
 
-def _why_not_mode(lineage: Lineage, devices: Devices, offer: EngineOffer, snapshot: Snapshot) -> str:
+def _why_not_mode(lineage: Lineage, devices: Devices, hosts: HostPolicies, offer: EngineOffer) -> str:
     modes = {sa.mode for sa in lineage.sas}
     if len(modes) > 1:
         return f"it has SAs of several modes ({', '.join(sorted(modes))})"
@@ -266,7 +266,7 @@ def _why_not_mode(lineage: Lineage, devices: Devices, offer: EngineOffer, snapsh
         return f"{modes.pop()} mode is left to the kernel"
     device = devices.of(lineage)
     if device is None:
-        return "" if devices.awaited(lineage) else why_not_hosts(lineage, snapshot)
+        return "" if devices.awaited(lineage) else hosts.why_not(lineage)
     able = offer.gre or not _is_gre(device)
     return devices.why_not(lineage, device) or ("" if able else f"engine {offer.name} does not do GRE")
 
