@@ -5,7 +5,7 @@ import os
 import pytest
 
 from ipsec_gw.lab.matrix.catalogue import catalogue, chosen
-from tests.scenarios.lab_command import check_names, need, play, skip_unless_all
+from tests.scenarios.lab_command import check_names, kept, need, play, skip_unless_all
 
 pytestmark = [pytest.mark.scenario, pytest.mark.root]
 
@@ -35,4 +35,5 @@ def test_a_sample_fares_as_with_the_kernel_alone(engine):
 def test_all_fare_as_with_the_kernel_alone(engine, request):
     skip_unless_all(request)
     need(engine)
-    every_check([case.name for case in catalogue()], play("matrix", "--engine", engine))
+    report = play("matrix", "--engine", engine, *kept(request, f"matrix-{engine}"))
+    every_check([case.name for case in catalogue()], report)

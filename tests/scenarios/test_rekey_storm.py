@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.scenarios.lab_command import check_names, need, play, skip_unless_all
+from tests.scenarios.lab_command import check_names, kept, need, play, skip_unless_all
 
 pytestmark = [pytest.mark.scenario, pytest.mark.root, pytest.mark.timeout(3600)]
 
@@ -20,5 +20,5 @@ WANTED = (
 def test_nothing_is_lost_by_two_hundred_rekeys(engine, request):
     skip_unless_all(request)
     need(engine)
-    report = play("rekey-storm", "--engine", engine, "--rounds", "200")
+    report = play("rekey-storm", "--engine", engine, "--rounds", "200", *kept(request, f"rekey-storm-{engine}"))
     assert [name for name in WANTED if name not in check_names(report)] == []
