@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import resource
 import signal
 import time
@@ -435,7 +436,9 @@ class Daemon:
                     self._gateway.senses.kernel.expire_soft(key)
                     log.info("asked charon for a rekey", sa=str(key))
                 except XfrmError as error:
-                    self._gateway.reconciler.history.trouble(f"charon was not asked for a rekey of SA {key}: {error}")
+                    if error.errno != errno.ESRCH:  # else a rekey came by itself
+                        trouble = f"charon was not asked for a rekey of SA {key}: {error}"
+                        self._gateway.reconciler.history.trouble(trouble)
             await asyncio.sleep(_PACER_SECONDS)
 
 

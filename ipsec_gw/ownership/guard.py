@@ -154,8 +154,9 @@ class GuardDriver:
                 )
             if number - sent < HAND_BACK_MARGIN:
                 number = self._raise(key, number, sent + KEPT_AHEAD)
-        except IpsecGwError as error:  # it is gone, most likely; the others must not wait for it
-            self._tell(f"the kernel's number of SA {key} is not kept ahead of the engine's: {error}")
+        except IpsecGwError as error:  # the others must not wait for it
+            if not _is_gone(error):  # by a rekey; if charon is just moving it, the next look sees to it
+                self._tell(f"the kernel's number of SA {key} is not kept ahead of the engine's: {error}")
         else:
             self._written[key] = number
 
@@ -226,7 +227,7 @@ class GuardDriver:
                 self._kernel.raise_oseq(key, self._number(key) + KEPT_AHEAD)
                 return
         except IpsecGwError as error:
-            if isinstance(error, GoneError) or (isinstance(error, XfrmError) and error.errno == errno.ESRCH):
+            if _is_gone(error):
                 self._maps.forget(key)
                 raise GoneError(str(error)) from None
             self._release(key)
@@ -293,3 +294,8 @@ def _sa_key(obj: ManagedObject) -> SaKey:
     if not isinstance(obj, Guard):
         raise TypeError(f"{obj!r} is not a guard")
     return obj.key.sa
+
+
+def _is_gone(error: IpsecGwError) -> bool:
+    """The SA that a call was about does not exist any more."""
+    return isinstance(error, GoneError) or (isinstance(error, XfrmError) and error.errno == errno.ESRCH)

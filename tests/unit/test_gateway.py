@@ -134,6 +134,23 @@ async def test_a_number_that_cannot_be_kept_ahead_is_in_the_history() -> None:
     assert f"the kernel's number of SA {OUT} is not kept ahead" in told
 
 
+@pytest.mark.parametrize("when", ["before the look at its number", "before the write"])
+async def test_an_sa_that_a_rekey_has_removed_is_no_trouble(when: str) -> None:
+    engine, kernel, steering = FakeEngine(), Kernel(*established().sas), Steering()
+    made = gateway(engine, kernel, steering)
+    await made.link.open()
+    await made.reconciler.run_pass()
+    if when == "before the write":
+        kernel.gone.add(OUT)
+    else:
+        del kernel.sas[OUT]
+    written = list(kernel.written)
+    engine.sent[OUT] = Counters(HAND_BACK_MARGIN + 1, 0)
+    await made.link.look()
+    assert kernel.written == written
+    assert [record.trouble for record in made.reconciler.history if record.trouble] == []
+
+
 async def test_what_an_engine_counted_last_is_read_when_it_is_lost() -> None:
     engine, kernel, steering = FakeEngine(), Kernel(*established().sas), Steering()
     made = gateway(engine, kernel, steering)
