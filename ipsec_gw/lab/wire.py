@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -100,13 +100,22 @@ def numbers(packets: Sequence[EspPacket]) -> list[Numbers]:
 
 def furthest_back(packets: Iterable[EspPacket]) -> int:
     """How far below an earlier one any sequence number of the same SA is, at most."""
+    return max((back for _, back in _steps_back(packets)), default=0)
+
+
+def stragglers(packets: Iterable[EspPacket], reordering: int) -> int:
+    """How many packets of one SA are further below an earlier one than that, at most."""
+    late = Counter(index for index, back in _steps_back(packets) if back > reordering)
+    return max(late.values(), default=0)
+
+
+def _steps_back(packets: Iterable[EspPacket]) -> Iterator[tuple[SaIndex, int]]:
+    """How far each packet's number is below the highest one of its SA so far."""
     highest: dict[SaIndex, int] = {}
-    worst = 0
     for packet in packets:
         index = (packet.destination, packet.spi)
         highest[index] = max(highest.get(index, 0), packet.sequence)
-        worst = max(worst, highest[index] - packet.sequence)
-    return worst
+        yield index, highest[index] - packet.sequence
 
 
 def _numbers(name: str, carried: Sequence[EspPacket]) -> Numbers:

@@ -7,7 +7,7 @@ from ipaddress import IPv4Address
 from ipsec_gw.lab.oracle import EspPacket
 from ipsec_gw.lab.scenarios.failover import _IKE, Death
 from ipsec_gw.lab.scenarios.truth import COUNTED
-from ipsec_gw.lab.wire import furthest_back
+from ipsec_gw.lab.wire import furthest_back, stragglers
 
 LISTED = """\
 site: #3, ESTABLISHED, IKEv2, 1122334455667788_i* 8877665544332211_r
@@ -36,6 +36,14 @@ def test_how_far_back_numbers_go() -> None:
     assert furthest_back([esp(1, 1 << 27), esp(1, 20), esp(1, 1 << 28)]) == (1 << 27) - 20, (
         "the engine's after the kernel's"
     )
+
+
+def test_what_left_a_ring_late_is_counted_by_packets() -> None:
+    taken_over = [esp(1, 1 << 27), esp(1, 20), esp(1, 21), esp(1, 1 << 28), esp(2, 9), esp(2, 8)]
+    assert stragglers([], 0) == 0
+    assert stragglers(taken_over, 1024) == 2, "of one SA"
+    assert stragglers([*taken_over, esp(2, 1 << 27), esp(2, 10)], 1024) == 2, "not of all together"
+    assert stragglers(taken_over, 1 << 27) == 0
 
 
 def test_charons_words_are_read() -> None:

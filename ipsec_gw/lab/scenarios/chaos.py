@@ -157,7 +157,7 @@ async def run(lab: Lab) -> None:
     """Play it for ``minutes`` of the options; its ``seed`` makes it repeatable as far as a machine is."""
     story, gateway, evidence = await begin(lab)
     await disorder(story, gateway, evidence, lab.options.minutes)
-    await finish(story, gateway, evidence, lossy=True)
+    await finish(story, gateway, evidence, lossy=True, flapped=True)
 
 
 async def disorder(story: Story, gateway: GatewayUnderTest, evidence: Evidence, minutes: float) -> None:

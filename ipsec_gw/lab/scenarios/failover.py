@@ -124,15 +124,16 @@ async def finish(
     evidence: Evidence,
     *,
     lossy: bool = False,
+    flapped: bool = False,
     links: Collection[IpNetwork] = (),
 ) -> None:
     """Charon's counters, the end of the tunnel, and what the captures tell. ``lossy``: packets may have been lost;
-    ``links`` as in :class:`Judged`.
+    ``flapped`` and ``links`` as in :class:`Judged`.
     """
     await quiet(story)
     await counter_truth(story.lab, story.a, gateway, count_by_sa(packets(story)))
     await terminate(story, evidence)
-    judged = Judged(taken_over=True, lossy=lossy, links=frozenset(links))
+    judged = Judged(taken_over=True, lossy=lossy, flapped=flapped, links=frozenset(links))
     judge_capture(story.lab, evidence, story.wan, story.lans, story.diaries, judged)
     await leave(story)
 

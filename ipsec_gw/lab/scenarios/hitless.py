@@ -26,4 +26,4 @@ async def run(lab: Lab) -> None:
     await kills(story, gateway, evidence, rounds)
     await stops(story, gateway, evidence, rounds)
     await disorder(story, gateway, evidence, lab.options.minutes)
-    await finish(story, gateway, evidence, lossy=True)
+    await finish(story, gateway, evidence, lossy=True, flapped=True)
