@@ -131,6 +131,11 @@ class Selector:
         return bool(self.source_port.mask or self.destination_port.mask)
 
     @property
+    def of_hosts(self) -> bool:
+        """It is for packets from one address to another."""
+        return all(network.prefixlen == network.max_prefixlen for network in (self.source, self.destination))
+
+    @property
     def networks(self) -> Selector:
         """The same for all protocols."""
         return Selector(self.source, self.destination)
