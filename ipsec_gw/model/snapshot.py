@@ -125,7 +125,11 @@ class Template:
 
 @dataclass(frozen=True, slots=True)
 class XfrmPolicy:
-    """A policy of the kernel. ``upper`` is a protocol, 0 for any. ``bound`` ones ask for an interface or a user too."""
+    """A policy of the kernel. ``upper`` is a protocol, 0 for any. ``bound`` ones ask for an interface or a user too.
+
+    Of those of one priority for the same two hosts XFRM tries the one with the lowest ``index`` first: the kernel
+    numbers them as they come, and a change keeps place and number (``xfrm_policy_insert``).
+    """
 
     direction: PolicyDirection
     source: IpNetwork
@@ -139,6 +143,7 @@ class XfrmPolicy:
     destination_port: PortMatch = ANY_PORT
     mark: XfrmMark | None = None
     if_id: int = 0
+    index: int = 0
 
     @property
     def transports(self) -> bool:
