@@ -207,6 +207,16 @@ class Vti:
 
 
 @dataclass(frozen=True, slots=True)
+class Vxlan:
+    """A VXLAN device of the kernel, which sends from ``local``, None for any, to a ``port`` of one ``remote``."""
+
+    name: str
+    local: IpAddress | None
+    remote: IpAddress
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
 class LeadLimits:
     """Why packets cannot be led past XFRM: any of IPv6, those of IPv6 that this machine sends itself, or those of
     transport mode. Empty: they can.
@@ -223,7 +233,7 @@ class Snapshot:
 
     ``names`` is keyed by both SPIs of a CHILD_SA. ``sources`` are charon's source hints by remote network, ``limits``
     is what cannot be led. ``interfaces`` are the XFRM interfaces by if_id, ``vtis`` the VTI devices, ``encapsulators``
-    the GRE and IPIP devices, ``charon`` is strongSwan's version.
+    the GRE and IPIP devices, ``vxlans`` the VXLAN devices, ``charon`` is strongSwan's version.
     """
 
     sas: tuple[XfrmSa, ...] = ()
@@ -236,6 +246,7 @@ class Snapshot:
     interfaces: dict[int, XfrmInterface] = field(default_factory=dict)
     vtis: tuple[Vti, ...] = ()
     encapsulators: tuple[Encapsulator, ...] = ()
+    vxlans: tuple[Vxlan, ...] = ()
     charon: str = ""
 
     @property
