@@ -19,6 +19,9 @@ WANTED = (
     "the oracle opens every ESP packet of both directions",
     "A uses no sequence number and no nonce twice",
     "no packet of the device crosses the WAN without ESP",
+    "UDP 10.1.0.10 -> 10.2.0.10 is denied",
+    "UDP 10.2.0.10 -> 10.1.0.10 is denied",
+    "the firewall finds nothing malformed, whoever decrypted it",
 )
 
 

@@ -56,7 +56,11 @@ def scenarios() -> dict[str, Scenario]:
     from ipsec_gw.lab.scenarios.firewall import run as run_firewall  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.firewall_plain import run as run_firewall_plain  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.frr import run as run_frr  # noqa: PLC0415
-    from ipsec_gw.lab.scenarios.gre_over_ipsec import run_gre, run_ipip  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.gre_over_ipsec import (  # noqa: PLC0415
+        run_gre,
+        run_gre_with_firewall,
+        run_ipip,
+    )
     from ipsec_gw.lab.scenarios.hang import run as run_hang  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.hitless import run as run_hitless  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.idle import run as run_idle  # noqa: PLC0415
@@ -131,9 +135,10 @@ def scenarios() -> dict[str, Scenario]:
         ),
         Scenario(
             "gre-over-ipsec",
-            "BGP by FRR over a GRE device in transport mode, and an IPIP device: rekeys, the engine's death and return",
+            "BGP by FRR over a GRE device in transport mode, one behind a firewall, an IPIP device: rekeys and deaths",
             (
                 Part("gre", topology.two_networks, run_gre, vm_seconds=2400.0),
+                Part("gre-firewall", topology.site_to_site, run_gre_with_firewall, vm_seconds=1400.0),
                 Part("ipip", topology.two_networks, run_ipip, vm_seconds=1400.0),
             ),
         ),

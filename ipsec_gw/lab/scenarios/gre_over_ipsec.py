@@ -20,7 +20,7 @@ from ipsec_gw.lab.process import run as call
 from ipsec_gw.lab.scenarios.configured import GATEWAYS, both
 from ipsec_gw.lab.scenarios.failover import finish, flowing
 from ipsec_gw.lab.scenarios.frr import Link, bgp_comes, raise_links, unbroken
-from ipsec_gw.lab.scenarios.route_based import OTHER_GATEWAY, engine_dies
+from ipsec_gw.lab.scenarios.route_based import OTHER_GATEWAY, engine_dies, hear_the_firewall, walled, walls_hold
 from ipsec_gw.lab.scenarios.site_to_site import bracketed_exchange, rekey_under_traffic
 from ipsec_gw.lab.scenarios.tunnel import Story, Talkers, bring_up, carry, set_up, start_flows
 from ipsec_gw.lab.scenarios.verdicts import Evidence, few
@@ -44,7 +44,13 @@ MTU = {GRE: "1442", IPIP: "1446"}
 async def run_gre(lab: Lab) -> None:
     """Play it with BGP over a GRE device."""
     need_tools(TOOLS)
-    await _play(lab, GRE)
+    await _play(lab, GRE, by_bgp=True)
+
+
+async def run_gre_with_firewall(lab: Lab) -> None:
+    """Play it with the GRE device in a zone of its own, and routes by hand."""
+    hear_the_firewall(lab)
+    await _play(lab, GRE, walled(GRE.interface))
 
 
 async def run_ipip(lab: Lab) -> None:
@@ -52,11 +58,11 @@ async def run_ipip(lab: Lab) -> None:
     await _play(lab, IPIP)
 
 
-async def _play(lab: Lab, link: Link) -> None:
+async def _play(lab: Lab, link: Link, config: str = PLAIN, *, by_bgp: bool = False) -> None:
     for role in GATEWAYS:
         await raise_links(lab, role, (link,))
     before = await _mtu(lab, link)
-    story = await set_up(lab, both(lab, link.connection), config=PLAIN)
+    story = await set_up(lab, both(lab, link.connection), config=config)
     gateway = story.gateway
     if gateway is None:
         raise AssertionError("this is about ipsec-gw alone")
@@ -64,12 +70,14 @@ async def _play(lab: Lab, link: Link) -> None:
     evidence = Evidence()
     await bring_up(story, evidence)
     await carry(story, evidence)
-    bgp = await bgp_comes(story, (link,)) if link is GRE else None
+    bgp = await bgp_comes(story, (link,)) if by_bgp else None
     if bgp is None:
         await _routes(story, link)
     carried = await _mtu(lab, link)
     lab.check(f"{link.interface} has the MTU of its tunnel", carried == MTU[link], MTU[link], carried)
     await bracketed_exchange(story, "payload exchange")
+    if config != PLAIN:
+        await walls_hold(story, gateway)
     await rekey_under_traffic(story, evidence)
     if bgp is not None:
         await unbroken(lab, *bgp, "after the rekeys")
