@@ -250,11 +250,12 @@ def test_two_cpus_at_the_same_time_share_one_rate(world: World) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    drain(world, FAST, frame)  # of what came while the last thread was waited for
-    passed = (time.monotonic_ns() - began) / 1e9
-    found = accepted(world) - before
-    print(f"{found * 8 / passed / 1e6:.1f} Mbit/s over {passed:.1f} s, the first {FAST.burst} bytes included")
-    assert found - FAST.burst == pytest.approx(passed * FAST.rate / 8, rel=0.02)
+    emptied = time.monotonic_ns() - began
+    drain(world, FAST, frame)  # of what came while the last thread was waited for, and until then at least
+    passed = time.monotonic_ns() - began
+    found = (accepted(world) - before - FAST.burst) * 8e9 / FAST.rate
+    print(f"{found / passed:.3f} of the rate over {passed / 1e9:.1f} s, without the first {FAST.burst} bytes")
+    assert 0.98 * emptied <= found <= 1.02 * passed
 
 
 def test_a_bucket_never_gets_more_than_its_burst_ahead(world: World) -> None:
