@@ -197,14 +197,14 @@ def world(**changed):
     return {"from_a": from_a, "from_b": from_b, "client": client, "server": server, "sas": sas, "lost": 0} | changed
 
 
-def judged(engine="vpp", lossy=False, links=frozenset(), bridged=False, **changed):
+def judged(engine="vpp", lossy=False, links=frozenset(), bridged=False, taken_over=False, flapped=False, **changed):
     parts = world(**changed)
     run = lab(engine)
     wan = Fixed(parts["from_a"], parts["from_b"], lost=parts["lost"])
     evidence = Evidence([0, 0], [len(capture.frames) for capture in wan.captures])
     evidence.engine_took([shown("in"), shown("out")])
     diary = SimpleNamespace(all=lambda: parts["sas"])
-    by = Judged(lossy=lossy, links=links, bridged=bridged)
+    by = Judged(lossy=lossy, links=links, bridged=bridged, taken_over=taken_over, flapped=flapped)
     judge_capture(run, evidence, wan, Fixed(parts["client"], parts["server"]), [diary], by)
     return run
 
@@ -297,6 +297,16 @@ def test_the_guard_may_take_numbers_of_an_sa_that_stays_in_the_kernel():
 def test_an_engine_must_send_in_order():
     late = protected(TO_B, A, B, 0xB, numbers=(2, 1))
     assert failed(judged(from_a=late)) == ["sequence numbers from the engine strictly increase"]
+
+
+def test_what_an_engine_sends_behind_the_kernel_leaves_its_ring_after_a_link_was_down():
+    behind = protected(TO_B, A, B, 0xB, numbers=(1 << 27, 2))
+    name = "no number of A goes back beyond the reordering of one ring, whoever sends"
+    assert failed(judged(from_a=behind, taken_over=True)) == [name]
+    assert failed(judged(from_a=behind, taken_over=True, flapped=True)) == []
+    one_ring = protected(TO_B * 513, A, B, 0xB, numbers=(1 << 27, *range(1, 1026)))
+    parts = {"client": [frame(Ether() / one, outgoing=True) for one in TO_B * 513] + world()["client"][2:]}
+    assert name in failed(judged(from_a=one_ring, taken_over=True, flapped=True, lossy=True, **parts))
 
 
 def test_clear_packets_on_the_wan():
