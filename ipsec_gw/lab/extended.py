@@ -18,6 +18,7 @@ from ipsec_gw.lab.kernel_sas import (
     NLM_F_REQUEST,
     NLMSG_ERROR,
     USERSA_BYTES,
+    XFRMA_REPLAY_ESN_VAL,
     KernelSa,
     attributes,
     bodies,
@@ -26,7 +27,7 @@ from ipsec_gw.lab.kernel_sas import (
 )
 from ipsec_gw.lab.netns import inside
 
-XFRM_MSG_NEWAE, XFRMA_REPLAY_ESN_VAL = 0x1E, 23
+XFRM_MSG_NEWAE = 0x1E
 XFRM_AE_RVAL = 2
 _REPLACE_AND_ACK = 0x104
 """NLM_F_REPLACE and NLM_F_ACK."""

@@ -24,7 +24,7 @@ SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, XFRMNLGRP_SA = 270, 1, 3
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 XFRM_MSG_NEWSA, XFRM_MSG_DELSA, XFRM_MSG_GETSA, XFRM_MSG_UPDSA = 0x10, 0x11, 0x12, 0x1A
 NLM_F_REQUEST, NLM_F_DUMP = 0x1, 0x300
-XFRMA_ALG_AEAD = 18
+XFRMA_REPLAY_VAL, XFRMA_ALG_AEAD, XFRMA_REPLAY_ESN_VAL = 10, 18, 23
 XFRM_STATE_ESN = 128
 ALGORITHMS = frozenset((1, 2, 3, XFRMA_ALG_AEAD, 20))
 """XFRMA_ALG_AUTH, CRYPT, COMP, AEAD and AUTH_TRUNC."""
@@ -51,7 +51,9 @@ SALT_BYTES = 4
 
 @dataclass(frozen=True, slots=True)
 class KernelSa:
-    """An ESP SA as a kernel holds it. ``aead`` is the kernel's name, ``salt`` the last four bytes of its key."""
+    """An ESP SA as a kernel holds it. ``aead`` is the kernel's name, ``salt`` the last four bytes of its key,
+    ``received`` the highest sequence number that it has seen.
+    """
 
     source: IpAddress
     destination: IpAddress
@@ -64,6 +66,7 @@ class KernelSa:
     packets: int
     esn: bool = False
     transport: bool = False
+    received: int = 0
 
 
 def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -95,7 +98,8 @@ def parse_sa(body: bytes) -> KernelSa | None:
     if len(body) < USERSA_BYTES or body[PROTOCOL] != socket.IPPROTO_ESP:
         return None
     (family,) = struct.unpack_from("=H", body, FAMILY)
-    aead = attributes(body[USERSA_BYTES:]).get(XFRMA_ALG_AEAD)
+    found = attributes(body[USERSA_BYTES:])
+    aead = found.get(XFRMA_ALG_AEAD)
     if aead is None:
         return None
     length = 4 if family == socket.AF_INET else 16
@@ -114,7 +118,17 @@ def parse_sa(body: bytes) -> KernelSa | None:
         packets=packets,
         esn=bool(body[FLAGS] & XFRM_STATE_ESN),
         transport=body[MODE] == XFRM_MODE_TRANSPORT,
+        received=_received(found),
     )
+
+
+def _received(found: dict[int, bytes]) -> int:
+    """Of ``xfrm_replay_state_esn`` or ``xfrm_replay_state``."""
+    if extended := found.get(XFRMA_REPLAY_ESN_VAL):
+        _, _, low, _, high = struct.unpack_from("=5I", extended)
+        return int(high << 32 | low)
+    plain = found.get(XFRMA_REPLAY_VAL)
+    return int(struct.unpack_from("=2I", plain)[1]) if plain else 0
 
 
 def _open(namespace: str) -> socket.socket:

@@ -53,6 +53,13 @@ def test_extended_numbers_are_told_by_a_flag():
     assert not parse_sa(usersa(flags=127) + aead()).esn
 
 
+def test_the_highest_number_received():
+    plain, extended = struct.pack("=3I", 7, 9, 0), struct.pack("=6I", 1, 7, 5, 0, 2, 32)
+    assert parse_sa(usersa() + aead()).received == 0
+    assert parse_sa(usersa() + attribute(10, plain) + aead()).received == 9
+    assert parse_sa(usersa() + attribute(10, plain) + attribute(23, extended) + aead()).received == (2 << 32) + 5
+
+
 def test_the_key_is_not_printed():
     assert KEY.hex() not in repr(parse_sa(usersa() + aead()))
 

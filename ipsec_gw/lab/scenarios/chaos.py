@@ -17,8 +17,7 @@ from ipsec_gw.lab.gateway import GatewayUnderTest, ShownSa
 from ipsec_gw.lab.noise import make_noise
 from ipsec_gw.lab.process import CommandFailed
 from ipsec_gw.lab.process import run as call
-from ipsec_gw.lab.scenarios.failover import begin, finish, flowing, recorded, replay
-from ipsec_gw.lab.scenarios.truth import SYNC_SECONDS
+from ipsec_gw.lab.scenarios.failover import begin, by_last_look, finish, flowing, replay
 from ipsec_gw.lab.scenarios.tunnel import Story, spis
 from ipsec_gw.lab.scenarios.verdicts import Evidence
 from ipsec_gw.lab.topology import Role
@@ -96,8 +95,8 @@ class Chaos:
 
     async def send_again(self) -> None:
         """What an attacker has recorded, older than the guardian's last look."""
-        frames = [frame for frame in recorded(self.story) if frame.when < time.time() - SYNC_SECONDS]
-        self.replayed += await replay(self.story, frames)
+        older, _ = by_last_look(self.story)
+        self.replayed += await replay(self.story, older)
 
     async def vpp_up(self) -> None:
         """If none runs; one that hangs and is killed meanwhile is no error."""
