@@ -46,7 +46,6 @@ from ipsec_gw.observe.views import (
     record_view,
     sa_view,
 )
-from ipsec_gw.overlays import overlay_words
 from ipsec_gw.ownership import hand
 from ipsec_gw.ownership.attendant import Attendant, Service
 from ipsec_gw.ownership.demand import Demand
@@ -288,7 +287,6 @@ class Daemon:
             inSync=gateway.reconciler.in_sync,
             wan=tuple(link.name for link in gateway.plumbing.wan) if gateway.plumbing else (),
             tunnels=len({v.sa.reqid for v in gateway.reconciler.decision.verdicts}),
-            overlays=overlay_words(gateway.reconciler.snapshot, gateway.reconciler.decision.verdicts, offer.name),
             steer=tuple(
                 SteerView(str(key), count.engine_packets, count.kernel_packets)
                 for key, count in (steering.steer_counters() if steering else {}).items()

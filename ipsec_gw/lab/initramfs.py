@@ -26,7 +26,6 @@ MODULES = (
         "ip_vti",
         "ip_gre",
         "ipip",
-        "vxlan",
         "af_key",
         "ah4",
         "ipcomp",

@@ -115,9 +115,8 @@ class GuardianView:
 
 @dataclass(frozen=True, slots=True)
 class StatusView:
-    """The daemon at a glance. ``overlays`` says who does what of VXLAN and ESP. ``verdicts`` are packets at XDP and TC
-    egress by the reason's label, as ``unknown-spi``; zeros are in it as well. ``malformedMessages`` came from the
-    kernel's XFRM or from charon and could not be read.
+    """The daemon at a glance. ``verdicts`` are packets at XDP and TC egress by the reason's label, as ``unknown-spi``;
+    zeros are in it as well. ``malformedMessages`` came from the kernel's XFRM or from charon and could not be read.
     """
 
     version: str
@@ -126,7 +125,6 @@ class StatusView:
     inSync: bool  # noqa: N815
     wan: tuple[str, ...]
     tunnels: int
-    overlays: tuple[str, ...]
     steer: tuple[SteerView, ...]
     guard: tuple[GuardView, ...]
     docks: tuple[DockView, ...]

@@ -238,7 +238,6 @@ class Store:
                 vlan=_vlan(tunnel),
                 gre=sa.gre,
                 transport=sa.transport,
-                rank=tunnel.rank,
             )
             for selector in tunnel.selectors
         ]
