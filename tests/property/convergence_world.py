@@ -248,7 +248,7 @@ class World:
         self.devices = FakeDevices(self.edge)
         self.interfaces = {if_id: XfrmInterface(10 + if_id, f"ipsec{if_id}") for if_id in IF_IDS[:-1]}
         self.vtis = {
-            mark: Vti(XfrmInterface(17 + n, f"vti{n}", InterfaceKind.VTI), None, None, 0, mark)
+            mark: Vti(XfrmInterface(18 + n, f"vti{n}", InterfaceKind.VTI), None, None, 0, mark)
             for n, mark in enumerate(MARKS[:-1])
         }
         self.encapsulators = {
