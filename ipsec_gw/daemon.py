@@ -46,6 +46,7 @@ from ipsec_gw.observe.views import (
     record_view,
     sa_view,
 )
+from ipsec_gw.overlays import overlay_words
 from ipsec_gw.ownership import hand
 from ipsec_gw.ownership.attendant import Attendant, Service
 from ipsec_gw.ownership.demand import Demand
@@ -287,6 +288,7 @@ class Daemon:
             inSync=gateway.reconciler.in_sync,
             wan=tuple(link.name for link in gateway.plumbing.wan) if gateway.plumbing else (),
             tunnels=len({v.sa.reqid for v in gateway.reconciler.decision.verdicts}),
+            overlays=overlay_words(gateway.reconciler.snapshot, gateway.reconciler.decision.verdicts, offer.name),
             steer=tuple(
                 SteerView(str(key), count.engine_packets, count.kernel_packets)
                 for key, count in (steering.steer_counters() if steering else {}).items()
@@ -456,8 +458,8 @@ def _carried(gateway: Gateway, sas: Iterable[XfrmSa]) -> Mapping[SaKey, Carried]
     found = {}
     for sa in sas:
         total, guarded = counters.get(sa.key, Counters(0, 0)), passed.get(sa.key)
-        told = gateway.guardian.told(sa.key) if gateway.guardian else NOTHING
-        untold = Counters(max(total.packets - told.packets, 0), max(total.octets - told.octets, 0))
+        guardian = gateway.guardian
+        told, untold = (guardian.told(sa.key), guardian.untold(sa.key, total)) if guardian else (NOTHING, NOTHING)
         own = guarded.passed if guarded else max(sa.lifetime.packets - told.packets, 0)
         found[sa.key] = Carried(total, untold, own)
     return found

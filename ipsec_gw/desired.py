@@ -6,12 +6,12 @@ to the engine or all of it stays in the kernel, with a sentence that says why (D
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from ipsec_gw.encapsulated import Devices, awaits_policies, copies_of, is_transport, selectors_of
-from ipsec_gw.hosts import HostPolicies
+from ipsec_gw.hosts import HostPolicies, Together
 from ipsec_gw.lineages import Lineage, lineages_of
 from ipsec_gw.model.algorithms import SALT_BYTES, EspAlgorithm
 from ipsec_gw.model.choices import Choices
@@ -132,14 +132,14 @@ def desired(
     lineages = lineages_of(snapshot)
     precedence = Precedence(snapshot.policies, (vti.out_mark for vti in snapshot.vtis))
     devices, routes = Devices(snapshot), Routes(lineages, snapshot)
-    kept = _kept(lineages, devices, routes, offer, settings, snapshot)
+    together = Together(one for one in lineages if is_transport(one) and devices.of(one) is None)
+    shares = _shares(
+        lineages, devices, together, _kept(lineages, devices, routes, offer, settings, snapshot), precedence
+    )
     objects: dict[ObjectKey, ManagedObject] = {}
     verdicts: list[SaVerdict] = []
     for lineage in lineages:
-        device = devices.of(lineage)
-        share = Share(reason=kept[lineage.key])
-        if not share.reason:
-            share = share_of(lineage, precedence, kept, of_device=device is not None)
+        device, share = devices.of(lineage), shares[lineage.key]
         held = (Owner.KERNEL, share.reason) if share.reason else _held(lineage, settings, snapshot, offer)
         if held is not None:
             verdicts += [_verdict(sa, lineage, *held) for sa in lineage.sas]
@@ -148,7 +148,36 @@ def desired(
         built = _build(lineage, device, interface, share, snapshot, refused)
         objects |= built
         verdicts += [_verdict(sa, lineage, *_owner(sa, lineage, built, refused)) for sa in lineage.sas]
-    return Desired(_exempted(_levelled(objects), snapshot), tuple(verdicts))
+    carried = {obj.key for obj in objects.values() if isinstance(obj, Tunnel)}
+    ranked = _ranked(_levelled(objects), together.ranks(carried))
+    return Desired(_exempted(ranked, together.exempted(carried), snapshot), tuple(verdicts))
+
+
+def _shares(
+    lineages: Sequence[Lineage],
+    devices: Devices,
+    together: Together,
+    kept: Mapping[TunnelId, str],
+    precedence: Precedence,
+) -> dict[TunnelId, Share]:
+    """What each tunnel has of its selectors, or why it stays in the kernel."""
+    shares = {
+        one.key: Share(reason=kept[one.key])
+        if kept[one.key]
+        else share_of(one, precedence, kept, of_device=devices.of(one) is not None)
+        for one in lineages
+    }
+    why = together.why_not({key: share.reason for key, share in shares.items()})
+    return {key: replace(share, reason=why[key]) for key, share in shares.items()}
+
+
+def _ranked(
+    objects: Mapping[ObjectKey, ManagedObject], ranks: Mapping[TunnelId, int]
+) -> dict[ObjectKey, ManagedObject]:
+    return {
+        key: replace(obj, rank=ranks[obj.key]) if isinstance(obj, Tunnel) and obj.key in ranks else obj
+        for key, obj in objects.items()
+    }
 
 
 def _kept(
@@ -160,7 +189,7 @@ def _kept(
     snapshot: Snapshot,
 ) -> dict[TunnelId, str]:
     """Why tunnels stay in the kernel whatever other tunnels there are; empty where nothing speaks for it."""
-    further, hosts = further_ports(snapshot), HostPolicies(snapshot)
+    further, hosts = further_ports(snapshot), HostPolicies(snapshot, devices)
     kept: dict[TunnelId, str] = {}
     for lineage in lineages:
         names, device = _names(lineage, snapshot), devices.of(lineage)
@@ -182,10 +211,12 @@ def _kept(
     return kept
 
 
-def _exempted(objects: dict[ObjectKey, ManagedObject], snapshot: Snapshot) -> dict[ObjectKey, ManagedObject]:
-    """With an exemption for every exception that is not led itself."""
+def _exempted(
+    objects: dict[ObjectKey, ManagedObject], further: Iterable[Selector], snapshot: Snapshot
+) -> dict[ObjectKey, ManagedObject]:
+    """With an exemption for every exception that is not led itself, and for ``further`` ones."""
     tunnels = [obj for obj in objects.values() if isinstance(obj, Tunnel)]
-    wanted: dict[Selector, bool] = {}
+    wanted: dict[Selector, bool] = dict.fromkeys(further, False)
     for tunnel in tunnels:
         hints = [snapshot.sources.get(selector.destination) for selector in tunnel.selectors]
         for selector in (one for one in tunnel.exceptions if one not in objects):

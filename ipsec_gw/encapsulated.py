@@ -66,6 +66,10 @@ class Devices:
         """Whether it may be for a device, and nobody knows yet: charon adds policies after SAs."""
         return awaits_policies(lineage) and bool(self._between(lineage))
 
+    def send(self, lineage: Lineage, protocol: int) -> bool:
+        """Whether one of them sends packets of this protocol between the ends of a tunnel."""
+        return any(device.protocol == protocol for device in self._between(lineage))
+
     def why_not(self, lineage: Lineage, device: Encapsulator) -> str:
         """Why an engine that does GRE cannot have what this device of its sends, empty if it can."""
         foreign = next((one.selector for one in lineage.policies if not _is_of_ends(one.selector, lineage)), None)

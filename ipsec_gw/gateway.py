@@ -7,7 +7,7 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,7 +35,7 @@ from ipsec_gw.model.algorithms import ALGORITHMS
 from ipsec_gw.model.choices import PolicyMode
 from ipsec_gw.model.ids import EngineName, SaKey
 from ipsec_gw.model.objects import ManagedObject, ObjectKey
-from ipsec_gw.model.snapshot import Snapshot
+from ipsec_gw.model.snapshot import LeadLimits, Snapshot, XfrmPolicy
 from ipsec_gw.model.warmth import NOTHING, Volume
 from ipsec_gw.ownership import hand
 from ipsec_gw.ownership.bypass import Bypass, remove_bypass
@@ -453,14 +453,26 @@ def _pipes(
 ) -> tuple[Plumbing, EngineContext]:
     """The same parts as the control loop sees them and as an engine does. Touches nothing."""
     kernel_end, engine_end = uplink
-    lead = LeadDriver(route, kernel_index=kernel_end.index, engine_name=ENGINE_END, engine_mac=engine_end.link.mac)
+    hosts = HostsDriver(route, kernel_index=kernel_end.index)
+    lead = LeadDriver(
+        route,
+        kernel_index=kernel_end.index,
+        engine_name=ENGINE_END,
+        engine_mac=engine_end.link.mac,
+        after_exempt=hosts.mark,
+    )
     ends = Uplink(kernel_end.index, *(bytes.fromhex(end.link.mac.replace(":", "")) for end in uplink))
     interfaces = InterfaceDriver(steering.xfrm_interfaces, ends)
-    hosts = HostsDriver(route, kernel_index=kernel_end.index)
     taking = partial(spare, SteerDriver(steering), lead, hosts, interfaces)
     context = EngineContext(paths.run_dir, wan, kernel_end.link, engine_end.link, steering.xsks_map, taking)
     up = (kernel_end.link, engine_end.link)
     return Plumbing(steering, lead, hosts, interfaces, wan, kernel_end.index, up), context
+
+
+def _limits(bypass: Bypass, hosts: HostsDriver, policies: Sequence[XfrmPolicy]) -> LeadLimits:
+    """What cannot be led. What marks packets for it is put back first, if somebody took it away."""
+    hosts.renew()
+    return bypass.limits(policies)
 
 
 def _join(
@@ -490,7 +502,7 @@ def _join(
         lead, hosts = plumbing.lead, plumbing.hosts
         drivers = Drivers(engine=link, guard=guard, steer=steer, lead=lead, hosts=hosts, interface=interfaces)
         follow = guard.follow
-        senses.observer.limits = Bypass(senses.kernel, plumbing.up_index).limits
+        senses.observer.limits = partial(_limits, Bypass(senses.kernel, plumbing.up_index), hosts)
         link.on_counters = guard.keep_ahead
         moves = MoveWatch(plumbing.steering, senses.kernel, received=link.received, tell=history.trouble)
         link.on_open = partial(_begin, plumbing.steering, guard)

@@ -102,6 +102,8 @@ def share_of(
     exceptions: dict[Selector, None] = {}
     for policy in lineage.policies:
         for other in precedence.rivals(policy, lineage.key):
+            if not of_device and _is_beside(other, policy):
+                continue
             if _carriable(other, kept) and not _told_apart(other.selector, policy.selector):
                 return Share(reason=_covers(other))
             if not other.selector.meets(policy.selector):
@@ -116,6 +118,11 @@ def share_of(
             if len(exceptions) > MAX_EXCEPTIONS:
                 return Share(reason=f"other policies cover more than {MAX_EXCEPTIONS} parts of its selectors")
     return Share(tuple(exceptions))
+
+
+def _is_beside(other: XfrmPolicy, policy: XfrmPolicy) -> bool:
+    """Both are of transport mode between the same hosts: :class:`ipsec_gw.hosts.Together` sees to them."""
+    return other.transports and policy.transports and other.selector.networks == policy.selector.networks
 
 
 def _carriable(policy: XfrmPolicy, kept: Mapping[TunnelId, str]) -> bool:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from ipsec_gw.model.firewall import TUNNEL_INTERFACES
 
 KERNEL_END = TUNNEL_INTERFACES[0]
-OUR_TABLES = ("ip ipsec-gw", "ip6 ipsec-gw")
-"""Of nftables, which have own packets routed once more (ownership.bypass)."""
+OUR_TABLES = ("ip ipsec-gw", "ip ipsec-gw-hosts", "ip6 ipsec-gw")
+"""Of nftables, which have own packets routed once more (ownership.bypass, ownership.marks)."""
 
 OUR_RULES = range(170, 220)
 """Where the rules that lead plaintext to the engine are, and nobody else's should be (``ownership/lead.py``)."""

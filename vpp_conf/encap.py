@@ -76,7 +76,7 @@ class EncapMap:
         """``tables`` are those that VPP has already, by the destination that leads to them. Raises EngineError."""
         self.gate = gate
         self._selectors: dict[int, frozenset[Selector]] = {}
-        self._ways: dict[IpNetwork, dict[IpNetwork, int]] = {}
+        self._ways: dict[IpNetwork, dict[IpNetwork, list[int]]] = {}
         self._ordered: list[_Key] = []
         self._networks: dict[_Key, IpNetwork] = {}
         self._lengths: Counter[tuple[int, int]] = Counter()
@@ -93,15 +93,23 @@ class EncapMap:
         """The routes of every destination."""
         return {destination: self.routes(destination) for destination in self._ways}
 
-    def conflict(self, interface: int | None, selectors: Iterable[Selector]) -> tuple[Selector, int] | None:
+    def conflict(
+        self, interface: int | None, selectors: Iterable[Selector], *, whole: bool = False
+    ) -> tuple[Selector, int] | None:
         """The first of these selectors that has packets in common with another tunnel, which lies neither inside it nor
-        around it, and that tunnel.
+        around it, and that tunnel. Those that get ``whole`` packets have the same networks: the SPD knows their ports.
         """
         for selector in selectors:
             for destination in (*self._around(selector.destination), *self._inside(selector.destination)):
-                for source, other in self._ways[destination].items():
-                    if other != interface and _confused(selector.networks, Selector(source, destination)):
-                        return selector, other
+                for source, others in self._ways[destination].items():
+                    for other in others:
+                        same = whole and other >= FIRST_WHOLE_WAY
+                        if (
+                            other != interface
+                            and not same
+                            and _confused(selector.networks, Selector(source, destination))
+                        ):
+                            return selector, other
         return None
 
     def put(self, interface: int, selectors: frozenset[Selector]) -> Change:
@@ -146,13 +154,15 @@ class EncapMap:
     def _replace(self, interface: int, former: frozenset[Selector], selectors: frozenset[Selector]) -> None:
         for selector in former - selectors:
             ways = self._ways[selector.destination]
-            del ways[selector.source]
+            ways[selector.source].remove(interface)
+            if not ways[selector.source]:
+                del ways[selector.source]
             if not ways:
                 self._drop(selector.destination)
         for selector in selectors - former:
             if selector.destination not in self._ways:
                 self._add(selector.destination)
-            self._ways[selector.destination][selector.source] = interface
+            self._ways[selector.destination].setdefault(selector.source, []).append(interface)
         if selectors:
             self._selectors[interface] = selectors
         else:
@@ -192,9 +202,11 @@ class EncapMap:
         return len({_place_of(way) for way in self._all_ways(destination).values()}) > 1
 
     def _all_ways(self, destination: IpNetwork) -> dict[IpNetwork, int]:
-        """The tunnels by source of all destinations that contain this one; of one source the narrowest has it."""
+        """The tunnels by source of all destinations that contain this one; of one source the narrowest has it, and of
+        several that stand in one place any will do.
+        """
         around = sorted(self._around(destination), key=lambda one: one.prefixlen)
-        return {source: way for one in around for source, way in self._ways[one].items()}
+        return {source: ways[0] for one in around for source, ways in self._ways[one].items()}
 
     def _around(self, network: IpNetwork) -> Iterator[IpNetwork]:
         """The destinations that contain a network, itself included."""

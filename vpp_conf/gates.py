@@ -76,12 +76,14 @@ class GateParts:
     inbound: frozenset[Arrival]
     wanted: frozenset[Selector]
     exceptions: frozenset[Selector] = frozenset()
+    rank: int = 0
 
     @classmethod
     def of(cls, way: int, tunnel: Tunnel, outbound: SadEntry, inbound: Iterable[SadEntry]) -> GateParts:
         """The parts of a tunnel with these SAs. Raises EngineError."""
         arrivals = frozenset(map(Arrival.of, inbound))
-        return cls(way, outbound.sad_id, arrivals, frozenset(tunnel.selectors), frozenset(tunnel.exceptions))
+        selectors, exceptions = frozenset(tunnel.selectors), frozenset(tunnel.exceptions)
+        return cls(way, outbound.sad_id, arrivals, selectors, exceptions, tunnel.rank)
 
     @property
     def selectors(self) -> frozenset[Selector]:
@@ -207,7 +209,7 @@ def holdings(tunnels: Iterable[GateParts], links: Links) -> Holdings:
     exceptions = {selector for one in parts for selector in one.exceptions} - selectors
     return Holdings(
         incoming=frozenset(_incoming(arrival) for arrival in arrivals),
-        outgoing=frozenset(_outgoing_of(one.outbound, selector) for one in parts for selector in one.wanted),
+        outgoing=frozenset(_outgoing_of(one, selector) for one in parts for selector in one.wanted),
         steered=frozenset(_outer(arrival, links.punts.of(arrival.destination.version)) for arrival in arrivals),
         sifted=frozenset(
             {
@@ -233,18 +235,18 @@ def _incoming(arrival: Arrival) -> Policy:
     return Policy(IN, False, LOWEST_PRIORITY, Action.PROTECT, *ends, sad_id=arrival.sad_id)
 
 
-def _outgoing_of(sad_id: int, selector: Selector) -> Policy:
+def _outgoing_of(one: GateParts, selector: Selector) -> Policy:
     """Of two that overlap, one lies inside the other on both sides (:meth:`vpp_conf.encap.EncapMap.conflict`), and so
-    its prefixes are longer.
+    its prefixes are longer; between the same two hosts, which have the longest, ranks decide.
     """
     return Policy(
         OUT,
         True,
-        LOWEST_PRIORITY + selector.source.prefixlen + selector.destination.prefixlen,
+        LOWEST_PRIORITY + selector.source.prefixlen + selector.destination.prefixlen + one.rank,
         Action.PROTECT,
         selector.source,
         selector.destination,
-        sad_id,
+        one.outbound,
         selector.protocol or ANY_PROTOCOL,
         selector.source_port.range or ALL_PORTS,
         selector.destination_port.range or ALL_PORTS,

@@ -98,6 +98,7 @@ def tunnel_row(record: TunnelRecord) -> Row:
         "exceptions": [_selector_row(selector) for selector in tunnel.exceptions],
         "sw_if_index": record.sw_if_index,
         "hosts": tunnel.hosts,
+        "rank": tunnel.rank,
         **_interface_row(record),
     }
 
@@ -113,6 +114,7 @@ def read_tunnel(row: Row) -> TunnelRecord:
         exceptions=tuple(map(_read_selector, row.get("exceptions", ()))),  # older versions wrote none
         interface=_read_interface(row["interface"]) if "interface" in row else None,
         hosts=row.get("hosts", False),
+        rank=row.get("rank", 0),
     )
     return TunnelRecord(tunnel, row["sw_if_index"], row.get("door"))
 

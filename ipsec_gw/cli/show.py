@@ -154,6 +154,8 @@ def status(options: Options, as_json: bool) -> None:
         facts.add_row("", engine["life"])
     facts.add_row("in sync", "yes" if answer["inSync"] else "[yellow]no[/]")
     facts.add_row("WAN", ", ".join(answer["wan"]) or "-")
+    for words in answer["overlays"]:
+        facts.add_row("", words)
     if guardian := answer["guardian"]:
         cost = f"{guardian['written']:,} of {guardian['carried']:,} SAs written in {guardian['seconds'] * 1000:.0f} ms"
         facts.add_row("kept warm", f"{cost}  [yellow]{'the kernel has taken over' if guardian['takenOver'] else ''}[/]")

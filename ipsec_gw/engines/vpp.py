@@ -461,7 +461,7 @@ class VppEngine:
         held = self._inventory.tunnels.get(tunnel.key)
         itself = held.parts.way if held else None
         _, builder = self._opened()
-        if found := builder.encap.map.conflict(itself, tunnel.selectors):
+        if found := builder.encap.map.conflict(itself, tunnel.selectors, whole=tunnel.hosts):
             selector, other = found
             raise EngineError(
                 f"tunnel {tunnel.key}: packets of {selector} belong to tunnel {self._inventory.at(other)} as well"

@@ -147,6 +147,7 @@ def parse_policy(message: XfrmMessage) -> XfrmPolicy | None:
         destination_port=PortMatch(int(message["sel_dport"]), int(message["sel_dport_mask"])),
         mark=_mark(attributes.get("MARK")),
         if_id=int(attributes.get("IF_ID", 0)),
+        index=int(message["index"]),
     )
 
 

@@ -104,7 +104,7 @@ class Observer:
         return found
 
     async def _join(self, sas: list[XfrmSa], policies: list[XfrmPolicy]) -> Snapshot:
-        addresses = await self._view.addresses()
+        addresses, transport = await self._view.addresses(), any(sa.mode is Mode.TRANSPORT for sa in sas)
         peers = frozenset(sa.key.destination for sa in sas if sa.key.destination not in addresses)
         self._watch(peers, {})  # first: what changes while the ways are read must not be lost
         hops = await self._view.next_hops(peers)
@@ -119,7 +119,8 @@ class Observer:
             limits=self.limits(policies),
             interfaces=await self._view.xfrm_interfaces() if _any_if_id(sas, policies) else {},
             vtis=await self._view.vtis() if _any_mark(sas, policies) else (),
-            encapsulators=await self._view.encapsulators() if any(sa.mode is Mode.TRANSPORT for sa in sas) else (),
+            encapsulators=await self._view.encapsulators() if transport else (),
+            vxlans=await self._view.vxlans() if transport else (),
             charon=self._source.version,
         )
 

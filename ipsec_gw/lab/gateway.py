@@ -98,6 +98,7 @@ class Status:
     verdicts: dict[str, int] = field(default_factory=dict)
     life: str = ""
     overruns: int = 0
+    overlays: tuple[str, ...] = ()
 
 
 def parse_sas(text: str) -> tuple[ShownSa, ...]:
@@ -137,6 +138,7 @@ def parse_status(text: str) -> Status:
             verdicts={reason: int(packets) for reason, packets in (data.get("verdicts") or {}).items()},
             life=data["engine"].get("life", ""),
             overruns=int(data.get("netlinkOverruns") or 0),
+            overlays=tuple(data.get("overlays") or ()),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise GatewayMisbehaved(f"show status --json cannot be read ({error!r}): {text[:200]}") from error

@@ -26,6 +26,7 @@ MODULES = (
         "ip_vti",
         "ip_gre",
         "ipip",
+        "vxlan",
         "af_key",
         "ah4",
         "ipcomp",

@@ -1,7 +1,7 @@
 """An ESP receiver of our own: what the wire really carried, said by neither kernel nor engine.
 
-RFC 4303 (ESP), RFC 4106 (AES-GCM), RFC 7634 (ChaCha20-Poly1305), both modes, transport mode around GRE and IPIP too,
-sequence numbers of 32 and of 64 bits.
+RFC 4303 (ESP), RFC 4106 (AES-GCM), RFC 7634 (ChaCha20-Poly1305), both modes, transport mode around GRE, IPIP and VXLAN
+too, sequence numbers of 32 and of 64 bits.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ TUNNELLED = frozenset({IPPROTO_IPIP, IPPROTO_IPV6, IPPROTO_GRE})
 
 PLAIN_GRE = {bytes.fromhex("00000800"): IPPROTO_IPIP, bytes.fromhex("000086dd"): IPPROTO_IPV6}
 """GRE headers without key, checksum and number (RFC 2784), and what is behind them as tunnel mode would call it."""
+
+IPPROTO_UDP, VXLAN_PORT, VXLAN_HEADERS = 17, 4789, 30
+"""Around an IPv4 packet (RFC 7348): UDP, VXLAN and Ethernet."""
+VNI_GIVEN, IPV4 = b"\x08", b"\x08\0"
 
 HIGH = (0, 1)
 """Upper halves of extended sequence numbers that are tried; no lab goes further."""
@@ -96,7 +100,7 @@ class Oracle:
             except InvalidTag:
                 continue
             bare = sa.transport and plain[-1] not in TUNNELLED
-            inner = _transported(packet, plain, name) if bare else strip_trailer(plain, name)
+            inner = _of_vxlan(plain, name) or _transported(packet, plain, name) if bare else strip_trailer(plain, name)
             return Opened(high << 32 | packet.sequence, packet.iv, inner, high)
         raise NotGenuine(f"{name}: the tag does not verify")
 
@@ -107,6 +111,14 @@ class Oracle:
                 raise NotGenuine(f"{sa.destination}/{sa.spi:08x}: no oracle for {sa.aead}")
             self._ciphers[index] = CIPHERS[sa.aead](sa.key.reveal())
         return self._ciphers[index]
+
+
+def _of_vxlan(plain: bytes, name: str) -> bytes:
+    """The IPv4 packet in what a VXLAN device sends, empty if it is something else (ARP)."""
+    payload = _unpadded(plain, name)
+    to_device = plain[-1] == IPPROTO_UDP and int.from_bytes(payload[2:4], "big") == VXLAN_PORT
+    is_ip = payload[8:9] == VNI_GIVEN and payload[VXLAN_HEADERS - 2 : VXLAN_HEADERS] == IPV4
+    return payload[VXLAN_HEADERS:] if to_device and is_ip else b""
 
 
 def _transported(packet: EspPacket, plain: bytes, name: str) -> bytes:

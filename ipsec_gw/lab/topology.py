@@ -227,6 +227,18 @@ def overlapping(tag: str) -> Topology:
     )
 
 
+def one_network(tag: str) -> Topology:
+    """:func:`site_to_site` with one network at both sites, every host and gateway in it with an address of its own."""
+    plain = site_to_site(tag)
+    given = {(Role.GATEWAY_B, LAN): IPv4Interface("10.1.0.2/24"), (Role.SERVER, HOST): IPv4Interface("10.1.0.20/24")}
+
+    def moved(port: Port) -> Port:
+        return replace(port, address=given.get((port.role, port.name), port.address))
+
+    kept = tuple(route for route in plain.routes if route.role in (Role.GATEWAY_A, Role.GATEWAY_B))
+    return replace(plain, wires=tuple(Wire(moved(wire.left), moved(wire.right)) for wire in plain.wires), routes=kept)
+
+
 def two_networks(tag: str) -> Topology:
     """:func:`site_to_site` with a second network behind gateway B, and a second address of the server in it."""
     plain = site_to_site(tag)

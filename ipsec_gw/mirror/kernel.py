@@ -17,9 +17,10 @@ from ipsec_gw.errors import EnvironmentMissing
 from ipsec_gw.ike.codec import family_of
 from ipsec_gw.mirror.encapsulators import encapsulator
 from ipsec_gw.mirror.vti import vti
+from ipsec_gw.mirror.vxlan import vxlan
 from ipsec_gw.model.ids import IpAddress, IpNetwork
 from ipsec_gw.model.objects import XfrmInterface
-from ipsec_gw.model.snapshot import Encapsulator, ResolvedHop, Vti
+from ipsec_gw.model.snapshot import Encapsulator, ResolvedHop, Vti, Vxlan
 
 CHARON_TABLE = 220
 """strongSwan's ``charon.routing_table``: its routes carry the source address for locally generated packets."""
@@ -82,6 +83,10 @@ class KernelView:
             names[int(link.get("index"))] = str(link.get("ifname"))
             found.append(link)
         return tuple(made for link in found if (made := encapsulator(link, names)) is not None)
+
+    async def vxlans(self) -> tuple[Vxlan, ...]:
+        """VXLAN devices that send to one peer."""
+        return tuple([made async for link in await self._route.get_links() if (made := vxlan(link)) is not None])
 
     async def interface(self, name: str) -> Interface:
         """One interface. Raises EnvironmentMissing if there is none of that name."""

@@ -1,11 +1,12 @@
 """Tables of nf_tables, whole: put in place in one transaction, compared, removed (``linux/netfilter/nf_tables.h``).
 
-Only what the gateway's own table needs: base chains, and rules of meta, rt, comparison and immediate expressions. The
-program ``nft`` is not needed, ``nft list ruleset`` shows the result.
+Only what the gateway's own tables need: base chains, and rules of meta, rt, payload, bitwise, comparison and immediate
+expressions. The program ``nft`` is not needed, ``nft list ruleset`` shows the result.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -70,6 +71,11 @@ class Table:
     version: int = 6
 
     @property
+    def has_rules(self) -> bool:
+        """Whether it does anything."""
+        return any(chain.rules for chain in self.chains)
+
+    @property
     def family(self) -> int:
         """Its number."""
         return {4: _NFPROTO_IPV4, 6: _NFPROTO_IPV6}[self.version]
@@ -77,6 +83,14 @@ class Table:
     def recipe(self, chain: Chain, number: int) -> bytes:
         """What tells a rule of this table from one of an older version; kept in the kernel with the rule."""
         return hashlib.sha256(repr((chain, number)).encode()).digest()[:16]
+
+
+def _be32(value: int) -> bytes:
+    return struct.pack(">I", value)
+
+
+def _nested(kind: int, value: bytes) -> bytes:
+    return attribute(kind | _NESTED, value)
 
 
 META_MARK, META_IIFNAME = 3, 6
@@ -103,10 +117,42 @@ def route_key(key: int) -> Expression:
     return Expression("rt", attribute(1, _be32(_NFT_REG_1)) + attribute(2, _be32(key)))
 
 
+NETWORK_HEADER, TRANSPORT_HEADER = 1, 2
+"""What :func:`payload` counts from."""
+
+
+def payload(base: int, offset: int, length: int) -> Expression:
+    """Load bytes of the packet. A fragment without that header fits no rule that asks for it."""
+    asked = (_NFT_REG_1, base, offset, length)
+    return Expression("payload", b"".join(attribute(kind, _be32(value)) for kind, value in enumerate(asked, start=1)))
+
+
+def masked(mask: bytes) -> Expression:
+    """Leave these bits of what was loaded."""
+    numbers = (_NFT_REG_1, _NFT_REG_1, len(mask))
+    fields = b"".join(attribute(kind, _be32(value)) for kind, value in enumerate(numbers, start=1))
+    bits = (_nested(kind, attribute(1, value)) for kind, value in ((4, mask), (5, bytes(len(mask)))))
+    return Expression("bitwise", fields + b"".join(bits))
+
+
 def equals(value: bytes) -> Expression:
     """Go on only if what was loaded is this."""
+    return _compared(0, value)
+
+
+def differs(value: bytes) -> Expression:
+    """Go on only if what was loaded is something else."""
+    return _compared(1, value)
+
+
+def _compared(how: int, value: bytes) -> Expression:
     data = _nested(3, attribute(1, value))
-    return Expression("cmp", attribute(1, _be32(_NFT_REG_1)) + attribute(2, _be32(0)) + data)
+    return Expression("cmp", attribute(1, _be32(_NFT_REG_1)) + attribute(2, _be32(how)) + data)
+
+
+_VERDICT_RETURN = -5 & 0xFFFFFFFF
+RETURN = Expression("immediate", attribute(1, _be32(0)) + _nested(2, _nested(2, attribute(1, _be32(_VERDICT_RETURN)))))
+"""Go no further in this chain: what follows does not concern the packet."""
 
 
 class NfTables:
@@ -201,6 +247,18 @@ class NfTables:
             raise _refused(errno.EBADMSG) from None
 
 
+class Tables:
+    """The kernel's tables, each change by itself."""
+
+    def keep(self, table: Table) -> None:
+        """In place, and one without rules not there at all. Raises IpsecGwError."""
+        with contextlib.closing(NfTables()) as kernel:
+            if not table.has_rules:
+                kernel.remove(table)
+            elif not kernel.holds(table):
+                kernel.put(table)
+
+
 def _messages_of(table: Table) -> Iterator[tuple[int, int, bytes]]:
     yield _NEW_TABLE, _CREATE, _name(table)
     for chain in table.chains:
@@ -220,14 +278,6 @@ def _name(table: Table) -> bytes:
 
 def _text(text: str) -> bytes:
     return text.encode() + b"\0"
-
-
-def _be32(value: int) -> bytes:
-    return struct.pack(">I", value)
-
-
-def _nested(kind: int, value: bytes) -> bytes:
-    return attribute(kind | _NESTED, value)
 
 
 def _attributes(raw: bytes) -> dict[int, bytes]:

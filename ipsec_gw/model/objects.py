@@ -99,6 +99,10 @@ class PortMatch:
         """Whether one port fits both."""
         return (self.port ^ other.port) & self.mask & other.mask == 0
 
+    def covers(self, other: PortMatch) -> bool:
+        """Whether all ports that fit the other one fit this one."""
+        return self.mask & ~other.mask == 0 and self.meets(other)
+
     def __str__(self) -> str:
         if not self.mask:
             return "any"
@@ -131,6 +135,11 @@ class Selector:
         return bool(self.source_port.mask or self.destination_port.mask)
 
     @property
+    def of_hosts(self) -> bool:
+        """It is for packets from one address to another."""
+        return all(network.prefixlen == network.max_prefixlen for network in (self.source, self.destination))
+
+    @property
     def networks(self) -> Selector:
         """The same for all protocols."""
         return Selector(self.source, self.destination)
@@ -147,6 +156,15 @@ class Selector:
             and (not self.protocol or not other.protocol or self.protocol == other.protocol)
             and self.source_port.meets(other.source_port)
             and self.destination_port.meets(other.destination_port)
+        )
+
+    def covers(self, other: Selector) -> bool:
+        """Whether it has all packets of one for the same networks."""
+        return (
+            self.networks == other.networks
+            and self.protocol in {0, other.protocol}
+            and self.source_port.covers(other.source_port)
+            and self.destination_port.covers(other.destination_port)
         )
 
     def networks_meet(self, other: Selector) -> bool:
@@ -225,6 +243,7 @@ class Tunnel:
     its selectors, as outbound policies have them: what comes out of the tunnel and fits one, mirrored, is dropped.
     With an ``interface`` it encrypts what comes to the engine behind that one's VLAN ID, and gives back what it
     decrypts behind the same; of that, too, only what fits the selectors. ``hosts``: its SAs are of transport mode.
+    Of two that have packets in common, the one with the greater ``rank`` has those.
     """
 
     key: TunnelId
@@ -236,6 +255,7 @@ class Tunnel:
     exceptions: tuple[Selector, ...] = ()
     interface: XfrmInterface | None = None
     hosts: bool = False
+    rank: int = 0
 
     @property
     def leads(self) -> tuple[LeadKey, ...]:

@@ -125,7 +125,11 @@ class Template:
 
 @dataclass(frozen=True, slots=True)
 class XfrmPolicy:
-    """A policy of the kernel. ``upper`` is a protocol, 0 for any. ``bound`` ones ask for an interface or a user too."""
+    """A policy of the kernel. ``upper`` is a protocol, 0 for any. ``bound`` ones ask for an interface or a user too.
+
+    Of those of one priority for the same two hosts XFRM tries the one with the lowest ``index`` first: the kernel
+    numbers them as they come, and a change keeps place and number (``xfrm_policy_insert``).
+    """
 
     direction: PolicyDirection
     source: IpNetwork
@@ -139,6 +143,7 @@ class XfrmPolicy:
     destination_port: PortMatch = ANY_PORT
     mark: XfrmMark | None = None
     if_id: int = 0
+    index: int = 0
 
     @property
     def transports(self) -> bool:
@@ -202,6 +207,16 @@ class Vti:
 
 
 @dataclass(frozen=True, slots=True)
+class Vxlan:
+    """A VXLAN device of the kernel, which sends from ``local``, None for any, to a ``port`` of one ``remote``."""
+
+    name: str
+    local: IpAddress | None
+    remote: IpAddress
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
 class LeadLimits:
     """Why packets cannot be led past XFRM: any of IPv6, those of IPv6 that this machine sends itself, or those of
     transport mode. Empty: they can.
@@ -218,7 +233,7 @@ class Snapshot:
 
     ``names`` is keyed by both SPIs of a CHILD_SA. ``sources`` are charon's source hints by remote network, ``limits``
     is what cannot be led. ``interfaces`` are the XFRM interfaces by if_id, ``vtis`` the VTI devices, ``encapsulators``
-    the GRE and IPIP devices, ``charon`` is strongSwan's version.
+    the GRE and IPIP devices, ``vxlans`` the VXLAN devices, ``charon`` is strongSwan's version.
     """
 
     sas: tuple[XfrmSa, ...] = ()
@@ -231,6 +246,7 @@ class Snapshot:
     interfaces: dict[int, XfrmInterface] = field(default_factory=dict)
     vtis: tuple[Vti, ...] = ()
     encapsulators: tuple[Encapsulator, ...] = ()
+    vxlans: tuple[Vxlan, ...] = ()
     charon: str = ""
 
     @property

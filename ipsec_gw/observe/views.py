@@ -10,6 +10,7 @@ from ipsec_gw.desired import Owner, SaVerdict
 from ipsec_gw.engines.port import Counters
 from ipsec_gw.model.ids import Direction, EngineName, SaKey
 from ipsec_gw.model.snapshot import ChildName
+from ipsec_gw.model.warmth import NOTHING, Volume
 from ipsec_gw.ownership.budget import NonceBudget
 from ipsec_gw.reconcile.record import Record
 
@@ -33,7 +34,7 @@ class Carried:
     """
 
     total: Counters
-    untold: Counters
+    untold: Volume
     passed: int
 
 
@@ -115,8 +116,9 @@ class GuardianView:
 
 @dataclass(frozen=True, slots=True)
 class StatusView:
-    """The daemon at a glance. ``verdicts`` are packets at XDP and TC egress by the reason's label, as ``unknown-spi``;
-    zeros are in it as well. ``malformedMessages`` came from the kernel's XFRM or from charon and could not be read.
+    """The daemon at a glance. ``overlays`` says who does what of VXLAN and ESP. ``verdicts`` are packets at XDP and TC
+    egress by the reason's label, as ``unknown-spi``; zeros are in it as well. ``malformedMessages`` came from the
+    kernel's XFRM or from charon and could not be read.
     """
 
     version: str
@@ -125,6 +127,7 @@ class StatusView:
     inSync: bool  # noqa: N815
     wan: tuple[str, ...]
     tunnels: int
+    overlays: tuple[str, ...]
     steer: tuple[SteerView, ...]
     guard: tuple[GuardView, ...]
     docks: tuple[DockView, ...]
@@ -138,7 +141,7 @@ class StatusView:
         return asdict(self)
 
 
-_NOTHING = Carried(Counters(0, 0), Counters(0, 0), 0)
+_NOTHING = Carried(Counters(0, 0), NOTHING, 0)
 
 
 def owner_name(owner: Owner, engine: EngineName) -> str:

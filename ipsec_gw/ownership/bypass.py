@@ -6,7 +6,7 @@ Packets of this machine's own are routed before XFRM asks which device they leav
 that IPsec is to transform get a mark, so that they are routed once more, with addresses and device known, and lose
 it again behind that. Where no lead takes them they find the same policy as before. Decrypted packets for this machine
 are given a mark as they arrive, which an `in` policy of our own asks for: no other packet has it. Packets of IPv4 get
-the first of these marks too, if there is a policy of transport mode: by their addresses alone they could not be led
+the first of these marks too, if they are led in transport mode: by their addresses alone they could not be
 (:mod:`ipsec_gw.ownership.hosts`).
 
 Without the veth pair's route everything here is idle and XFRM protects as ever, with or without a daemon.
@@ -26,24 +26,21 @@ from ipsec_gw.ike.xfrm import XfrmSocket
 from ipsec_gw.mirror.nftables import (
     META_IIFNAME,
     META_MARK,
-    RT_XFRM,
     Chain,
     NfTables,
     Table,
     equals,
     meta,
-    route_key,
     set_mark,
 )
 from ipsec_gw.model.snapshot import LeadLimits, PolicyDirection, XfrmPolicy
+from ipsec_gw.ownership.marks import AGAIN_MARK, again, hosts_table
 from ipsec_gw.ownership.uplink import KERNEL_END
 
-ARRIVED_MARK, AGAIN_MARK = 0x6967_7769, 0x8000_0000
-"""Of decrypted packets for this machine: a number that nobody else has. And of its own packets without a mark, while
-they are routed once more: a single bit, which the masks of others hardly have.
-"""
+ARRIVED_MARK = 0x6967_7769
+"""Of decrypted packets for this machine: a number that nobody else has."""
 
-_HOOK_IN, _HOOK_OUT, _HOOK_AFTER = 1, 3, 4
+_HOOK_IN, _HOOK_AFTER = 1, 4
 _FIRST, _MANGLE = -300, -150
 _IFNAMSIZ = 16
 _FORWARDING = Path("/proc/sys/net/ipv6/conf/all/forwarding")
@@ -53,18 +50,10 @@ def _mark(value: int) -> bytes:
     return struct.pack("=I", value)
 
 
-def _again(marks: Iterable[int]) -> Chain:
-    """Own packets with one of these marks that IPsec is to transform are routed once more."""
-    rules = [
-        (meta(META_MARK), equals(_mark(mark)), route_key(RT_XFRM), equals(b"\1"), *set_mark(AGAIN_MARK))
-        for mark in marks
-    ]
-    return Chain("again", "route", _HOOK_OUT, _MANGLE, tuple(rules))
-
-
 _DONE = Chain("done", "filter", _HOOK_AFTER, _MANGLE, ((meta(META_MARK), equals(_mark(AGAIN_MARK)), *set_mark(0)),))
 
-TABLE4 = Table("ipsec-gw", (_again([0]), _DONE), version=4)
+TABLE4 = Table("ipsec-gw", (again([]), _DONE), version=4)
+"""In transport mode; what gets the mark is in a table of its own (:func:`ipsec_gw.ownership.marks.hosts_table`)."""
 
 TABLE = Table(
     "ipsec-gw",
@@ -83,7 +72,7 @@ TABLE = Table(
             ),
         ),
         # The kernel's own answers may reflect the mark of the question (fwmark_reflect).
-        _again([0, ARRIVED_MARK]),
+        again([0, ARRIVED_MARK]),
         _DONE,
     ),
 )
@@ -146,7 +135,7 @@ def remove_bypass() -> None:
     with contextlib.suppress(IpsecGwError), XfrmSocket() as kernel:
         for policy in kernel.own_policies():
             kernel.delete_own(policy)
-    for table in (TABLE, TABLE4):
+    for table in (TABLE, TABLE4, hosts_table((), ())):
         with contextlib.suppress(IpsecGwError):
             _remove_table(table)
 

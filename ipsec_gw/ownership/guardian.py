@@ -91,6 +91,13 @@ class Guardian:
         """How much of what the engine carried is in the kernel's volume of an SA."""
         return self._told.get(key, NOTHING)
 
+    def untold(self, key: SaKey, total: Counters) -> Volume:
+        """How much of what the engine carried is not in the kernel's volume of an SA, neither written nor counted by
+        the kernel itself because it had waited.
+        """
+        fresh = Volume(total.packets, total.octets).minus(self.told(key))
+        return fresh.minus(self._counted_twice(key, fresh))
+
     def unsettled(self, keys: Iterable[SaKey]) -> bool:
         """Whether any of these has never been written: :meth:`tick` has to be told then whose the engine has alone."""
         return any(key not in self._settled for key in keys)

@@ -5,25 +5,28 @@
     197  from LOCAL to PEER fwmark 0x80000000/0x80000000 lookup T
 
 By addresses alone IKE, ESP and the look-ups of charon and of XFRM itself could not be told from it. So netfilter marks
-this machine's own packets that IPsec is to transform, and has them routed once more (:mod:`ipsec_gw.ownership.bypass`).
-Nothing else has the mark. The one route of table T is a default route, and the worst there could be: charon looks at
-all tables for the way to a peer, and takes the longest prefix, then the smallest metric.
+this machine's own packets that IPsec is to transform, and has them routed once more (:mod:`ipsec_gw.ownership.marks`):
+those between hosts that have such a rule, but for what is exempted of those. Nothing else has the mark. The one route
+of table T is a default route, and the worst there could be: charon looks at all tables for the way to a peer, and takes
+the longest prefix, then the smallest metric.
 """
 
 from __future__ import annotations
 
+import contextlib
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address, ip_address
-from typing import Any
+from typing import Any, Protocol
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from ipsec_gw.errors import IpsecGwError
+from ipsec_gw.mirror.nftables import Table, Tables
 from ipsec_gw.model.objects import Hosts, HostsLead, ManagedObject
-from ipsec_gw.ownership.bypass import AGAIN_MARK
-from ipsec_gw.ownership.lead import DUMMY_HOP, RTNH_F_ONLINK, forgiving, read
+from ipsec_gw.ownership.lead import DUMMY_HOP, RTNH_F_ONLINK, exempted, forgiving, read
+from ipsec_gw.ownership.marks import AGAIN_MARK, hosts_table
 
 TABLE = 21702
 _RULE = 197
@@ -31,26 +34,55 @@ _WORST_METRIC = 0xFFFFFFFF
 _EXISTS = 17
 
 
+class KeptTables(Protocol):
+    """See :class:`ipsec_gw.mirror.nftables.Tables`."""
+
+    def keep(self, table: Table) -> None:
+        """In place, and one without rules not there at all."""
+
+
 class HostsDriver:
-    """Keeps the rules, and the route while there is one. ``kernel_index`` is ``ipsecgw-up``, whose neighbour
-    :class:`~ipsec_gw.ownership.lead.LeadDriver` makes.
+    """Keeps the rules, the route while there is one, and the marks. ``kernel_index`` is ``ipsecgw-up``, whose neighbour
+    :class:`~ipsec_gw.ownership.lead.LeadDriver` makes; that one keeps the exemptions, and calls :meth:`mark` then.
     """
 
-    def __init__(self, route: AsyncIPRoute, *, kernel_index: int) -> None:
+    def __init__(self, route: AsyncIPRoute, *, kernel_index: int, tables: KeptTables | None = None) -> None:
         self._route = route
         self._index = kernel_index
+        self._tables = tables or Tables()
+        self._wanted, self._marked = hosts_table((), ()), False
+        """The table as it was put last, and whether there may be one beside those of the rules."""
 
     async def retrieve(self) -> Mapping[Hosts, HostsLead]:
-        """What is in place. Without the route there is nothing: the rules that are left are removed."""
+        """What is in place, marks put right. Without the route there is nothing: rules that are left are removed."""
         rules = await self._rules()
         if rules and not await self._has_route():
             for hosts in rules:
                 await self._delete_rule(hosts)
-            return {}
+            rules = []
+        with contextlib.suppress(IpsecGwError):  # without marks nothing is led, and none is in vain without its rule
+            await self._mark(rules)
         return {hosts: HostsLead(hosts) for hosts in rules}
 
+    async def mark(self) -> None:
+        """Have those packets marked that rules and exemptions ask for. Raises IpsecGwError."""
+        await self._mark(await self._rules())
+
+    def renew(self) -> None:
+        """Put the marks back if somebody else took them away."""
+        with contextlib.suppress(IpsecGwError):
+            if self._wanted.has_rules:
+                self._tables.keep(self._wanted)
+
+    async def _mark(self, led: Sequence[Hosts]) -> None:
+        self._marked |= bool(led)
+        if self._marked:
+            self._wanted = hosts_table(led, await exempted(self._route))
+            self._tables.keep(self._wanted)
+            self._marked = bool(led)
+
     async def create(self, obj: ManagedObject) -> None:
-        """The route first: a packet never meets a rule without it."""
+        """The route first, the mark last: a packet never meets a rule without the route, nor has a mark in vain."""
         hosts = _hosts(obj)
         try:
             await self._route.route(
@@ -67,22 +99,32 @@ class HostsDriver:
         except NetlinkError as error:
             if error.code != _EXISTS:
                 raise IpsecGwError(f"policy route for {hosts} refused: {error} - see `ip rule` and `dmesg`") from None
+        await self.mark()
 
     async def update(self, obj: ManagedObject) -> None:
         """There is nothing to change about one."""
         await self.create(obj)
 
     async def delete(self, obj: ManagedObject) -> None:
-        """The route goes with the last rule."""
-        await self._delete_rule(_hosts(obj))
-        if not await self._rules():
-            await self._delete_route()
+        """The mark first; the route goes with the last rule."""
+        left = [hosts for hosts in await self._rules() if hosts != _hosts(obj)]
+        try:
+            await self._mark(left)
+        finally:
+            await self._delete_rule(_hosts(obj))
+            if not left:
+                await self._delete_route()
 
     async def clear(self) -> None:
-        """Take all rules and the route away, also those of an earlier life."""
-        for hosts in await self._rules():
-            await self._delete_rule(hosts)
-        await self._delete_route()
+        """Take all marks, rules and the route away, also those of an earlier life."""
+        rules = await self._rules()
+        self._marked |= bool(rules)
+        try:
+            await self._mark(())
+        finally:
+            for hosts in rules:
+                await self._delete_rule(hosts)
+            await self._delete_route()
 
     async def _rules(self) -> list[Hosts]:
         found = await read(self._route.get_rules(family=socket.AF_INET))

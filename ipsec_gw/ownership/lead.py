@@ -21,7 +21,7 @@ more before XFRM takes them (:mod:`ipsec_gw.ownership.bypass`).
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 from typing import Any
@@ -68,11 +68,21 @@ class _Route:
 class LeadDriver:
     """Keeps the rules and routes of leads and of what is exempted from them.
 
-    ``kernel_index`` is ``ipsecgw-up``, ``engine_mac`` its peer's address.
+    ``kernel_index`` is ``ipsecgw-up``, ``engine_mac`` its peer's address. ``after_exempt`` is called after every change
+    of what is exempted between two hosts.
     """
 
-    def __init__(self, route: AsyncIPRoute, *, kernel_index: int, engine_name: str, engine_mac: str) -> None:
+    def __init__(
+        self,
+        route: AsyncIPRoute,
+        *,
+        kernel_index: int,
+        engine_name: str,
+        engine_mac: str,
+        after_exempt: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         self._route = route
+        self._after_exempt = after_exempt
         self._index = kernel_index
         self._engine_name = engine_name
         self._engine_mac = engine_mac
@@ -131,6 +141,7 @@ class LeadDriver:
             self._need_unbound[obj.key] = obj.unbound
             for rule in _exempting(obj):
                 await self._put_rule(rule, obj)
+            await self._exempt_changed(obj)
             return
         lead = _lead(obj)
         await self._ask(self._put_route(lead), lead)
@@ -154,6 +165,12 @@ class LeadDriver:
             place = _place(obj.key)
             if not any(one.leads and _place(one.selector) == place for one in await self._to(obj.key.destination)):
                 await self._drop_route(place)
+        if isinstance(obj, Exempt):
+            await self._exempt_changed(obj)
+
+    async def _exempt_changed(self, obj: Exempt) -> None:
+        if self._after_exempt is not None and obj.key.selector.of_hosts:
+            await self._after_exempt()
 
     async def clear(self) -> None:
         """Stop leading altogether: an engine begins that holds nothing yet."""
@@ -255,13 +272,22 @@ class LeadDriver:
         return found
 
     async def _rules(self) -> list[_Rule]:
-        """All but the fixed ones."""
-        return [
-            rule
-            for family in _FAMILIES.values()
-            for message in await read(self._route.get_rules(family=family.number))
-            if (rule := _rule_of(message, family)) is not None
-        ]
+        return await _rules_of(self._route)
+
+
+async def exempted(route: AsyncIPRoute) -> list[Selector]:
+    """What is exempted from leading now. Raises IpsecGwError."""
+    return [rule.selector for rule in await _rules_of(route) if not rule.leads and not rule.unbound]
+
+
+async def _rules_of(route: AsyncIPRoute) -> list[_Rule]:
+    """All but the fixed ones."""
+    return [
+        rule
+        for family in _FAMILIES.values()
+        for message in await read(route.get_rules(family=family.number))
+        if (rule := _rule_of(message, family)) is not None
+    ]
 
 
 _TABLES = (TABLE, WHOLE_TABLE)

@@ -18,6 +18,7 @@ from ipsec_gw.model.objects import (
     AnyLead,
     EngineSa,
     Guard,
+    GuardKey,
     HostsLead,
     InterfaceLead,
     Lead,
@@ -319,13 +320,19 @@ class Reconciler:
 
 
 def _spared(failures: Sequence[Step]) -> frozenset[ObjectKey]:
-    """Tunnels that were skipped for inbound SAs alone, and leads to them: the next decision does without those SAs."""
+    """Tunnels that were skipped for inbound SAs alone, and leads to them: the next decision does without those SAs. And
+    leads of hosts that were skipped for some of their tunnels: it does without these, and exempts them.
+    """
     failed = {step.op.obj.key for step in failures if step.op.obj is not None}
+    tunnels = [step.op.obj for step in failures if isinstance(step.op.obj, Tunnel)]
+    isolated = frozenset[ObjectKey]({key for one in tunnels for key in (one.key, GuardKey(one.outbound))})
     spared: set[ObjectKey] = set()
     for step in failures:
         if step.outcome is Outcome.SKIPPED and isinstance(step.op.obj, Tunnel | AnyLead):
             obstacles = (step.op.needs | step.op.frees) & failed
-            harmless = {*step.op.obj.inbound} if isinstance(step.op.obj, Tunnel) else spared
+            harmless = {*step.op.obj.inbound} if isinstance(step.op.obj, Tunnel) else set(spared)
+            if isinstance(step.op.obj, HostsLead):
+                harmless |= isolated
             if obstacles <= harmless:
                 spared.add(step.op.obj.key)
     return frozenset(spared)

@@ -40,6 +40,7 @@ from ipsec_gw.model.objects import (
     ManagedObject,
     NextHop,
     ObjectKey,
+    Selector,
     Steer,
     SteerKey,
     Tunnel,
@@ -114,7 +115,7 @@ def plan(desired: Mapping[ObjectKey, ManagedObject], in_place: Mapping[ObjectKey
         Op(
             Action.DELETE,
             value,
-            frees=_frees(value, before, in_place) | (orphans if isinstance(value, Guard) else _NONE),
+            frees=_frees(value, before, after, in_place) | (orphans if isinstance(value, Guard) else _NONE),
         )
         for key, value in in_place.items()
         if key not in desired or key in shaken
@@ -144,12 +145,18 @@ def _shaken(
     before: _Users,
     after: _Users,
 ) -> frozenset[ObjectKey]:
-    """What brings packets to a tunnel and stays, while the tunnel goes and another one comes (the peer has moved)."""
+    """What brings packets to a tunnel and stays, while the tunnel goes and another one comes (the peer has moved). It
+    is not taken from one that stays with it.
+    """
     staying: dict[ObjectKey, ObjectKey] = {}
     for key, value in in_place.items():
         if isinstance(value, Steer | AnyLead) and key in desired:
             staying[key] = value.key.sa if isinstance(value, Steer) else key
-    return frozenset(key for key, used in staying.items() if before.of(used) != after.of(used))
+    return frozenset(
+        key
+        for key, used in staying.items()
+        if before.of(used) != after.of(used) and before.of(used).isdisjoint(after.of(used))
+    )
 
 
 class _Users:
@@ -157,10 +164,11 @@ class _Users:
 
     def __init__(self, objects: Mapping[ObjectKey, ManagedObject]) -> None:
         self._users: dict[ObjectKey, list[Tunnel]] = defaultdict(list)
-        for tunnel in objects.values():
-            if isinstance(tunnel, Tunnel):
-                for key in {*tunnel.inbound, tunnel.outbound, tunnel.remote, *tunnel.leads, *_entries(tunnel)}:
-                    self._users[key].append(tunnel)
+        self._tunnels = [obj for obj in objects.values() if isinstance(obj, Tunnel)]
+        self._by_selector: dict[Selector, list[Tunnel]] | None = None
+        for tunnel in self._tunnels:
+            for key in {*tunnel.inbound, tunnel.outbound, tunnel.remote, *tunnel.leads, *_entries(tunnel)}:
+                self._users[key].append(tunnel)
 
     def of(self, key: ObjectKey) -> frozenset[ObjectKey]:
         """The tunnels."""
@@ -169,6 +177,18 @@ class _Users:
     def exemptions(self, key: ObjectKey) -> frozenset[ObjectKey]:
         """What may have to be exempted from the tunnels."""
         return frozenset(ExemptKey(one) for tunnel in self._users.get(key, ()) for one in tunnel.exceptions)
+
+    def takers(self, selector: Selector) -> frozenset[ObjectKey]:
+        """Those that encrypt what fits a selector, and with what brings it to them."""
+        return frozenset(key for tunnel in self._takers().get(selector, ()) for key in (tunnel.key, *tunnel.leads))
+
+    def _takers(self) -> Mapping[Selector, list[Tunnel]]:
+        if self._by_selector is None:
+            self._by_selector = defaultdict(list)
+            for tunnel in self._tunnels:
+                for selector in tunnel.selectors:
+                    self._by_selector[selector].append(tunnel)
+        return self._by_selector
 
     def guards(self, key: ObjectKey) -> frozenset[ObjectKey]:
         """The guards of the SAs that the tunnels send with."""
@@ -247,9 +267,15 @@ def _entries(tunnel: Tunnel) -> tuple[EntryKey, ...]:
     return () if tunnel.interface is None else (EntryKey(tunnel.interface),)
 
 
-def _frees(value: ManagedObject, tunnels: _Users, in_place: Mapping[ObjectKey, ManagedObject]) -> frozenset[ObjectKey]:
-    """Keys of what uses this object and has to be gone, or updated, before it."""
+def _frees(
+    value: ManagedObject, tunnels: _Users, after: _Users, in_place: Mapping[ObjectKey, ManagedObject]
+) -> frozenset[ObjectKey]:
+    """Keys of what uses this object and has to be gone, or updated, before it; of an exemption, those of the tunnels
+    that are to have what it keeps from others.
+    """
     match value:
+        case Exempt():
+            return after.takers(value.key.selector)
         case Guard():
             return frozenset({value.key.sa})
         case EngineSa():

@@ -69,9 +69,11 @@ class Hosts:
         return {obj.key: obj for obj in (HOP, self.inbound, self.outbound, self.tunnel)}
 
 
-async def stand(engine: Engine, *selectors: Selector, key: TunnelId = HOST_ID, **of_sas: object) -> Hosts:
+async def stand(
+    engine: Engine, *selectors: Selector, key: TunnelId = HOST_ID, rank: int = 0, **of_sas: object
+) -> Hosts:
     incoming, outgoing = (replace(make_sa(way, **of_sas), transport=True) for way in (Direction.IN, Direction.OUT))  # type: ignore[arg-type]
-    tunnel = Tunnel(key, LOCAL, PEER, (incoming.key,), outgoing.key, selectors or (HOSTS,))
+    tunnel = Tunnel(key, LOCAL, PEER, (incoming.key,), outgoing.key, selectors or (HOSTS,), hosts=True, rank=rank)
     there = await engine.retrieve()
     for obj in (HOP, incoming, outgoing, tunnel):
         if obj.key not in there:
@@ -217,6 +219,71 @@ async def test_it_stands_beside_a_tunnel_to_the_same_peer(engine: Engine, world:
     leaves(world, hosts, sent(ICMP(), 6))
 
 
+OTHER_ID = TunnelId(56, PEER)
+VXLAN = PortMatch(4789, 0xFFFF)
+TO = replace(HOSTS, protocol=17, destination_port=VXLAN)
+FROM = replace(HOSTS, protocol=17, source_port=VXLAN)
+
+
+def taken(world: World, packet: IP) -> int:
+    """The SPI that a packet leaves with."""
+    world.to_engine_up(packet)
+    frame = world.wan.receive(lambda frame: IP in frame and frame[IP].proto == 50)
+    return int.from_bytes(inner(frame)[20:24], "big")
+
+
+async def test_two_of_the_same_hosts_are_told_apart_by_ports(engine: Engine, world: World) -> None:
+    """As the two children of a VXLAN device are."""
+    to, back = await stand(engine, TO), await stand(engine, FROM, key=OTHER_ID)
+    assert dict(await engine.retrieve()) == to.objects | back.objects
+    for ident in (1, 2):
+        leaves(world, to, sent(UDP(sport=40000, dport=4789), ident))
+        leaves(world, back, sent(UDP(sport=4789, dport=40000), ident))
+    arrives(world, to, received(UDP(sport=4789, dport=40000), 3))
+    arrives(world, back, received(UDP(sport=40000, dport=4789), 4))
+    world.to_engine_up(sent(UDP(sport=7, dport=9), 5))
+    leaves(world, to, sent(UDP(sport=40000, dport=4789), 6))
+
+
+@pytest.mark.parametrize("ranks", [(0, 1), (1, 0)])
+async def test_what_fits_two_belongs_to_the_greater_rank(engine: Engine, world: World, ranks: tuple[int, int]) -> None:
+    to, back = [
+        await stand(engine, selector, key=key, rank=rank)
+        for selector, key, rank in zip((TO, FROM), (HOST_ID, OTHER_ID), ranks, strict=True)
+    ]
+    spis = to.outbound.key.spi, back.outbound.key.spi
+    both = UDP(sport=4789, dport=4789)
+    assert taken(world, sent(both, 1)) == spis[ranks.index(1)]
+    for one, rank in ((to, ranks[1]), (back, ranks[0])):
+        await engine.update(replace(one.tunnel, rank=rank))
+    assert taken(world, sent(both, 2)) == spis[ranks.index(0)]
+    assert taken(world, sent(UDP(sport=1, dport=4789), 3)) == spis[0]
+    assert taken(world, sent(UDP(sport=4789, dport=1), 4)) == spis[1]
+
+
+async def test_one_of_two_goes_and_the_other_stays(engine: Engine, world: World) -> None:
+    to, back = await stand(engine, TO), await stand(engine, FROM, key=OTHER_ID)
+    leaves(world, to, sent(UDP(sport=40000, dport=4789), 1))
+    for gone in (to.tunnel.key, to.inbound.key, to.outbound.key):
+        await engine.delete(gone)
+    world.to_engine_up(sent(UDP(sport=40000, dport=4789), 2))
+    leaves(world, back, sent(UDP(sport=4789, dport=40000), 3))
+    arrives(world, back, received(UDP(sport=40000, dport=4789), 4))
+
+
+async def test_another_life_finds_both_of_the_same_hosts(engine: Engine, engine_name: str, world: World) -> None:
+    if engine_name == "soft":
+        pytest.skip("its objects live in this process")
+    to, back = await stand(engine, TO, rank=1), await stand(engine, FROM, key=OTHER_ID)
+    another = make_engine(engine_name, world.context)
+    await another.open()
+    assert dict(await another.retrieve()) == to.objects | back.objects
+    await another.delete(back.tunnel.key)
+    leaves(world, to, sent(UDP(sport=40000, dport=4789), 1))
+    arrives(world, to, received(UDP(sport=4789, dport=40000), 2))
+    await another.close()
+
+
 async def test_another_life_finds_it_and_goes_on(engine: Engine, engine_name: str, world: World) -> None:
     if engine_name == "soft":
         pytest.skip("its objects live in this process")
@@ -245,7 +312,8 @@ async def test_the_mode_may_change_with_the_sas(engine: Engine, world: World) ->
     for obj in (incoming, outgoing):
         await engine.create(obj)
     lan = Selector(ip_network("10.1.0.0/16"), ip_network("10.2.0.0/16"))
-    await engine.update(replace(hosts.tunnel, inbound=(incoming.key,), outbound=outgoing.key, selectors=(lan,)))
+    tunnel = replace(hosts.tunnel, inbound=(incoming.key,), outbound=outgoing.key, selectors=(lan,), hosts=False)
+    await engine.update(tunnel)
     world.to_engine_up(outbound_packet(4))
     frame = world.ciphertext(outgoing.key.spi)
     assert inner(oracle(outgoing).decrypt(IP(inner(frame)))) == bytes(outbound_packet(4))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import secrets
+import socket
+import struct
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing
@@ -17,13 +20,14 @@ import pytest
 from pyroute2 import AsyncIPRoute
 
 from ipsec_gw.ike.xfrm import XfrmSocket
-from ipsec_gw.mirror.nftables import NfTables
-from ipsec_gw.model.objects import Hosts, HostsLead
+from ipsec_gw.mirror.nftables import RT_XFRM, NfTables, Table, route_key
+from ipsec_gw.model.objects import Exempt, ExemptKey, Hosts, HostsLead, PortMatch, Selector
 from ipsec_gw.model.snapshot import LeadLimits, Mode, PolicyDirection, Template, XfrmPolicy
 from ipsec_gw.ownership.bypass import TABLE, TABLE4, Bypass, remove_bypass
 from ipsec_gw.ownership.hosts import TABLE as ROUTES
 from ipsec_gw.ownership.hosts import HostsDriver
 from ipsec_gw.ownership.lead import LeadDriver
+from ipsec_gw.ownership.marks import HOSTS_TABLE, hosts_table
 from ipsec_gw.ownership.uplink import ENGINE_END, KERNEL_END, raise_uplink
 from tests.support.netns import ip, namespace
 
@@ -47,11 +51,24 @@ def net() -> Iterator[None]:
         yield
 
 
-async def driver(route: AsyncIPRoute) -> HostsDriver:
+async def drivers(route: AsyncIPRoute) -> tuple[HostsDriver, LeadDriver]:
     kernel, engine = await raise_uplink(route)
-    lead = LeadDriver(route, kernel_index=kernel.index, engine_name=ENGINE_END, engine_mac=engine.link.mac)
+    hosts = HostsDriver(route, kernel_index=kernel.index)
+    ends = {"engine_name": ENGINE_END, "engine_mac": engine.link.mac}
+    lead = LeadDriver(route, kernel_index=kernel.index, after_exempt=hosts.mark, **ends)
     await lead.prepare()
-    return HostsDriver(route, kernel_index=kernel.index)
+    return hosts, lead
+
+
+async def driver(route: AsyncIPRoute) -> HostsDriver:
+    return (await drivers(route))[0]
+
+
+def marking() -> list[str]:
+    """The rules that mark, or spare, as nft tells them."""
+    words = ["nft", "list", "chain", "ip", HOSTS_TABLE, "again"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    return [line.strip() for line in done.stdout.splitlines() if "ip saddr" in line]
 
 
 def way(*words: str) -> str:
@@ -103,6 +120,115 @@ async def test_it_is_found_again_and_leaves_nothing() -> None:
         await made.create(LEAD)
         await made.clear()
         assert left() == []
+
+
+MARKS = f"ip daddr {{}} ip saddr {LOCAL} meta mark set {MARK}"
+VXLAN = PortMatch(4789, 0xFFFF)
+BETWEEN = Selector(ip_network(LOCAL), ip_network(PEER), 17)
+TO, FROM = replace(BETWEEN, destination_port=VXLAN), replace(BETWEEN, source_port=VXLAN)
+SOME = replace(BETWEEN, destination_port=PortMatch(0x1000, 0xF000))
+
+
+def exempt(selector: Selector) -> Exempt:
+    return Exempt(ExemptKey(selector), unbound=False)
+
+
+async def test_marks_are_for_hosts_that_are_led() -> None:
+    async with AsyncIPRoute() as route:
+        made = await driver(route)
+        await made.create(SECOND)
+        await made.create(LEAD)
+        assert marking() == [MARKS.format(PEER), MARKS.format(OTHER)]
+        await made.delete(LEAD)
+        assert marking() == [MARKS.format(OTHER)]
+        await made.delete(SECOND)
+        assert marking() == []
+        await made.create(LEAD)
+        with closing(NfTables()) as tables:
+            tables.remove(hosts_table((), ()))
+            assert await made.retrieve() == {LEAD.key: LEAD}
+            assert marking() == [MARKS.format(PEER)], "they are put right"
+            tables.remove(hosts_table((), ()))
+            made.renew()
+            assert marking() == [MARKS.format(PEER)], "without a look at what is in place, too"
+        ip("rule del pref 197")
+        assert await made.retrieve() == {}
+        assert marking() == [], "and go with what leads"
+        await made.create(LEAD)
+        await (await driver(route)).clear()
+        assert marking() == [], "an earlier life's"
+        await made.create(LEAD)
+        remove_bypass()
+        assert marking() == []
+
+
+async def test_what_is_exempted_gets_no_mark() -> None:
+    async with AsyncIPRoute() as route:
+        hosts, lead = await drivers(route)
+        elsewhere = replace(TO, destination=ip_network(OTHER))
+        around = replace(TO, destination=ip_network("10.0.0.0/30"))
+        for selector in (TO, elsewhere, around):
+            await lead.create(exempt(selector))
+        assert marking() == [], "nothing is led"
+        await hosts.create(LEAD)
+        spared, *others = marking()
+        assert spared.startswith(f"ip daddr {PEER} ip saddr {LOCAL} ")
+        assert spared.endswith("dport 4789 return")
+        assert others == [MARKS.format(PEER)]
+        assert await hosts.retrieve() == {LEAD.key: LEAD}
+        again, _ = await drivers(route)
+        assert await again.retrieve() == {LEAD.key: LEAD}, "another life finds it"
+        await lead.create(exempt(FROM))
+        assert len(marking()) == 3
+        for selector in (TO, FROM):
+            await lead.delete(exempt(selector))
+        assert marking() == [MARKS.format(PEER)]
+
+
+async def test_packets_go_by_their_ports() -> None:
+    """Real packets, marked without XFRM's choice: that would need ESP in the kernel."""
+    async with AsyncIPRoute() as route:
+        hosts, _ = await drivers(route)
+        await hosts.create(LEAD)
+        ip(f"neigh add {PEER} lladdr 02:00:00:00:00:02 dev wan0")
+        (chain,) = hosts_table([LEAD.key], [TO, SOME, replace(FROM, protocol=6)]).chains
+        rules = tuple(rule for rule in chain.rules if route_key(RT_XFRM) not in rule)
+        ways = {(1, 9): True, (4789, 9): True, (1, 4789): False, (1, 4096): False, (1, 8191): False, (1, 8192): True}
+        with closing(NfTables()) as tables, closing(watching(ENGINE_END)) as engine, closing(watching("wan0p")) as wan:
+            tables.put(TABLE4)  # takes the mark off again
+            tables.put(Table(HOSTS_TABLE, (replace(chain, rules=rules),), version=4))
+            for (sport, dport), led in ways.items():
+                send(sport, dport)
+                deadline = asyncio.get_running_loop().time() + 10
+                while not (left := ports_seen(wan)):  # with no engine the kernel forwards what was led
+                    assert asyncio.get_running_loop().time() < deadline
+                    await asyncio.sleep(0)
+                assert left == [(sport, dport)]
+                assert ports_seen(engine) == left * led
+
+
+def watching(interface: str) -> socket.socket:
+    """What comes in by it."""
+    found = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800))
+    found.bind((interface, 0x0800))
+    found.setblocking(False)
+    return found
+
+
+def send(sport: int, dport: int) -> None:
+    with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as speaker:
+        speaker.bind((str(LOCAL), sport))
+        speaker.sendto(b"x", (str(PEER), dport))
+
+
+def ports_seen(way: socket.socket) -> list[tuple[int, int]]:
+    found = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            frame, (_, _, kind, *_) = way.recvfrom(2048)
+            if kind != socket.PACKET_OUTGOING and frame[23] == socket.IPPROTO_UDP:
+                found.append(struct.unpack_from(">HH", frame, 34))
+    return found
 
 
 async def test_rules_without_the_route_lead_nowhere_and_are_removed() -> None:

@@ -17,7 +17,8 @@ from typing import Any
 from pyroute2.netlink.exceptions import NetlinkError
 
 from ipsec_gw.engines.port import Capabilities, Counters
-from ipsec_gw.errors import EngineError, EngineUnavailable, SteeringError, UsedKeyError, XfrmError
+from ipsec_gw.errors import EngineError, EngineUnavailable, IpsecGwError, SteeringError, UsedKeyError, XfrmError
+from ipsec_gw.mirror.nftables import Table
 from ipsec_gw.model.algorithms import ALGORITHMS
 from ipsec_gw.model.ids import Direction, EngineName, IpNetwork, SaKey
 from ipsec_gw.model.objects import EngineKey, EngineObject, EngineSa, Selector, Tunnel, UdpPeer
@@ -478,6 +479,11 @@ class FakeRoutes:
             and (TABLE, rule["dst"]) in self.table
         }
 
+    def exempts(self, selector: Selector) -> bool:
+        ends = {"src": str(selector.source), "dst": str(selector.destination)}
+        wanted = ends | ({"ip_proto": selector.protocol} if selector.protocol else {})
+        return any(rule.get("goto") is not None and wanted.items() <= rule.items() for rule in self.rules)
+
     def hosts(self) -> set[tuple[str, str]]:
         """This machine's addresses and peers' between which transport mode is led."""
         if (HOSTS_TABLE, ANY) not in self.table:
@@ -559,6 +565,24 @@ class FakeRoutes:
             prefsrc=route.get("prefsrc"),
             RTA_METRICS={"attrs": [("RTAX_MTU", route.get("metrics", {}).get("mtu"))]},
         )
+
+
+class FakeTables:
+    """The kernel's tables of nf_tables, as many as there are names."""
+
+    def __init__(self, edge: Edge) -> None:
+        self.edge = edge
+        self.tables: dict[str, Table] = {}
+
+    def keep(self, table: Table) -> None:
+        self.edge.cross(f"keep {table.name}", IpsecGwError)
+        self.tables[table.name] = table
+        if not table.has_rules:
+            del self.tables[table.name]
+
+    def facts(self) -> set[str]:
+        """To compare with others."""
+        return {str(table) for table in self.tables.values()}
 
 
 class FakeDevices:

@@ -71,6 +71,7 @@ from tests.property.convergence_edges import (
     FakeEngine,
     FakeRoutes,
     FakeSteering,
+    FakeTables,
     FakeXfrm,
     Law,
     Wire,
@@ -177,8 +178,9 @@ class Daemon:
             world.steering, world.xfrm, sent=self.link.sent, refuse=self.refusals.add, tell=self.history.trouble
         )
         steer = SteerDriver(world.steering)
-        self.lead = lead = LeadDriver(world.routes, kernel_index=7, engine_name="vp", engine_mac="02:00:00:00:00:07")
-        hosts = HostsDriver(world.routes, kernel_index=7)
+        hosts = HostsDriver(world.routes, kernel_index=7, tables=world.tables)
+        ends = {"engine_name": "vp", "engine_mac": "02:00:00:00:00:07"}
+        self.lead = lead = LeadDriver(world.routes, kernel_index=7, after_exempt=hosts.mark, **ends)
         interfaces = InterfaceDriver(world.devices, UPLINK, world.name_of)
         tracker: DeltaTracker[ObjectKey, ManagedObject] = DeltaTracker()
 
@@ -245,6 +247,7 @@ class World:
         self.steering = FakeSteering(self.edge, self.wire, self.xfrm)
         self.engine = FakeEngine(self.edge, self.wire)
         self.routes = FakeRoutes(self.edge)
+        self.tables = FakeTables(self.edge)
         self.devices = FakeDevices(self.edge)
         self.interfaces = {if_id: XfrmInterface(10 + if_id, f"ipsec{if_id}") for if_id in IF_IDS[:-1]}
         self.vtis = {
@@ -330,7 +333,7 @@ class World:
         if peer.version == 4 and self.random.random() < 0.25:
             wide = self.random.random() < 0.25  # for more than the two: the kernel's
             ends = ip_network((child.local, 32)), ip_network((peer, 31 if wide else 32), strict=False)
-            protocol = self.random.choice([GRE, GRE, 0, 17])
+            protocol = self.random.choice([GRE, GRE, 0, 17, 17, 6])
             child = Child(peer, self.reqid, (Selector(*ends, protocol),), mode=Mode.TRANSPORT)
         self.children.append(child)
         self._bring(child)
@@ -542,7 +545,8 @@ class World:
         if way is not None:
             return way.index in self.devices.leads
         if policy.transports:
-            return (str(policy.source), str(policy.destination)) in self.routes.hosts()
+            ends = str(policy.source), str(policy.destination)
+            return ends in self.routes.hosts() and not self.routes.exempts(policy.selector)
         return self.routes.leads(policy.selector)
 
     @staticmethod
@@ -801,8 +805,9 @@ class World:
         claimed = {obj.key.sa for obj in wanted.values() if isinstance(obj, Guard)}
         held = {key for key, owner in self.steering.owner.items() if owner == "engine"}
         ideal = FakeRoutes(Edge(self.random, lambda _note: None))
-        writer = LeadDriver(ideal, kernel_index=7, engine_name="vp", engine_mac="")
-        hosts = HostsDriver(ideal, kernel_index=7)
+        tables = FakeTables(ideal.edge)
+        hosts = HostsDriver(ideal, kernel_index=7, tables=tables)
+        writer = LeadDriver(ideal, kernel_index=7, engine_name="vp", engine_mac="", after_exempt=hosts.mark)
         for obj in wanted.values():
             if isinstance(obj, Lead | Exempt):
                 finish(writer.create(obj))
@@ -822,6 +827,7 @@ class World:
                 {o.key.sa: o.peer for o in wanted.values() if isinstance(o, Steer)},
             ),
             "rules and routes": (self.routes.facts(), ideal.facts()),
+            "marks": (self.tables.facts(), tables.facts()),
             "rest until the next pass": (self.daemon.reconciler.rest(0.5, 5.0), 5.0),
             "leftovers of the daemon": (
                 {*self.daemon.refusals.reasons(), *self.daemon.link.counters()} - self.xfrm.sas.keys(),

@@ -21,12 +21,13 @@ from ipsec_gw.model.objects import (
     Lead,
     ManagedObject,
     ObjectKey,
+    PortMatch,
     Steer,
     SteerKey,
     Tunnel,
     XfrmInterface,
 )
-from ipsec_gw.model.snapshot import Mode, Template, XfrmSa
+from ipsec_gw.model.snapshot import Mode, Template, XfrmPolicy, XfrmSa
 from ipsec_gw.reconcile.plan import Action, Op, plan
 from tests.support.world import LOCAL, OFFER, REMOTE, SETTINGS, policy, sa, snapshot
 
@@ -79,8 +80,33 @@ def check(state: Objects) -> None:
                 pass
 
 
-@given(states(), states())
-def test_every_step_keeps_the_invariants_and_the_end_is_what_was_wanted(before: Objects, after: Objects) -> None:
+BESIDE = {1: {"destination_port": PortMatch(4789, 0xFFFF)}, 2: {"source_port": PortMatch(4789, 0xFFFF)}}
+"""Two children between the same hosts, by reqid."""
+
+
+@st.composite
+def pairs(draw: st.DrawFn) -> Objects:
+    """The same of two tunnels between the same hosts, either of which may have SAs that are not to be used."""
+    sas: list[XfrmSa] = []
+    policies: list[XfrmPolicy] = []
+    refused: dict[SaKey, str] = {}
+    for reqid, ports in BESIDE.items():
+        inbound = draw(st.lists(st.integers(0x100, 0x104), unique=True, max_size=3))
+        outbound = draw(st.lists(st.integers(0x200, 0x203), unique=True, max_size=2))
+        both = {"mode": Mode.TRANSPORT, "reqid": reqid}
+        sas += [sa(reqid << 12 | spi, inbound=True, age=n, **both) for n, spi in enumerate(inbound)]
+        sas += [sa(reqid << 12 | spi, age=n, **both) for n, spi in enumerate(outbound)]
+        if outbound and draw(st.booleans()):
+            template = Template(LOCAL, REMOTE, reqid << 12 | draw(st.sampled_from(outbound)), 50, reqid, Mode.TRANSPORT)
+            ends = {"source": ip_network(LOCAL), "destination": ip_network(REMOTE), "upper": 17, "index": 8 * reqid}
+            policies.append(policy(0, templates=(template,), **ends, **ports))
+        refused |= {SaKey(REMOTE, reqid << 12 | spi): "used" for spi in outbound if draw(st.booleans())}
+    return dict(desired(OFFER, SETTINGS, snapshot(*sas, policies=tuple(policies)), refused).objects)
+
+
+@given(st.one_of(st.tuples(states(), states()), st.tuples(pairs(), pairs())))
+def test_every_step_keeps_the_invariants_and_the_end_is_what_was_wanted(both: tuple[Objects, Objects]) -> None:
+    before, after = both
     state = dict(before)
     check(state)
     for op in plan(after, before):
@@ -94,6 +120,20 @@ def test_every_step_keeps_the_invariants_and_the_end_is_what_was_wanted(before: 
         check(state)
     assert state == after
     assert plan(after, state) == (), "a system in sync plans nothing"
+
+
+@given(pairs(), pairs())
+def test_hosts_stay_led_while_a_tunnel_stays(before: Objects, after: Objects) -> None:
+    """And what one of theirs leaves to the kernel is exempted before it goes, until after it has come."""
+    standing = [{key for key, obj in state.items() if isinstance(obj, Tunnel)} for state in (before, after)]
+    operations = plan(after, before)
+    leads = [op for op in operations if isinstance(op.obj, HostsLead)]
+    assert not (standing[0] & standing[1] and leads)
+    places = {(op.action, type(op.obj)): n for n, op in enumerate(operations)}
+    tunnels = [n for n, op in enumerate(operations) if isinstance(op.obj, Tunnel)]
+    for action, comes_first in ((Action.CREATE, True), (Action.DELETE, False)):
+        place = places.get((action, Exempt))
+        assert place is None or all((place < tunnel) is comes_first for tunnel in tunnels)
 
 
 @given(states(), states())

@@ -105,9 +105,13 @@ class FakeDriver:
     def __init__(self) -> None:
         self.objects: dict[ObjectKey, ManagedObject] = {}
         self.refuses: set[ObjectKey] = set()
+        self.renewed = 0
 
     async def retrieve(self) -> Mapping[ObjectKey, ManagedObject]:
         return dict(self.objects)
+
+    def renew(self) -> None:
+        self.renewed += 1
 
     async def create(self, obj: ManagedObject) -> None:
         if obj.key in self.refuses:

@@ -184,6 +184,17 @@ def test_what_stays_in_the_kernel(state: Snapshot, reason: str) -> None:
     assert reason in kept(desired(OFFER, SETTINGS, state))
 
 
+def test_what_xfrm_gives_another_tunnel_between_the_hosts_first_is_not_the_devices() -> None:
+    state = encapsulated()
+    other = [replace(one, reqid=2, key=SaKey(one.key.destination, one.key.spi + 0x100)) for one in state.sas]
+    bound = Template(LOCAL, REMOTE, 0x122, 50, 2, Mode.TRANSPORT)
+    before = protects(upper=0, priority=1, templates=(bound,))
+    found = desired(OFFER, SETTINGS, replace(state, sas=(*state.sas, *other), policies=(before, *state.policies)))
+    reasons = {verdict.sa.key.spi: verdict.reason for verdict in found.verdicts}
+    assert "covers part of its selector" in reasons[0x22]
+    assert "beside another policy" in reasons[0x122]
+
+
 BETWEEN_HOSTS = {
     "no device": encapsulated(encapsulators=()),
     "one of the other kind": encapsulated(IPIP, GRE1),

@@ -85,6 +85,15 @@ async def test_what_cannot_be_led_is_asked_for_with_every_snapshot_of_ipv6(monke
     assert seen == [LeadLimits(local6="once"), LeadLimits(), LeadLimits(all6="thrice")]
 
 
+async def test_marks_are_put_back_with_every_snapshot() -> None:
+    made = gateway(FakeEngine(), Kernel(), Steering())
+    assert made.plumbing is not None
+    hosts = cast(FakeDriver, made.plumbing.hosts)
+    for looks in (1, 2):
+        assert made.senses.observer.limits([]) == LeadLimits()
+        assert hosts.renewed == looks
+
+
 async def test_every_look_at_the_engine_keeps_the_kernel_ahead() -> None:
     engine, kernel, steering = FakeEngine(), Kernel(*established().sas), Steering()
     made = gateway(engine, kernel, steering)

@@ -98,6 +98,25 @@ def test_what_waited_for_the_engine_counts_once() -> None:
     assert watch.kernel.sas[OUT].used == Volume(13, 1300)
 
 
+def test_what_waited_is_shown_once_before_it_is_told() -> None:
+    """`show sas` is the kernel's volume and what is untold, at any moment."""
+    watch = Watch(state(OUT, add_time=NOW + 1))
+    watch.kernel.carries(OUT, 3)
+    watch.waited[OUT] = Volume(3, 300)
+
+    def shown(carried: int) -> int:
+        untold = watch.guardian.untold(OUT, Counters(carried, 100 * carried))
+        return watch.kernel.sas[OUT].used.packets + untold.packets
+
+    assert shown(2) == 3, "the engine has not had the third yet"
+    assert shown(3) == 3
+    watch.tick({OUT: 3}, alone=frozenset({OUT}))
+    assert shown(3) == 3, "there was nothing to write"
+    assert shown(10) == 10
+    watch.tick({OUT: 10})
+    assert (shown(10), shown(12)) == (10, 12)
+
+
 def test_volumes_are_the_sum_of_both() -> None:
     watch = Watch()
     watch.tick({IN: 0, OUT: 0})

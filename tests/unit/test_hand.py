@@ -11,6 +11,7 @@ from ipsec_gw.desired import MOVED, Moved, Owner, desired
 from ipsec_gw.engines.port import Counters
 from ipsec_gw.errors import IpsecGwError
 from ipsec_gw.model.ids import EngineName, SaKey, TunnelId
+from ipsec_gw.model.warmth import Volume
 from ipsec_gw.observe.views import Carried, NonceView, sa_view
 from ipsec_gw.ownership import hand
 from ipsec_gw.ownership.budget import NonceBudget
@@ -107,7 +108,7 @@ def test_the_budget_of_a_key() -> None:
 
 def test_show_sas_tells_the_budget_of_outbound_keys_alone() -> None:
     decision = desired(OFFER, SETTINGS, LOOK)
-    carried = {SaKey(REMOTE, 0x22): Carried(Counters(1 << 31, 0), Counters(5, 50), 1 << 21)}
+    carried = {SaKey(REMOTE, 0x22): Carried(Counters(1 << 31, 0), Volume(5, 50), 1 << 21)}
     rows = {row.direction: row for row in (sa_view(v, LOOK.names, EngineName.VPP, carried) for v in decision.verdicts)}
     assert rows["in"].nonces is None
     assert rows["out"].nonces == NonceView(1 << 31, 1 << 21, 0.5 + 2**-11, 2**-12)

@@ -181,6 +181,6 @@ def test_overlapping_sites_have_one_network_and_selectors_of_two(tmp_path):
 def test_scenarios_are_found_by_name():
     assert [part.needs_esp for part in find("firewall").parts] == [False, True]
     assert [part.needs_esp for part in find("junk").parts] == [False]
-    known = "site-to-site, ipv6, nat-t, roadwarriors, route-based, transport, frr, gre-over-ipsec, matrix, rekey-storm"
+    known = "site-to-site, ipv6, nat-t, roadwarriors, route-based, transport, frr, gre-over-ipsec, vxlan-over-ipsec"
     with pytest.raises(IpsecGwError, match=f"known: {known}"):
         find("no-such")

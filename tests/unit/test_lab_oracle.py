@@ -1,16 +1,18 @@
 """The ESP oracle, held to packets that scapy encrypts."""
 
 import os
+from dataclasses import replace
 
 import pytest
-from scapy.layers.inet import UDP
+from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6
-from scapy.layers.l2 import GRE
+from scapy.layers.ipsec import ESP, SecurityAssociation
+from scapy.layers.l2 import ARP, GRE, Ether
 
 from ipsec_gw.lab.capture import esp_of
 from ipsec_gw.lab.oracle import EspPacket, NotGenuine, Oracle, strip_trailer
 from ipsec_gw.lab.wire import open_all
-from tests.unit.lab_kit import esp_frame, inner, kernel_sa, scapy_sa
+from tests.unit.lab_kit import SALT, A, B, esp_frame, frame, inner, kernel_sa, scapy_sa
 
 CIPHERS = [("AES-GCM", 16), ("AES-GCM", 24), ("AES-GCM", 32), ("CHACHA20-POLY1305", 32)]
 
@@ -122,3 +124,22 @@ def test_only_ip_in_a_tunnel(following):
 def test_inner_length_must_be_its_own():
     with pytest.raises(NotGenuine, match="of its own length"):
         strip_trailer(padded(bytes(inner()) + b"x", b"\1"), "x")
+
+
+def vxlan(packet, port=4789):
+    """In transport mode, as a VXLAN device sends it."""
+    headers = UDP(sport=40000, dport=port) / (b"\x08" + bytes(3) + b"\0\0\x2a\0")
+    return IP(src=A, dst=B) / headers / packet
+
+
+@pytest.mark.parametrize("port", [4789, 4790])
+def test_what_a_vxlan_device_sends_is_taken_out(port):
+    sa = replace(kernel_sa(), transport=True)
+    protects = SecurityAssociation(ESP, spi=sa.spi, crypt_algo="AES-GCM", crypt_key=bytes(range(16)) + SALT)
+    for packet, whole in ((Ether() / inner(), inner()), (Ether() / ARP(), None), (Ether() / b"", None)):
+        sent = vxlan(packet, port)
+        opened = Oracle().open(esp_of(frame(Ether() / protects.encrypt(sent, seq_num=1))), sa)
+        if whole is not None and port == 4789:
+            assert opened.inner == bytes(whole)
+        else:
+            assert opened.inner[20:] == bytes(sent)[20:], "something else, behind the header of its addresses"

@@ -16,6 +16,7 @@ from ipsec_gw.lab.topology import (
     behind_nat,
     crossroads,
     guarded,
+    one_network,
     roadwarriors,
     site_to_site,
     two_families,
@@ -67,6 +68,15 @@ def test_all_that_a_gateway_has_behind_it_counts():
     assert site_to_site(TAG).behind(Role.GATEWAY_A) == (IPv4Network("10.1.0.0/24"),)
     behind = crossroads(TAG).behind(Role.GATEWAY_B)
     assert {"10.2.0.0/24", "10.12.0.0/24", "10.66.0.0/24", "fd12::/64"} <= set(map(str, behind))
+
+
+def test_one_network_is_at_both_sites():
+    topology = one_network(TAG)
+    assert topology.behind(Role.GATEWAY_A) == topology.behind(Role.GATEWAY_B)
+    hosts = [(role, HOST) for role in (Role.CLIENT, Role.SERVER)]
+    gateways = [(role, LAN) for role in (Role.GATEWAY_A, Role.GATEWAY_B)]
+    assert len({topology.address(*place) for place in (*hosts, *gateways)}) == 4
+    assert {route.role for route in topology.routes} == {Role.GATEWAY_A, Role.GATEWAY_B}, "hosts need none"
 
 
 def test_two_networks_are_behind_gateway_b_alone():

@@ -7,7 +7,7 @@ from ipaddress import ip_network
 from types import SimpleNamespace
 
 import pytest
-from scapy.layers.inet import IP, UDP
+from scapy.layers.inet import ICMP, IP, UDP
 from scapy.layers.ipsec import ESP, SecurityAssociation
 from scapy.layers.l2 import Ether
 
@@ -197,14 +197,14 @@ def world(**changed):
     return {"from_a": from_a, "from_b": from_b, "client": client, "server": server, "sas": sas, "lost": 0} | changed
 
 
-def judged(engine="vpp", lossy=False, links=frozenset(), taken_over=False, flapped=False, **changed):
+def judged(engine="vpp", lossy=False, links=frozenset(), bridged=False, taken_over=False, flapped=False, **changed):
     parts = world(**changed)
     run = lab(engine)
     wan = Fixed(parts["from_a"], parts["from_b"], lost=parts["lost"])
     evidence = Evidence([0, 0], [len(capture.frames) for capture in wan.captures])
     evidence.engine_took([shown("in"), shown("out")])
     diary = SimpleNamespace(all=lambda: parts["sas"])
-    by = Judged(lossy=lossy, links=links, taken_over=taken_over, flapped=flapped)
+    by = Judged(lossy=lossy, links=links, bridged=bridged, taken_over=taken_over, flapped=flapped)
     judge_capture(run, evidence, wan, Fixed(parts["client"], parts["server"]), [diary], by)
     return run
 
@@ -222,6 +222,16 @@ def test_behind_a_nat_that_forgets_not_all_arrives():
     assert failed(judged(server=arrived, lossy=True)) == []
     stray = [*arrived, frame(Ether() / packet("10.1.0.10", "10.2.0.10", 99))]
     assert failed(judged(server=stray, lossy=True)) == ["what the server receives is what A encrypts"]
+
+
+def test_a_bridge_tells_what_is_too_long_in_the_name_of_others():
+    told = IP(src="10.1.0.10", dst="10.2.0.10") / ICMP(type=3, code=4, nexthopmtu=1416) / bytes(TO_A[0])
+    server = [*world()["server"], frame(Ether() / told)]
+    name = "what the server receives is what A encrypts"
+    assert failed(judged(server=server, lossy=True)) == [name]
+    assert failed(judged(server=server, lossy=True, bridged=True)) == []
+    other = [*server, frame(Ether() / packet("10.1.0.10", "10.2.0.10", 99))]
+    assert failed(judged(server=other, lossy=True, bridged=True)) == [name]
 
 
 def test_lost_frames_spoil_the_proof():

@@ -12,7 +12,18 @@ from ipsec_gw.desired import Owner
 from ipsec_gw.engines.port import Counters
 from ipsec_gw.errors import EngineError
 from ipsec_gw.model.ids import SaKey, TunnelId
-from ipsec_gw.model.objects import EngineObject, Guard, GuardKey, ManagedObject, ObjectKey, Selector, SteerKey, Tunnel
+from ipsec_gw.model.objects import (
+    EngineObject,
+    ExemptKey,
+    Guard,
+    GuardKey,
+    Hosts,
+    ManagedObject,
+    ObjectKey,
+    Selector,
+    SteerKey,
+    Tunnel,
+)
 from ipsec_gw.model.snapshot import Snapshot
 from ipsec_gw.ownership.engine_link import EngineLink
 from ipsec_gw.ownership.guard import HAND_BACK_MARGIN, KEPT_AHEAD, GuardDriver
@@ -24,6 +35,7 @@ from ipsec_gw.reconcile.loop import Reconciler
 from ipsec_gw.reconcile.record import Outcome
 from tests.support.fakes import FakeDriver, FakeEngine, FakeSource
 from tests.support.world import HERE, LOCAL, REMOTE, SETTINGS, THERE, established, policy, sa, snapshot
+from tests.unit.test_hosts import FROM, TO, beside, selects
 from tests.unit.test_ownership import Kernel, Maps, with_oseq
 
 FAR = KEPT_AHEAD + 500
@@ -208,6 +220,23 @@ async def test_one_bad_sa_does_not_hold_up_the_rest(world: World) -> None:
     assert world.engine.objects[TunnelId(2, REMOTE)].outbound == other_out
     assert SteerKey(other_in) in world.steer.objects
     assert world.reasons()[0x22][0] is Owner.KERNEL
+
+
+@pytest.mark.parametrize("victim", [SaKey(REMOTE, 0x20 + TO), TunnelId(TO, REMOTE)], ids=["outbound SA", "tunnel"])
+async def test_one_of_two_tunnels_between_hosts_does_not_hold_up_the_other(world: World, victim: ObjectKey) -> None:
+    world.engine.refuses.add(victim)
+    await world.show(beside())
+    assert world.engine.objects[TunnelId(FROM, REMOTE)].outbound == SaKey(REMOTE, 0x20 + FROM)
+    assert TunnelId(TO, REMOTE) not in world.engine.objects
+    assert world.lead.objects.keys() == {Hosts(LOCAL, REMOTE), ExemptKey(selects(TO).selector)}
+    assert world.refusals.reasons().keys() == {SaKey(REMOTE, 0x20 + TO)}
+
+
+async def test_a_lead_of_hosts_that_cannot_be_made_gives_both_tunnels_back(world: World) -> None:
+    world.lead.refuses.add(Hosts(LOCAL, REMOTE))
+    await world.show(beside())
+    assert world.maps.claimed() == frozenset()
+    assert world.refusals.reasons().keys() == {SaKey(REMOTE, 0x20 + reqid) for reqid in (TO, FROM)}
 
 
 async def test_what_was_refused_untouched_is_decided_on_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

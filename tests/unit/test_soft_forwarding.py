@@ -608,3 +608,26 @@ def test_a_tunnel_has_one_mode() -> None:
     host.store.create(other)
     with pytest.raises(EngineError, match="both modes"):
         host.store.update(replace(host.tunnel, inbound=(host.inbound.key, other.key)))
+
+
+@pytest.mark.parametrize("ranks", [(0, 1), (1, 0)])
+def test_between_the_same_hosts_the_greater_rank_has_what_fits_both(ranks):
+    here, there = ip_network("192.0.2.1"), ip_network(str(PEER))
+    selectors = (
+        Selector(here, there, 17, destination_port=PortMatch(4789, 0xFFFF)),
+        Selector(here, there, 17, source_port=PortMatch(4789, 0xFFFF)),
+    )
+    store = Store(context(WAN), 3000)
+    store.create(next_hop())
+    for number, (selector, rank) in enumerate(zip(selectors, ranks, strict=True), start=1):
+        pair = [
+            sa(way, number + base, transport=True) for way, base in ((Direction.IN, 0x1000), (Direction.OUT, 0x2000))
+        ]
+        one = tunnel([pair[0]], pair[1], selectors=(selector,), key=TunnelId(number, PEER))
+        for obj in (*pair, replace(one, hosts=True, rank=rank)):
+            store.create(obj)
+    spis = []
+    for ports in ({"sport": 4789, "dport": 4789}, {"sport": 1, "dport": 4789}, {"sport": 4789, "dport": 1}):
+        (emission,) = store.forwarding.encapsulate(up_frame(IP(src="192.0.2.1", dst=str(PEER)) / UDP(**ports)))
+        spis.append(Ether(emission.frame)[ESP].spi)
+    assert spis == [0x2001 + ranks.index(1), 0x2001, 0x2002]

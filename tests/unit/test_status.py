@@ -11,15 +11,22 @@ from click.testing import CliRunner
 
 from ipsec_gw.cli.main import cli
 from ipsec_gw.daemon import Daemon
+from ipsec_gw.desired import Owner, SaVerdict
 from ipsec_gw.gateway import Gateway
 from ipsec_gw.ike.watcher import CharonWatcher
-from ipsec_gw.model.ids import EngineName
+from ipsec_gw.model.ids import Direction, EngineName
+from ipsec_gw.model.snapshot import Snapshot
 from ipsec_gw.observe import control
 from ipsec_gw.ownership.guardian import Tick
+from tests.unit.test_hosts import TO, beside, pair
+from tests.unit.test_overlays import VXLAN1
 from xdp_steer.reasons import Reason
 from xdp_steer.tables import Count
 
 COUNTED = {Reason.UNKNOWN_SPI: 7, Reason.FORWARDED: 1234567, Reason.POLICY_DENY: 99, Reason.EGRESS_NEW: 100}
+
+
+NOTHING = Snapshot()
 
 
 class Steering:
@@ -37,7 +44,9 @@ class Steering:
         return frozenset()
 
 
-async def status(*, gone: bool | None = None) -> dict[str, Any]:
+async def status(
+    *, gone: bool | None = None, snapshot: Snapshot = NOTHING, verdicts: tuple[SaVerdict, ...] = ()
+) -> dict[str, Any]:
     """With ``gone`` there is an engine, which is gone or not."""
     plumbing = SimpleNamespace(steering=SimpleNamespace(engine_gone=lambda: gone), wan=())
     gateway = SimpleNamespace(
@@ -47,7 +56,7 @@ async def status(*, gone: bool | None = None) -> dict[str, Any]:
         link=SimpleNamespace(
             capabilities=None, offer=SimpleNamespace(name=EngineName.KERNEL, absent=""), trouble="", up=True
         ),
-        reconciler=SimpleNamespace(in_sync=True, decision=SimpleNamespace(verdicts=())),
+        reconciler=SimpleNamespace(in_sync=True, snapshot=snapshot, decision=SimpleNamespace(verdicts=verdicts)),
         senses=SimpleNamespace(
             monitor=SimpleNamespace(overruns=1),
             network=SimpleNamespace(overruns=2),
@@ -96,6 +105,14 @@ async def test_the_guardian_tells_its_cost_and_a_takeover(gone: bool, monkeypatc
     assert shown.exit_code == 0, shown.output
     assert "21 of 1,000 SAs written in 12 ms" in shown.output
     assert ("the kernel has taken over" in shown.output) is gone
+
+
+async def test_people_see_who_does_what_for_a_vxlan_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    verdict = SaVerdict(pair(TO)[1], Direction.OUT, Owner.ENGINE, "")
+    answer = await status(snapshot=beside(vxlans=(VXLAN1,)), verdicts=(verdict,))
+    assert answer["overlays"] == ("VXLAN device vxlan1: the kernel does VXLAN, kernel does ESP",)
+    monkeypatch.setattr(control, "ask", lambda _run_dir, _question: answer)
+    assert "VXLAN device vxlan1: the kernel does VXLAN" in CliRunner().invoke(cli, ["show", "status"]).output
 
 
 async def test_without_an_engine_nothing_is_kept_warm() -> None:

@@ -14,6 +14,7 @@ from ipsec_gw.cli import check
 from ipsec_gw.cli.main import cli
 from ipsec_gw.mirror.nft import filter_rules
 from ipsec_gw.ownership import bypass, lead, uplink
+from ipsec_gw.ownership.marks import HOSTS_TABLE
 from ipsec_gw.unseen import KERNEL_END, OUR_RULES, OUR_TABLES, FilterRule, Host, Queue, RoutingRule, unseen
 
 RULE = FilterRule("inet gate passing", 5, frozenset(), ipsec=False, esp=False, accepts=False)
@@ -23,7 +24,7 @@ WAN = frozenset({"eth0"})
 def test_the_names_and_numbers_are_those_of_the_data_path() -> None:
     assert uplink.KERNEL_END == KERNEL_END
     assert range(lead._EXEMPT_RULE, lead._AFTER_RULE + 1) == OUR_RULES
-    assert (f"ip {bypass.TABLE4.name}", f"ip6 {bypass.TABLE.name}") == OUR_TABLES
+    assert (f"ip {bypass.TABLE4.name}", f"ip {HOSTS_TABLE}", f"ip6 {bypass.TABLE.name}") == OUR_TABLES
 
 
 def said(**changes: Any) -> list[str]:

@@ -128,6 +128,28 @@ def test_the_narrower_policy_is_tried_first() -> None:
     assert all(policy.spd == OUT and policy.outbound for policy in ordered)
 
 
+def test_between_the_same_hosts_the_greater_rank_is_tried_first() -> None:
+    hosts = Selector(ip_network(LOCAL), ip_network(PEER), UDP)
+    to, come_from = (replace(hosts, **{side: PortMatch(4789, 0xFFFF)}) for side in ("destination_port", "source_port"))
+    for ranks, winner in (((0, 1), 4), ((1, 0), 2)):
+        both = parts(1, to), parts(2, come_from, spi=0x2002)
+        asked = holdings([replace(one, rank=rank) for one, rank in zip(both, ranks, strict=True)], LINKS)
+        first, second = sorted(asked.outgoing, key=lambda policy: -policy.priority)
+        assert first.priority > second.priority
+        assert first.sad_id == winner
+    lan = Selector(ip_network("0.0.0.0/0"), ip_network("0.0.0.0/0"))
+    asked = holdings([parts(1, to), parts(2, lan, spi=0x2002)], LINKS)
+    assert max(asked.outgoing, key=lambda policy: policy.priority).sad_id == 2, (
+        "what lies inside another one, before it"
+    )
+
+
+def test_a_tunnel_tells_the_gates_its_rank() -> None:
+    key = SaKey(LOCAL, 1)
+    tunnel = Tunnel(TunnelId(1, PEER), LOCAL, PEER, (key,), SaKey(PEER, 1), (ALL,), hosts=True, rank=3)
+    assert GateParts.of(FIRST_WHOLE_WAY, tunnel, entry(Direction.OUT, 2, 1), []).rank == 3
+
+
 def test_protocol_and_ports_are_ranges_in_a_policy() -> None:
     ported = replace(ALL, protocol=UDP, source_port=PortMatch(5000, 0xFFF8))
     policy: Policy
@@ -394,3 +416,24 @@ async def test_a_turn_that_fails_can_be_turned_back(journal: Journal, step: int)
 
 def test_an_arrival_tells_what_its_sa_does() -> None:
     assert Arrival.of(entry(Direction.IN, 3, 0x1001)) == Arrival(3, 0x1001, PEER, LOCAL, in_udp=False)
+
+
+def test_tunnels_between_the_same_hosts_share_their_way() -> None:
+    hosts = Selector(ip_network(LOCAL), ip_network(PEER), UDP, destination_port=PortMatch(4789, 0xFFFF))
+    other = replace(hosts, destination_port=PortMatch(), source_port=PortMatch(4789, 0xFFFF))
+    first, second = FIRST_WHOLE_WAY, FIRST_WHOLE_WAY + 1
+    encap = EncapMap({first: frozenset({hosts})}, gate=GATE)
+    there = {Route(ENCAP_TABLE, hosts.destination, 8, GATE.whole.hop4)}
+    assert encap.conflict(None, [other]) == (other, first)
+    assert encap.conflict(None, [other], whole=True) is None
+    change = encap.put(second, frozenset({other}))
+    assert encap.routes(hosts.destination) == there
+    encap.undo(change)
+    assert encap.selectors(second) == frozenset()
+    encap.put(second, frozenset({other}))
+    for way in (first, second):
+        assert encap.routes(hosts.destination) == there
+        encap.put(way, frozenset())
+    assert encap.routes(hosts.destination) == frozenset()
+    direct = EncapMap({FIRST_GATE_WAY: frozenset({hosts})}, gate=GATE)
+    assert direct.conflict(None, [other], whole=True) is not None, "what has pieces of packets does not see the ports"

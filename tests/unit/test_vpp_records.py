@@ -22,6 +22,14 @@ def test_a_tunnel_comes_back_as_it_was() -> None:
     assert read_tunnel(json.loads(json.dumps(tunnel_row(RECORD)))) == RECORD
 
 
+def test_a_tunnel_between_hosts_comes_back_with_its_rank() -> None:
+    record = replace(RECORD, tunnel=replace(RECORD.tunnel, hosts=True, rank=2))
+    row = json.loads(json.dumps(tunnel_row(record)))
+    assert read_tunnel(row) == record
+    del row["rank"]
+    assert read_tunnel(row).tunnel.rank == 0, "older versions wrote none"
+
+
 def test_a_row_without_protocols_and_exceptions_is_read() -> None:
     row = tunnel_row(RECORD)
     old = {name: value for name, value in row.items() if name != "exceptions"}

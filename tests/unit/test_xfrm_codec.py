@@ -150,7 +150,7 @@ def test_a_policy_with_its_template() -> None:
         True,
         False,
     )
-    assert (str(parsed.source), str(parsed.destination)) == ("192.168.1.0/24", "192.168.2.0/24")
+    assert (str(parsed.source), str(parsed.destination), parsed.index) == ("192.168.1.0/24", "192.168.2.0/24", 8)
     assert parsed.templates == (Template(ip_address("10.1.2.3"), ip_address("10.9.8.7"), 0xABCD, 50, 77, Mode.TUNNEL),)
 
 

@@ -144,7 +144,8 @@ class InboundPath:
 @dataclass(frozen=True, slots=True)
 class OutboundPath:
     """Plaintext that matches and comes behind that VLAN ID, 0 for none, goes into ``sa``, between these outer addresses
-    (and UDP ports), out of ``port``; in ``transport`` mode behind its own header, with ``gre`` behind a GRE header.
+    (and UDP ports), out of ``port``; in ``transport`` mode behind its own header, with ``gre`` behind a GRE header. Of
+    paths for the same networks the one with the greatest ``rank`` is tried first.
     """
 
     match: Match
@@ -157,6 +158,7 @@ class OutboundPath:
     vlan: int = 0
     gre: bool = False
     transport: bool = False
+    rank: int = 0
 
     @property
     def ends(self) -> Match:
@@ -187,8 +189,8 @@ class Forwarding:
     def build(
         cls, inbound: Mapping[WireKey, InboundPath], outbound: Iterable[OutboundPath], begun: Reassembly | None = None
     ) -> Forwarding:
-        """A forwarding state that searches narrow selectors first: by destination, then by source, then as given."""
-        ordered = sorted(outbound, key=lambda path: (-path.match.destination.mask, -path.match.source.mask))
+        """A forwarding state that searches narrow selectors first: by destination, source, rank, then as given."""
+        ordered = sorted(outbound, key=lambda path: (-path.match.destination.mask, -path.match.source.mask, -path.rank))
         return cls(MappingProxyType(dict(inbound)), tuple(ordered), begun or Reassembly())
 
     def decapsulate(self, frame: bytes) -> tuple[Emission, ...]:

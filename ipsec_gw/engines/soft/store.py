@@ -238,6 +238,7 @@ class Store:
                 vlan=_vlan(tunnel),
                 gre=sa.gre,
                 transport=sa.transport,
+                rank=tunnel.rank,
             )
             for selector in tunnel.selectors
         ]

@@ -411,6 +411,27 @@ def _transport() -> tuple[Case, ...]:
             initiate=("net", "host"),
             forged=False,
         ),
+        Case(
+            "transport-two",
+            "transport mode for TCP, and beside it, each in a tunnel, for what goes to a UDP port and comes from it",
+            (
+                Connection(
+                    children=(
+                        replace(host, local="{here}/32[tcp]", remote="{there}/32[tcp]"),
+                        replace(host, name="to", local="{here}/32[udp]", remote="{there}/32[udp/1701]"),
+                        replace(host, name="from", local="{here}/32[udp/1701]", remote="{there}/32[udp]"),
+                    )
+                ),
+            ),
+            (
+                *_OUTER,
+                *_both(End.OUTSIDE_A, End.OUTSIDE_B, port=1701),
+                *_both(End.OUTSIDE_A, End.OUTSIDE_B, source_port=1701),
+            ),
+            acts=(Act.REKEY_A, Act.REKEY_B),
+            initiate=("net", "to", "from"),
+            forged=False,
+        ),
         _plain("beet", "BEET mode", replace(host, options=("mode = beet",)), **{**kept, "reason": "beet mode"}),
     )
 

@@ -86,6 +86,7 @@ def scenarios() -> dict[str, Scenario]:
     from ipsec_gw.lab.scenarios.spd import run as run_spd  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.transport import run as run_transport  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.trap import run as run_trap  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.vxlan_over_ipsec import run_bridged, run_routed  # noqa: PLC0415
 
     known = (
         Scenario(
@@ -139,6 +140,14 @@ def scenarios() -> dict[str, Scenario]:
                 Part("gre", topology.two_networks, run_gre, vm_seconds=2400.0),
                 Part("gre-firewall", topology.site_to_site, run_gre_with_firewall, vm_seconds=1400.0),
                 Part("ipip", topology.two_networks, run_ipip, vm_seconds=1400.0),
+            ),
+        ),
+        Scenario(
+            "vxlan-over-ipsec",
+            "VXLAN devices in transport mode, routed and in a bridge: rekeys, path MTU, the engine's death and return",
+            (
+                Part("routed", topology.site_to_site, run_routed, vm_seconds=1400.0),
+                Part("bridged", topology.one_network, run_bridged, vm_seconds=1400.0),
             ),
         ),
         Scenario(

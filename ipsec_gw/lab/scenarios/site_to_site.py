@@ -84,9 +84,11 @@ async def leave(story: Story) -> None:
             await story.gateway.off()
 
 
-async def bracketed_exchange(story: Story, name: str) -> None:
-    """TCP, UDP and ICMP between two quiet moments, so that every counter can be held against the wire."""
-    async with bracketed(story, name):
+async def bracketed_exchange(story: Story, name: str, which: Callable[[ShownSa], bool] = lambda _: True) -> None:
+    """TCP, UDP and ICMP between two quiet moments, so that every counter can be held against the wire, of those SAs
+    ``which`` carry something.
+    """
+    async with bracketed(story, name, which):
         for talkers in story.talkers:
             await _exchange(story.lab, name, talkers)
 

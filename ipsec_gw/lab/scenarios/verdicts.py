@@ -11,6 +11,7 @@ from ipsec_gw.lab.context import Lab
 from ipsec_gw.lab.gateway import GuardCount, ShownSa, Status, SteerCount
 from ipsec_gw.lab.kernel_sas import SaDiary
 from ipsec_gw.lab.oracle import EspPacket
+from ipsec_gw.lab.packets import ip_packet, too_big
 from ipsec_gw.lab.sites import seen_addresses
 from ipsec_gw.lab.topology import HOST, LAN, Role
 from ipsec_gw.lab.wire import (
@@ -148,6 +149,7 @@ class Judged:
     ``roamed``: where gateways A and B were besides their own addresses.
     ``links``: networks in which they talk to each other inside the tunnel, and so never in clear.
     ``flapped``: the WAN had no carrier now and then.
+    ``bridged``: gateway B is a bridge, and tells hosts in the name of others what is too long.
     """
 
     taken_over: bool = False
@@ -156,6 +158,7 @@ class Judged:
     roamed: tuple[frozenset[IpAddress], frozenset[IpAddress]] = (frozenset(), frozenset())
     links: frozenset[IpNetwork] = frozenset()
     flapped: bool = False
+    bridged: bool = False
 
     def __or__(self, other: Judged) -> Judged:
         return Judged(
@@ -165,6 +168,7 @@ class Judged:
             (self.roamed[0] | other.roamed[0], self.roamed[1] | other.roamed[1]),
             self.links | other.links,
             self.flapped or other.flapped,
+            self.bridged or other.bridged,
         )
 
 
@@ -193,7 +197,7 @@ def judge_capture(
     _judge_opening(lab, opening, sum(map(len, sent)))
     roles = (Role.GATEWAY_A, Role.GATEWAY_B)
     ends = [{*seen_addresses(lab.topology, role), *more} for role, more in zip(roles, judged.roamed, strict=True)]
-    _judge_inner(lab, opening, lans, ends, lossy=judged.lossy)
+    _judge_inner(lab, opening, lans, ends, judged)
     tunnels = (*earlier, evidence)
     engine_sas = frozenset[str]().union(*(tunnel.engine_sas for tunnel in tunnels))
     _judge_numbers(lab, openings, engine_sas, judged)
@@ -212,7 +216,7 @@ def _judge_opening(lab: Lab, opening: Opening, packets: int) -> None:
 
 
 def _judge_inner(
-    lab: Lab, opening: Opening, lans: Captures, ends: Sequence[Collection[IpAddress]], *, lossy: bool
+    lab: Lab, opening: Opening, lans: Captures, ends: Sequence[Collection[IpAddress]], judged: Judged
 ) -> None:
     """Hold what was inside against what the hosts sent and received."""
     client, server = lans.captures
@@ -226,9 +230,11 @@ def _judge_inner(
     received = ip_packets(server.frames, outgoing=False)
     lan = lab.topology.network(Role.GATEWAY_A, LAN)
     from_a = [packet for packet in received.elements() if header(packet).source in lan]
+    if judged.bridged:
+        from_a = [packet for packet in from_a if (told := ip_packet(packet)) is None or too_big(told) is None]
     arrived = (
         ("what the server receives is what A encrypts", from_a, Counter(map(without_hops, to_b)))
-        if lossy
+        if judged.lossy
         else ("what A encrypts is what the server receives", to_b, received)
     )
     for name, inner, reference in (

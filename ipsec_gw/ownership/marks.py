@@ -1,0 +1,100 @@
+"""Which of this machine's own packets are routed once more, to come to the engine: chains of nf_tables. Pure.
+
+In transport mode only what is led gets the mark. Anything else would be routed again for nothing, and worse: as soon as
+a routing rule asks for ports, the kernel takes ports into that look-up, which then finds XFRM's policy, and looks for
+one once more (``ip_route_me_harder``). So the packet would be encrypted twice.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+
+from ipsec_gw.mirror.nftables import (
+    META_MARK,
+    NETWORK_HEADER,
+    RETURN,
+    RT_XFRM,
+    TRANSPORT_HEADER,
+    Chain,
+    Expression,
+    Table,
+    differs,
+    equals,
+    masked,
+    meta,
+    payload,
+    route_key,
+    set_mark,
+)
+from ipsec_gw.model.objects import Hosts, PortMatch, Selector
+
+AGAIN_MARK = 0x8000_0000
+"""Of own packets without a mark, while they are routed once more: a single bit, which the masks of others hardly have.
+"""
+
+HOSTS_TABLE = "ipsec-gw-hosts"
+
+_HOOK_OUT, _MANGLE = 3, -150
+_PROTOCOL, _SOURCE, _DESTINATION = 9, 12, 16
+"""Offsets in an IPv4 header."""
+_SOURCE_PORT, _DESTINATION_PORT = 0, 2
+"""Offsets in the header of a protocol with ports."""
+
+Rule = tuple[Expression, ...]
+
+
+def again(marks: Iterable[int]) -> Chain:
+    """Own packets with one of these marks that IPsec is to transform are routed once more."""
+    return _chain(
+        (meta(META_MARK), equals(_mark(mark)), route_key(RT_XFRM), equals(_YES), *set_mark(AGAIN_MARK))
+        for mark in marks
+    )
+
+
+def hosts_table(led: Iterable[Hosts], exempted: Iterable[Selector]) -> Table:
+    """Own packets between hosts that are led, but for what is exempted of those."""
+    spared: dict[Hosts, list[Selector]] = defaultdict(list)
+    for one in sorted({one for one in exempted if one.of_hosts}, key=str):
+        spared[Hosts(one.source.network_address, one.destination.network_address)].append(one)
+    rules: list[Rule] = []
+    for hosts in sorted(led):
+        # Peers differ, and our address hardly does.
+        ends = (*_is(_DESTINATION, hosts.remote.packed), *_is(_SOURCE, hosts.local.packed))
+        rules += [(*ends, *_narrowing(one), RETURN) for one in spared[hosts]]
+        rules.append((*ends, *set_mark(AGAIN_MARK)))
+    others: list[Rule] = [
+        (route_key(RT_XFRM), differs(_YES), RETURN),
+        (meta(META_MARK), differs(_mark(0)), RETURN),
+    ]
+    return Table(HOSTS_TABLE, (_chain([*others, *rules] if rules else []),), version=4)
+
+
+_YES = b"\1"
+
+
+def _mark(mark: int) -> bytes:
+    return struct.pack("=I", mark)
+
+
+def _chain(rules: Iterable[Rule]) -> Chain:
+    return Chain("again", "route", _HOOK_OUT, _MANGLE, tuple(rules))
+
+
+def _narrowing(selector: Selector) -> Iterator[Expression]:
+    """What a selector asks for besides its ends."""
+    if selector.protocol:
+        yield from _is(_PROTOCOL, bytes((selector.protocol,)))
+    for offset, match in ((_SOURCE_PORT, selector.source_port), (_DESTINATION_PORT, selector.destination_port)):
+        if match.mask:
+            yield from _port(offset, match)
+
+
+def _is(offset: int, value: bytes) -> Rule:
+    return payload(NETWORK_HEADER, offset, len(value)), equals(value)
+
+
+def _port(offset: int, match: PortMatch) -> Rule:
+    wanted, mask = (struct.pack(">H", number) for number in (match.port & match.mask, match.mask))
+    return payload(TRANSPORT_HEADER, offset, len(mask)), masked(mask), equals(wanted)
