@@ -1,7 +1,8 @@
 """Tables of nf_tables, whole: put in place in one transaction, compared, removed (``linux/netfilter/nf_tables.h``).
 
-Only what the gateway's own tables need: base chains, and rules of meta, rt, payload, bitwise, comparison and immediate
-expressions. The program ``nft`` is not needed, ``nft list ruleset`` shows the result.
+Only what the gateway's own tables need: base chains, rules of meta, rt, payload, bitwise, comparison, lookup and
+immediate expressions, and sets of pairs of addresses. The program ``nft`` is not needed, ``nft list ruleset`` shows the
+result.
 """
 
 from __future__ import annotations
@@ -33,14 +34,27 @@ from ipsec_gw.netlink import (
 _SUBSYSTEM = 10 << 8
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _NEW_TABLE, _DELETE_TABLE, _NEW_CHAIN, _NEW_RULE, _GET_RULE = 0, 2, 3, 6, 7
+_NEW_SET, _NEW_ELEMENTS, _GET_ELEMENTS, _DELETE_ELEMENTS = 9, 12, 13, 14
 _CREATE, _APPEND = 0x400, 0x800
 _NESTED = 0x8000
 _FAMILY = struct.Struct(">BBH")
 _RECEIVE_BYTES, _ANSWER_SECONDS = 1 << 16, 5.0
+_SEND_BYTES = 1 << 23
+"""A transaction is one message to the socket."""
+_SO_SNDBUFFORCE = 32
+"""``asm-generic/socket.h``; beyond the limit of ``net.core.wmem_max``, which CAP_NET_ADMIN may."""
 _NFPROTO_IPV4, _NFPROTO_IPV6 = 2, 10
-_NFT_REG_1 = 1
+_NFT_REG_1, _NFT_REG32_00 = 1, 8
+"""Two names for the same place; the second is of 32 bits, and others follow it."""
 _TABLE_NAME, _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_TYPE = 1, 1, 3, 4, 7
 _RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS, _RULE_USERDATA = 1, 2, 4, 7
+_SET_TABLE, _SET_NAME, _SET_KEY_TYPE, _SET_KEY_BYTES, _SET_ID = 1, 2, 4, 5, 10
+_ELEMENTS_TABLE, _ELEMENTS_SET, _ELEMENTS = 1, 2, 3
+_TWO_ADDRESSES = 7 << 6 | 7
+"""How nft(8) numbers the type ``ipv4_addr . ipv4_addr``."""
+_ADDRESS_BYTES = 4
+_ELEMENTS_AT_A_TIME = 2048
+"""The attribute that they are in has 64 KiB at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +77,21 @@ class Chain:
 
 
 @dataclass(frozen=True, slots=True)
+class Pairs:
+    """A set of pairs of IPv4 addresses, packed one behind the other."""
+
+    name: str
+    pairs: frozenset[bytes]
+
+
+@dataclass(frozen=True, slots=True)
 class Table:
     """A table of the family ip6, or of ip (``version`` 4)."""
 
     name: str
     chains: tuple[Chain, ...]
     version: int = 6
+    sets: tuple[Pairs, ...] = ()
 
     @property
     def has_rules(self) -> bool:
@@ -123,8 +146,18 @@ NETWORK_HEADER, TRANSPORT_HEADER = 1, 2
 
 def payload(base: int, offset: int, length: int) -> Expression:
     """Load bytes of the packet. A fragment without that header fits no rule that asks for it."""
-    asked = (_NFT_REG_1, base, offset, length)
+    return _load(_NFT_REG_1, base, offset, length)
+
+
+def _load(*asked: int) -> Expression:
     return Expression("payload", b"".join(attribute(kind, _be32(value)) for kind, value in enumerate(asked, start=1)))
+
+
+def in_pairs(name: str, offsets: tuple[int, int]) -> tuple[Expression, ...]:
+    """Go on only if the addresses at these places of the network header are a pair of that set."""
+    loads = [(_NFT_REG32_00 + number, NETWORK_HEADER, place, _ADDRESS_BYTES) for number, place in enumerate(offsets)]
+    found = attribute(1, _text(name)) + attribute(2, _be32(_NFT_REG32_00))
+    return (*(_load(*load) for load in loads), Expression("lookup", found))
 
 
 def masked(mask: bytes) -> Expression:
@@ -162,6 +195,7 @@ class NfTables:
         try:
             self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
             self._socket.bind((0, 0))
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SEND_BYTES)
         except OSError as error:
             raise _refused(error.errno or 0) from None
         self._socket.settimeout(_ANSWER_SECONDS)
@@ -181,9 +215,32 @@ class NfTables:
         self._commit(table.family, [(_NEW_TABLE, _CREATE, _name(table)), (_DELETE_TABLE, 0, _name(table))])
 
     def holds(self, table: Table) -> bool:
+        """Whether all rules of the table are in place, and no others in it; and so what is in its sets."""
+        return self.has_rules(table) and all(self._pairs(table, one) == one.pairs for one in table.sets)
+
+    def has_rules(self, table: Table) -> bool:
         """Whether all rules of the table are in place, and no others in it."""
         wanted = [(chain.name, table.recipe(chain, n)) for chain in table.chains for n in range(len(chain.rules))]
         return sorted(self._rules(table)) == sorted(wanted)
+
+    def alter(self, table: Table, former: Table) -> None:
+        """Change what is in the sets of a table, whose rules are in place, from what it was before."""
+        parts: list[tuple[int, int, bytes]] = []
+        for before, after in zip(former.sets, table.sets, strict=True):
+            parts += _elements(_DELETE_ELEMENTS, 0, table, before.name, before.pairs - after.pairs)
+            parts += _elements(_NEW_ELEMENTS, _CREATE, table, after.name, after.pairs - before.pairs)
+        if parts:
+            self._commit(table.family, parts)
+
+    def _pairs(self, table: Table, which: Pairs) -> frozenset[bytes]:
+        body = attribute(_ELEMENTS_TABLE, _text(table.name)) + attribute(_ELEMENTS_SET, _text(which.name))
+        self._send([self._message(_SUBSYSTEM | _GET_ELEMENTS, NLM_F_DUMP, body, table.family)])
+        found = set()
+        for answer in self._answers():
+            listed = _attributes(answer[HEADER.size + _FAMILY.size :]).get(_ELEMENTS, b"")
+            for _, element in attributes(listed):
+                found.add(_attributes(_attributes(element).get(1, b"")).get(1, b""))
+        return frozenset(found)
 
     def _rules(self, table: Table) -> Iterator[tuple[str, bytes]]:
         body = attribute(_RULE_TABLE, _text(table.name))
@@ -258,9 +315,24 @@ class Tables:
             elif not kernel.holds(table):
                 kernel.put(table)
 
+    def change(self, table: Table, former: Table) -> None:
+        """The same, of one that was as ``former`` when it was last seen to: what is in its sets is not looked at, and
+        only what differs there is told to the kernel. Raises IpsecGwError.
+        """
+        with contextlib.closing(NfTables()) as kernel:
+            if table.has_rules and table.chains == former.chains and kernel.has_rules(table):
+                kernel.alter(table, former)
+                return
+        self.keep(table)
+
 
 def _messages_of(table: Table) -> Iterator[tuple[int, int, bytes]]:
     yield _NEW_TABLE, _CREATE, _name(table)
+    for number, one in enumerate(table.sets, start=1):
+        body = attribute(_SET_TABLE, _text(table.name)) + attribute(_SET_NAME, _text(one.name))
+        numbers = ((_SET_KEY_TYPE, _TWO_ADDRESSES), (_SET_KEY_BYTES, 2 * _ADDRESS_BYTES), (_SET_ID, number))
+        yield _NEW_SET, _CREATE, body + b"".join(attribute(kind, _be32(value)) for kind, value in numbers)
+        yield from _elements(_NEW_ELEMENTS, _CREATE, table, one.name, one.pairs)
     for chain in table.chains:
         hook = attribute(1, _be32(chain.hook)) + attribute(2, struct.pack(">i", chain.priority))
         body = attribute(_CHAIN_TABLE, _text(table.name)) + attribute(_CHAIN_NAME, _text(chain.name))
@@ -270,6 +342,17 @@ def _messages_of(table: Table) -> Iterator[tuple[int, int, bytes]]:
             body = attribute(_RULE_TABLE, _text(table.name)) + attribute(_RULE_CHAIN, _text(chain.name))
             body += _nested(_RULE_EXPRESSIONS, listed) + attribute(_RULE_USERDATA, table.recipe(chain, number))
             yield _NEW_RULE, _CREATE | _APPEND, body
+
+
+def _elements(
+    kind: int, flags: int, table: Table, name: str, pairs: frozenset[bytes]
+) -> Iterator[tuple[int, int, bytes]]:
+    whole = attribute(_ELEMENTS_TABLE, _text(table.name)) + attribute(_ELEMENTS_SET, _text(name))
+    ordered = sorted(pairs)
+    for start in range(0, len(ordered), _ELEMENTS_AT_A_TIME):
+        some = ordered[start : start + _ELEMENTS_AT_A_TIME]
+        listed = b"".join(_nested(1, _nested(1, attribute(1, pair))) for pair in some)
+        yield kind, flags, whole + _nested(_ELEMENTS, listed)
 
 
 def _name(table: Table) -> bytes:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, ip_address
 from typing import Any, Protocol
 
@@ -24,7 +24,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from ipsec_gw.errors import IpsecGwError
 from ipsec_gw.mirror.nftables import Table, Tables
-from ipsec_gw.model.objects import Hosts, HostsLead, ManagedObject
+from ipsec_gw.model.objects import Hosts, HostsLead, ManagedObject, Selector
 from ipsec_gw.ownership.lead import DUMMY_HOP, RTNH_F_ONLINK, exempted, forgiving, read
 from ipsec_gw.ownership.marks import AGAIN_MARK, hosts_table
 
@@ -40,6 +40,9 @@ class KeptTables(Protocol):
     def keep(self, table: Table) -> None:
         """In place, and one without rules not there at all."""
 
+    def change(self, table: Table, former: Table) -> None:
+        """The same, of one that was as ``former``."""
+
 
 class HostsDriver:
     """Keeps the rules, the route while there is one, and the marks. ``kernel_index`` is ``ipsecgw-up``, whose neighbour
@@ -50,8 +53,11 @@ class HostsDriver:
         self._route = route
         self._index = kernel_index
         self._tables = tables or Tables()
-        self._wanted, self._marked = hosts_table((), ()), False
-        """The table as it was put last, and whether there may be one beside those of the rules."""
+        self._wanted, self._marked = hosts_table((), ()), True
+        """The table as it was put last, and whether there may be one, of an earlier life perhaps."""
+        self._led: frozenset[Hosts] | None = None
+        self._exempted: Sequence[Selector] = ()
+        """What that table is of; None: it is not known whether it is in place."""
 
     async def retrieve(self) -> Mapping[Hosts, HostsLead]:
         """What is in place, marks put right. Without the route there is nothing: rules that are left are removed."""
@@ -60,13 +66,15 @@ class HostsDriver:
             for hosts in rules:
                 await self._delete_rule(hosts)
             rules = []
-        with contextlib.suppress(IpsecGwError):  # without marks nothing is led, and none is in vain without its rule
+        with contextlib.suppress(IpsecGwError):  # without marks nothing is led, and without its rule none leads
             await self._mark(rules)
         return {hosts: HostsLead(hosts) for hosts in rules}
 
     async def mark(self) -> None:
-        """Have those packets marked that rules and exemptions ask for. Raises IpsecGwError."""
-        await self._mark(await self._rules())
+        """Have those packets marked that rules and exemptions ask for. Raises IpsecGwError if something is led."""
+        rules = await self._rules()
+        with contextlib.nullcontext() if rules else contextlib.suppress(IpsecGwError):
+            await self._mark(rules)
 
     def renew(self) -> None:
         """Put the marks back if somebody else took them away."""
@@ -74,12 +82,24 @@ class HostsDriver:
             if self._wanted.has_rules:
                 self._tables.keep(self._wanted)
 
-    async def _mark(self, led: Sequence[Hosts]) -> None:
-        self._marked |= bool(led)
-        if self._marked:
-            self._wanted = hosts_table(led, await exempted(self._route))
+    async def _mark(self, led: Iterable[Hosts]) -> None:
+        """See to the table, whatever is in place."""
+        found = frozenset(led)
+        self._led = None
+        if found or self._marked:
+            self._marked = True
+            self._exempted = await exempted(self._route) if found else ()
+            self._wanted = hosts_table(found, self._exempted)
             self._tables.keep(self._wanted)
-            self._marked = bool(led)
+            self._marked = bool(found)
+        self._led = found
+
+    async def _alter(self, led: frozenset[Hosts]) -> None:
+        """These are led now. There may be thousands, so the rest is taken to be as it was left."""
+        self._led, former = None, self._wanted
+        self._wanted = hosts_table(led, self._exempted)
+        self._tables.change(self._wanted, former)
+        self._led = led
 
     async def create(self, obj: ManagedObject) -> None:
         """The route first, the mark last: a packet never meets a rule without the route, nor has a mark in vain."""
@@ -99,32 +119,31 @@ class HostsDriver:
         except NetlinkError as error:
             if error.code != _EXISTS:
                 raise IpsecGwError(f"policy route for {hosts} refused: {error} - see `ip rule` and `dmesg`") from None
-        await self.mark()
+        if self._led:
+            await self._alter(self._led | {hosts})
+        else:
+            await self.mark()
 
     async def update(self, obj: ManagedObject) -> None:
         """There is nothing to change about one."""
         await self.create(obj)
 
     async def delete(self, obj: ManagedObject) -> None:
-        """The mark first; the route goes with the last rule."""
-        left = [hosts for hosts in await self._rules() if hosts != _hosts(obj)]
-        try:
-            await self._mark(left)
-        finally:
-            await self._delete_rule(_hosts(obj))
-            if not left:
-                await self._delete_route()
+        """The mark first: if it stays, so does the lead. The route goes with the last rule."""
+        led = self._led if self._led is not None else frozenset(await self._rules())
+        left = led - {_hosts(obj)}
+        await (self._alter(left) if self._led and left else self._mark(left))
+        await self._delete_rule(_hosts(obj))
+        if not left:
+            await self._delete_route()
 
     async def clear(self) -> None:
         """Take all marks, rules and the route away, also those of an earlier life."""
-        rules = await self._rules()
-        self._marked |= bool(rules)
-        try:
+        with contextlib.suppress(IpsecGwError):  # without its rule no mark leads
             await self._mark(())
-        finally:
-            for hosts in rules:
-                await self._delete_rule(hosts)
-            await self._delete_route()
+        for hosts in await self._rules():
+            await self._delete_rule(hosts)
+        await self._delete_route()
 
     async def _rules(self) -> list[Hosts]:
         found = await read(self._route.get_rules(family=socket.AF_INET))

@@ -8,7 +8,6 @@ one once more (``ip_route_me_harder``). So the packet would be encrypted twice.
 from __future__ import annotations
 
 import struct
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
 from ipsec_gw.mirror.nftables import (
@@ -19,9 +18,11 @@ from ipsec_gw.mirror.nftables import (
     TRANSPORT_HEADER,
     Chain,
     Expression,
+    Pairs,
     Table,
     differs,
     equals,
+    in_pairs,
     masked,
     meta,
     payload,
@@ -35,6 +36,7 @@ AGAIN_MARK = 0x8000_0000
 """
 
 HOSTS_TABLE = "ipsec-gw-hosts"
+_LED = "led"
 
 _HOOK_OUT, _MANGLE = 3, -150
 _PROTOCOL, _SOURCE, _DESTINATION = 9, 12, 16
@@ -54,21 +56,16 @@ def again(marks: Iterable[int]) -> Chain:
 
 
 def hosts_table(led: Iterable[Hosts], exempted: Iterable[Selector]) -> Table:
-    """Own packets between hosts that are led, but for what is exempted of those."""
-    spared: dict[Hosts, list[Selector]] = defaultdict(list)
-    for one in sorted({one for one in exempted if one.of_hosts}, key=str):
-        spared[Hosts(one.source.network_address, one.destination.network_address)].append(one)
-    rules: list[Rule] = []
-    for hosts in sorted(led):
-        # Peers differ, and our address hardly does.
-        ends = (*_is(_DESTINATION, hosts.remote.packed), *_is(_SOURCE, hosts.local.packed))
-        rules += [(*ends, *_narrowing(one), RETURN) for one in spared[hosts]]
-        rules.append((*ends, *set_mark(AGAIN_MARK)))
-    others: list[Rule] = [
+    """Own packets between hosts that are led, but for what is exempted of those. Hosts are looked up, however many."""
+    pairs = frozenset(hosts.local.packed + hosts.remote.packed for hosts in led)
+    spared = sorted({one for one in exempted if one.of_hosts and b"".join(_packed(one)) in pairs}, key=str)
+    rules: list[Rule] = [
         (route_key(RT_XFRM), differs(_YES), RETURN),
         (meta(META_MARK), differs(_mark(0)), RETURN),
+        *((*_ends(one), *_narrowing(one), RETURN) for one in spared),
+        (*in_pairs(_LED, (_SOURCE, _DESTINATION)), *set_mark(AGAIN_MARK)),
     ]
-    return Table(HOSTS_TABLE, (_chain([*others, *rules] if rules else []),), version=4)
+    return Table(HOSTS_TABLE, (_chain(rules if pairs else []),), version=4, sets=(Pairs(_LED, pairs),))
 
 
 _YES = b"\1"
@@ -80,6 +77,16 @@ def _mark(mark: int) -> bytes:
 
 def _chain(rules: Iterable[Rule]) -> Chain:
     return Chain("again", "route", _HOOK_OUT, _MANGLE, tuple(rules))
+
+
+def _packed(selector: Selector) -> tuple[bytes, bytes]:
+    """The addresses that it is from and to."""
+    return selector.source.network_address.packed, selector.destination.network_address.packed
+
+
+def _ends(selector: Selector) -> Rule:
+    source, destination = _packed(selector)
+    return (*_is(_SOURCE, source), *_is(_DESTINATION, destination))
 
 
 def _narrowing(selector: Selector) -> Iterator[Expression]:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import secrets
 import socket
 import struct
@@ -20,7 +21,8 @@ import pytest
 from pyroute2 import AsyncIPRoute
 
 from ipsec_gw.ike.xfrm import XfrmSocket
-from ipsec_gw.mirror.nftables import RT_XFRM, NfTables, Table, route_key
+from ipsec_gw.mirror.nftables import RT_XFRM, NfTables, route_key
+from ipsec_gw.model.ids import IpAddress
 from ipsec_gw.model.objects import Exempt, ExemptKey, Hosts, HostsLead, PortMatch, Selector
 from ipsec_gw.model.snapshot import LeadLimits, Mode, PolicyDirection, Template, XfrmPolicy
 from ipsec_gw.ownership.bypass import TABLE, TABLE4, Bypass, remove_bypass
@@ -65,10 +67,17 @@ async def driver(route: AsyncIPRoute) -> HostsDriver:
 
 
 def marking() -> list[str]:
-    """The rules that mark, or spare, as nft tells them."""
-    words = ["nft", "list", "chain", "ip", HOSTS_TABLE, "again"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    return [line.strip() for line in done.stdout.splitlines() if "ip saddr" in line]
+    """Peers that are led, and the rules that spare, as nft tells them."""
+    words = ["nft", "list", "table", "ip", HOSTS_TABLE]
+    told = subprocess.run(words, capture_output=True, text=True, check=False).stdout
+    led = sorted(re.findall(rf"{LOCAL} \. ([0-9.]+)", told))
+    assert bool(led) == (f"ip saddr . ip daddr @led meta mark set {MARK}" in told)
+    return led + [line.strip() for line in told.splitlines() if "ip saddr " in line and "@led" not in line]
+
+
+def take_away(peer: IpAddress) -> None:
+    words = ["nft", "delete", "element", "ip", HOSTS_TABLE, "led", f"{{ {LOCAL} . {peer} }}"]
+    subprocess.run(words, check=True)
 
 
 def way(*words: str) -> str:
@@ -122,7 +131,6 @@ async def test_it_is_found_again_and_leaves_nothing() -> None:
         assert left() == []
 
 
-MARKS = f"ip daddr {{}} ip saddr {LOCAL} meta mark set {MARK}"
 VXLAN = PortMatch(4789, 0xFFFF)
 BETWEEN = Selector(ip_network(LOCAL), ip_network(PEER), 17)
 TO, FROM = replace(BETWEEN, destination_port=VXLAN), replace(BETWEEN, source_port=VXLAN)
@@ -138,19 +146,19 @@ async def test_marks_are_for_hosts_that_are_led() -> None:
         made = await driver(route)
         await made.create(SECOND)
         await made.create(LEAD)
-        assert marking() == [MARKS.format(PEER), MARKS.format(OTHER)]
+        assert marking() == [str(PEER), str(OTHER)]
         await made.delete(LEAD)
-        assert marking() == [MARKS.format(OTHER)]
+        assert marking() == [str(OTHER)]
         await made.delete(SECOND)
         assert marking() == []
         await made.create(LEAD)
         with closing(NfTables()) as tables:
             tables.remove(hosts_table((), ()))
             assert await made.retrieve() == {LEAD.key: LEAD}
-            assert marking() == [MARKS.format(PEER)], "they are put right"
+            assert marking() == [str(PEER)], "they are put right"
             tables.remove(hosts_table((), ()))
             made.renew()
-            assert marking() == [MARKS.format(PEER)], "without a look at what is in place, too"
+            assert marking() == [str(PEER)], "without a look at what is in place, too"
         ip("rule del pref 197")
         assert await made.retrieve() == {}
         assert marking() == [], "and go with what leads"
@@ -162,6 +170,34 @@ async def test_marks_are_for_hosts_that_are_led() -> None:
         assert marking() == []
 
 
+async def test_a_pair_that_somebody_else_takes_away_is_put_right() -> None:
+    async with AsyncIPRoute() as route:
+        made = await driver(route)
+        for lead in (LEAD, SECOND):
+            await made.create(lead)
+        take_away(PEER)
+        assert marking() == [str(OTHER)]
+        made.renew()
+        assert marking() == [str(PEER), str(OTHER)]
+        with closing(NfTables()) as tables:
+            tables.remove(hosts_table((), ()))
+        await made.delete(SECOND)
+        assert marking() == [str(PEER)], "the whole table, although one pair has gone"
+
+
+def test_there_is_room_for_thousands() -> None:
+    """More than one message to the kernel, and from it, has room for."""
+    led = [Hosts(LOCAL, ip_address(int(PEER) + number)) for number in range(20000)]
+    whole, most, one = (hosts_table(some, [TO]) for some in (led, led[:9000], led[:1]))
+    with closing(NfTables()) as tables:
+        tables.put(whole)
+        assert tables.holds(whole)
+        assert not tables.holds(most)
+        for former, now in ((whole, one), (one, most), (most, whole)):
+            tables.alter(now, former)
+            assert tables.holds(now)
+
+
 async def test_what_is_exempted_gets_no_mark() -> None:
     async with AsyncIPRoute() as route:
         hosts, lead = await drivers(route)
@@ -171,10 +207,10 @@ async def test_what_is_exempted_gets_no_mark() -> None:
             await lead.create(exempt(selector))
         assert marking() == [], "nothing is led"
         await hosts.create(LEAD)
-        spared, *others = marking()
-        assert spared.startswith(f"ip daddr {PEER} ip saddr {LOCAL} ")
+        led, spared = marking()
+        assert led == str(PEER)
+        assert spared.startswith(f"ip saddr {LOCAL} ip daddr {PEER} ")
         assert spared.endswith("dport 4789 return")
-        assert others == [MARKS.format(PEER)]
         assert await hosts.retrieve() == {LEAD.key: LEAD}
         again, _ = await drivers(route)
         assert await again.retrieve() == {LEAD.key: LEAD}, "another life finds it"
@@ -182,7 +218,7 @@ async def test_what_is_exempted_gets_no_mark() -> None:
         assert len(marking()) == 3
         for selector in (TO, FROM):
             await lead.delete(exempt(selector))
-        assert marking() == [MARKS.format(PEER)]
+        assert marking() == [str(PEER)]
 
 
 async def test_packets_go_by_their_ports() -> None:
@@ -191,12 +227,13 @@ async def test_packets_go_by_their_ports() -> None:
         hosts, _ = await drivers(route)
         await hosts.create(LEAD)
         ip(f"neigh add {PEER} lladdr 02:00:00:00:00:02 dev wan0")
-        (chain,) = hosts_table([LEAD.key], [TO, SOME, replace(FROM, protocol=6)]).chains
+        table = hosts_table([LEAD.key], [TO, SOME, replace(FROM, protocol=6)])
+        (chain,) = table.chains
         rules = tuple(rule for rule in chain.rules if route_key(RT_XFRM) not in rule)
         ways = {(1, 9): True, (4789, 9): True, (1, 4789): False, (1, 4096): False, (1, 8191): False, (1, 8192): True}
         with closing(NfTables()) as tables, closing(watching(ENGINE_END)) as engine, closing(watching("wan0p")) as wan:
             tables.put(TABLE4)  # takes the mark off again
-            tables.put(Table(HOSTS_TABLE, (replace(chain, rules=rules),), version=4))
+            tables.put(replace(table, chains=(replace(chain, rules=rules),)))
             for (sport, dport), led in ways.items():
                 send(sport, dport)
                 deadline = asyncio.get_running_loop().time() + 10

@@ -580,9 +580,14 @@ class FakeTables:
         if not table.has_rules:
             del self.tables[table.name]
 
-    def facts(self) -> set[str]:
+    def change(self, table: Table, former: Table) -> None:
+        if self.tables.get(table.name) not in {former, None}:
+            raise Broken(f"{table.name} is not what it is taken for")
+        self.keep(table)
+
+    def facts(self) -> set[Table]:
         """To compare with others."""
-        return {str(table) for table in self.tables.values()}
+        return set(self.tables.values())
 
 
 class FakeDevices:
