@@ -11,8 +11,9 @@ from pathlib import Path
 
 PROC = Path("/proc")
 STATE_FIELD = 0
+THREADS_FIELD = 17
 START_FIELD = 19
-"""Positions in /proc/PID/stat after the command's closing parenthesis: fields 3 and 22 of proc(5)."""
+"""Positions in /proc/PID/stat after the command's closing parenthesis: fields 3, 20 and 22 of proc(5)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +52,17 @@ class ProcessId:
 
 
 def identify(pid: int) -> ProcessId | None:
-    """The process that has this PID now, None if there is none or it is a zombie."""
+    """The process that has this PID now, None if there is none or it is a zombie.
+
+    While a process dies its first thread may be a zombie already, and another one still send by its sockets.
+    """
     try:
         text = (PROC / str(pid) / "stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return None
     fields = text.rpartition(")")[2].split()
-    return None if fields[STATE_FIELD] in "ZX" else ProcessId(pid, int(fields[START_FIELD]))
+    ended = fields[STATE_FIELD] in "ZX" and int(fields[THREADS_FIELD]) <= 1
+    return None if ended else ProcessId(pid, int(fields[START_FIELD]))
 
 
 def noted(pid_file: Path) -> ProcessId | None:

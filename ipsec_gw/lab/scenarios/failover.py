@@ -47,6 +47,10 @@ FLOWING = 25
 FLOW_SECONDS, GONE_SECONDS, BACK_SECONDS = 60.0, 30.0, 240.0
 SETTLE_SECONDS = 0.3
 """What was sent on a wire of this machine is there by then."""
+REPLAYED_AT_ONCE, REPLAY_REST = 64, 0.01
+"""Packets, and seconds until the next: a veth device has a ring of 256 (``veth.c``), and what finds it full is lost, be
+it of the flows.
+"""
 
 _IKE = re.compile(r"^\S+: #(\d+), ESTABLISHED", re.MULTILINE)
 
@@ -209,7 +213,10 @@ async def death(
     cost.dying, cost.silent = empty - killed, max(first - empty, 0.0)
     for flow, start, middle, end in zip(story.flows, marks, marks_empty, settled, strict=True):
         cost.lost.append(len(flow.missing(max(start - 5, 0), middle)))
-        cost.late.append(len(flow.missing(middle, end)))
+        late = flow.missing(middle, end)
+        cost.late.append(len(late))
+        if late:
+            lab.note(f"{name}: lost once the sockets were empty: {few(late)} of {middle} to {end} from {flow.source}")
     lab.note(str(cost))
     lab.check(f"{name}: no packet is lost once the sockets are empty", not any(cost.late), "0", sum(cost.late))
     rings = round(len(story.flows) * FLOW_RATE * (cost.dying + 0.5))
@@ -299,8 +306,10 @@ async def replay(story: Story, frames: Sequence[Frame], flow: UdpFlow | None = N
         wire.bind(("to-a", 0))
     before = flow.tally(0).duplicated
     with wire:
-        for frame in frames:
+        for number, frame in enumerate(frames, start=1):
             wire.send(frame.data)
+            if number % REPLAYED_AT_ONCE == 0:
+                await asyncio.sleep(REPLAY_REST)
         await asyncio.sleep(SETTLE_SECONDS)
     return flow.tally(0).duplicated - before
 
