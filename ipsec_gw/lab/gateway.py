@@ -87,7 +87,8 @@ class GuardCount:
 @dataclass(frozen=True, slots=True)
 class Status:
     """`show status --json`; counters by SA ("destination/spi"), of packets by verdict. ``overruns`` counts how often
-    notifications of the kernel were lost; ``life`` is about a VPP that runs while it is needed.
+    notifications of the kernel were lost; ``life`` is about a VPP that runs while it is needed. ``warmed``: of how many
+    SAs the last look at the engine has brought the copies in the kernel up to it.
     """
 
     engine: str
@@ -99,6 +100,7 @@ class Status:
     life: str = ""
     overruns: int = 0
     overlays: tuple[str, ...] = ()
+    warmed: int = 0
 
 
 def parse_sas(text: str) -> tuple[ShownSa, ...]:
@@ -139,6 +141,7 @@ def parse_status(text: str) -> Status:
             life=data["engine"].get("life", ""),
             overruns=int(data.get("netlinkOverruns") or 0),
             overlays=tuple(data.get("overlays") or ()),
+            warmed=int((data.get("guardian") or {}).get("written", 0)),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise GatewayMisbehaved(f"show status --json cannot be read ({error!r}): {text[:200]}") from error

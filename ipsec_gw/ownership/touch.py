@@ -36,23 +36,30 @@ class Toucher:
         self._connect = connect or connect_once
         self._clock = clock
         self._touched: dict[TunnelId, float] = {}
+        self._pending: frozenset[SaKey] = frozenset()
 
     def touch(self, moved: Collection[SaKey], objects: Mapping[ObjectKey, object], nat: Collection[SaKey]) -> None:
-        """``moved`` are SAs that have carried something, ``objects`` what the engine is to have. Of tunnels through a
+        """``moved`` are SAs that have carried something, ``objects`` what the engine is to have; as long as that is
+        nothing, and until a tunnel's time has come, they are remembered. Of tunnels through a
         NAT, whose outbound SAs are ``nat``, only packets that go out count: for others, charon sends keepalives. The
         policies of an XFRM interface or VTI device are asked by nobody but itself; of a GRE or IPIP device they are
         about its own packets.
         """
         now = self._clock()
-        tunnels = [one for one in objects.values() if isinstance(one, Tunnel) and _has_moved(one, moved, nat)]
+        self._touched = {key: at for key, at in self._touched.items() if now < at + REST_SECONDS}
+        self._pending |= frozenset(moved)
+        if not objects:
+            return
+        tunnels = [one for one in objects.values() if isinstance(one, Tunnel) and _has_moved(one, self._pending, nat)]
+        early = [tunnel for tunnel in tunnels if tunnel.key in self._touched]
+        self._pending &= frozenset(key for tunnel in early for key in (tunnel.outbound, *tunnel.inbound))
         for tunnel in tunnels:
             hop = objects.get(tunnel.remote)
-            if isinstance(hop, NextHop) and tunnel.selectors and now >= self._touched.get(tunnel.key, 0) + REST_SECONDS:
+            if isinstance(hop, NextHop) and tunnel.selectors and tunnel.key not in self._touched:
                 self._touched[tunnel.key] = now
                 source, destination, protocol = _packet_of(tunnel)
                 with contextlib.suppress(OSError):  # no route now: nothing goes out that way either
                     self._connect(source, destination, hop.interface, protocol)
-        self._touched = {key: at for key, at in self._touched.items() if now < at + REST_SECONDS}
 
 
 def connect_once(source: IpAddress, destination: IpAddress, interface: str, protocol: int) -> None:

@@ -58,6 +58,29 @@ def test_a_tunnel_that_moves_is_asked_for_now_and_then() -> None:
     assert touched.asked == [ENDS] * 3
 
 
+def test_what_moved_before_anything_was_decided_is_not_forgotten() -> None:
+    """A daemon that has just come back looks at the engine before it knows the tunnels."""
+    touched = Touched()
+    touched.toucher.touch([OUT], {}, [])
+    assert touched.asked == []
+    touched.toucher.touch([], OBJECTS, [])
+    assert touched.asked == [ENDS]
+    touched.toucher.touch([], OBJECTS, [])
+    touched.now += REST_SECONDS
+    touched.toucher.touch([], OBJECTS, [])
+    assert touched.asked == [ENDS], "once"
+
+
+def test_the_last_packet_of_many_is_told_in_the_end() -> None:
+    touched = Touched()
+    touched.toucher.touch([OUT], OBJECTS, [])
+    touched.now += 1
+    touched.toucher.touch([OUT], OBJECTS, [])
+    touched.now += REST_SECONDS
+    touched.toucher.touch([], OBJECTS, [])
+    assert touched.asked == [ENDS, ENDS]
+
+
 def test_what_comes_in_does_not_silence_keepalives() -> None:
     touched = Touched()
     touched.toucher.touch([IN], OBJECTS, [OUT])
