@@ -123,6 +123,7 @@ class WaitingRoom:
         self._missed: set[SaKey] = set()
         self._count = 0
         self._through: dict[SaKey, Volume] = {}
+        self._lossy: set[SaKey] = set()
         self.passage = Passage()
 
     def add(self, packets: Iterable[Waiting]) -> None:
@@ -144,6 +145,7 @@ class WaitingRoom:
         ``alive`` may be older than an SA whose packets wait already, so it takes two of them.
         """
         self._through = {key: volume for key, volume in self._through.items() if key in alive}
+        self._lossy = {key for key in self._lossy if key in alive}
         gone = {key for key in self._waiting if key not in alive}
         for key in gone & self._missed:
             if self._is_nobodys(key):
@@ -242,7 +244,9 @@ class WaitingRoom:
 
     def _lose(self, packet: Waiting, why: str) -> None:
         self.passage.lost += 1
-        log.debug("a packet that waited is lost", sa=str(packet.key), reason=why)
+        if packet.key not in self._lossy:
+            self._lossy.add(packet.key)
+            log.info("a packet that waited is lost, more may follow", sa=str(packet.key), reason=why)
 
 
 def _number(packet: Waiting) -> int:

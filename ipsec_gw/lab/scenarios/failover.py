@@ -33,6 +33,7 @@ from ipsec_gw.lab.scenarios.tunnel import (
     terminate,
 )
 from ipsec_gw.lab.scenarios.verdicts import Evidence, Judged, few, judge_capture
+from ipsec_gw.lab.scenarios.whereabouts import whereabouts
 from ipsec_gw.lab.streams import TcpStream
 from ipsec_gw.lab.topology import HOST, WAN, Role
 from ipsec_gw.lab.traffic import UdpFlow, until
@@ -216,7 +217,7 @@ async def death(
         late = flow.missing(middle, end)
         cost.late.append(len(late))
         if late:
-            lab.note(f"{name}: lost once the sockets were empty: {few(late)} of {middle} to {end} from {flow.source}")
+            _tell(story, flow, f"{name}: lost once the sockets were empty, of {middle} to {end}", late)
     lab.note(str(cost))
     lab.check(f"{name}: no packet is lost once the sockets are empty", not any(cost.late), "0", sum(cost.late))
     rings = round(len(story.flows) * FLOW_RATE * (cost.dying + 0.5))
@@ -240,13 +241,17 @@ async def death(
         back = [flow.next for flow in story.flows]
         await flowing(story)
     missing = [flow.missing(*span) for flow, *span in zip(story.flows, settled, back, strict=True)]
-    for lost, *span in zip(missing, settled, back, strict=True):
+    for flow, lost, *span in zip(story.flows, missing, settled, back, strict=True):
         if lost:
-            lab.note(f"{name}: lost on the way back: {few(lost)} of {span[0]} to {span[1]}")
+            _tell(story, flow, f"{name}: lost on the way back, of {span[0]} to {span[1]}", lost)
     lab.check(f"{name}: no packet is lost on the way back", not any(missing), "0", [len(lost) for lost in missing])
     kept, wanted = spis(story) & old, f"{_unused(story)} old SPIs at most" if story.silent else "no old SPI"
     lab.check(f"{name}: back in {gateway.engine} with new keys", len(kept) <= _unused(story), wanted, few(sorted(kept)))
     return cost
+
+
+def _tell(story: Story, flow: UdpFlow, what: str, lost: Sequence[int]) -> None:
+    story.lab.note(f"{what}: {few(lost)} from {flow.source}; {whereabouts(story, flow, lost[0])}")
 
 
 def _all_new(story: Story, old: frozenset[int], carried: set[int]) -> bool:
