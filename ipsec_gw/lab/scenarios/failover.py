@@ -18,7 +18,7 @@ from ipsec_gw.lab.capture import Frame, esp_of
 from ipsec_gw.lab.context import Lab
 from ipsec_gw.lab.gateway import GatewayUnderTest
 from ipsec_gw.lab.kernel_sas import dump
-from ipsec_gw.lab.netns import inside
+from ipsec_gw.lab.netns import inside, xfrm_errors
 from ipsec_gw.lab.scenarios.site_to_site import leave
 from ipsec_gw.lab.scenarios.truth import counter_truth
 from ipsec_gw.lab.scenarios.tunnel import (
@@ -251,7 +251,8 @@ async def death(
 
 
 def _tell(story: Story, flow: UdpFlow, what: str, lost: Sequence[int]) -> None:
-    story.lab.note(f"{what}: {few(lost)} from {flow.source}; {whereabouts(story, flow, lost[0])}")
+    errors = xfrm_errors(story.a.site.namespace) or "no error"
+    story.lab.note(f"{what}: {few(lost)} from {flow.source}; {whereabouts(story, flow, lost[0])}; A counts {errors}")
 
 
 def _all_new(story: Story, old: frozenset[int], carried: set[int]) -> bool:
