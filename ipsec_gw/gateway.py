@@ -519,6 +519,7 @@ def _join(
             frozenset(wan.name for wan in plumbing.wan) if plumbing else frozenset(),
             config.choices,
             moved,
+            config.firewall is not None,
         ),
         tracker=tracker,
         executor=Executor(drivers, tracker),

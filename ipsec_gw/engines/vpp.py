@@ -18,7 +18,16 @@ from ipsec_gw.engines.port import Capabilities, Counters, EngineContext, Vitals
 from ipsec_gw.errors import EngineError, EngineUnavailable
 from ipsec_gw.model.choices import PolicyMode
 from ipsec_gw.model.ids import Direction, EngineName, IpAddress, SaKey, TunnelId
-from ipsec_gw.model.objects import MAX_INBOUND, EngineKey, EngineObject, EngineSa, NextHop, Tunnel, XfrmInterface
+from ipsec_gw.model.objects import (
+    MAX_INBOUND,
+    EngineKey,
+    EngineObject,
+    EngineSa,
+    NextHop,
+    OverlayKey,
+    Tunnel,
+    XfrmInterface,
+)
 from vpp_conf.api import REPLY_SECONDS, VppApi
 from vpp_conf.crypto import crypto_handlers
 from vpp_conf.descriptors.base import host
@@ -163,6 +172,8 @@ class VppEngine:
         """Remove one object; one that a tunnel still uses is refused, VPP itself would not."""
         async with self._lock:
             self._opened()
+            if isinstance(key, OverlayKey):
+                raise EngineError(f"{key} is unknown to VPP")
             if not isinstance(key, TunnelId) and (users := self._inventory.users(key)):
                 raise EngineError(f"{key} is still used by tunnel {users[0]} - delete the tunnel first")
             match key:
