@@ -52,16 +52,23 @@ class HostsDriver:
         self._tables = tables or Tables()
         self._wanted, self._marked = hosts_table((), ()), False
         """The table as it was put last, and whether there may be one beside those of the rules."""
+        self._inherited = True
+        """There may be one of an earlier life, or a route, which may have ended between the steps of a lead."""
 
     async def retrieve(self) -> Mapping[Hosts, HostsLead]:
-        """What is in place, marks put right. Without the route there is nothing: rules that are left are removed."""
+        """What is in place, marks put right. Without the route there is nothing: rules that are left are removed, and
+        so is what an earlier life has left without a rule.
+        """
         rules = await self._rules()
         if rules and not await self._has_route():
             for hosts in rules:
                 await self._delete_rule(hosts)
             rules = []
-        with contextlib.suppress(IpsecGwError):  # without marks nothing is led, and none is in vain without its rule
-            await self._mark(rules)
+        if self._inherited and not rules:
+            await self._delete_route()
+        with contextlib.suppress(IpsecGwError):  # without marks nothing is led
+            await self._mark(rules, inherited=self._inherited)
+            self._inherited = False
         return {hosts: HostsLead(hosts) for hosts in rules}
 
     async def mark(self) -> None:
@@ -74,10 +81,10 @@ class HostsDriver:
             if self._wanted.has_rules:
                 self._tables.keep(self._wanted)
 
-    async def _mark(self, led: Sequence[Hosts]) -> None:
+    async def _mark(self, led: Sequence[Hosts], *, inherited: bool = False) -> None:
         self._marked |= bool(led)
-        if self._marked:
-            self._wanted = hosts_table(led, await exempted(self._route))
+        if self._marked or inherited:
+            self._wanted = hosts_table(led, await exempted(self._route) if led else ())
             self._tables.keep(self._wanted)
             self._marked = bool(led)
 

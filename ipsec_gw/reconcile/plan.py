@@ -105,6 +105,14 @@ def plan(desired: Mapping[ObjectKey, ManagedObject], in_place: Mapping[ObjectKey
     orphans = frozenset(
         k for k, v in in_place.items() if isinstance(v, AnyLead) and k not in desired and not before.of(k)
     )
+    # What is steered to such a tunnel may come out of it by any interface, until it is known, or steered no more.
+    strays = frozenset(
+        key
+        for k, v in in_place.items()
+        if isinstance(v, Steer) and not before.of(v.key.sa)
+        for key in (k, *after.of(v.key.sa))
+    )
+    alone = {Guard: orphans, InterfaceEntry: strays}
     coming = [
         Op(
             Action.UPDATE if key in in_place and key not in shaken else Action.CREATE,
@@ -119,7 +127,7 @@ def plan(desired: Mapping[ObjectKey, ManagedObject], in_place: Mapping[ObjectKey
         Op(
             Action.DELETE,
             value,
-            frees=_frees(value, before, after, in_place) | (orphans if isinstance(value, Guard) else _NONE),
+            frees=_frees(value, before, after, in_place) | alone.get(type(value), _NONE),
         )
         for key, value in in_place.items()
         if key not in desired or key in shaken
