@@ -78,7 +78,7 @@ class EngineLink:
         try:
             if self.up:
                 fresh = await self.engine.counters()
-                self._counters |= fresh
+                self._note(fresh)
                 return fresh
         except EngineUnavailable as error:
             self.lose(str(error))
@@ -129,6 +129,10 @@ class EngineLink:
         """The last known counters of all SAs."""
         return self._counters
 
+    def _note(self, fresh: Mapping[SaKey, Counters]) -> None:
+        """A mapping of its own each time: the guardian's thread may be at work with the one before."""
+        self._counters = {**self._counters, **fresh}
+
     def forget(self, alive: Iterable[SaKey]) -> None:
         """Drop the counters of SAs that the kernel does not have any more."""
         known = set(alive)
@@ -159,20 +163,20 @@ class EngineLink:
         if not self.up:
             return
         if isinstance(obj, EngineSa):
-            self._counters |= await self.engine.counters()
+            self._note(await self.engine.counters())
         await self.engine.delete(_engine_object(obj).key)
 
     def rest(self) -> None:
         """Give the engine nothing any more: it is about to be stopped. What it counted last is kept."""
         if self.up:
-            self._counters |= self.engine.last_counters()
+            self._note(self.engine.last_counters())
             self._absent = f"engine {self.engine.name} is not in use"
 
     def lose(self, why: str) -> None:
         """The engine is gone, with its objects. What it counted last is kept, if that can still be read."""
         if self.up:
             self.losses += 1
-            self._counters |= self.engine.last_counters()
+            self._note(self.engine.last_counters())
             self._absent = f"engine {self.engine.name} is away"
             self.trouble = why
             log.error("engine lost", engine=str(self.engine.name), reason=why)

@@ -428,3 +428,16 @@ async def test_an_engine_that_comes_back_does_not_get_what_the_kernel_took_over(
     assert TUNNEL not in world.engine.objects
     assert world.maps.owner == {OUT: "kernel"}
     assert "the kernel took it over" in reborn.reasons()[0x22][1]
+
+
+async def test_what_was_heard_of_counters_stays_as_it_was() -> None:
+    """The guardian writes it, and notes as told what it has read, while others ask the engine."""
+    engine, key = FakeEngine(), SaKey(REMOTE, 0x22)
+    link = EngineLink(engine)
+    await link.open()
+    engine.sent[key] = Counters(3, 300)
+    heard = await link.hear()
+    engine.sent[key] = Counters(6, 600)
+    await link.look()
+    assert heard.counters[key] == Counters(3, 300)
+    assert link.sent(key) == Counters(6, 600)
