@@ -75,7 +75,14 @@ log = structlog.get_logger()
 NOT_MOVED = Moved()
 
 VPP_ABILITIES = Capabilities(
-    algorithms=frozenset(ALGORITHMS), esn=True, udp_encap=True, max_replay_window=4096, steers=True, note="", gre=True
+    algorithms=frozenset(ALGORITHMS),
+    esn=True,
+    udp_encap=True,
+    max_replay_window=4096,
+    steers=True,
+    note="",
+    gre=True,
+    vxlan=True,
 )
 """What a VPP that has not run yet is started for. Once it has run, what it told holds."""
 

@@ -139,6 +139,7 @@ class VppEngine:
             steers=True,
             note=f"VPP {self._api.version}: {engines}{policies}",
             gre=self._api.knows(GRE),
+            vxlan=self._overlays.builder.able,
         )
 
     async def close(self) -> None:

@@ -11,7 +11,7 @@ from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet, Raw
 
-from ipsec_gw.engines.port import Engine
+from ipsec_gw.engines.port import Capabilities, Engine
 from ipsec_gw.errors import EngineError
 from ipsec_gw.model.ids import Direction
 from ipsec_gw.model.objects import EngineObject, InterfaceKind, Overlay, OverlayKey, Selector, XfrmInterface
@@ -107,6 +107,10 @@ def carried(world: World, hosts: Hosts, frame: Ether, interface: XfrmInterface =
 def comes(world: World, frame: Ether, interface: XfrmInterface = VXLAN1) -> Ether:
     """The next frame for the kernel is that one, tagged."""
     return world.up.receive(lambda one: bytes(one) == tagged(frame, interface))
+
+
+async def test_it_is_offered(capabilities: Capabilities) -> None:
+    assert capabilities.vxlan
 
 
 async def test_it_is_held_as_it_was_given(engine: Engine) -> None:
