@@ -273,7 +273,7 @@ class Daemon:
         return [asdict(row) for row in rows]
 
     async def _status(self) -> StatusView:
-        gateway = self._gateway
+        gateway, reconciler = self._gateway, self._gateway.reconciler
         steering = gateway.steering
         capabilities, offer = gateway.link.capabilities, gateway.link.offer
         return StatusView(
@@ -288,7 +288,13 @@ class Daemon:
             inSync=gateway.reconciler.in_sync,
             wan=tuple(link.name for link in gateway.plumbing.wan) if gateway.plumbing else (),
             tunnels=len({v.sa.reqid for v in gateway.reconciler.decision.verdicts}),
-            overlays=overlay_words(gateway.reconciler.snapshot, gateway.reconciler.decision.verdicts, offer.name),
+            overlays=overlay_words(
+                reconciler.snapshot,
+                reconciler.decision.verdicts,
+                reconciler.decision.kept_vxlans,
+                reconciler.in_place,
+                offer.name,
+            ),
             steer=tuple(
                 SteerView(str(key), count.engine_packets, count.kernel_packets)
                 for key, count in (steering.steer_counters() if steering else {}).items()

@@ -50,6 +50,7 @@ from ipsec_gw.model.snapshot import Encapsulator, Mode, ResolvedHop, Snapshot, X
 from ipsec_gw.nat_t import further_ports, local_port, udp_peer
 from ipsec_gw.precedence import Precedence, Share, share_of, why_not_routed
 from ipsec_gw.routed import Routes, why_not_seen
+from ipsec_gw.vxlans import Overlays, overlays_of
 
 
 class Owner(StrEnum):
@@ -74,6 +75,7 @@ class EngineOffer:
     udp_encap: bool
     max_replay_window: int
     gre: bool = False
+    vxlan: bool = False
     absent: str = ""
     asleep: str = ""
 
@@ -92,11 +94,14 @@ class Moved:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The docked WAN interfaces, what the operator decided, and what is in the kernel for a while."""
+    """The docked WAN interfaces, what the operator decided, and what is in the kernel for a while; whether there is a
+    ``firewall``.
+    """
 
     wan: frozenset[str] = frozenset()
     choices: Choices = field(default_factory=Choices)
     moved: Moved = field(default_factory=Moved)
+    firewall: bool = False
 
     @property
     def by_name(self) -> bool:
@@ -116,10 +121,13 @@ class SaVerdict:
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """The wanted objects by key, and a verdict for every ESP SA of the kernel."""
+    """The wanted objects by key, a verdict for every ESP SA of the kernel, and why the kernel itself does VXLAN for
+    devices of its own.
+    """
 
     objects: Mapping[ObjectKey, ManagedObject] = field(default_factory=dict)
     verdicts: tuple[SaVerdict, ...] = ()
+    kept_vxlans: Mapping[XfrmInterface, str] = field(default_factory=dict)
 
 
 def desired(
@@ -150,7 +158,19 @@ def desired(
         verdicts += [_verdict(sa, lineage, *_owner(sa, lineage, built, refused)) for sa in lineage.sas]
     carried = {obj.key for obj in objects.values() if isinstance(obj, Tunnel)}
     ranked = _ranked(_levelled(objects), together.ranks(carried))
-    return Desired(_exempted(ranked, together.exempted(carried), snapshot), tuple(verdicts))
+    overlays = _overlays(ranked.values(), offer, settings, snapshot)
+    wanted = _exempted(ranked, together.exempted(carried), snapshot)
+    return Desired({**wanted, **overlays.objects}, tuple(verdicts), overlays.kept)
+
+
+def _overlays(objects: Iterable[ManagedObject], offer: EngineOffer, settings: Settings, snapshot: Snapshot) -> Overlays:
+    """Of VXLAN devices. The firewall judges their packets as the gateway's own UDP, which an engine would hide."""
+    checks = (
+        (not offer.vxlan, f"engine {offer.name} does not do VXLAN"),
+        (settings.firewall, "the firewall is to see its packets"),
+    )
+    unable = next((reason for failed, reason in checks if failed), "")
+    return overlays_of(snapshot, (obj for obj in objects if isinstance(obj, Tunnel)), unable)
 
 
 def _shares(

@@ -75,7 +75,14 @@ log = structlog.get_logger()
 NOT_MOVED = Moved()
 
 VPP_ABILITIES = Capabilities(
-    algorithms=frozenset(ALGORITHMS), esn=True, udp_encap=True, max_replay_window=4096, steers=True, note="", gre=True
+    algorithms=frozenset(ALGORITHMS),
+    esn=True,
+    udp_encap=True,
+    max_replay_window=4096,
+    steers=True,
+    note="",
+    gre=True,
+    vxlan=True,
 )
 """What a VPP that has not run yet is started for. Once it has run, what it told holds."""
 
@@ -519,6 +526,7 @@ def _join(
             frozenset(wan.name for wan in plumbing.wan) if plumbing else frozenset(),
             config.choices,
             moved,
+            config.firewall is not None,
         ),
         tracker=tracker,
         executor=Executor(drivers, tracker),

@@ -1,36 +1,48 @@
-"""VXLAN devices over transport mode, for people: who does what of what they send. Pure.
-
-Their packets are UDP of this machine's own, which an engine encrypts as such (:mod:`ipsec_gw.hosts`).
-"""
+"""VXLAN devices over transport mode, for people: who does what of what they send. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from ipaddress import ip_network
 
 from ipsec_gw.desired import Owner, SaVerdict
 from ipsec_gw.model.ids import EngineName, SaKey
-from ipsec_gw.model.objects import PortMatch, Selector
+from ipsec_gw.model.objects import ObjectKey, PortMatch, Selector, XfrmInterface
 from ipsec_gw.model.snapshot import PolicyDirection, Snapshot, Vxlan, XfrmPolicy
 
 _UDP, _ONE_PORT = 17, 0xFFFF
+_SOON = "the engine is to do that, and does not yet"
 
 
-def overlay_words(snapshot: Snapshot, verdicts: Iterable[SaVerdict], engine: EngineName) -> tuple[str, ...]:
-    """A sentence for every device that sends by an SA."""
+def overlay_words(
+    snapshot: Snapshot,
+    verdicts: Iterable[SaVerdict],
+    kept: Mapping[XfrmInterface, str],
+    in_place: Container[ObjectKey],
+    engine: EngineName,
+) -> tuple[str, ...]:
+    """A sentence for every device that sends by an SA. ``kept`` tells why the kernel does VXLAN for some of them; for
+    others the engine does, if what leads their frames to it is ``in_place``.
+    """
     by_sa = {verdict.sa.key: verdict for verdict in verdicts}
     return tuple(
-        f"VXLAN device {device.name}: {_work(by_sa[key], engine)}"
+        f"{device}: {_work(by_sa[key], engine, _why_kept(device, kept, in_place))}"
         for device in snapshot.vxlans
         for key in _sends_with(device, snapshot)
         if key in by_sa
     )
 
 
-def _work(verdict: SaVerdict, engine: EngineName) -> str:
+def _why_kept(device: Vxlan, kept: Mapping[XfrmInterface, str], in_place: Container[ObjectKey]) -> str:
+    return kept.get(device.interface) or ("" if device.interface in in_place else _SOON)
+
+
+def _work(verdict: SaVerdict, engine: EngineName, why_kept: str) -> str:
     match verdict.owner:
         case Owner.ENGINE:
-            return f"the kernel does VXLAN, {engine} does ESP"
+            return (
+                f"the kernel does VXLAN ({why_kept}), {engine} does ESP" if why_kept else f"{engine} does VXLAN and ESP"
+            )
         case Owner.KERNEL:
             return f"the kernel does VXLAN and ESP ({verdict.reason})"
         case Owner.PENDING:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Set
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ipsec_gw.errors import EngineError
 from ipsec_gw.model.ids import IpAddress
@@ -127,6 +127,7 @@ class Gates:
         self._policies = PolicyDescriptor(api)
         self._parts: dict[int, GateParts] = {}
         self._held: frozenset[Policy] = frozenset()
+        self._unwrapped: frozenset[Sift] = frozenset()
         self._sieves: tuple[Sieve, Sieve] | None = None
 
     def next_way(self, *, whole: bool) -> int:
@@ -141,7 +142,7 @@ class Gates:
         """
         wall, gate = await self._opened()
         after = {key: one for key, one in self._parts.items() if key != way} | ({} if parts is None else {way: parts})
-        wanted, fixed = holdings(after.values(), self._links), _fixed()
+        wanted, fixed = self._holdings(after.values()), _fixed()
         routes = parts.selectors if parts is not None else frozenset()
         former = self._parts[way].selectors if way in self._parts else frozenset()
         async with AsyncExitStack() as undo:
@@ -162,19 +163,37 @@ class Gates:
             undo.pop_all()
         self._parts = after
 
-    async def adopt(self, tunnels: Mapping[int, GateParts]) -> None:
-        """Have these tunnels and no others, whatever is there; their routes are not looked at."""
+    async def unwrap(self, sifts: frozenset[Sift]) -> None:
+        """Of what comes out of the tunnels, have this taken by overlays, and nothing else. Raises EngineError."""
+        _, gate = await self._opened()
+        before, former = gate.rules, self._unwrapped
+        async with AsyncExitStack() as undo:
+            undo.push_async_callback(gate.turn, before)
+            await gate.turn((before - former) | sifts)
+            undo.pop_all()
+        self._unwrapped = sifts
+
+    async def adopt(self, tunnels: Mapping[int, GateParts], unwrapped: frozenset[Sift] = frozenset()) -> None:
+        """Have these tunnels and no others, whatever is there, and overlays take this out of them; their routes are
+        not looked at.
+        """
         made = {one.instance for one in await LoopbackDescriptor(self._api).retrieve()}
+        self._unwrapped = unwrapped
         if not tunnels and not {OUT, IN} <= made:
             self._parts = {}
             return
         self._sieves = None
         wall, gate = await self._opened()
         self._parts = dict(tunnels)
-        wanted = holdings(tunnels.values(), self._links)
+        wanted = self._holdings(tunnels.values())
         await self._set(_fixed() | wanted.incoming | wanted.outgoing)
         await gate.turn(wanted.sifted)
         await wall.turn(wanted.steered)
+
+    def _holdings(self, tunnels: Iterable[GateParts]) -> Holdings:
+        """With what overlays take."""
+        wanted = holdings(tunnels, self._links)
+        return replace(wanted, sifted=wanted.sifted | self._unwrapped)
 
     async def _set(self, policies: frozenset[Policy]) -> None:
         """Have these entries and no others, first those that are new."""

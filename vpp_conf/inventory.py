@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from ipsec_gw.model.ids import Direction, IpAddress, SaKey, TunnelId
-from ipsec_gw.model.objects import EngineSa, HeaderCopies, NextHop, Tunnel
+from ipsec_gw.model.objects import EngineSa, HeaderCopies, NextHop, Overlay, OverlayKey, Tunnel
 from vpp_conf.api import VppApi, VppApiError
 from vpp_conf.descriptors.base import NO_INDEX, host
 from vpp_conf.descriptors.classify import VERSIONS, Chains, RedirectDescriptor
@@ -26,7 +26,9 @@ from vpp_conf.doors import Door
 from vpp_conf.gates import GateParts, Gates, is_gate_way
 from vpp_conf.journal import Journal
 from vpp_conf.links import Links
-from vpp_conf.records import SaRecord, TunnelRecord, read_hop, read_sa, read_tunnel
+from vpp_conf.overlays import Found, OverlayBuilder, OverlayParts
+from vpp_conf.records import SaRecord, TunnelRecord, read_hop, read_overlay, read_sa, read_tunnel
+from vpp_conf.sieve import Sift
 from vpp_conf.tunnels import TunnelBuilder, TunnelParts, Wanted
 
 FIRST_SAD_ID = 0x4000_0000
@@ -50,6 +52,14 @@ class HeldTunnel:
     parts: TunnelParts | GateParts
 
 
+@dataclass(frozen=True, slots=True)
+class HeldOverlay:
+    """An overlay as asked for, and its parts in VPP."""
+
+    overlay: Overlay
+    parts: OverlayParts
+
+
 @dataclass(slots=True)
 class Inventory:
     """All objects of the gateway in one VPP. ``locals`` are the addresses ESP is received for, by interface."""
@@ -57,6 +67,7 @@ class Inventory:
     sas: dict[SaKey, HeldSa] = field(default_factory=dict)
     hops: dict[IpAddress, NextHop] = field(default_factory=dict)
     tunnels: dict[TunnelId, HeldTunnel] = field(default_factory=dict)
+    overlays: dict[OverlayKey, HeldOverlay] = field(default_factory=dict)
     locals: dict[IpAddress, int] = field(default_factory=dict)
     highest_sad_id: int = FIRST_SAD_ID
 
@@ -68,12 +79,21 @@ class Inventory:
         """Forget a tunnel; an unknown one is fine."""
         self.tunnels.pop(key, None)
 
+    @property
+    def unwrapped(self) -> frozenset[Sift]:
+        """What overlays take of what comes out of tunnels."""
+        return frozenset(held.parts.sift for held in self.overlays.values())
+
     def at(self, way: int) -> TunnelId:
         """The tunnel of an IPsec interface, or of a number behind the gate. Raises KeyError if there is none."""
         for key, held in self.tunnels.items():
             if held.parts.way == way:
                 return key
         raise KeyError(way)
+
+    def over(self, key: TunnelId) -> list[OverlayKey]:
+        """Overlays that need this tunnel."""
+        return [one for one, held in self.overlays.items() if key in held.overlay.tunnels]
 
     def users(self, key: SaKey | IpAddress) -> list[TunnelId]:
         """Tunnels that need this SA or next hop."""
@@ -84,8 +104,16 @@ class Inventory:
         ]
 
 
+@dataclass(frozen=True, slots=True)
+class Builders:
+    """What makes tunnels with an interface, and overlays."""
+
+    tunnels: TunnelBuilder
+    overlays: OverlayBuilder
+
+
 async def take_inventory(
-    api: VppApi, journal: Journal, links: Links, builder: TunnelBuilder, gates: Gates, known: Inventory
+    api: VppApi, journal: Journal, links: Links, builders: Builders, gates: Gates, known: Inventory
 ) -> Inventory:
     """Everything that the journal names and VPP really holds. What only one of them knows is removed from both.
 
@@ -95,8 +123,12 @@ async def take_inventory(
     own = await _take_sas(api, journal, inventory)
     routes = frozenset(await RouteDescriptor(api).retrieve())  # once: every table of ours is dumped
     await _take_hops(api, journal, links, inventory, routes)
-    await gates.adopt(_take_gated(journal, inventory))
-    await _take_tunnels(api, journal, builder, inventory, known, routes)
+    gated = _take_gated(journal, inventory)
+    found = await builders.overlays.find(recorded=bool(journal.rows("overlay")))
+    await _take_overlays(journal, builders.overlays, inventory, found)
+    await gates.adopt(gated, inventory.unwrapped)
+    await builders.overlays.sweep(found, tuple(held.parts for held in inventory.overlays.values()))
+    await _take_tunnels(api, journal, builders.tunnels, inventory, known, routes)
     await _sweep_sas(api, inventory, own)
     return inventory
 
@@ -244,6 +276,18 @@ def _take_gated(journal: Journal, inventory: Inventory) -> dict[int, GateParts]:
         found[parts.way] = parts
         inventory.hold(HeldTunnel(tunnel, parts))
     return found
+
+
+async def _take_overlays(journal: Journal, builder: OverlayBuilder, inventory: Inventory, found: Found) -> None:
+    """Fill in the overlays whose tunnels are there already, and of which VPP has all parts."""
+    for record in map(read_overlay, journal.rows("overlay")):
+        overlay = record.overlay
+        whole = builder.able and overlay.tunnels <= inventory.tunnels.keys()
+        parts = await builder.parts(overlay, record.vlan, record.tunnel) if whole else None
+        if parts is None or not found.has(parts):
+            journal.remove("overlay", str(overlay.key))
+            continue
+        inventory.overlays[overlay.key] = HeldOverlay(overlay, parts)
 
 
 async def _take_tunnels(

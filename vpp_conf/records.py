@@ -7,7 +7,17 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 from ipsec_gw.model.ids import IpAddress, SaKey, TunnelId
-from ipsec_gw.model.objects import EngineSa, InterfaceKind, NextHop, PortMatch, Selector, Tunnel, XfrmInterface
+from ipsec_gw.model.objects import (
+    EngineSa,
+    InterfaceKind,
+    NextHop,
+    Overlay,
+    OverlayKey,
+    PortMatch,
+    Selector,
+    Tunnel,
+    XfrmInterface,
+)
 from vpp_conf.journal import Row
 
 
@@ -55,6 +65,15 @@ class TunnelRecord:
     tunnel: Tunnel
     sw_if_index: int
     door: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OverlayRecord:
+    """An overlay and where it is in VPP: the ``sw_if_index`` of its VLAN subinterface and of its VXLAN tunnel."""
+
+    overlay: Overlay
+    vlan: int
+    tunnel: int
 
 
 def sa_row(record: SaRecord) -> Row:
@@ -119,11 +138,41 @@ def read_tunnel(row: Row) -> TunnelRecord:
     return TunnelRecord(tunnel, row["sw_if_index"], row.get("door"))
 
 
+def overlay_row(record: OverlayRecord) -> Row:
+    overlay = record.overlay
+    return {
+        "interface": _interface(overlay.key.interface),
+        "vni": overlay.vni,
+        "local": str(overlay.local),
+        "remote": str(overlay.remote),
+        "port": overlay.port,
+        "tunnels": [[key.reqid, str(key.remote)] for key in sorted(overlay.tunnels)],
+        "vlan": record.vlan,
+        "tunnel": record.tunnel,
+    }
+
+
+def read_overlay(row: Row) -> OverlayRecord:
+    overlay = Overlay(
+        key=OverlayKey(_read_interface(row["interface"])),
+        vni=row["vni"],
+        local=ip_address(row["local"]),
+        remote=ip_address(row["remote"]),
+        port=row["port"],
+        tunnels=frozenset(TunnelId(reqid, ip_address(remote)) for reqid, remote in row["tunnels"]),
+    )
+    return OverlayRecord(overlay, row["vlan"], row["tunnel"])
+
+
 def _interface_row(record: TunnelRecord) -> Row:
     interface = record.tunnel.interface
     if interface is None:
         return {}
-    return {"interface": [interface.index, interface.name, interface.kind.name], "door": record.door}
+    return {"interface": _interface(interface), "door": record.door}
+
+
+def _interface(interface: XfrmInterface) -> list[Any]:
+    return [interface.index, interface.name, interface.kind.name]
 
 
 def _read_interface(row: list[Any]) -> XfrmInterface:

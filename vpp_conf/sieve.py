@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 from vpp_conf.api import VppApi
@@ -26,7 +26,8 @@ class Stage(IntEnum):
 
     OUTER = 0
     EXCEPTION = 1
-    INNER = 2
+    OVERLAY = 2
+    INNER = 3
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -39,12 +40,16 @@ class Mask:
 
 @dataclass(frozen=True, slots=True)
 class Sift:
-    """A rule: what fits goes to this next index of the classifier's node."""
+    """A rule: what fits goes to this next index of the classifier's node, without ``advance`` bytes at its beginning.
+    Whoever looks there for its FIB finds ``table``, which VPP does not tell.
+    """
 
     version: int
     mask: Mask
     match: bytes
     following: int
+    advance: int = 0
+    table: int | None = field(default=None, compare=False)
 
     @property
     def place(self) -> tuple[int, Mask, bytes]:
@@ -103,7 +108,7 @@ class Sieve:
         await self._checks.drop(sorted(left))
         for version in VERSIONS:
             first = self._firsts[version]
-            self._chains[version] = [_Table(await self._add_table(version, first, NO_INDEX), first)]
+            self._chains[version] = [_Table(await self._add_table(first, NO_INDEX), first)]
             self._record(version)
         made = self._recorded()
         for index in self._interfaces:
@@ -128,18 +133,21 @@ class Sieve:
         if table is None:
             await self._link(sift)
         else:
-            await self._checks.add_session(table.index, sift.match, sift.following)
+            await self._put(table.index, sift)
         self.rules |= {sift}
+
+    async def _put(self, table: int, sift: Sift) -> None:
+        await self._checks.add_session(table, sift.match, sift.following, sift.advance, sift.table)
 
     async def _link(self, sift: Sift) -> None:
         """A table with its first rule."""
         chain = self._chains[sift.version]
         place = next((at for at, one in enumerate(chain) if at and one.mask > sift.mask), len(chain))
         following = chain[place].index if place < len(chain) else NO_INDEX
-        index = await self._add_table(sift.version, sift.mask, following)
+        index = await self._add_table(sift.mask, following)
         async with AsyncExitStack() as undo:
             undo.push_async_callback(self._checks.drop, [index])
-            await self._checks.add_session(index, sift.match, sift.following)
+            await self._put(index, sift)
             await self._checks.follow(chain[place - 1].index, index)
             undo.pop_all()
         chain.insert(place, _Table(index, sift.mask))
@@ -157,14 +165,15 @@ class Sieve:
             self._record(sift.version)
             await self._checks.drop([gone.index])
 
-    async def _add_table(self, version: int, mask: Mask, following: int) -> int:
-        return await self._checks.add_table(version, mask.octets, following, self._miss, roomy=True)
+    async def _add_table(self, mask: Mask, following: int) -> int:
+        return await self._checks.add_table(mask.octets, following, self._miss, roomy=True)
 
     async def _sifts(self, version: int) -> list[Sift]:
         found = []
         for table in self._chains[version]:
             for detail in await self._api.dump("classify_session_dump", table_id=table.index):
-                found.append(Sift(version, table.mask, bytes(detail.match), detail.hit_next_index))
+                rule = version, table.mask, bytes(detail.match), detail.hit_next_index, detail.advance
+                found.append(Sift(*rule))
         return found
 
     def _record(self, version: int) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from ipsec_gw.errors import SteeringError
 from ipsec_gw.model.ids import IpAddress, SaKey
-from ipsec_gw.model.objects import UdpPeer
+from ipsec_gw.model.objects import FRAMES, UdpPeer
 from xdp_steer import libbpf
 from xdp_steer.reasons import MAX_REASONS
 
@@ -36,11 +36,11 @@ WAITING_RING_BYTES = 8 << 20
 MAX_XFRM_INTERFACES = 4094
 """XFRM interfaces whose plaintext the engine encrypts: each has a VLAN ID on the veth pair."""
 
-XFRMI_VERSIONS = {4: 1, 6: 2}
+XFRMI_VERSIONS = {4: 1, 6: 2, FRAMES: 4}
+"""Bits for the IP versions of an XFRM interface's tunnel, or for frames of a VXLAN device."""
+
 XFRMI_POLICED = 0x80
 """Beside them, of an interface where XFRM's policies judge what comes in; the programs do not look at it."""
-
-"""Bits for the IP versions of an XFRM interface's tunnel."""
 
 _V4_MAPPED = bytes(10) + b"\xff\xff"
 
@@ -281,7 +281,9 @@ def c_defines() -> str:
     lines += [f"#define CONTROL_{slot.name} {slot.value}" for slot in Control]
     lines += [f"#define MAX_CONTROL {MAX_CONTROL}", f"#define MAX_SAS {MAX_SAS}", f"#define MAX_DOCKS {MAX_DOCKS}"]
     lines += [f"#define MAX_MOVED {MAX_MOVED}", f"#define MAX_XFRM_INTERFACES {MAX_XFRM_INTERFACES}"]
-    lines += [f"#define XFRMI_IPV{version} {bit}" for version, bit in XFRMI_VERSIONS.items()]
+    lines += [
+        f"#define XFRMI_{f'IPV{version}' if version else 'FRAMES'} {bit}" for version, bit in XFRMI_VERSIONS.items()
+    ]
     lines += [f"#define MAX_WAITING_FRAME {MAX_WAITING_FRAME}", f"#define WAITING_RING_BYTES {WAITING_RING_BYTES}"]
     lines += [f"#define MAX_ADDRESSES {MAX_ADDRESSES}", f"#define MAX_EXIT_SLOTS {MAX_EXIT_SLOTS}"]
     return "\n".join([*lines, ""])

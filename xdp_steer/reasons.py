@@ -66,6 +66,8 @@ class Reason(IntEnum):
     """Behind the tag of an XFRM interface, which the firewall looks at where it comes in by that one (XDP): kernel."""
     XFRMI_VERSION = 29
     """Of an IP version that the tunnel of the XFRM interface has no selectors for (TC): dropped."""
+    XFRMI_LEFT = 30
+    """A frame of a VXLAN device that is too long for the tunnel, or has a VLAN tag (TC egress): kernel."""
 
     GUARD_ENGINE = 32
     """The kernel sent ESP of an SA whose numbers the engine owns: dropped."""

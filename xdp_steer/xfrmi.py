@@ -1,12 +1,14 @@
 """XFRM interfaces (route-based IPsec) that an engine serves: the maps behind ``bpf/xfrmi.h``, the program on an
-interface, and its kernel settings; and GRE and IPIP devices, whose packets alone an SA protects.
+interface, and its kernel settings; GRE and IPIP devices, whose packets alone an SA protects; and VXLAN devices.
 
 What an engine has decrypted comes in by an XFRM interface without the state that XFRM's policy check asks for, so that
 check is off there (``disable_policy``) as long as the engine may deliver; nothing but IPsec delivers to such an
 interface. What a GRE or IPIP device brings has no such state anyway.
 
 The MTU becomes what fits into the tunnel, so that the kernel fragments, or says that it cannot, before the engine has
-the packet. What was before is noted in directories below ``PINS/xfrmi``, by the interface's index.
+the packet. What was before is noted in directories below ``PINS/xfrmi``, by the interface's index. A VXLAN device
+keeps its own: in a bridge, whose MTU would follow, what is too long would be lost without a word. Its program leaves
+that to the kernel, which knows what fits and tells.
 
 A program that has nothing to lead any more stays where it is: when clsact comes or goes, the kernel takes the
 interface's queues away for a moment, and what is sent meanwhile is lost (``qdisc_graft`` in ``sch_api.c``).
@@ -22,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ipsec_gw.errors import SteeringError
+from ipsec_gw.model.objects import FRAMES
 from xdp_steer import guard, libbpf, sysctl
 from xdp_steer.dock import remove_tree
 from xdp_steer.layout import (
@@ -87,13 +90,15 @@ class XfrmiTable:
 
     def lead(self, index: int, vlan: int, mtu: int, versions: frozenset[int], uplink: Uplink) -> None:
         """What leaves by the interface goes to the engine, in packets of ``mtu`` bytes at most and of these IP versions
-        alone. Again, with other values, is no error. Raises SteeringError.
+        alone, or as frames (:data:`~ipsec_gw.model.objects.FRAMES`). Again, with other values, is no error. Raises
+        SteeringError.
         """
         notes, name = self._notes(index), _name(index)
         notes.mkdir(parents=True, exist_ok=True)
         if guard.attach(name, index, self._program, guard.Hook.XFRMI_EGRESS):
             (notes / _CLSACT_NOTE).mkdir(exist_ok=True)
-        self._shrink(index, mtu)
+        if FRAMES not in versions:
+            self._shrink(index, mtu)
         macs = (ctypes.c_uint8 * 6)(*uplink.engine_mac), (ctypes.c_uint8 * 6)(*uplink.kernel_mac)
         leaf = InterfaceLeadLeaf(uplink.index, vlan, mtu, _bits(versions), *macs)
         with refused(f"lead of {name}"):

@@ -1,8 +1,9 @@
 """The engine port: what every ESP engine offers, and nothing else is known of it.
 
-An engine holds three kinds of objects (:data:`ipsec_gw.model.objects.EngineObject`). It is told to create,
+An engine holds four kinds of objects (:data:`ipsec_gw.model.objects.EngineObject`). It is told to create,
 update and delete them one by one, in an order that respects their references (SAs and next hops before the
-tunnels that use them; tunnels go first on the way down), and it can always say what it holds.
+tunnels that use them, and those before overlays; the other way round on the way down), and it can always say what it
+holds.
 
 Every implementation passes ``tests/contract``.
 """
@@ -58,8 +59,8 @@ class Capabilities:
     """What an engine does right. Whatever lies outside stays in the kernel with a reason.
 
     ``note`` is a sentence for people (version, chosen crypto engine). ``gre`` tells that GRE between ESP and packets is
-    done. ``steers`` is False only for the kernel
-    engine: then nothing is claimed, steered or led.
+    done, ``vxlan`` that overlays are. ``steers`` is False only for the kernel engine: then nothing is claimed, steered
+    or led.
     """
 
     algorithms: frozenset[EspAlgorithm]
@@ -69,6 +70,7 @@ class Capabilities:
     steers: bool
     note: str
     gre: bool = False
+    vxlan: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,21 @@ from contextlib import AsyncExitStack
 import structlog
 
 from ipsec_gw.engines.port import Capabilities, Counters, EngineContext, Vitals
+from ipsec_gw.engines.vpp_overlays import VppOverlays
 from ipsec_gw.errors import EngineError, EngineUnavailable
 from ipsec_gw.model.choices import PolicyMode
 from ipsec_gw.model.ids import Direction, EngineName, IpAddress, SaKey, TunnelId
-from ipsec_gw.model.objects import MAX_INBOUND, EngineKey, EngineObject, EngineSa, NextHop, Tunnel, XfrmInterface
+from ipsec_gw.model.objects import (
+    MAX_INBOUND,
+    EngineKey,
+    EngineObject,
+    EngineSa,
+    NextHop,
+    Overlay,
+    OverlayKey,
+    Tunnel,
+    XfrmInterface,
+)
 from vpp_conf.api import REPLY_SECONDS, VppApi
 from vpp_conf.crypto import crypto_handlers
 from vpp_conf.descriptors.base import host
@@ -27,10 +38,19 @@ from vpp_conf.descriptors.neighbour import Neighbour, NeighbourDescriptor
 from vpp_conf.descriptors.route import OUTER_TABLE, LocalAddress, LocalAddressDescriptor, Route, RouteDescriptor
 from vpp_conf.descriptors.sa import SadEntry, SaDescriptor, check_lengths
 from vpp_conf.gates import GateParts, Gates, is_whole_way, may_pass
-from vpp_conf.inventory import LAST_SAD_ID, HeldSa, HeldTunnel, Inventory, sad_entry, take_inventory
+from vpp_conf.inventory import (
+    LAST_SAD_ID,
+    Builders,
+    HeldSa,
+    HeldTunnel,
+    Inventory,
+    sad_entry,
+    take_inventory,
+)
 from vpp_conf.journal import Journal
 from vpp_conf.links import HostLink, Links, take_links
 from vpp_conf.locate import locate_vpp
+from vpp_conf.overlays import OverlayBuilder
 from vpp_conf.paths import VppPaths
 from vpp_conf.raw_api import RawApi
 from vpp_conf.reality import planned_reception
@@ -73,6 +93,7 @@ class VppEngine:
         self._links: Links | None = None
         self._tunnels: TunnelBuilder | None = None
         self._gates: Gates | None = None
+        self._overlays: VppOverlays | None = None
 
     @property
     def name(self) -> EngineName:
@@ -103,6 +124,7 @@ class VppEngine:
             )
             self._tunnels = TunnelBuilder(self._api, self._links, context.up_engine.mtu)
             self._gates = Gates(self._api, self._journal, self._links, self._tunnels.encap)
+            self._overlays = VppOverlays(OverlayBuilder(self._api, self._links), self._gates, self._journal)
             await self._take_stock()
             self._sad_id = self._reserved = self._inventory.highest_sad_id
             handlers = await crypto_handlers(self._api)
@@ -117,6 +139,7 @@ class VppEngine:
             steers=True,
             note=f"VPP {self._api.version}: {engines}{policies}",
             gre=self._api.knows(GRE),
+            vxlan=self._overlays.builder.able,
         )
 
     async def close(self) -> None:
@@ -133,6 +156,7 @@ class VppEngine:
             found: dict[EngineKey, EngineObject] = {key: sa.sa for key, sa in held.sas.items()}
             found |= {peer: hop for peer, hop in held.hops.items()}
             found |= {key: tunnel.tunnel for key, tunnel in held.tunnels.items()}
+            found |= {key: overlay.overlay for key, overlay in held.overlays.items()}
             return found
 
     async def create(self, obj: EngineObject) -> None:
@@ -146,9 +170,13 @@ class VppEngine:
                     await self._create_hop(obj)
                 case Tunnel():
                     await self._create_tunnel(obj)
+                case Overlay():
+                    await self._opened_overlays().create(obj, self._inventory)
 
     async def update(self, obj: EngineObject) -> None:
-        """Tunnels and next hops change without a gap; of an SA only the outer addresses and ports move."""
+        """Tunnels and next hops change without a gap; of an SA only the outer addresses and ports move, and an overlay
+        is made anew.
+        """
         async with self._lock:
             self._opened()
             match obj:
@@ -158,20 +186,30 @@ class VppEngine:
                     await self._update_hop(obj)
                 case Tunnel():
                     await self._update_tunnel(obj)
+                case Overlay():
+                    await self._opened_overlays().update(obj, self._inventory)
 
     async def delete(self, key: EngineKey) -> None:
         """Remove one object; one that a tunnel still uses is refused, VPP itself would not."""
         async with self._lock:
             self._opened()
-            if not isinstance(key, TunnelId) and (users := self._inventory.users(key)):
-                raise EngineError(f"{key} is still used by tunnel {users[0]} - delete the tunnel first")
+            self._check_unused(key)
             match key:
                 case SaKey():
                     await self._delete_sa(key)
                 case TunnelId():
                     await self._delete_tunnel(key)
+                case OverlayKey():
+                    await self._opened_overlays().delete(key, self._inventory)
                 case _:
                     await self._delete_hop(key)
+
+    def _check_unused(self, key: EngineKey) -> None:
+        if isinstance(key, TunnelId):
+            if over := self._inventory.over(key):
+                raise EngineError(f"tunnel {key} is still used by {over[0]} - delete the overlay first")
+        elif not isinstance(key, OverlayKey) and (users := self._inventory.users(key)):
+            raise EngineError(f"{key} is still used by tunnel {users[0]} - delete the tunnel first")
 
     async def counters(self) -> Mapping[SaKey, Counters]:
         """From the stats segment, after a ping: its mapping would outlive VPP. Raises EngineUnavailable.
@@ -233,8 +271,8 @@ class VppEngine:
 
     async def _take_stock(self) -> None:
         links, tunnels = self._opened()
-        gates = self._opened_gates()
-        self._inventory = await take_inventory(self._api, self._journal, links, tunnels, gates, self._inventory)
+        gates, builders = self._opened_gates(), Builders(tunnels, self._opened_overlays().builder)
+        self._inventory = await take_inventory(self._api, self._journal, links, builders, gates, self._inventory)
         for held in self._inventory.sas.values():
             if held.sa.direction is Direction.OUT:
                 self._used_keys.remember(held.sa)
@@ -243,6 +281,11 @@ class VppEngine:
         if self._gates is None:
             raise EngineUnavailable("the VPP engine is not open - open it first")
         return self._gates
+
+    def _opened_overlays(self) -> VppOverlays:
+        if self._overlays is None:
+            raise EngineUnavailable("the VPP engine is not open - open it first")
+        return self._overlays
 
     # SAs
 
@@ -472,6 +515,9 @@ class VppEngine:
         for other in self._inventory.tunnels.values():
             if other.tunnel.key != tunnel.key and _vlan(other.tunnel) == interface.vlan:
                 raise EngineError(f"tunnel {tunnel.key}: {interface} is that of tunnel {other.tunnel.key}")
+        for key in self._inventory.overlays:
+            if key.interface.vlan == interface.vlan:
+                raise EngineError(f"tunnel {tunnel.key}: {interface} has the VLAN ID of the {key}")
 
     def _entry_of(self, tunnel: Tunnel, key: SaKey, direction: Direction) -> SadEntry:
         held = self._inventory.sas.get(key)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from ipsec_gw.errors import EnvironmentMissing
 from ipsec_gw.ike.codec import family_of
 from ipsec_gw.mirror.encapsulators import encapsulator
 from ipsec_gw.mirror.vti import vti
-from ipsec_gw.mirror.vxlan import vxlan
+from ipsec_gw.mirror.vxlan import elsewhere, vxlan
 from ipsec_gw.model.ids import IpAddress, IpNetwork
 from ipsec_gw.model.objects import XfrmInterface
 from ipsec_gw.model.snapshot import Encapsulator, ResolvedHop, Vti, Vxlan
@@ -85,8 +86,23 @@ class KernelView:
         return tuple(made for link in found if (made := encapsulator(link, names)) is not None)
 
     async def vxlans(self) -> tuple[Vxlan, ...]:
-        """VXLAN devices that send to one peer."""
-        return tuple([made async for link in await self._route.get_links() if (made := vxlan(link)) is not None])
+        """VXLAN devices that send to one peer, with what their forwarding databases lead to besides."""
+        names, found = {}, []
+        async for link in await self._route.get_links():
+            names[int(link.get("index"))] = str(link.get("ifname"))
+            found.append(link)
+        made = [one for link in found if (one := vxlan(link, names)) is not None]
+        others = await self._elsewhere({one.interface.index: one for one in made}) if made else {}
+        return tuple(replace(one, elsewhere=tuple(sorted(others.get(one.interface.index, ())))) for one in made)
+
+    async def _elsewhere(self, devices: Mapping[int, Vxlan]) -> Mapping[int, set[str]]:
+        """By the devices' indices."""
+        found = defaultdict[int, set[str]](set)
+        async for entry in await self._route.get_neighbours(family=socket.AF_BRIDGE):
+            if (place := elsewhere(entry, devices)) is not None:
+                index, words = place
+                found[index].add(words)
+        return found
 
     async def interface(self, name: str) -> Interface:
         """One interface. Raises EnvironmentMissing if there is none of that name."""

@@ -1,7 +1,7 @@
 """The objects that ipsec-gw keeps in place: what `desired` asks for and `plan` compares.
 
-Each is a frozen value with a ``key``. Engines hold :class:`EngineSa`, :class:`NextHop` and
-:class:`Tunnel`; the gateway itself holds :class:`Guard`, :class:`Steer`, :class:`Lead`, :class:`HostsLead`,
+Each is a frozen value with a ``key``. Engines hold :class:`EngineSa`, :class:`NextHop`, :class:`Tunnel` and
+:class:`Overlay`; the gateway itself holds :class:`Guard`, :class:`Steer`, :class:`Lead`, :class:`HostsLead`,
 :class:`Exempt`, :class:`InterfaceEntry` and :class:`InterfaceLead`.
 """
 
@@ -196,6 +196,7 @@ class InterfaceKind(StrEnum):
     VTI = "VTI device"
     GRE = "GRE device"
     IPIP = "IPIP device"
+    VXLAN = "VXLAN device"
 
 
 OF_IPSEC_ALONE = frozenset({InterfaceKind.XFRM, InterfaceKind.VTI})
@@ -207,8 +208,9 @@ ENCAPSULATIONS = {InterfaceKind.GRE: 47, InterfaceKind.IPIP: 4}
 
 @dataclass(frozen=True, slots=True, order=True)
 class XfrmInterface:
-    """An XFRM interface or a VTI device of the kernel (route-based IPsec), or a GRE or IPIP device whose packets alone
-    an SA protects; by its index, which has one kind for life. Also the key of its :class:`InterfaceLead`.
+    """An XFRM interface or a VTI device of the kernel (route-based IPsec), a GRE or IPIP device whose packets alone an
+    SA protects, or a VXLAN device; by its index, which has one kind for life. Also the key of its
+    :class:`InterfaceLead`.
     """
 
     index: int
@@ -263,6 +265,37 @@ class Tunnel:
         if self.hosts:
             return (Hosts(self.local, self.remote),)
         return self.selectors if self.interface is None else (self.interface,)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class OverlayKey:
+    """Key of an :class:`Overlay`."""
+
+    interface: XfrmInterface
+
+    def __str__(self) -> str:
+        return f"overlay of {self.interface}"
+
+
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    """A VXLAN device's work done by an engine (RFC 7348): what comes to it behind the device's VLAN ID is an Ethernet
+    frame, which it puts into UDP from ``local`` to this ``port`` of ``remote`` with this ``vni``, from ports of its own
+    choice; the ``tunnels``, of transport mode, encrypt that. Such UDP from ``remote`` that comes out of them is a frame
+    that leaves behind the VLAN ID; all else that comes out is none of its business.
+    """
+
+    key: OverlayKey
+    vni: int
+    local: IpAddress
+    remote: IpAddress
+    port: int
+    tunnels: frozenset[TunnelId]
+
+    @property
+    def vlan(self) -> int:
+        """The VLAN ID that stands for the device."""
+        return self.key.interface.vlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,10 +400,14 @@ class EntryKey:
         return f"entry by {self.interface}"
 
 
+FRAMES = 0
+"""In the place of IP versions: Ethernet frames, whatever is in them."""
+
+
 @dataclass(frozen=True, slots=True)
 class InterfaceEntry:
-    """What the engine has decrypted and tagged with an XFRM interface's VLAN ID comes into the kernel by it, of these
-    IP ``versions``.
+    """What the engine has decrypted and tagged with an interface's VLAN ID comes into the kernel by it, of these IP
+    ``versions``, or as :data:`FRAMES`.
     """
 
     key: EntryKey
@@ -380,7 +417,8 @@ class InterfaceEntry:
 @dataclass(frozen=True, slots=True)
 class InterfaceLead:
     """What routing sends out by an XFRM interface goes to the engine before XFRM sees it, as packets of ``mtu`` bytes
-    at most, which fit into the tunnel, and of these IP ``versions`` alone.
+    at most, which fit into the tunnel, and of these IP ``versions`` alone. Of :data:`FRAMES`, which a bridge may have
+    sent, those with longer packets or a VLAN tag are left to the kernel.
     """
 
     key: XfrmInterface
@@ -397,8 +435,8 @@ class HostsLead:
 
 LeadKey = Selector | XfrmInterface | Hosts
 AnyLead = Lead | InterfaceLead | HostsLead
-EngineObject = EngineSa | NextHop | Tunnel
+EngineObject = EngineSa | NextHop | Tunnel | Overlay
 GatewayObject = Guard | Steer | AnyLead | Exempt | InterfaceEntry
 ManagedObject = EngineObject | GatewayObject
-EngineKey = SaKey | IpAddress | TunnelId
+EngineKey = SaKey | IpAddress | TunnelId | OverlayKey
 ObjectKey = EngineKey | GuardKey | SteerKey | LeadKey | ExemptKey | EntryKey

@@ -14,6 +14,9 @@ _ALIGNMENT = 4
 GRE_HEADER = 4
 """Without key, checksum and sequence number (RFC 2784)."""
 
+VXLAN_HEADERS = 30
+"""UDP, VXLAN (RFC 7348) and the Ethernet header inside, without a VLAN tag."""
+
 IPV6_MINIMUM_MTU = 1280
 """What every link that carries IPv6 takes (RFC 8200 §5)."""
 

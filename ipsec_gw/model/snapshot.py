@@ -208,12 +208,24 @@ class Vti:
 
 @dataclass(frozen=True, slots=True)
 class Vxlan:
-    """A VXLAN device of the kernel, which sends from ``local``, None for any, to a ``port`` of one ``remote``."""
+    """A VXLAN device of the kernel, which sends frames with its ``vni`` from ``local``, None for any, to a ``port`` of
+    one ``remote``. ``elsewhere`` is what its forwarding database leads to besides, in words.
 
-    name: str
+    ``up``, ``link`` and ``oddity`` as an :class:`Encapsulator` has them.
+    """
+
+    interface: XfrmInterface
     local: IpAddress | None
     remote: IpAddress
     port: int
+    vni: int = 0
+    up: bool = True
+    link: str = ""
+    oddity: str = ""
+    elsewhere: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return str(self.interface)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from ipsec_gw.desired import EngineOffer
 from ipsec_gw.engines.port import Capabilities, Counters, Engine, Heard
 from ipsec_gw.errors import EngineError, EngineUnavailable
 from ipsec_gw.model.ids import SaKey
-from ipsec_gw.model.objects import EngineKey, EngineObject, EngineSa, ManagedObject, NextHop, Tunnel
+from ipsec_gw.model.objects import EngineKey, EngineObject, EngineSa, ManagedObject, NextHop, Overlay, Tunnel
 
 log = structlog.get_logger()
 
@@ -60,6 +60,7 @@ class EngineLink:
             udp_encap=able.udp_encap if able else False,
             max_replay_window=able.max_replay_window if able else 0,
             gre=able.gre if able else False,
+            vxlan=able.vxlan if able else False,
             absent=absent,
             asleep=asleep,
         )
@@ -187,6 +188,6 @@ async def _nothing() -> None:
 
 
 def _engine_object(obj: ManagedObject) -> EngineObject:
-    if not isinstance(obj, EngineSa | NextHop | Tunnel):
+    if not isinstance(obj, EngineSa | NextHop | Tunnel | Overlay):
         raise TypeError(f"{obj!r} is not an engine's object")
     return obj

@@ -60,12 +60,16 @@ class HostsDriver:
         """What that table is of; None: it is not known whether it is in place."""
 
     async def retrieve(self) -> Mapping[Hosts, HostsLead]:
-        """What is in place, marks put right. Without the route there is nothing: rules that are left are removed."""
-        rules = await self._rules()
-        if rules and not await self._has_route():
+        """What is in place, marks put right. Without the route there is nothing: rules that are left are removed, and
+        so is a route that is left without a rule.
+        """
+        rules, routed = await self._rules(), await self._has_route()
+        if not routed:
             for hosts in rules:
                 await self._delete_rule(hosts)
             rules = []
+        elif not rules:
+            await self._delete_route()
         with contextlib.suppress(IpsecGwError):  # without marks nothing is led, and without its rule none leads
             await self._mark(rules)
         return {hosts: HostsLead(hosts) for hosts in rules}

@@ -1,4 +1,6 @@
-"""XFRM interfaces as a driver: what they send goes to the engine, what the engine decrypts comes in by them."""
+"""XFRM interfaces as a driver: what they send goes to the engine, what the engine decrypts comes in by them. So it is
+with VTI, GRE, IPIP and VXLAN devices, of which the last have frames.
+"""
 
 from __future__ import annotations
 

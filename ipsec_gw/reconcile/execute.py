@@ -19,6 +19,7 @@ from ipsec_gw.model.objects import (
     ManagedObject,
     NextHop,
     ObjectKey,
+    Overlay,
     Steer,
     Tunnel,
 )
@@ -52,6 +53,7 @@ class Drivers:
             EngineSa: engine,
             NextHop: engine,
             Tunnel: engine,
+            Overlay: engine,
             Guard: guard,
             Steer: steer,
             Lead: lead,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -98,6 +98,11 @@ class Reconciler:
     def in_sync(self) -> bool:
         """True if the last pass left nothing to do."""
         return not self._stale and self._tracker.in_sync()
+
+    @property
+    def in_place(self) -> Container[ObjectKey]:
+        """Keys of what is known to be in place."""
+        return self._tracker.in_place
 
     @property
     def verdicts(self) -> tuple[SaVerdict, ...]:

@@ -7,19 +7,22 @@ taken away before its users are gone and nothing is used before it is there::
        tunnels: swap the outbound SA, with its guard, where inbound ones go as well
     1  stop leading plaintext, stop steering       (what goes away)
     2  drain                                       (packets already in the rings)
-    3  tunnels                                     (what goes away, and may be in the way of what comes)
-    4  open XFRM interfaces, guard outbound SAs    (the kernel may not send with them any more)
+    3  overlays, tunnels                           (what goes away, and may be in the way of what comes)
+    4  open interfaces, guard outbound SAs         (the kernel may not send with them any more)
     5  next hops, SAs                              (what comes)
     6  tunnels: create, or swap their SAs          (the one moment of a rekey)
+       overlays                                    (what comes)
     7  steer, lead                                 (what comes)
     8  exemptions, SAs, next hops, guards,
-       XFRM interfaces                             (what goes away)
+       interfaces                                  (what goes away)
+
+An overlay that is to be another one goes and comes anew, and what leads to it with it.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import UnionType
@@ -40,6 +43,7 @@ from ipsec_gw.model.objects import (
     ManagedObject,
     NextHop,
     ObjectKey,
+    Overlay,
     Selector,
     Steer,
     SteerKey,
@@ -50,7 +54,7 @@ _NONE: frozenset[ObjectKey] = frozenset()
 
 
 class Action(StrEnum):
-    """What an operation does. DRAIN waits until packets that were steered before have left the rings."""
+    """What an operation does. DRAIN waits until packets that were steered or led before have left the rings."""
 
     CREATE = "create"
     UPDATE = "update"
@@ -89,7 +93,7 @@ def describe(obj: ManagedObject) -> str:
             return f"tunnel {obj.key} in [{inbound}] out {obj.outbound.spi:08x}"
         case Lead() | InterfaceLead() | HostsLead():
             return f"lead of {obj.key}"
-        case Guard() | Steer() | Exempt() | InterfaceEntry():
+        case Guard() | Steer() | Exempt() | InterfaceEntry() | Overlay():
             return str(obj.key)
 
 
@@ -101,6 +105,14 @@ def plan(desired: Mapping[ObjectKey, ManagedObject], in_place: Mapping[ObjectKey
     orphans = frozenset(
         k for k, v in in_place.items() if isinstance(v, AnyLead) and k not in desired and not before.of(k)
     )
+    # What is steered to such a tunnel may come out of it by any interface, until it is known, or steered no more.
+    strays = frozenset(
+        key
+        for k, v in in_place.items()
+        if isinstance(v, Steer) and not before.of(v.key.sa)
+        for key in (k, *after.of(v.key.sa))
+    )
+    alone = {Guard: orphans, InterfaceEntry: strays}
     coming = [
         Op(
             Action.UPDATE if key in in_place and key not in shaken else Action.CREATE,
@@ -115,7 +127,7 @@ def plan(desired: Mapping[ObjectKey, ManagedObject], in_place: Mapping[ObjectKey
         Op(
             Action.DELETE,
             value,
-            frees=_frees(value, before, after, in_place) | (orphans if isinstance(value, Guard) else _NONE),
+            frees=_frees(value, before, after, in_place) | alone.get(type(value), _NONE),
         )
         for key, value in in_place.items()
         if key not in desired or key in shaken
@@ -146,37 +158,43 @@ def _shaken(
     after: _Users,
 ) -> frozenset[ObjectKey]:
     """What brings packets to a tunnel and stays, while the tunnel goes and another one comes (the peer has moved). It
-    is not taken from one that stays with it.
+    is not taken from one that stays with it. And overlays that change, with what brings frames to them.
     """
     staying: dict[ObjectKey, ObjectKey] = {}
     for key, value in in_place.items():
         if isinstance(value, Steer | AnyLead) and key in desired:
             staying[key] = value.key.sa if isinstance(value, Steer) else key
+    changed = {k: v for k, v in in_place.items() if isinstance(v, Overlay) and desired.get(k, v) != v}
     return frozenset(
         key
         for key, used in staying.items()
         if before.of(used) != after.of(used) and before.of(used).isdisjoint(after.of(used))
-    )
+    ) | frozenset(key for overlay in changed.values() for key in (overlay.key, *_brings(overlay, staying)))
 
 
 class _Users:
-    """Which tunnels use an SA, the next hop to a peer, or a selector."""
+    """Which tunnels use an SA, the next hop to a peer, or a selector; and which overlays a tunnel or an interface."""
 
     def __init__(self, objects: Mapping[ObjectKey, ManagedObject]) -> None:
-        self._users: dict[ObjectKey, list[Tunnel]] = defaultdict(list)
+        self._users: dict[ObjectKey, list[Tunnel | Overlay]] = defaultdict(list)
         self._tunnels = [obj for obj in objects.values() if isinstance(obj, Tunnel)]
         self._by_selector: dict[Selector, list[Tunnel]] | None = None
         for tunnel in self._tunnels:
             for key in {*tunnel.inbound, tunnel.outbound, tunnel.remote, *tunnel.leads, *_entries(tunnel)}:
                 self._users[key].append(tunnel)
+        for overlay in (obj for obj in objects.values() if isinstance(obj, Overlay)):
+            interface = overlay.key.interface
+            used: list[ObjectKey] = [*overlay.tunnels, interface, EntryKey(interface)]
+            for one in used:
+                self._users[one].append(overlay)
 
     def of(self, key: ObjectKey) -> frozenset[ObjectKey]:
-        """The tunnels."""
-        return frozenset(tunnel.key for tunnel in self._users.get(key, ()))
+        """The tunnels, or overlays."""
+        return frozenset(user.key for user in self._users.get(key, ()))
 
     def exemptions(self, key: ObjectKey) -> frozenset[ObjectKey]:
         """What may have to be exempted from the tunnels."""
-        return frozenset(ExemptKey(one) for tunnel in self._users.get(key, ()) for one in tunnel.exceptions)
+        return frozenset(ExemptKey(one) for tunnel in self._tunnels_of(key) for one in tunnel.exceptions)
 
     def takers(self, selector: Selector) -> frozenset[ObjectKey]:
         """Those that encrypt what fits a selector, and with what brings it to them."""
@@ -192,7 +210,10 @@ class _Users:
 
     def guards(self, key: ObjectKey) -> frozenset[ObjectKey]:
         """The guards of the SAs that the tunnels send with."""
-        return frozenset(GuardKey(tunnel.outbound) for tunnel in self._users.get(key, ()))
+        return frozenset(GuardKey(tunnel.outbound) for tunnel in self._tunnels_of(key))
+
+    def _tunnels_of(self, key: ObjectKey) -> Iterator[Tunnel]:
+        return (user for user in self._users.get(key, ()) if isinstance(user, Tunnel))
 
 
 def _ordered(coming: list[Op], going: list[Op], swaps: Mapping[ObjectKey, Op]) -> Iterator[Op]:
@@ -203,12 +224,13 @@ def _ordered(coming: list[Op], going: list[Op], swaps: Mapping[ObjectKey, Op]) -
     yield from swaps.values()
     coming = [_after(swaps, op) for op in coming if op.obj is not None and op.obj.key not in sooner]
     yield from _of(going, AnyLead)
-    unsteered = list(_of(going, Steer))
+    unsteered, overlays = list(_of(going, Steer)), list(_of(going, Overlay))
     yield from unsteered
-    if unsteered:
+    if unsteered or overlays:
         yield Op(Action.DRAIN, None)
+    yield from overlays
     yield from _of(going, Tunnel)
-    for kind in (InterfaceEntry, Guard, NextHop, EngineSa, Tunnel, Steer, AnyLead):
+    for kind in (InterfaceEntry, Guard, NextHop, EngineSa, Tunnel, Overlay, Steer, AnyLead):
         yield from _of(coming, kind)
     yield from _of(going, Exempt)
     for kind in (EngineSa, NextHop, Guard, InterfaceEntry):
@@ -231,6 +253,8 @@ def _needs(value: ManagedObject, users: _Users) -> frozenset[ObjectKey]:
         case Tunnel():
             guard = GuardKey(value.outbound)
             return frozenset({*value.inbound, value.outbound, value.remote, guard, *_entries(value)})
+        case Overlay():
+            return frozenset({*value.tunnels, EntryKey(value.key.interface)})
         case Steer():
             return users.of(value.key.sa)
         case Lead() | InterfaceLead() | HostsLead():
@@ -245,22 +269,30 @@ def _makes_way(
     in_place: Mapping[ObjectKey, ManagedObject],
     before: _Users,
 ) -> frozenset[ObjectKey]:
-    """Of a tunnel: what brings packets to it by an SA or selector that its new value lacks, and the tunnels that go and
-    have what it takes over.
+    """Of a tunnel: what brings packets to it by an SA or selector that its new value lacks, overlays that go or change,
+    and the tunnels that go and have what it takes over. Of an overlay: what it was before.
     """
+    if isinstance(value, Overlay):
+        return frozenset({value.key} & in_place.keys())
     if not isinstance(value, Tunnel):
         return _NONE
+    overlays = frozenset(key for key in before.of(value.key) if desired.get(key) != in_place[key])
     old = in_place.get(value.key)
     lacking = _brings(old, in_place) - _brings(value, in_place) if isinstance(old, Tunnel) else _NONE
     taken: tuple[ObjectKey, ...] = (*value.inbound, *value.leads)
     holders = _NONE.union(*map(before.of, taken))
     # Not "- desired.keys()": that looks at every one of them.
-    return lacking | frozenset(key for key in holders if key not in desired)
+    return lacking | overlays | frozenset(key for key in holders if key not in desired)
 
 
-def _brings(tunnel: Tunnel, in_place: Mapping[ObjectKey, ManagedObject]) -> frozenset[ObjectKey]:
-    users: tuple[ObjectKey, ...] = (*map(SteerKey, tunnel.inbound), *tunnel.leads)
+def _brings(user: Tunnel | Overlay, in_place: Container[ObjectKey]) -> frozenset[ObjectKey]:
+    """What is there of what brings packets to it."""
+    users: tuple[ObjectKey, ...] = (user.key.interface,) if isinstance(user, Overlay) else _sources(user)
     return frozenset(key for key in users if key in in_place)
+
+
+def _sources(tunnel: Tunnel) -> tuple[ObjectKey, ...]:
+    return (*map(SteerKey, tunnel.inbound), *tunnel.leads)
 
 
 def _entries(tunnel: Tunnel) -> tuple[EntryKey, ...]:
@@ -282,7 +314,7 @@ def _frees(
             return tunnels.of(value.key) | ({SteerKey(value.key)} & in_place.keys())
         case NextHop() | InterfaceEntry():
             return tunnels.of(value.key)
-        case Tunnel():
-            return _brings(value, in_place)
+        case Tunnel() | Overlay():
+            return _brings(value, in_place) | tunnels.of(value.key)
         case _:
             return frozenset()

@@ -16,6 +16,7 @@ from ipsec_gw.engines.vpp import VppEngine
 from ipsec_gw.errors import EnvironmentMissing
 from ipsec_gw.model.choices import PolicyMode
 from ipsec_gw.model.ids import TunnelId
+from ipsec_gw.model.objects import OverlayKey
 from tests.contract.world import World
 from vpp_conf import lifecycle
 from vpp_conf.locate import locate_vpp
@@ -85,7 +86,7 @@ async def engine(opened: tuple[Engine, Capabilities], world: World) -> AsyncIter
 
 async def clear(engine: Engine) -> None:
     keys = list(await engine.retrieve())
-    for key in sorted(keys, key=lambda key: not isinstance(key, TunnelId)):
+    for key in sorted(keys, key=lambda key: (not isinstance(key, OverlayKey), not isinstance(key, TunnelId))):
         await engine.delete(key)
 
 

@@ -322,3 +322,29 @@ async def test_packets_are_marked_while_a_policy_asks_for_it() -> None:
             bypass.limits([transporting()])
             remove_bypass()
             assert not tables.holds(TABLE4)
+
+
+async def test_marks_of_a_life_that_ended_between_rule_and_mark_are_taken_away() -> None:
+    async with AsyncIPRoute() as route:
+        before = await driver(route)
+        await before.create(LEAD)
+        rule = {"priority": 197, "src": f"{LOCAL}/32", "dst": f"{PEER}/32", "table": ROUTES}
+        await route.rule("del", family=socket.AF_INET, **rule)
+        assert marking()
+        after = await driver(route)
+        assert await after.retrieve() == {}
+        assert marking() == []
+        await after.create(LEAD)
+        assert marking()
+
+
+async def test_a_route_of_a_life_that_ended_before_its_rule_is_taken_away() -> None:
+    async with AsyncIPRoute() as route:
+        before = await driver(route)
+        await before.create(LEAD)
+        rule = {"priority": 197, "src": f"{LOCAL}/32", "dst": f"{PEER}/32", "table": ROUTES}
+        await route.rule("del", family=socket.AF_INET, **rule)
+        assert left()
+        after = await driver(route)
+        assert await after.retrieve() == {}
+        assert left() == []

@@ -155,7 +155,7 @@ async def test_a_vpp_that_a_version_without_ipv6_has_filled_is_completed(world: 
     up, checks = sockets[1].sw_if_index, CheckDescriptor(api)
     await RedirectDescriptor(api).create(Redirect(up, 4, table=ENCAP_TABLE))
     punts = await punt_next_indices(api)
-    table = await checks.add_table(4, bytes(32), NO_INDEX, punts.ip4)
+    table = await checks.add_table(bytes(32), NO_INDEX, punts.ip4)
     await checks.attach(Check(up, frozenset(), punts, None, Chains((table,))), is_add=True)
     engine = await opened(world)
     site = await families.make_site(engine, 6, 4, 6)

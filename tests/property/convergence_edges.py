@@ -21,7 +21,7 @@ from ipsec_gw.errors import EngineError, EngineUnavailable, IpsecGwError, Steeri
 from ipsec_gw.mirror.nftables import Table
 from ipsec_gw.model.algorithms import ALGORITHMS
 from ipsec_gw.model.ids import Direction, EngineName, IpNetwork, SaKey
-from ipsec_gw.model.objects import EngineKey, EngineObject, EngineSa, Selector, Tunnel, UdpPeer
+from ipsec_gw.model.objects import EngineKey, EngineObject, EngineSa, Overlay, OverlayKey, Selector, Tunnel, UdpPeer
 from ipsec_gw.model.snapshot import XfrmSa
 from ipsec_gw.ownership.guard import HAND_BACK_MARGIN, KEPT_AHEAD
 from ipsec_gw.ownership.hosts import TABLE as HOSTS_TABLE
@@ -145,7 +145,8 @@ class FakeSteering:
         self.seen: dict[SaKey, Seen] = {}
         self.entries: dict[SaKey, UdpPeer | None] = {}
         self.ports: frozenset[int] = frozenset()
-        self.undrained: set[SaKey] = set()
+        self.undrained: set[SaKey | int] = set()
+        """SAs, and the indices of VXLAN devices whose frames may be on their way to the engine."""
         self.holding = True
         self.gone = False
         self.engine: FakeEngine
@@ -233,7 +234,7 @@ class FakeSteering:
 
     def _nobody_else_sends(self, key: SaKey) -> None:
         for tunnel in self.engine.tunnels():
-            if tunnel.outbound == key and is_led(tunnel, self.routes, self.devices):
+            if tunnel.outbound == key and is_led(tunnel, self.routes, self.devices, self.engine.overlays()):
                 raise Broken(f"the guard of {key} opens while plaintext is led to its engine (invariant 3)")
 
 
@@ -281,6 +282,9 @@ class FakeEngine:
     def tunnels(self) -> list[Tunnel]:
         return [obj for obj in self.objects.values() if isinstance(obj, Tunnel)]
 
+    def overlays(self) -> list[Overlay]:
+        return [obj for obj in self.objects.values() if isinstance(obj, Overlay)]
+
     def die(self) -> None:
         if self.seen_process == self.process:
             self.left = dict(self.sent)
@@ -303,7 +307,7 @@ class FakeEngine:
             await self.taking()
         self.seen_process = self.taken = self.process
         self._remember()
-        return Capabilities(frozenset(ALGORITHMS), True, True, 4096, True, "fake", gre=True)
+        return Capabilities(frozenset(ALGORITHMS), True, True, 4096, True, "fake", gre=True, vxlan=True)
 
     async def close(self) -> None:
         pass
@@ -395,11 +399,15 @@ class FakeEngine:
         self.objects[obj.key] = obj
 
     def _drained(self, key: EngineKey) -> None:
+        if isinstance(key, OverlayKey) and key.interface.index in self.steering.undrained:
+            raise Broken(f"{key} leaves the engine while frames that were led to it are on their way")
         for one in self.objects[key].inbound if isinstance(self.objects[key], Tunnel) else (key,):
             if one in self.steering.undrained:
                 raise Broken(f"{one} leaves the engine while packets that were steered to it are on their way")
 
     def _check(self, obj: EngineObject) -> None:
+        if isinstance(obj, Overlay) and not obj.tunnels <= {tunnel.key for tunnel in self.tunnels() if tunnel.hosts}:
+            raise EngineError(f"{obj.key} is over what is not there")
         if not isinstance(obj, Tunnel):
             return
         if not {*obj.inbound, obj.outbound, obj.remote} <= self.objects.keys():
@@ -414,6 +422,9 @@ class FakeEngine:
         for other in self.tunnels():
             if key in {*other.inbound, other.outbound, other.remote}:
                 raise EngineError(f"{key} is used by {other.key}")
+        for overlay in self.overlays():
+            if key in overlay.tunnels:
+                raise EngineError(f"{key} is used by {overlay.key}")
         self._drained(key)
         gone = self.objects.pop(key)
         if isinstance(gone, EngineSa) and not self.sent.pop(gone.key) and gone.direction is Direction.OUT:
@@ -597,6 +608,7 @@ class FakeDevices:
         self.edge = edge
         self.entries: dict[int, tuple[int, frozenset[int]]] = {}
         self.leads: dict[int, tuple[int, int, frozenset[int]]] = {}
+        self.steering: FakeSteering | None = None
 
     def facts(self) -> set[str]:
         """To compare with others."""
@@ -620,6 +632,8 @@ class FakeDevices:
 
     def unlead(self, index: int) -> None:
         self.edge.cross(f"unlead {index}", SteeringError)
+        if index in self.leads and self.steering is not None and self.steering.engine.works:
+            self.steering.undrained.add(index)
         self.leads.pop(index, None)
 
     def led(self) -> dict[int, tuple[int, int, frozenset[int]]]:
@@ -627,8 +641,10 @@ class FakeDevices:
         return dict(self.leads)
 
 
-def is_led(tunnel: Tunnel, routes: FakeRoutes, devices: FakeDevices) -> bool:
+def is_led(tunnel: Tunnel, routes: FakeRoutes, devices: FakeDevices, overlays: list[Overlay]) -> bool:
     """Whether plaintext comes to the tunnel."""
+    if any(one.key.interface.index in devices.leads for one in overlays if tunnel.key in one.tunnels):
+        return True
     if tunnel.hosts:
         return hosts_of(tunnel) in routes.hosts()
     if tunnel.interface is not None:
@@ -648,13 +664,16 @@ def _text(network: IpNetwork) -> str:
 
 @dataclass
 class Law:
-    """What holds at every step (DESIGN.md, section 3). Numbers used twice are :class:`Wire`'s business."""
+    """What holds at every step (DESIGN.md, section 3). Numbers used twice are :class:`Wire`'s business. ``exists`` says
+    whether there is an interface of an index: by one that is gone nothing comes in whatever anybody does.
+    """
 
     xfrm: FakeXfrm
     steering: FakeSteering
     engine: FakeEngine
     routes: FakeRoutes
     devices: FakeDevices
+    exists: Callable[[int], bool]
 
     def check(self) -> None:
         if not self.engine.works:
@@ -668,11 +687,14 @@ class Law:
         for tunnel in tunnels:
             self._one_owner(tunnel)
             self._way_in(tunnel)
+        for overlay in self.engine.overlays():
+            self._way_of_frames(overlay, tunnels)
 
     def _nobody_led_astray(self, tunnels: list[Tunnel]) -> None:
         """Plaintext that comes to an engine without a tunnel for it is lost."""
         known = {(_text(one.source), _text(one.destination)) for tunnel in tunnels for one in tunnel.selectors}
         interfaces = {tunnel.interface.index for tunnel in tunnels if tunnel.interface is not None}
+        interfaces |= {overlay.key.interface.index for overlay in self.engine.overlays()}
         hosts = {hosts_of(tunnel) for tunnel in tunnels if tunnel.hosts}
         strangers = [
             *self.routes.led() - known,
@@ -686,15 +708,22 @@ class Law:
         interface = tunnel.interface
         if interface is None or self.steering.entries.keys().isdisjoint(tunnel.inbound):
             return
-        if interface.index not in self.devices.entries:
+        if interface.index not in self.devices.entries and self.exists(interface.index):
             raise Broken(f"what {tunnel.key} decrypts has no way in by {interface}")
+
+    def _way_of_frames(self, overlay: Overlay, tunnels: list[Tunnel]) -> None:
+        inbound = {key for tunnel in tunnels if tunnel.key in overlay.tunnels for key in tunnel.inbound}
+        steered = not self.steering.entries.keys().isdisjoint(inbound)
+        index = overlay.key.interface.index
+        if steered and index not in self.devices.entries and self.exists(index):
+            raise Broken(f"frames out of {overlay.key} have no way in")
 
     def _one_owner(self, tunnel: Tunnel) -> None:
         sa = self.xfrm.sas.get(tunnel.outbound)
         if sa is None or sa.aead is None or sa.aead.secret.reveal() != material(self.engine.sa(tunnel.outbound)):
             return
         claimed = self.steering.owner.get(tunnel.outbound) == "engine" and not self.steering.gone
-        if not claimed and is_led(tunnel, self.routes, self.devices):
+        if not claimed and is_led(tunnel, self.routes, self.devices, self.engine.overlays()):
             raise Broken(f"the kernel and the engine may both send with {tunnel.outbound} (invariant 3)")
         encap = self.engine.sa(tunnel.outbound).encap
         if claimed and encap and encap.source_port not in {4500, *self.steering.ports}:

@@ -27,6 +27,8 @@ from ipsec_gw.model.objects import (
     ManagedObject,
     NextHop,
     ObjectKey,
+    Overlay,
+    OverlayKey,
     Selector,
     Steer,
     Tunnel,
@@ -46,6 +48,7 @@ from ipsec_gw.model.snapshot import (
     Snapshot,
     Template,
     Vti,
+    Vxlan,
     XfrmMark,
     XfrmPolicy,
     XfrmSa,
@@ -104,7 +107,7 @@ IF_IDS = (1, 2, 3)
 MARKS = (0x41, 0x42, 0x43)
 """The last one is given by no VTI device."""
 UPLINK = Uplink(7, bytes(6), bytes(6))
-GRE = 47
+GRE, UDP = 47, 17
 SHUNT = 0
 """The reqid of policies that no tunnel has."""
 
@@ -115,6 +118,7 @@ TALLIED = (
     *("kernel took over by itself", "exception made", "exemption in place at the end"),
     *("the same by an interface", "the same by a GRE device", "the same by a VTI device", "the same between hosts"),
     *("interface made anew", "interface led at the end", "hosts led at the end"),
+    *("the same by a VXLAN device", "VXLAN device led at the end"),
 )
 """What must not be missing in a run of many sequences."""
 
@@ -259,10 +263,15 @@ class World:
             for n, peer in enumerate(PEERS)
             if peer.version == 4
         }
+        self.vxlans = {
+            peer: Vxlan(XfrmInterface(2 + n, f"vxlan{n}", InterfaceKind.VXLAN), LOCALS[4], peer, 4789, 42)
+            for n, peer in enumerate(PEERS)
+            if peer.version == 4
+        }
         self.steering.engine, self.steering.routes, self.engine.steering = self.engine, self.routes, self.steering
-        self.steering.devices = self.devices
+        self.steering.devices, self.devices.steering = self.devices, self.steering
         self.xfrm.steering = self.steering
-        self.law = Law(self.xfrm, self.steering, self.engine, self.routes, self.devices)
+        self.law = Law(self.xfrm, self.steering, self.engine, self.routes, self.devices, self.has_interface)
         self.edge.law = self.law.check
         self.moved = False
         self.budget, self.sent_since_read = BETWEEN_LOOKS, 0
@@ -300,15 +309,23 @@ class World:
             interfaces=dict(self.interfaces),
             encapsulators=tuple(self.encapsulators.values()),
             vtis=tuple(self.vtis.values()),
+            vxlans=tuple(self.vxlans.values()),
         )
 
     def name_of(self, index: int) -> str:
         """As the kernel tells it."""
-        devices = (*self.encapsulators.values(), *self.vtis.values())
+        devices = (*self.encapsulators.values(), *self.vtis.values(), *self.vxlans.values())
         for interface in (*self.interfaces.values(), *(one.interface for one in devices)):
             if interface.index == index:
                 return interface.name
         raise OSError(f"no interface {index}")
+
+    def has_interface(self, index: int) -> bool:
+        """Whether one of that index is there."""
+        try:
+            return bool(self.name_of(index))
+        except OSError:
+            return False
 
     # Charon
 
@@ -513,6 +530,8 @@ class World:
         if not leading:
             return
         policy = self.random.choice(leading)
+        if policy.transports and policy.upper in {0, UDP} and self.random.random() < 0.5 and self._frames(policy):
+            return
         way = self._way_of(policy)
         led = self._is_led(policy, way)
         if self.random.random() < 0.8 and led and self.engine.works:
@@ -532,6 +551,23 @@ class World:
         key = SaKey(tunnel_of(policy.templates[0]).remote, policy.templates[0].spi)
         if key in self.xfrm.sas:
             self.steering.kernel_sends(key, self.random.randint(1, 3))
+
+    def _frames(self, policy: XfrmPolicy) -> bool:
+        """A VXLAN device's, if they are led to an engine that takes them; else it is the kernel that does VXLAN."""
+        device = self.vxlans[tunnel_of(policy.templates[0]).remote].interface
+        if device.index not in self.devices.leads:
+            return False
+        if not self.engine.works:
+            self.steering.plaintext_falls()
+            return False
+        overlay = self.engine.objects[OverlayKey(device)]
+        assert isinstance(overlay, Overlay)
+        count = self._burst()
+        if count:
+            tunnel = self.random.choice([one for one in self.engine.tunnels() if one.key in overlay.tunnels])
+            self.tally["the same by a VXLAN device"] += 1
+            self.engine.encrypts(tunnel.outbound, count)
+        return True
 
     def _way_of(self, policy: XfrmPolicy) -> XfrmInterface | None:
         """The interface into which routing sends its packets; None if there is none."""
@@ -682,8 +718,8 @@ class World:
         also get another TOS, or a key.
         """
         self.tally["interface made anew"] += 1
-        if self.random.random() < 0.3:
-            self._change_device()
+        if self.random.random() < 0.5:
+            self.random.choice([self._change_device, self._change_vxlan])()
             return
         self.index += 1
         if self.random.random() < 0.3:
@@ -707,6 +743,20 @@ class World:
                 replace(device, interface=anew),
                 replace(device, dscp=not device.dscp),
                 replace(device, oddity="" if device.oddity else "has a key"),
+            ]
+        )
+
+    def _change_vxlan(self) -> None:
+        """Made anew, with another VNI, down or up, and its forwarding database with an entry more or less."""
+        self.index += 1
+        peer = self.random.choice(list(self.vxlans))
+        device = self.vxlans[peer]
+        self.vxlans[peer] = self.random.choice(
+            [
+                replace(device, interface=replace(device.interface, index=self.index)),
+                replace(device, vni=device.vni + 1),
+                replace(device, up=not device.up),
+                replace(device, elsewhere=() if device.elsewhere else ("10.0.0.9",)),
             ]
         )
 
@@ -787,6 +837,8 @@ class World:
                 self.tally["call failed"] = self.edge.failures
                 self.tally["tunnel in the engine at the end"] = len(self.engine.tunnels())
                 self.tally["interface led at the end"] = len(self.devices.leads)
+                frames = {one.interface.index for one in self.vxlans.values()}
+                self.tally["VXLAN device led at the end"] = len(self.devices.leads.keys() & frames)
                 self.tally["hosts led at the end"] = len(self.routes.hosts())
                 exempt = [one for one in self.routes.rules if one.get("goto") == 219 and "iifname" not in one]
                 self.tally["exemption in place at the end"] = len(exempt)
@@ -801,7 +853,7 @@ class World:
             return ["charon is at work"]
         offer = self.daemon.link.offer
         wanted = desired(offer, SETTINGS, self._shown(tuple(self.policies.values()))).objects
-        engine = {key: obj for key, obj in wanted.items() if isinstance(obj, EngineSa | NextHop | Tunnel)}
+        engine = {key: obj for key, obj in wanted.items() if isinstance(obj, EngineSa | NextHop | Tunnel | Overlay)}
         claimed = {obj.key.sa for obj in wanted.values() if isinstance(obj, Guard)}
         held = {key for key, owner in self.steering.owner.items() if owner == "engine"}
         ideal = FakeRoutes(Edge(self.random, lambda _note: None))

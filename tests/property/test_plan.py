@@ -17,17 +17,21 @@ from ipsec_gw.model.objects import (
     Guard,
     GuardKey,
     HostsLead,
+    InterfaceEntry,
+    InterfaceKind,
     InterfaceLead,
     Lead,
     ManagedObject,
     ObjectKey,
+    Overlay,
+    OverlayKey,
     PortMatch,
     Steer,
     SteerKey,
     Tunnel,
     XfrmInterface,
 )
-from ipsec_gw.model.snapshot import Mode, Template, XfrmPolicy, XfrmSa
+from ipsec_gw.model.snapshot import Mode, Template, Vxlan, XfrmPolicy, XfrmSa
 from ipsec_gw.reconcile.plan import Action, Op, plan
 from tests.support.world import LOCAL, OFFER, REMOTE, SETTINGS, policy, sa, snapshot
 
@@ -73,7 +77,12 @@ def check(state: Objects) -> None:
             case HostsLead():
                 assert any(obj.key in t.leads for t in tunnels), "hosts are led to an engine without the tunnel"
             case InterfaceLead():
-                assert any(obj.key in t.leads for t in tunnels), "an interface is led to an engine without the tunnel"
+                overlays = [OverlayKey(obj.key)] if OverlayKey(obj.key) in state else []
+                known = [t for t in tunnels if obj.key in t.leads]
+                assert known or overlays, "an interface is led to an engine without the tunnel"
+            case Overlay():
+                assert obj.tunnels <= {t.key for t in tunnels}, "an overlay is over what is not there"
+                assert EntryKey(obj.key.interface) in state, "frames have no way in"
             case EngineSa() if obj.direction is Direction.OUT:
                 assert GuardKey(obj.key) in state, "an engine holds an outbound SA that the kernel may use"
             case _:
@@ -82,6 +91,11 @@ def check(state: Objects) -> None:
 
 BESIDE = {1: {"destination_port": PortMatch(4789, 0xFFFF)}, 2: {"source_port": PortMatch(4789, 0xFFFF)}}
 """Two children between the same hosts, by reqid."""
+
+
+VXLAN1 = Vxlan(XfrmInterface(61, "vxlan1", InterfaceKind.VXLAN), LOCAL, REMOTE, 4789, 42)
+DEVICES = ((), (VXLAN1,), (replace(VXLAN1, vni=43),), (replace(VXLAN1, interface=replace(VXLAN1.interface, index=62)),))
+"""What is over both of them."""
 
 
 @st.composite
@@ -101,7 +115,8 @@ def pairs(draw: st.DrawFn) -> Objects:
             ends = {"source": ip_network(LOCAL), "destination": ip_network(REMOTE), "upper": 17, "index": 8 * reqid}
             policies.append(policy(0, templates=(template,), **ends, **ports))
         refused |= {SaKey(REMOTE, reqid << 12 | spi): "used" for spi in outbound if draw(st.booleans())}
-    return dict(desired(OFFER, SETTINGS, snapshot(*sas, policies=tuple(policies)), refused).objects)
+    look = snapshot(*sas, policies=tuple(policies), vxlans=draw(st.sampled_from(DEVICES)))
+    return dict(desired(replace(OFFER, vxlan=True), SETTINGS, look, refused).objects)
 
 
 @given(st.one_of(st.tuples(states(), states()), st.tuples(pairs(), pairs())))
@@ -134,6 +149,25 @@ def test_hosts_stay_led_while_a_tunnel_stays(before: Objects, after: Objects) ->
     for action, comes_first in ((Action.CREATE, True), (Action.DELETE, False)):
         place = places.get((action, Exempt))
         assert place is None or all((place < tunnel) is comes_first for tunnel in tunnels)
+
+
+@given(pairs(), pairs(), st.integers(0, 40))
+def test_a_step_that_fails_holds_back_what_builds_on_it_over_hosts(
+    before: Objects, after: Objects, number: int
+) -> None:
+    operations = [op for op in plan(after, before) if op.obj is not None]
+    if operations:
+        walk(before, after, fails=operations[number % len(operations)])
+
+
+@given(pairs(), pairs())
+def test_what_stops_being_led_to_an_overlay_drains_before_it_goes(before: Objects, after: Objects) -> None:
+    operations = plan(after, before)
+    gone = [n for n, op in enumerate(operations) if op.action is Action.DELETE and isinstance(op.obj, Overlay)]
+    unled = [n for n, op in enumerate(operations) if op.action is Action.DELETE and isinstance(op.obj, InterfaceLead)]
+    drains = [n for n, op in enumerate(operations) if op.action is Action.DRAIN]
+    if gone:
+        assert max(unled) < drains[0] < min(gone)
 
 
 @given(states(), states())
@@ -271,6 +305,23 @@ def test_plaintext_is_led_only_behind_a_closed_guard_and_the_guard_opens_only_wi
     alone: Objects = {guard.key: guard, lead.key: lead}
     opened = next(op for op in plan({}, alone) if op.obj == guard)
     assert lead.key in opened.frees
+
+
+def test_an_entry_stays_while_something_is_steered_to_a_tunnel_that_nobody_knows() -> None:
+    """Its engine is out of reach, and may bring what it decrypts."""
+    interface = XfrmInterface(17, "ipsec0")
+    networks = {"source": ANYTHING, "destination": ANYTHING, "if_id": 42}
+    look = snapshot(
+        sa(1, inbound=True, if_id=42), sa(2, if_id=42), policies=(policy(2, **networks),), interfaces={42: interface}
+    )
+    objects = dict(desired(OFFER, SETTINGS, look).objects)
+    left: Objects = {key: obj for key, obj in objects.items() if isinstance(obj, Steer | InterfaceEntry)}
+    closed = next(op for op in plan({}, left) if isinstance(op.obj, InterfaceEntry))
+    assert closed.frees == {key for key in left if isinstance(key, SteerKey)}
+    again = XfrmInterface(18, "ipsec0")
+    anew = dict(desired(OFFER, SETTINGS, replace(look, interfaces={42: again})).objects)
+    closed = next(op for op in plan(anew, left) if isinstance(op.obj, InterfaceEntry) and op.action is Action.DELETE)
+    assert {key for key, obj in anew.items() if isinstance(obj, Tunnel)} <= closed.frees
 
 
 def test_what_is_exempted_is_exempted_before_and_after_anything_is_led() -> None:

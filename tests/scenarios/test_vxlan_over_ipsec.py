@@ -19,6 +19,9 @@ WANTED = (
     "what B encrypts is what the server sent",
     "no packet of the device crosses the WAN without ESP",
     "`show status` says who does what",
+    "`show status` says it again",
+    "frames of vxlan1 are led to the engine",
+    "the kernel's vxlan1 sends none but those that are left to it",
     "the client finds out what fits into the tunnel",
 )
 SERVERS = {"routed": "10.2.0.10", "bridged": "10.1.0.20"}

@@ -8,7 +8,7 @@ from ipsec_gw.engines.port import Capabilities, Counters, Vitals
 from ipsec_gw.errors import EngineError, EngineUnavailable
 from ipsec_gw.model.algorithms import ALGORITHMS
 from ipsec_gw.model.ids import EngineName, SaKey
-from ipsec_gw.model.objects import EngineKey, EngineObject, EngineSa, ManagedObject, NextHop, ObjectKey, Tunnel
+from ipsec_gw.model.objects import EngineKey, EngineObject, EngineSa, ManagedObject, NextHop, ObjectKey, Overlay, Tunnel
 from ipsec_gw.model.snapshot import Snapshot
 
 
@@ -86,7 +86,7 @@ class FakeEngine:
     def _references(self, obj: EngineObject) -> None:
         if isinstance(obj, Tunnel) and not {*obj.inbound, obj.outbound, obj.remote} <= self.objects.keys():
             raise EngineError(f"{obj.key} refers to what is not there")
-        assert isinstance(obj, EngineSa | NextHop | Tunnel)
+        assert isinstance(obj, EngineSa | NextHop | Tunnel | Overlay)
 
 
 class FakeSource:

@@ -11,6 +11,7 @@ import pytest
 from ipsec_gw.desired import Desired, Owner, desired
 from ipsec_gw.model.ids import Direction, SaKey, TunnelId
 from ipsec_gw.model.objects import (
+    FRAMES,
     EngineSa,
     EntryKey,
     Exempt,
@@ -268,4 +269,8 @@ async def test_xfrms_policies_judge_what_comes_in_by_a_device_and_not_what_comes
     driver = InterfaceDriver(maps, Uplink(7, bytes(6), bytes(6)))
     for interface in (GRE1.interface, IPIP1.interface, XfrmInterface(20, "ipsec0")):
         await driver.create(InterfaceEntry(EntryKey(interface), frozenset({4})))
-    assert maps.policed == {17: True, 18: True, 20: False}
+    vxlan1 = XfrmInterface(61, "vxlan1", InterfaceKind.VXLAN)
+    frames = InterfaceEntry(EntryKey(vxlan1), frozenset({FRAMES}))
+    await driver.create(frames)
+    assert maps.policed == {17: True, 18: True, 20: False, 61: True}
+    assert maps.entries[61] == (62, frozenset({FRAMES}))

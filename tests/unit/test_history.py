@@ -28,7 +28,10 @@ KINDS = (
     *("rule del", "route replace", "route del", "engine open", "engine retrieve", "engine create", "engine update"),
     *("engine delete", "engine counters", "admitted", "admit ", "shut", "lead ", "led", "unlead"),
 )
-"""Every kind of call that the control plane makes."""
+"""Every kind of call that the control plane makes, but for the silent ones."""
+
+SILENT = ("keep ipsec-gw-hosts",)
+"""What an earlier life may have left is taken away, and at the next look if not at this one."""
 
 
 @pytest.fixture(autouse=True)
@@ -118,7 +121,7 @@ def texts(records: list[dict[str, Any]]) -> list[str]:
 
 def test_this_life_makes_every_kind_of_call() -> None:
     assert [kind for kind in KINDS if not any(call.startswith(kind) for call in calls())] == []
-    assert [call for call in calls() if not call.startswith(KINDS)] == []
+    assert [call for call in calls() if not call.startswith((*KINDS, *SILENT))] == []
 
 
 def test_a_life_without_a_failure_tells_of_none() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from ipaddress import ip_address
 
@@ -9,17 +10,23 @@ import pytest
 
 from ipsec_gw.desired import desired
 from ipsec_gw.model.ids import SaKey
-from ipsec_gw.model.objects import ANY_PORT
+from ipsec_gw.model.objects import ANY_PORT, InterfaceKind, XfrmInterface
 from ipsec_gw.model.snapshot import PolicyDirection, Snapshot, Vxlan
 from ipsec_gw.overlays import overlay_words
 from tests.support.world import LOCAL, OFFER, REMOTE, SETTINGS, policy
 from tests.unit.test_hosts import IN_REACH, TO, WEB, beside, pair, selects
 
-VXLAN1 = Vxlan("vxlan1", LOCAL, REMOTE, 4789)
+VXLAN1 = Vxlan(XfrmInterface(61, "vxlan1", InterfaceKind.VXLAN), LOCAL, REMOTE, 4789, 42)
+ABLE = replace(OFFER, vxlan=True)
+SPLIT = "the kernel does VXLAN ({}), vpp does ESP"
 USED = {SaKey(REMOTE, 0x20 + TO): "the kernel has sent with it"}
 DEVICES: dict[str, tuple[Snapshot, dict[SaKey, str], str]] = {
-    "in the engine": (beside(vxlans=(VXLAN1,)), {}, "the kernel does VXLAN, vpp does ESP"),
-    "from any address": (beside(vxlans=(replace(VXLAN1, local=None),)), {}, "the kernel does VXLAN, vpp does ESP"),
+    "in the engine": (beside(vxlans=(VXLAN1,)), {}, "vpp does VXLAN and ESP"),
+    "from any address": (
+        beside(vxlans=(replace(VXLAN1, local=None),)),
+        {},
+        SPLIT.format("the device has no address of its own (local)"),
+    ),
     "in the kernel": (
         beside(vxlans=(VXLAN1,)),
         USED,
@@ -47,8 +54,18 @@ DEVICES: dict[str, tuple[Snapshot, dict[SaKey, str], str]] = {
 def test_people_are_told_who_does_what_for_a_vxlan_device(
     state: Snapshot, refused: dict[SaKey, str], words: str
 ) -> None:
-    told = overlay_words(state, desired(OFFER, SETTINGS, state, refused).verdicts, OFFER.name)
+    told = words_of(state, refused)
     assert told == ((f"VXLAN device vxlan1: {words}",) if words else ())
+
+
+def words_of(state: Snapshot, refused: Mapping[SaKey, str], *, done: bool = True) -> tuple[str, ...]:
+    found = desired(ABLE, SETTINGS, state, refused)
+    return overlay_words(state, found.verdicts, found.kept_vxlans, found.objects if done else {}, ABLE.name)
+
+
+def test_what_is_not_in_place_yet_is_not_said_to_be() -> None:
+    (told,) = words_of(beside(vxlans=(VXLAN1,)), {}, done=False)
+    assert told == f"VXLAN device vxlan1: {SPLIT.format('the engine is to do that, and does not yet')}"
 
 
 def test_the_policy_that_xfrm_tries_first_says_it() -> None:
@@ -56,6 +73,6 @@ def test_the_policy_that_xfrm_tries_first_says_it() -> None:
     state = beside(selects(TO), everything, sas=(*pair(TO), *pair(WEB)), vxlans=(VXLAN1,))
     verdicts = desired(OFFER, SETTINGS, state).verdicts
     later = {sa.key for sa in pair(WEB)}
-    told = overlay_words(state, [one for one in verdicts if one.sa.key not in later], OFFER.name)
+    told = overlay_words(state, [one for one in verdicts if one.sa.key not in later], {}, {}, OFFER.name)
     assert len(told) == 1
-    assert overlay_words(state, [one for one in verdicts if one.sa.key in later], OFFER.name) == ()
+    assert overlay_words(state, [one for one in verdicts if one.sa.key in later], {}, {}, OFFER.name) == ()

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from ipsec_gw.cli.main import cli
 from ipsec_gw.daemon import Daemon
-from ipsec_gw.desired import Owner, SaVerdict
+from ipsec_gw.desired import Desired, Owner, SaVerdict
 from ipsec_gw.gateway import Gateway
 from ipsec_gw.ike.watcher import CharonWatcher
 from ipsec_gw.model.ids import Direction, EngineName
@@ -44,6 +44,9 @@ class Steering:
         return frozenset()
 
 
+KEPT = {VXLAN1.interface: "it is down"}
+
+
 async def status(
     *, gone: bool | None = None, snapshot: Snapshot = NOTHING, verdicts: tuple[SaVerdict, ...] = ()
 ) -> dict[str, Any]:
@@ -56,7 +59,9 @@ async def status(
         link=SimpleNamespace(
             capabilities=None, offer=SimpleNamespace(name=EngineName.KERNEL, absent=""), trouble="", up=True
         ),
-        reconciler=SimpleNamespace(in_sync=True, snapshot=snapshot, decision=SimpleNamespace(verdicts=verdicts)),
+        reconciler=SimpleNamespace(
+            in_sync=True, snapshot=snapshot, decision=Desired(verdicts=verdicts, kept_vxlans=KEPT), in_place={}
+        ),
         senses=SimpleNamespace(
             monitor=SimpleNamespace(overruns=1),
             network=SimpleNamespace(overruns=2),
@@ -110,7 +115,7 @@ async def test_the_guardian_tells_its_cost_and_a_takeover(gone: bool, monkeypatc
 async def test_people_see_who_does_what_for_a_vxlan_device(monkeypatch: pytest.MonkeyPatch) -> None:
     verdict = SaVerdict(pair(TO)[1], Direction.OUT, Owner.ENGINE, "")
     answer = await status(snapshot=beside(vxlans=(VXLAN1,)), verdicts=(verdict,))
-    assert answer["overlays"] == ("VXLAN device vxlan1: the kernel does VXLAN, kernel does ESP",)
+    assert answer["overlays"] == ("VXLAN device vxlan1: the kernel does VXLAN (it is down), kernel does ESP",)
     monkeypatch.setattr(control, "ask", lambda _run_dir, _question: answer)
     assert "VXLAN device vxlan1: the kernel does VXLAN" in CliRunner().invoke(cli, ["show", "status"]).output
 

@@ -15,7 +15,7 @@ from ipsec_gw.model.ids import Direction, SaKey, TunnelId
 from ipsec_gw.model.objects import EngineSa, PortMatch, Selector, Tunnel, UdpEncap
 from ipsec_gw.model.secret import Secret
 from vpp_conf.descriptors.base import NO_INDEX
-from vpp_conf.descriptors.classify import DENY, HEADERS, VERSIONS, Pair
+from vpp_conf.descriptors.classify import DENY, HEADERS, SET_IP4_FIB, VERSIONS, Pair
 from vpp_conf.descriptors.sa import SadEntry
 from vpp_conf.descriptors.spd import ANY_PROTOCOL, Action, Policy, parse_policies
 from vpp_conf.encap import ENCAP_TABLE, FIRST_GATE_WAY, FIRST_WHOLE_WAY, EncapMap, Gate, Hop, Route
@@ -251,6 +251,8 @@ class Classifier:
         self.tables: dict[int, _Made] = {}
         self.attached: dict[int, tuple[int, int]] = {}
         self.failing = -1
+        self.advances: dict[tuple[int, bytes], int] = {}
+        self.fibs: dict[tuple[int, bytes], tuple[int, int]] = {}
         self._numbers = iter(range(100, 1000))
 
     async def call(self, name: str, **fields: object) -> SimpleNamespace:
@@ -262,7 +264,10 @@ class Classifier:
     async def dump(self, name: str, table_id: int) -> list[SimpleNamespace]:
         assert name == "classify_session_dump"
         sessions = self.tables[table_id].sessions.items()
-        return [SimpleNamespace(match=match, hit_next_index=hit) for match, hit in sessions]
+        return [
+            SimpleNamespace(match=match, hit_next_index=hit, advance=self.advances.get((table_id, match), 0))
+            for match, hit in sessions
+        ]
 
     def _classify_table_by_interface(self, asked: SimpleNamespace) -> SimpleNamespace:
         ip4_table, ip6_table = self.attached.get(asked.sw_if_index, (NO_INDEX, NO_INDEX))
@@ -287,6 +292,8 @@ class Classifier:
         sessions = self.tables[asked.table_index].sessions
         if asked.is_add:
             sessions[asked.match] = asked.hit_next_index
+            self.advances[asked.table_index, asked.match] = asked.advance
+            self.fibs[asked.table_index, asked.match] = asked.action, asked.metadata
         elif sessions.pop(asked.match, None) is None:
             raise EngineError("no such session")
 
@@ -337,6 +344,7 @@ ORDERED = [
     rule(Stage.OUTER, 0x0F, 0x01),
     rule(Stage.EXCEPTION, 0xFF, 0x11),
     rule(Stage.EXCEPTION, 0xFF, 0x12),
+    replace(rule(Stage.OVERLAY, 0x3F, 0x11), advance=28, table=4706),
     rule(Stage.INNER, 0x01, 0x01),
     rule(Stage.INNER, 0xFF, 0x11),
 ]
@@ -384,6 +392,17 @@ async def test_another_daemon_adopts_it_as_it_is(journal: Journal) -> None:
     await third.open()
     assert third.rules == frozenset(ORDERED[:2])
     assert vpp.rules(7, 4) == flat(ORDERED[:2])
+
+
+async def test_a_rule_may_take_headers_off_and_name_a_table(journal: Journal) -> None:
+    vpp = Classifier()
+    held = sieve(vpp, journal)
+    await held.open()
+    await held.turn(frozenset(ORDERED))
+    stripping = {place for place, advance in vpp.advances.items() if advance}
+    assert {vpp.advances[place] for place in stripping} == {28}
+    assert {vpp.fibs[place] for place in stripping} == {(SET_IP4_FIB, 4706)}
+    assert {vpp.fibs[place] for place in vpp.fibs.keys() - stripping} == {(0, 0)}
 
 
 async def test_what_the_journal_does_not_know_is_begun_anew(journal: Journal, tmp_path: Path) -> None:

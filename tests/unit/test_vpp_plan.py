@@ -55,7 +55,7 @@ def test_two_cpus_without_hugepages_get_one_sleeping_thread_on_ordinary_pages(sm
     assert (plan.buffer_page, plan.heap_page, plan.data_bytes) == ("4K", "4K", 2048)
     assert finding(plan, "hugepages").severity is Severity.WARNING
     assert plan.qat is None
-    assert plan.plugins == ("af_xdp_plugin.so", "nat_plugin.so", "gre_plugin.so")
+    assert plan.plugins == ("af_xdp_plugin.so", "nat_plugin.so", "gre_plugin.so", "vxlan_plugin.so")
 
 
 @pytest.mark.parametrize("name", ["vm-two-cpus", "laptop", "cloud-jumbo", "arm-altra"])
@@ -301,11 +301,11 @@ def test_the_control_groups_hugepages_count() -> None:
     assert finding(plan, "container").way_out
 
 
-def test_nat_and_gre_are_enabled_where_they_are_installed(small: Machine) -> None:
-    optional = {"nat_plugin.so", "gre_plugin.so"}
+def test_nat_gre_and_vxlan_are_enabled_where_they_are_installed(small: Machine) -> None:
+    optional = {"nat_plugin.so", "gre_plugin.so", "vxlan_plugin.so"}
     installed = replace(small.vpp, plugins=small.vpp.plugins | optional)
     plugins = plan_startup(replace(small, vpp=installed)).plugins
-    assert plugins == ("af_xdp_plugin.so", "nat_plugin.so", "gre_plugin.so")
+    assert plugins == ("af_xdp_plugin.so", "nat_plugin.so", "gre_plugin.so", "vxlan_plugin.so")
     without = replace(small.vpp, plugins=small.vpp.plugins - optional)
     assert plan_startup(replace(small, vpp=without)).plugins == ("af_xdp_plugin.so",)
 

@@ -160,7 +160,7 @@ def test_everything_that_differs_is_found(planned: Expectation) -> None:
         "core dumps": "on",
         "cpu main-core": "0",
         "cpu corelist-workers": "3-9",
-        "plugins": "without nat_plugin.so gre_plugin.so dpdk_plugin.so",
+        "plugins": "without nat_plugin.so gre_plugin.so vxlan_plugin.so dpdk_plugin.so",
         "crypto-engines ipsecmb": "missing",
         "crypto-engines dpdk_cryptodev": "missing",
         "crypto handler aes-128-gcm": "native",

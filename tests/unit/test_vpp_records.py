@@ -7,8 +7,19 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 from ipsec_gw.model.ids import SaKey, TunnelId
-from ipsec_gw.model.objects import InterfaceKind, PortMatch, Selector, Tunnel, XfrmInterface
-from vpp_conf.records import GreRecord, SaRecord, TunnelRecord, read_sa, read_tunnel, sa_row, tunnel_row
+from ipsec_gw.model.objects import InterfaceKind, Overlay, OverlayKey, PortMatch, Selector, Tunnel, XfrmInterface
+from vpp_conf.records import (
+    GreRecord,
+    OverlayRecord,
+    SaRecord,
+    TunnelRecord,
+    overlay_row,
+    read_overlay,
+    read_sa,
+    read_tunnel,
+    sa_row,
+    tunnel_row,
+)
 
 HERE, PEER = ip_address("192.0.2.1"), ip_address("198.51.100.7")
 PLAIN = Selector(ip_network("10.1.0.0/16"), ip_network("10.2.0.0/16"))
@@ -54,3 +65,12 @@ def test_the_device_of_a_tunnel_comes_back_with_its_kind() -> None:
 def test_an_sa_behind_gre_comes_back_with_what_vpp_does_not_tell() -> None:
     record = SaRecord(SaKey(PEER, 2), 5, 32, True, HERE, GreRecord(dscp=False))
     assert read_sa(json.loads(json.dumps(sa_row(record)))) == record
+
+
+def test_an_overlay_comes_back() -> None:
+    device = XfrmInterface(61, "vxlan1", InterfaceKind.VXLAN)
+    tunnels = frozenset({TunnelId(2, PEER), TunnelId(1, PEER)})
+    record = OverlayRecord(Overlay(OverlayKey(device), 42, HERE, PEER, 4789, tunnels), 7, 8)
+    row = json.loads(json.dumps(overlay_row(record)))
+    assert read_overlay(row) == record
+    assert read_overlay(row).overlay.key.interface.kind is InterfaceKind.VXLAN

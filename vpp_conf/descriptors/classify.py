@@ -25,6 +25,9 @@ CURRENT_DATA = 1
 DENY = 0
 """``ACL_NEXT_INDEX_DENY``."""
 
+SET_IP4_FIB = 1
+"""``CLASSIFY_API_ACTION_SET_IP4_FIB_INDEX``."""
+
 TABLE_BYTES = 64 * 1024
 ROOMY_BYTES, ROOMY_BUCKETS = 16 << 20, 4096
 """Address space: VPP touches no more of it than sessions take."""
@@ -184,7 +187,7 @@ class CheckDescriptor(Descriptor[Check]):
         """Tables that let nothing pass, made if this interface does not have them yet."""
         held = await self.chains_of(sw_if_index)
         if not held.whole:
-            tables = [await self.add_table(v, bytes(HEADERS[v].bytes_of(b"", b"")), NO_INDEX, DENY) for v in VERSIONS]
+            tables = [await self.add_table(bytes(HEADERS[v].bytes_of(b"", b"")), NO_INDEX, DENY) for v in VERSIONS]
             held = Chains((tables[0],), (tables[1],))
             await self.attach(Check(sw_if_index, frozenset(), Pair(0, 0), None, held), is_add=True)
         return Pair(held.ip4[0], held.ip6[0])
@@ -198,7 +201,7 @@ class CheckDescriptor(Descriptor[Check]):
         header = HEADERS[VERSIONS[0]]
         mask, match = header.bytes_of(b"", b""), header.bytes_of(b"", b"")
         mask[0], match[0] = _LENGTH_MASK, _LENGTH
-        table = await self.add_table(VERSIONS[0], bytes(mask), NO_INDEX, DENY)
+        table = await self.add_table(bytes(mask), NO_INDEX, DENY)
         try:
             await self.add_session(table, bytes(match), NO_INDEX)
             await self._api.call("punt_acl_add_del", ip4_table_index=table, ip6_table_index=NO_INDEX, is_add=True)
@@ -236,14 +239,14 @@ class CheckDescriptor(Descriptor[Check]):
         if not selectors:
             if value.shut is not None:
                 return (value.shut.of(version),)
-            return (await self.add_table(version, bytes(header.bytes_of(b"", b"")), NO_INDEX, hit),)
+            return (await self.add_table(bytes(header.bytes_of(b"", b"")), NO_INDEX, hit),)
         exceptions = [s for s in value.exceptions if s.source.version == version]
         rules = [rule_of(s, passes=True) for s in selectors] + [rule_of(s, passes=False) for s in exceptions]
         made: list[int] = []
         try:
             # From the end of the chain to its beginning.
             for passes, mask in sorted({(rule.passes, rule.mask) for rule in rules}, reverse=True):
-                made.insert(0, await self.add_table(version, mask, made[0] if made else NO_INDEX, DENY))
+                made.insert(0, await self.add_table(mask, made[0] if made else NO_INDEX, DENY))
                 for rule in rules:
                     if (rule.passes, rule.mask) == (passes, mask):
                         await self.add_session(made[0], rule.match, hit if passes else DENY)
@@ -252,7 +255,7 @@ class CheckDescriptor(Descriptor[Check]):
             raise
         return tuple(made)
 
-    async def add_table(self, version: int, mask: bytes, following: int, miss: int, *, roomy: bool = False) -> int:
+    async def add_table(self, mask: bytes, following: int, miss: int, *, roomy: bool = False) -> int:
         """A table of this mask and what is asked after it; a ``roomy`` one for tens of thousands of sessions."""
         reply = await self._api.call(
             "classify_add_del_table",
@@ -262,7 +265,7 @@ class CheckDescriptor(Descriptor[Check]):
             nbuckets=ROOMY_BUCKETS if roomy else 2,
             memory_size=ROOMY_BYTES if roomy else TABLE_BYTES,
             skip_n_vectors=0,
-            match_n_vectors=HEADERS[version].vectors,
+            match_n_vectors=len(mask) // VECTOR_BYTES,
             next_table_index=following,
             miss_next_index=miss,
             current_data_flag=CURRENT_DATA,
@@ -291,24 +294,30 @@ class CheckDescriptor(Descriptor[Check]):
             mask=b"",
         )
 
-    async def add_session(self, table: int, match: bytes, hit: int) -> None:
-        """What fits goes to this next index; over one that is there already it takes its place."""
-        await self._session(table, match, hit, is_add=True)
+    async def add_session(
+        self, table: int, match: bytes, hit: int, advance: int = 0, fib_table: int | None = None
+    ) -> None:
+        """What fits goes to this next index, ``advance`` bytes shorter and looked up in that FIB table, if one is
+        named; over one that is there already it takes its place.
+        """
+        await self._session(table, match, hit, advance, fib_table, is_add=True)
 
     async def delete_session(self, table: int, match: bytes) -> None:
         """Raises EngineError if it is not there."""
         await self._session(table, match, 0, is_add=False)
 
-    async def _session(self, table: int, match: bytes, hit: int, *, is_add: bool) -> None:
+    async def _session(
+        self, table: int, match: bytes, hit: int, advance: int = 0, fib_table: int | None = None, *, is_add: bool
+    ) -> None:
         await self._api.call(
             "classify_add_del_session",
             is_add=is_add,
             table_index=table,
             hit_next_index=hit,
             opaque_index=NO_INDEX,
-            advance=0,
-            action=0,
-            metadata=0,
+            advance=advance,
+            action=0 if fib_table is None else SET_IP4_FIB,
+            metadata=fib_table or 0,
             match_len=len(match),
             match=match,
         )

@@ -29,8 +29,8 @@ from vpp_conf.tuning.values import Tuning
 NEEDED_PLUGINS = ("af_xdp_plugin.so",)
 """Without these the gateway cannot work with VPP at all."""
 
-OPTIONAL_PLUGINS = ("nat_plugin.so", "gre_plugin.so")
-"""For pools of NAT, which take no memory until there are some, and for GRE devices over transport mode."""
+OPTIONAL_PLUGINS = ("nat_plugin.so", "gre_plugin.so", "vxlan_plugin.so")
+"""For pools of NAT, which take no memory until there are some, and for GRE and VXLAN devices over transport mode."""
 
 UNKNOWN_RELEASE = (0, 0)
 MOST_TUNNELS = 16384

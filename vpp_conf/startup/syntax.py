@@ -86,7 +86,13 @@ class EngineStyle(Enum):
 
 
 KNOWN_PLUGINS = frozenset(
-    {"af_xdp_plugin.so", "nat_plugin.so", "gre_plugin.so", *(f"crypto_{engine}_plugin.so" for engine in ENGINES)}
+    {
+        "af_xdp_plugin.so",
+        "nat_plugin.so",
+        "gre_plugin.so",
+        "vxlan_plugin.so",
+        *(f"crypto_{engine}_plugin.so" for engine in ENGINES),
+    }
 )
 """Plugins that the plan enables and that have no section."""
 
@@ -143,7 +149,7 @@ def show(release: Release) -> str:
 
 def complete_offer(release: Release) -> VppOffer:
     """What a VPP of this release has when all its packages are installed, as far as it matters here."""
-    plugins = {"af_xdp_plugin.so", "dpdk_plugin.so", "gre_plugin.so", "nat_plugin.so"}
+    plugins = {"af_xdp_plugin.so", "dpdk_plugin.so", "gre_plugin.so", "nat_plugin.so", "vxlan_plugin.so"}
     if engine_style(release) is EngineStyle.PLUGINS:
         plugins |= {engine_plugin(engine) for engine in ENGINES}
     return VppOffer(release, frozenset(plugins), frozenset(ENGINES), f"vpp v{show(release)}")

@@ -61,8 +61,8 @@ struct waiting_packet {
 struct interface_lead {
 	u32 uplink;	/* the kernel's end of the veth pair */
 	u16 vlan;
-	u16 mtu;	/* of the tunnel, for user space */
-	u32 versions;	/* of IP that the tunnel takes: XFRMI_IPV4, XFRMI_IPV6 */
+	u16 mtu;	/* of the tunnel: it is the interface's too, but for XFRMI_FRAMES, of which longer ones are left */
+	u32 versions;	/* of IP that the tunnel takes: XFRMI_IPV4, XFRMI_IPV6, or XFRMI_FRAMES */
 	u8 engine_mac[ETH_ALEN];
 	u8 kernel_mac[ETH_ALEN];
 };

@@ -3,9 +3,15 @@
  * XFRM interfaces (route-based IPsec): what routing sends out by one goes to the engine before XFRM sees it, and what
  * the engine has decrypted comes in by it, so that routes, routing protocols, netfilter and sockets mean what they mean
  * with the kernel alone. On the veth pair between kernel and engine a VLAN ID stands for the interface, both ways.
+ *
+ * So with VXLAN devices (XFRMI_FRAMES), by which whole Ethernet frames go and come, whether routing or a bridge has sent
+ * them.
  */
 #define VLAN_ID_MASK	0x0fff
 #define XFRMI_BACK	0x6977	/* in tc_index, which nobody else looks at on these interfaces: it is not led again */
+
+#define MAX_PACKET_BYTES	0xffff
+#define TCP_LENGTH_AT	12	/* in the TCP header: its length in words, shifted left by 4 */
 
 struct tagged_header {
 	u8 destination[ETH_ALEN];
@@ -13,6 +19,12 @@ struct tagged_header {
 	__be16 tag_protocol;
 	__be16 tag;
 	__be16 protocol;
+} __attribute__((packed));
+
+struct tagged_addresses {
+	u8 addresses[2 * ETH_ALEN];
+	__be16 tag_protocol;
+	__be16 tag;
 } __attribute__((packed));
 
 /* With no engine the kernel encrypts. That one is gone is told by the dock of the engine's end of the pair. */
@@ -33,10 +45,57 @@ static __always_inline bool is_other_version(struct __sk_buff *skb, u32 versions
 {
 	u32 version = skb->protocol == htons(ETH_P_IP) ? XFRMI_IPV4 : skb->protocol == htons(ETH_P_IPV6) ? XFRMI_IPV6 : 0;
 
-	return !(versions & version);
+	return !(versions & (version | XFRMI_FRAMES));
 }
 
-/* TC egress of an XFRM interface, whose packets begin with the IP header. The tag is written into the frame: as metadata
+/* Of a frame that the kernel is going to cut into segments: how long the IP packets become, the longest there could be
+ * for what is not TCP or UDP on top of IP. */
+static __always_inline u32 segment_bytes(struct __sk_buff *skb)
+{
+	bool v4 = skb->protocol == htons(ETH_P_IP);
+	u32 l3 = sizeof(struct ipv6hdr), at = v4 ? offsetof(struct iphdr, protocol) : offsetof(struct ipv6hdr, nexthdr);
+	u8 first = 0, protocol = 0, length = 0;
+
+	if ((!v4 && skb->protocol != htons(ETH_P_IPV6)) || bpf_skb_load_bytes(skb, ETH_HLEN, &first, sizeof(first)) ||
+	    bpf_skb_load_bytes(skb, ETH_HLEN + at, &protocol, sizeof(protocol)))
+		return MAX_PACKET_BYTES;
+	if (v4)
+		l3 = (first & 0x0f) * 4;
+	if (protocol == IPPROTO_UDP)
+		return l3 + sizeof(struct udphdr) + skb->gso_size;
+	if (protocol != IPPROTO_TCP || bpf_skb_load_bytes(skb, ETH_HLEN + l3 + TCP_LENGTH_AT, &length, sizeof(length)))
+		return MAX_PACKET_BYTES;
+	return l3 + (length >> 4) * 4 + skb->gso_size;
+}
+
+/* What the kernel has to do itself: it tells senders, bridged ones too, what fits into the tunnel, and a second tag is
+ * none that an engine takes. */
+static __always_inline bool is_left(struct __sk_buff *skb, u32 mtu)
+{
+	if (skb->vlan_present || skb->protocol == htons(ETH_P_8021Q) || skb->protocol == htons(ETH_P_8021AD))
+		return true;
+	return (skb->gso_size ? segment_bytes(skb) : skb->len - ETH_HLEN) > mtu;
+}
+
+/* TC egress of a VXLAN device: the frame as it is, with a tag behind its addresses. */
+static __always_inline int lead_frame(struct __sk_buff *skb, struct interface_lead *lead)
+{
+	struct tagged_addresses head = { .tag_protocol = htons(ETH_P_8021Q) };
+
+	if (is_left(skb, lead->mtu)) {
+		count_verdict(REASON_XFRMI_LEFT, skb->len, 1);
+		return TC_ACT_UNSPEC;
+	}
+	head.tag = htons(lead->vlan);
+	if (bpf_skb_load_bytes(skb, 0, head.addresses, sizeof(head.addresses)) ||
+	    bpf_skb_change_head(skb, sizeof(head) - sizeof(head.addresses), 0) ||
+	    bpf_skb_store_bytes(skb, 0, &head, sizeof(head), 0))
+		return TC_ACT_SHOT;
+	count_verdict(REASON_XFRMI_OUT, skb->len - sizeof(head), 1);
+	return bpf_redirect(lead->uplink, 0);
+}
+
+/* TC egress of an XFRM interface, whose packets begin with the IP header, or of a VXLAN device. The tag is written into the frame: as metadata
  * it would be lost where the veth pair makes an XDP frame of the packet. */
 int tc_xfrmi_out(struct __sk_buff *skb)
 {
@@ -46,6 +105,8 @@ int tc_xfrmi_out(struct __sk_buff *skb)
 
 	if (!lead || !has_engine() || skb->tc_index == XFRMI_BACK)
 		return TC_ACT_UNSPEC;
+	if (lead->versions & XFRMI_FRAMES)
+		return lead_frame(skb, lead);
 	if (is_other_version(skb, lead->versions))
 		return refuse_xfrmi(skb, REASON_XFRMI_VERSION);
 	header.tag = htons(lead->vlan);

@@ -189,4 +189,5 @@ class SoftEngine:
             steers=True,
             note=f"reference engine in Python with cryptography {cryptography.__version__}, for laboratories",
             gre=True,
+            vxlan=True,
         )

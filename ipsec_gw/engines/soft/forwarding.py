@@ -20,6 +20,7 @@ from ipsec_gw.engines.soft.packets import (
     PROTOCOL_IPV6,
     PROTOCOL_NONE,
     PROTOCOL_UDP,
+    TAGGED_BYTES,
     UDP_BYTES,
     IpPacket,
     OuterHeader,
@@ -38,6 +39,7 @@ from ipsec_gw.engines.soft.packets import (
 )
 from ipsec_gw.engines.soft.reassembly import Reassembly
 from ipsec_gw.engines.soft.sa import InboundSa, OutboundSa
+from ipsec_gw.engines.soft.vxlan import VxlanPath
 from ipsec_gw.model.ids import IpNetwork
 from ipsec_gw.model.objects import ANY_PORT, USUAL_COPIES, HeaderCopies, PortMatch, Selector, UdpEncap
 from ipsec_gw.model.sizes import GRE_HEADER
@@ -112,6 +114,12 @@ class Port:
             raise Dropped(DropReason.TOO_BIG)
         return Emission(self.interface, self.addresses + ethertype + packet)
 
+    def pass_on(self, frame: bytes) -> Emission:
+        """A frame that has all its headers, a tag among them. Raises Dropped (too_big)."""
+        if len(frame) > self.mtu + TAGGED_BYTES:
+            raise Dropped(DropReason.TOO_BIG)
+        return Emission(self.interface, frame)
+
 
 @dataclass(frozen=True, slots=True)
 class Emission:
@@ -178,20 +186,26 @@ WireKey = tuple[bytes, int]
 @dataclass(frozen=True, slots=True)
 class Forwarding:
     """Everything that decides about a packet. ``outbound`` is in the order in which it is searched. ``begun`` are
-    packets for transport mode that have come in part.
+    packets for transport mode that have come in part, ``overlays`` those by VLAN ID.
     """
 
     inbound: Mapping[WireKey, InboundPath]
     outbound: tuple[OutboundPath, ...]
     begun: Reassembly = field(default_factory=Reassembly, compare=False)
+    overlays: Mapping[int, VxlanPath] = field(default_factory=dict)
 
     @classmethod
     def build(
-        cls, inbound: Mapping[WireKey, InboundPath], outbound: Iterable[OutboundPath], begun: Reassembly | None = None
+        cls,
+        inbound: Mapping[WireKey, InboundPath],
+        outbound: Iterable[OutboundPath],
+        begun: Reassembly | None = None,
+        overlays: Iterable[VxlanPath] = (),
     ) -> Forwarding:
         """A forwarding state that searches narrow selectors first: by destination, source, rank, then as given."""
         ordered = sorted(outbound, key=lambda path: (-path.match.destination.mask, -path.match.source.mask, -path.rank))
-        return cls(MappingProxyType(dict(inbound)), tuple(ordered), begun or Reassembly())
+        by_vlan = MappingProxyType({overlay.vlan: overlay for overlay in overlays})
+        return cls(MappingProxyType(dict(inbound)), tuple(ordered), begun or Reassembly(), by_vlan)
 
     def decapsulate(self, frame: bytes) -> tuple[Emission, ...]:
         """The decrypted packet of an ESP frame from the WAN, on its way to the kernel. Raises Dropped.
@@ -212,6 +226,8 @@ class Forwarding:
         path.sa.count(_counted(path, inner))
         if not path.lets_out(inner):
             raise Dropped(DropReason.SELECTOR)
+        if path.transport and (inside := self._unwrapped(inner)) is not None:
+            return (path.up.pass_on(inside),)
         marks = path.copies.ecn and not path.transport  # there is one header only
         data = congestion_mark(inner, outer.traffic_class) if marks else inner.data
         return (path.up.emit(data, ethertype_of(inner.source)),)
@@ -222,7 +238,9 @@ class Forwarding:
 
         Size is checked first: what cannot leave must not use up a sequence number.
         """
-        inner, vlan = parse_frame(frame), vlan_of(frame)
+        vlan = vlan_of(frame)
+        overlay = self.overlays.get(vlan)
+        inner, vlan = (parse_frame(frame), vlan) if overlay is None else (overlay.wrap(frame), 0)
         if inner.fragment and any(
             path.transport and path.vlan == vlan and inner in path.ends for path in self.outbound
         ):
@@ -246,6 +264,10 @@ class Forwarding:
             packet = build_udp(path.encap.source_port, path.encap.destination_port, len(packet)) + packet
         sealed = build_outer(outer, len(packet)) + packet
         return _emitted(path.port, sealed, whole=whole, source=path.source)
+
+    def _unwrapped(self, inner: IpPacket) -> bytes | None:
+        """The frame that a decrypted packet has for an overlay."""
+        return next((frame for one in self.overlays.values() if (frame := one.unwrap(inner)) is not None), None)
 
 
 def _transported(path: OutboundPath, inner: IpPacket) -> tuple[Emission, ...]:

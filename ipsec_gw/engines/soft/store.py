@@ -14,16 +14,17 @@ from ipsec_gw.engines.soft.forwarding import Forwarding, InboundPath, Match, Out
 from ipsec_gw.engines.soft.packets import parse_mac, vlan_tag
 from ipsec_gw.engines.soft.reassembly import Reassembly
 from ipsec_gw.engines.soft.sa import InboundSa, LiveSa, OutboundSa
+from ipsec_gw.engines.soft.vxlan import VxlanPath
 from ipsec_gw.errors import EngineError, UsedKeyError
 from ipsec_gw.model.ids import Direction, IpAddress, SaKey
-from ipsec_gw.model.objects import MAX_INBOUND, EngineKey, EngineObject, EngineSa, NextHop, Tunnel
+from ipsec_gw.model.objects import MAX_INBOUND, EngineKey, EngineObject, EngineSa, NextHop, Overlay, OverlayKey, Tunnel
 
 MAX_REPLAY_WINDOW = 4096
 """Packets; what the kernel allows (``XFRMA_REPLAY_ESN_MAX``)."""
 
 
 class Store:
-    """SAs, next hops and tunnels, and the forwarding state that follows from them."""
+    """SAs, next hops, tunnels and overlays, and the forwarding state that follows from them."""
 
     def __init__(self, context: EngineContext, largest_packet: int) -> None:
         """``largest_packet`` bounds the MTUs of the interfaces, in bytes of IP packet."""
@@ -76,6 +77,9 @@ class Store:
             case Tunnel():
                 self._check_tunnel(obj)
                 self._put(obj)
+            case Overlay():
+                self._check_overlay(obj)
+                self._put(obj)
 
     def update(self, obj: EngineObject) -> None:
         """Replace the object with the same key. Raises EngineError."""
@@ -89,6 +93,8 @@ class Store:
                 self._check_next_hop(obj)
             case Tunnel():
                 self._check_tunnel(obj)
+            case Overlay():
+                self._check_overlay(obj)
         self._put(obj)
 
     def delete(self, key: EngineKey) -> None:
@@ -98,6 +104,9 @@ class Store:
         for tunnel in self._tunnels():
             if key in (*tunnel.inbound, tunnel.outbound, tunnel.remote):
                 raise EngineError(f"{_name(key)} is used by {_name(tunnel.key)} - delete or update the tunnel first")
+        for overlay in self._overlays():
+            if key in overlay.tunnels:
+                raise EngineError(f"{_name(key)} is used by {overlay.key} - delete the overlay first")
         del self._objects[key]
         if isinstance(key, SaKey):
             self._forget_sa(key)
@@ -166,8 +175,8 @@ class Store:
         if len(gre) > 1 or (True in gre and tunnel.interface is None):
             raise EngineError(f"{name}: GRE is of all SAs of a tunnel with an interface - check its SAs")
         others = [other for other in self._tunnels() if other.key != tunnel.key]
-        if holder := next((other for other in others if _vlan(other) and _vlan(other) == _vlan(tunnel)), None):
-            raise EngineError(f"{name}: {tunnel.interface} is that of {_name(holder.key)} - delete that tunnel first")
+        if holder := self._holder(tunnel.key, _vlan(tunnel)):
+            raise EngineError(f"{name}: {tunnel.interface} is that of {holder} - delete that first")
         if len({self._transports(key) for key in (*tunnel.inbound, tunnel.outbound)}) > 1:
             raise EngineError(f"{name} has SAs of both modes - leave it to the kernel")
         taken = {key for other in others for key in other.inbound}
@@ -175,6 +184,26 @@ class Store:
             if key in taken:
                 # Two tunnels would mean two sets of selectors for one SA, and invariant 8 knows one.
                 raise EngineError(f"{name}: {_name(key)} belongs to another tunnel - delete that tunnel first")
+
+    def _check_overlay(self, overlay: Overlay) -> None:
+        if holder := self._holder(overlay.key, overlay.vlan):
+            raise EngineError(f"{overlay.key} has the VLAN ID of {holder} - delete that first")
+        if overlay.local.version != 4 or overlay.remote.version != 4:
+            raise EngineError(f"{overlay.key} is over IPv6 - leave it to the kernel")
+        if not overlay.tunnels:
+            raise EngineError(f"{overlay.key} has no tunnel - leave it to the kernel")
+        for key in overlay.tunnels:
+            tunnel = self._objects.get(key)
+            if not isinstance(tunnel, Tunnel):
+                raise EngineError(f"{overlay.key}: there is no {_name(key)} - create it first")
+            if not self._transports(tunnel.outbound):
+                raise EngineError(f"{overlay.key}: {_name(key)} is not of transport mode - leave it to the kernel")
+
+    def _holder(self, key: EngineKey, vlan: int) -> str:
+        """What else has a VLAN ID, empty for nothing."""
+        found = [_name(one.key) for one in self._tunnels() if vlan and _vlan(one) == vlan and one.key != key]
+        found += [str(one.key) for one in self._overlays() if one.vlan == vlan and one.key != key]
+        return next(iter(found), "")
 
     def _transports(self, key: SaKey) -> bool:
         sa = self._objects[key]
@@ -195,6 +224,9 @@ class Store:
 
     def _tunnels(self) -> list[Tunnel]:
         return [obj for obj in self._objects.values() if isinstance(obj, Tunnel)]
+
+    def _overlays(self) -> list[Overlay]:
+        return [obj for obj in self._objects.values() if isinstance(obj, Overlay)]
 
     def _rebuild(self) -> None:
         inbound: dict[WireKey, InboundPath] = {}
@@ -218,7 +250,7 @@ class Store:
                 )
                 inbound[key.destination.packed, key.spi] = path
             outbound.extend(self._outbound_paths(tunnel))
-        self._forwarding = Forwarding.build(inbound, outbound, self._begun)
+        self._forwarding = Forwarding.build(inbound, outbound, self._begun, map(VxlanPath.of, self._overlays()))
 
     def _outbound_paths(self, tunnel: Tunnel) -> list[OutboundPath]:
         sa, hop = self._objects[tunnel.outbound], self._objects[tunnel.remote]
@@ -269,4 +301,6 @@ def _name(key: EngineKey) -> str:
     """An object as errors call it."""
     if isinstance(key, SaKey):
         return f"SA {key}"
+    if isinstance(key, OverlayKey):
+        return str(key)
     return f"next hop {key}" if isinstance(key, IpAddress) else f"tunnel {key}"

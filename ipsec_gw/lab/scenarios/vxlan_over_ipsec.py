@@ -1,13 +1,14 @@
 """VXLAN over IPsec: both gateways have a VXLAN device, and SAs in transport mode for what it sends.
 
-The device's packets are the gateway's own: the engine does ESP, the kernel VXLAN. With routes by the device there are
-two children, each of which carries one way: packets go to the port of the device, and come from any. In a bridge the
-device joins both LANs, and one child is for all UDP. Rekeys and the death of the engine happen under traffic, and hosts
-find out what fits into the tunnel.
+The engine does VXLAN and ESP, and the kernel what the engine leaves to it, and all of it once the engine is dead: then
+the device's packets are the gateway's own. With routes by the device there are two children, each of which carries one
+way: packets go to the port of the device, and come from any. In a bridge the device joins both LANs, and one child is
+for all UDP. Rekeys and the death of the engine happen under traffic, and hosts find out what fits into the tunnel.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 from ipsec_gw.lab.capture import IPPROTO_UDP, Frame, header
 from ipsec_gw.lab.context import Lab
-from ipsec_gw.lab.gateway import PLAIN, ShownSa
+from ipsec_gw.lab.gateway import PLAIN, GatewayUnderTest, ShownSa
 from ipsec_gw.lab.matrix.case import Child, Connection
 from ipsec_gw.lab.netns import set_sysctl
 from ipsec_gw.lab.oracle import VXLAN_PORT
@@ -27,10 +28,22 @@ from ipsec_gw.lab.scenarios.failover import finish, flowing
 from ipsec_gw.lab.scenarios.frr import NOWHERE
 from ipsec_gw.lab.scenarios.route_based import OTHER_GATEWAY, engine_dies
 from ipsec_gw.lab.scenarios.site_to_site import bracketed_exchange, rekey_under_traffic
-from ipsec_gw.lab.scenarios.tunnel import Story, Talkers, bring_up, carries, carry, set_up, spis, start_flows
+from ipsec_gw.lab.scenarios.tunnel import (
+    Story,
+    Talkers,
+    bring_up,
+    carries,
+    carry,
+    quiet,
+    resume,
+    set_up,
+    spis,
+    start_flows,
+)
 from ipsec_gw.lab.scenarios.verdicts import Evidence, few
 from ipsec_gw.lab.strongswan import CHILD
 from ipsec_gw.lab.topology import HOST, LAN, WAN, Role
+from xdp_steer.reasons import Reason
 
 DEVICE, BRIDGE, VNI = "vxlan1", "br0", 42
 NETWORK = IPv4Network("192.168.48.0/30")
@@ -39,7 +52,10 @@ FITS = 1416
 
 MTU_PORT = 7700
 TRUSTED_MS = "3600000"
-_WORK = "the kernel does VXLAN, {} does ESP"
+_WORK = "{} does VXLAN and ESP"
+_OUT, _LEFT, _BACK = (reason.label for reason in (Reason.XFRMI_OUT, Reason.XFRMI_LEFT, Reason.XFRMI_BACK))
+"""Frames that were led to the engine, that were left to the kernel, and that came back to it."""
+
 BACK = "back"
 """The child for what comes, beside the usual one for what goes."""
 
@@ -138,14 +154,44 @@ async def _play(lab: Lab, way: Way) -> None:
     await flowing(story)
     told, wanted = (await gateway.status_now()).overlays, f"VXLAN device {DEVICE}: {_WORK.format(gateway.engine)}"
     lab.check("`show status` says who does what", told == (wanted,), wanted, "; ".join(told))
+    before = await _work(story, gateway)
     await bracketed_exchange(story, "payload exchange", way.uses)
+    _the_engine_did_it(lab, before, await _work(story, gateway))
     await rekey_under_traffic(story, evidence)
     found = discovered(client, (server.address, MTU_PORT), server)
     await finds_mtu(lab, "the client finds out what fits into the tunnel", FITS, found)
     await engine_dies(story, gateway, evidence)
+    told = (await gateway.status_now()).overlays
+    lab.check("`show status` says it again", told == (wanted,), wanted, "; ".join(told))
     await bracketed_exchange(story, "payload exchange at the end", way.uses)
     await finish(story, gateway, evidence, lossy=True, links=[NETWORK], bridged=way is BRIDGED)
     _none_in_clear(lab, story, evidence)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Frames of gateway A's device so far: led to the engine, kept from it, and sent by the device itself."""
+
+    led: int
+    kept: int
+    sent: int
+
+
+async def _work(story: Story, gateway: GatewayUnderTest) -> Work:
+    """At a quiet moment."""
+    await quiet(story)
+    counted = (await gateway.status_now()).verdicts
+    command = ["ip", "-n", story.lab.topology.namespace(Role.GATEWAY_A), "-s", "-j", "link", "show", DEVICE]
+    sent = json.loads((await call(command)).stdout)[0]["stats64"]["tx"]["packets"]
+    resume(story)
+    return Work(counted[_OUT], counted[_LEFT] + counted[_BACK], sent)
+
+
+def _the_engine_did_it(lab: Lab, before: Work, after: Work) -> None:
+    """The device has sent nothing but what was kept from the engine. What is too long it only tells of."""
+    led, kept, sent = after.led - before.led, after.kept - before.kept, after.sent - before.sent
+    lab.check(f"frames of {DEVICE} are led to the engine", led > 0, "some", led)
+    lab.check(f"the kernel's {DEVICE} sends none but those that are left to it", sent <= kept, f"{kept} at most", sent)
 
 
 async def _raise_device(lab: Lab, role: Role, options: str = "") -> None:
