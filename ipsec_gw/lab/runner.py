@@ -12,6 +12,7 @@ from pathlib import Path
 import ipsec_gw
 from ipsec_gw.errors import IpsecGwError
 from ipsec_gw.lab import netns, session
+from ipsec_gw.lab.autopsy import write_autopsy
 from ipsec_gw.lab.context import Lab, Options
 from ipsec_gw.lab.kernel import TOOLS, Environment, choose_environment, need_root, release
 from ipsec_gw.lab.process import need_tools, stay_on_one_processor
@@ -71,6 +72,7 @@ async def _play(part: Part, lab: Lab) -> None:
                 await part.run(lab)
             except EXPECTED as error:
                 lab.check("the scenario runs to its end", False, "no error", f"{type(error).__name__}: {error}")
+                await write_autopsy(lab)
     except EXPECTED as error:
         lab.check("everything can be taken down", False, "no error", f"{type(error).__name__}: {error}")
 
