@@ -51,7 +51,11 @@ class Report:
 
 
 def merged(reports: Sequence[Report]) -> Report:
-    """The reports of a scenario's parts (one at least) as one. A check that several of them made holds if all held."""
+    """The reports of a scenario's parts (one at least) as one. A check that several of them made holds if all held; one
+    that a single report has again and again stays as it is.
+    """
+    if len(reports) == 1:
+        return reports[0]
     by_name: dict[str, list[Check]] = {}
     for report in reports:
         for check in report.checks:

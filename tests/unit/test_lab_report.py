@@ -2,13 +2,14 @@
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from ipsec_gw.errors import IpsecGwError
 from ipsec_gw.lab.progress import Lines, Note, Plain, StepDone, StepStarted, parse, step
-from ipsec_gw.lab.report import Check, Report, Versions, from_json, summary, table, to_json
+from ipsec_gw.lab.report import Check, Report, Versions, from_json, merged, summary, table, to_json
 
 GOOD = Check("IKE is up", True, "IKE_SA", "IKE_SA established")
 BAD = Check("no pin is left", False, "none", "/sys/fs/bpf/igw-1/[dock]")
@@ -28,6 +29,12 @@ def test_one_bad_check_fails_the_report():
     assert report(GOOD).ok
     assert not report(GOOD, BAD).ok
     assert summary((GOOD, BAD)) == "1 of 2 checks held; failed: no pin is left"
+
+
+def test_what_one_part_has_checked_again_and_again_is_told_each_time():
+    assert merged([report(GOOD, GOOD, BAD)]) == report(GOOD, GOOD, BAD)
+    both = merged([report(GOOD, GOOD), report(BAD, replace(GOOD, ok=False, measured="none"))])
+    assert both.checks == (replace(GOOD, ok=False, measured="IKE_SA established, none"), BAD)
 
 
 def test_json_round_trip():
