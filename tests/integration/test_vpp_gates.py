@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import pytest
 from scapy.layers.inet import IP, UDP
 from scapy.packet import Raw
 
 from ipsec_gw.engines.vpp import VppEngine
-from ipsec_gw.errors import EngineError, EnvironmentMissing
+from ipsec_gw.errors import EngineError
 from ipsec_gw.model.choices import PolicyMode
 from ipsec_gw.model.ids import Direction, TunnelId
 from ipsec_gw.model.objects import Selector, Tunnel
@@ -37,15 +36,14 @@ from tests.contract.values import (
     outbound_packet,
 )
 from tests.contract.world import World
-from vpp_conf import lifecycle
-from vpp_conf.api import VppApi
+from tests.integration import vpp_world
+from tests.integration.vpp_world import api_of, refuse, running_world
 from vpp_conf.descriptors.classify import VERSIONS, CheckDescriptor
 from vpp_conf.descriptors.ipsec_itf import IpsecInterfaceDescriptor
 from vpp_conf.descriptors.loopback import LoopbackDescriptor
 from vpp_conf.descriptors.route import Route, RouteDescriptor
 from vpp_conf.descriptors.spd import Policy, PolicyDescriptor
 from vpp_conf.gate_loops import IN, OUT
-from vpp_conf.locate import locate_vpp
 from vpp_conf.paths import VppPaths
 from vpp_conf.startup.values import Needs
 
@@ -54,28 +52,12 @@ pytestmark = [pytest.mark.root, pytest.mark.vpp, pytest.mark.skipif(os.geteuid()
 
 @pytest.fixture(params=[0, 1000], ids=["one-by-one", "fast-path"])
 def world(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[World]:
-    try:
-        locate_vpp()
-    except EnvironmentMissing as missing:
-        pytest.skip(str(missing))
-    with World(tmp_path, "vppg") as built:
-        lifecycle.up(tmp_path, needs=Needs(policies=request.param))
-        try:
-            yield built
-        finally:
-            lifecycle.down(tmp_path)
+    with running_world(tmp_path, "vppg", Needs(policies=request.param)) as built:
+        yield built
 
 
 async def opened(world: World, mode: PolicyMode = PolicyMode.SPD) -> VppEngine:
-    engine = VppEngine(world.context, mode)
-    await engine.open()
-    return engine
-
-
-async def api_of(world: World) -> VppApi:
-    api = VppApi(VppPaths(world.run_dir.resolve()).api_socket, locate_vpp().api_dir)
-    await api.connect()
-    return api
+    return await vpp_world.opened(world, mode)
 
 
 @dataclass(frozen=True)
@@ -200,7 +182,7 @@ async def test_a_change_that_fails_half_way_changes_nothing(world: World, monkey
     before = await held_by(world)
     for number in count():
         with monkeypatch.context() as patch, suppress(EngineError):
-            refused = refuse(patch, number)
+            refused = refuse(patch, number, CHANGING)
             await engine.update(moved)
         if not refused:
             break
@@ -220,30 +202,12 @@ async def test_a_change_that_fails_half_way_changes_nothing(world: World, monkey
     await engine.close()
 
 
-def refuse(patch: pytest.MonkeyPatch, number: int) -> list[str]:
-    """Let this call of those that change something in VPP fail. What comes back tells whether it came so far."""
-    calls, refused = 0, list[str]()
-
-    def counted(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-        async def call(*arguments: Any, **named: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == number + 1:
-                refused.append(original.__name__)
-                raise EngineError("refused for once")
-            return await original(*arguments, **named)
-
-        return call
-
-    changing = {
-        PolicyDescriptor: ("create", "delete"),
-        RouteDescriptor: ("create", "delete"),
-        CheckDescriptor: ("add_session", "delete_session", "add_table", "follow"),
-    }
-    for kind, names in changing.items():
-        for name in names:
-            patch.setattr(kind, name, counted(getattr(kind, name)))
-    return refused
+CHANGING: dict[type, tuple[str, ...]] = {
+    PolicyDescriptor: ("create", "delete"),
+    RouteDescriptor: ("create", "delete"),
+    CheckDescriptor: ("add_session", "delete_session", "add_table", "follow"),
+}
+"""What changes something in VPP."""
 
 
 async def test_what_fits_no_policy_leaves_neither_encrypted_nor_clear(world: World) -> None:

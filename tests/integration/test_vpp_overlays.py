@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from ipsec_gw.engines.vpp import VppEngine
-from ipsec_gw.errors import EngineError, EnvironmentMissing
+from ipsec_gw.errors import EngineError
 from tests.contract.test_contract_transport import stand
 from tests.contract.test_contract_vxlan import (
     ALL_UDP,
@@ -32,14 +31,13 @@ from tests.contract.test_contract_vxlan import (
 )
 from tests.contract.values import inner
 from tests.contract.world import World
-from vpp_conf import lifecycle
+from tests.integration.vpp_world import api_of, opened, refuse, running_world
 from vpp_conf.api import VppApi
 from vpp_conf.descriptors.classify import CheckDescriptor
 from vpp_conf.descriptors.subif import SubInterface, SubInterfaceDescriptor
 from vpp_conf.descriptors.vxlan import VxlanTunnelDescriptor
 from vpp_conf.descriptors.xconnect import CrossConnectDescriptor
 from vpp_conf.links import Links
-from vpp_conf.locate import locate_vpp
 from vpp_conf.overlays import Found, OverlayBuilder, OverlayParts
 from vpp_conf.paths import VppPaths
 
@@ -48,28 +46,8 @@ pytestmark = [pytest.mark.root, pytest.mark.vpp, pytest.mark.skipif(os.geteuid()
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    try:
-        locate_vpp()
-    except EnvironmentMissing as missing:
-        pytest.skip(str(missing))
-    with World(tmp_path, "vppo") as built:
-        lifecycle.up(tmp_path)
-        try:
-            yield built
-        finally:
-            lifecycle.down(tmp_path)
-
-
-async def opened(world: World) -> VppEngine:
-    engine = VppEngine(world.context)
-    await engine.open()
-    return engine
-
-
-async def api_of(world: World) -> VppApi:
-    api = VppApi(VppPaths(world.run_dir.resolve()).api_socket, locate_vpp().api_dir)
-    await api.connect()
-    return api
+    with running_world(tmp_path, "vppo") as built:
+        yield built
 
 
 async def held_by(api: VppApi) -> Found:
@@ -161,7 +139,7 @@ async def test_a_change_that_fails_half_way_changes_nothing(world: World, monkey
     before = await held_by(api)
     for number in count():
         with monkeypatch.context() as patch, suppress(EngineError):
-            refused = refuse(patch, number)
+            refused = refuse(patch, number, CHANGING)
             await engine.create(second)
         if not refused:
             break
@@ -179,31 +157,13 @@ async def test_a_change_that_fails_half_way_changes_nothing(world: World, monkey
     await engine.close()
 
 
-def refuse(patch: pytest.MonkeyPatch, number: int) -> list[str]:
-    """Let this call of those that change something in VPP fail. What comes back tells whether it came so far."""
-    calls, refused = 0, list[str]()
-
-    def counted(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-        async def call(*arguments: Any, **named: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == number + 1:
-                refused.append(original.__name__)
-                raise EngineError("refused for once")
-            return await original(*arguments, **named)
-
-        return call
-
-    changing = {
-        SubInterfaceDescriptor: ("create",),
-        VxlanTunnelDescriptor: ("create",),
-        CrossConnectDescriptor: ("create",),
-        CheckDescriptor: ("add_session", "add_table", "follow"),
-    }
-    for kind, names in changing.items():
-        for name in names:
-            patch.setattr(kind, name, counted(getattr(kind, name)))
-    return refused
+CHANGING: dict[type, tuple[str, ...]] = {
+    SubInterfaceDescriptor: ("create",),
+    VxlanTunnelDescriptor: ("create",),
+    CrossConnectDescriptor: ("create",),
+    CheckDescriptor: ("add_session", "add_table", "follow"),
+}
+"""What changes something in VPP."""
 
 
 async def test_it_outlives_its_daemon_with_its_vlan_where_it_is(world: World) -> None:

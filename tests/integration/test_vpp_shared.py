@@ -13,13 +13,12 @@ from typing import Any
 import pytest
 
 from ipsec_gw.engines.vpp import VppEngine
-from ipsec_gw.errors import EngineError, EnvironmentMissing
+from ipsec_gw.errors import EngineError
 from ipsec_gw.model.objects import Selector
 from tests.contract.test_contract_shared import SELECTORS, Tunnels, check
 from tests.contract.values import HOP
 from tests.contract.world import World
-from vpp_conf import lifecycle
-from vpp_conf.api import VppApi
+from tests.integration.vpp_world import api_of, opened, running_world
 from vpp_conf.descriptors.route import (
     ENCAP_TABLE,
     SHARED_TABLES,
@@ -28,36 +27,19 @@ from vpp_conf.descriptors.route import (
     Table,
     TableDescriptor,
 )
-from vpp_conf.locate import locate_vpp
-from vpp_conf.paths import VppPaths
 
 pytestmark = [pytest.mark.root, pytest.mark.vpp, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
 
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    try:
-        locate_vpp()
-    except EnvironmentMissing as missing:
-        pytest.skip(str(missing))
-    with World(tmp_path, "vpps") as built:
-        lifecycle.up(tmp_path)
-        try:
-            yield built
-        finally:
-            lifecycle.down(tmp_path)
-
-
-async def opened(world: World) -> VppEngine:
-    engine = VppEngine(world.context)
-    await engine.open()
-    return engine
+    with running_world(tmp_path, "vpps") as built:
+        yield built
 
 
 async def routes_of(world: World) -> tuple[frozenset[Route], frozenset[Table]]:
     """What is in the encap table and those that are shared, as VPP itself tells."""
-    api = VppApi(VppPaths(world.run_dir.resolve()).api_socket, locate_vpp().api_dir)
-    await api.connect()
+    api = await api_of(world)
     found = frozenset(
         route
         for route in await RouteDescriptor(api).retrieve()
@@ -99,8 +81,7 @@ async def test_what_a_crash_left_is_swept_and_what_it_left_out_is_put_in(world: 
     tunnels = await stand(engine, *SELECTORS)
     before = await routes_of(world)
     await engine.close()
-    api = VppApi(VppPaths(world.run_dir.resolve()).api_socket, locate_vpp().api_dir)
-    await api.connect()
+    api = await api_of(world)
     stray = Table(SHARED_TABLES[-1], 4)
     some = next(route for route in before[0] if route.table in SHARED_TABLES)
     await TableDescriptor(api).create(stray)
