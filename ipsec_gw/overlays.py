@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping
-from ipaddress import ip_network
 
 from ipsec_gw.desired import Owner, SaVerdict
 from ipsec_gw.model.ids import EngineName, SaKey
-from ipsec_gw.model.objects import ObjectKey, PortMatch, Selector, XfrmInterface
+from ipsec_gw.model.objects import ObjectKey, XfrmInterface
 from ipsec_gw.model.snapshot import PolicyDirection, Snapshot, Vxlan, XfrmPolicy
+from ipsec_gw.vxlans import sent_by
 
-_UDP, _ONE_PORT = 17, 0xFFFF
 _SOON = "the engine is to do that, and does not yet"
 
 
@@ -56,10 +55,9 @@ def _sends_with(device: Vxlan, snapshot: Snapshot) -> tuple[SaKey, ...]:
 
 
 def _policies(device: Vxlan, snapshot: Snapshot) -> Iterator[XfrmPolicy]:
-    for policy in snapshot.policies:
-        if policy.direction is not PolicyDirection.OUT:
-            continue
-        source = policy.source if device.local is None else ip_network(device.local)
-        sent = Selector(source, ip_network(device.remote), _UDP, destination_port=PortMatch(device.port, _ONE_PORT))
-        if policy.selector.covers(sent):
-            yield policy
+    """Of a device without an address of its own, those that have all it may send from where they are for."""
+    return (
+        policy
+        for policy in snapshot.policies
+        if policy.direction is PolicyDirection.OUT and policy.selector.covers(sent_by(device, policy.source))
+    )

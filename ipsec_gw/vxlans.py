@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 
+from ipsec_gw.model.ids import IpNetwork
 from ipsec_gw.model.objects import (
     FRAMES,
     EntryKey,
@@ -30,6 +31,7 @@ from ipsec_gw.model.sizes import UPLINK_MTU, VXLAN_HEADERS, inner_mtu
 from ipsec_gw.model.snapshot import Snapshot, Vxlan
 
 _UDP, _ONE_PORT = 17, 0xFFFF
+_ANYWHERE = ip_network("0.0.0.0/0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +58,10 @@ def overlays_of(snapshot: Snapshot, tunnels: Iterable[Tunnel], unable: str = "")
     return Overlays(objects, kept)
 
 
-def sent_by(device: Vxlan) -> Selector:
-    """All that a device with an address of its own may send, from whatever port."""
-    assert device.local is not None
-    ends = ip_network(device.local), ip_network(device.remote)
-    return Selector(*ends, _UDP, destination_port=PortMatch(device.port, _ONE_PORT))
+def sent_by(device: Vxlan, anywhere: IpNetwork = _ANYWHERE) -> Selector:
+    """All that a device may send, from whatever port; without an address of its own, from ``anywhere``."""
+    source = anywhere if device.local is None else ip_network(device.local)
+    return Selector(source, ip_network(device.remote), _UDP, destination_port=PortMatch(device.port, _ONE_PORT))
 
 
 def taken_by(device: Vxlan) -> Selector:
