@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-from ipsec_gw.errors import IpsecGwError
+from ipsec_gw.errors import EnvironmentMissing, IpsecGwError
 from ipsec_gw.lab.context import Lab
 from ipsec_gw.lab.gateway import command
 from ipsec_gw.lab.process import run
 from ipsec_gw.lab.topology import Role
 from vpp_conf.locate import locate_vpp
 from vpp_conf.paths import VppPaths
-from vpp_conf.process import PROC, recorded
+from vpp_conf.process import PROC, ProcessId, recorded
 
 PATIENCE = 20.0
 """Seconds for each question: who does not answer is a finding too."""
@@ -35,6 +37,9 @@ async def write_autopsy(lab: Lab) -> None:
     namespace, paths = lab.topology.namespace(Role.GATEWAY_A), VppPaths(lab.session.gateway_dir)
     said = [text for question in _questions(lab, paths) for text in await _ask(question, namespace)]
     (lab.options.artifacts / "autopsy.txt").write_text("\n".join([*said, *_threads(paths)]))
+    process = recorded(paths.pid_file)
+    if process is not None and not await _answers(paths):
+        _tell_stack(process)
 
 
 def _questions(lab: Lab, paths: VppPaths) -> Iterator[list[str]]:
@@ -42,9 +47,43 @@ def _questions(lab: Lab, paths: VppPaths) -> Iterator[list[str]]:
         yield line.split()
     for shown in ("status", "sas", "history"):
         yield [*command(), "--run-dir", str(lab.session.gateway_dir), "show", shown]
-    if recorded(paths.pid_file) is not None and (vppctl := locate_vpp().vppctl) is not None:
+    if recorded(paths.pid_file) is not None and (command_line := _vppctl(paths)):
         for line in _VPP:
-            yield [str(vppctl), "-s", str(paths.cli_socket), *line.split()]
+            yield [*command_line, *line.split()]
+
+
+def _vppctl(paths: VppPaths) -> list[str]:
+    """How to ask VPP; empty where none is installed that can be asked."""
+    try:
+        vppctl = locate_vpp().vppctl
+    except EnvironmentMissing:
+        return []
+    return [str(vppctl), "-s", str(paths.cli_socket)] if vppctl is not None else []
+
+
+async def _answers(paths: VppPaths) -> bool:
+    if not (command_line := _vppctl(paths)):
+        return True
+    try:
+        await run([*command_line, "show", "clock"], timeout=PATIENCE, check=False)
+    except IpsecGwError:
+        return False
+    return True
+
+
+def _tell_stack(process: ProcessId) -> None:
+    """By SIGABRT a VPP that hangs writes where it does into its log, and ends."""
+    try:
+        handle = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return
+    try:
+        if process.is_alive():
+            signal.pidfd_send_signal(handle, signal.SIGABRT)
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(handle)
 
 
 async def _ask(argv: list[str], namespace: str) -> list[str]:

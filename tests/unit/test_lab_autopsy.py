@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 from contextlib import AsyncExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -69,3 +72,28 @@ async def test_threads_of_vpp_are_looked_at(tmp_path: Path) -> None:
 async def test_without_artifacts_nobody_is_asked(asked: list[str]) -> None:
     await write_autopsy(lab(None))
     assert asked == []
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+async def test_a_vpp_that_does_not_answer_is_told_to_write_where_it_hangs(
+    hangs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run(argv: list[str], **_: object) -> Output:
+        if hangs and argv[-1] == "clock":
+            raise CommandFailed("vppctl show clock: no end after 20 s")
+        return Output(0, "", "")
+
+    monkeypatch.setattr(autopsy, "run", run)
+    monkeypatch.setattr(autopsy, "locate_vpp", lambda: SimpleNamespace(vppctl=Path("vppctl")))
+    one = lab(tmp_path)
+    pid_file = VppPaths(one.session.gateway_dir).pid_file
+    pid_file.parent.mkdir(parents=True)
+    child = await asyncio.create_subprocess_exec("sleep", "60")
+    own = identify(child.pid)
+    assert own is not None
+    pid_file.write_text(f"{own.pid} {own.start}")
+    await write_autopsy(one)
+    if not hangs:
+        assert own.is_alive()
+        child.terminate()
+    assert await asyncio.wait_for(child.wait(), 10) == -(signal.SIGABRT if hangs else signal.SIGTERM)
