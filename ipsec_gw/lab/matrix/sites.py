@@ -67,7 +67,7 @@ class Sites:
         if not case.initiate and case.tunnels:
             await until(self._both_up, UP_SECONDS, f"{case.name} comes up by itself")
         if case.forged:
-            await self._be_strange(crossed=case.crossed)
+            await self._be_strange(case)
 
     async def act(self, case: Case, act: Act) -> None:
         """Let something happen to its tunnels; they are up again afterwards. Raises CommandFailed or TrafficError."""
@@ -151,15 +151,18 @@ class Sites:
         for line in lines:
             await run(line.split(), namespace=swan.site.namespace)
 
-    async def _be_strange(self, *, crossed: bool) -> None:
+    async def _be_strange(self, case: Case) -> None:
         """Gateway B encrypts for gateway A what no selector allows."""
         ours = {PLACES[End.OUTSIDE_B].address(version): PLACES[End.OUTSIDE_A].address(version) for version in (4, 6)}
         there = {a: b for b, a in ours.items()}
-        outbound = sorted((one for one in self._sas(self.b) if one.destination in there), key=lambda one: one.reqid)
-        # Charon numbers its children as they come up.
-        pairs = [(selector, outbound[0]) for selector in _STRANGE]
-        if crossed:
-            pairs += list(zip(_CROSSED, (outbound[-1], outbound[0]), strict=True))
+        outbound = [one for one in self._sas(self.b) if one.destination in there]
+        any_one = min(outbound, key=lambda one: one.reqid)
+        pairs = [(selector, any_one) for selector in _STRANGE]
+        if case.crossed:
+            # Not by the numbers that charon gives its children: it uses them again.
+            by_spi = {one.spi: one for one in outbound}
+            first, second = [by_spi[await self.a.inbound(child)] for child in case.initiate]
+            pairs += list(zip(_CROSSED, (second, first), strict=True))
         await self._misuse([(f"src {left} dst {right}", there[one.destination], one) for (left, right), one in pairs])
 
     async def misuse(self, selectors: Sequence[str], sa: Claim) -> None:
