@@ -20,6 +20,7 @@ import structlog
 from ipsec_gw import __version__
 from ipsec_gw.config.model import Config, EngineChoice
 from ipsec_gw.config.summary import pools_view
+from ipsec_gw.device_words import device_words
 from ipsec_gw.engines.port import Counters
 from ipsec_gw.errors import IpsecGwError, XfrmError
 from ipsec_gw.firewall.keeper import Keeper
@@ -46,7 +47,6 @@ from ipsec_gw.observe.views import (
     record_view,
     sa_view,
 )
-from ipsec_gw.overlays import overlay_words
 from ipsec_gw.ownership import hand
 from ipsec_gw.ownership.attendant import Attendant, Service
 from ipsec_gw.ownership.demand import Demand
@@ -288,10 +288,10 @@ class Daemon:
             inSync=gateway.reconciler.in_sync,
             wan=tuple(link.name for link in gateway.plumbing.wan) if gateway.plumbing else (),
             tunnels=len({v.sa.reqid for v in gateway.reconciler.decision.verdicts}),
-            overlays=overlay_words(
+            overlays=device_words(
                 reconciler.snapshot,
                 reconciler.decision.verdicts,
-                reconciler.decision.kept_vxlans,
+                reconciler.decision.kept_devices,
                 reconciler.in_place,
                 offer.name,
             ),

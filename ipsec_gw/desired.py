@@ -6,11 +6,20 @@ to the engine or all of it stays in the kernel, with a sentence that says why (D
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from ipsec_gw.encapsulated import Devices, awaits_policies, copies_of, is_transport, selectors_of
+from ipsec_gw.encapsulated import (
+    Devices,
+    awaits_policies,
+    copies_of,
+    header_of,
+    is_gre,
+    is_transport,
+    overhead_of,
+    selectors_of,
+)
 from ipsec_gw.hosts import HostPolicies, Together
 from ipsec_gw.lineages import Lineage, lineages_of
 from ipsec_gw.model.algorithms import SALT_BYTES, EspAlgorithm
@@ -32,7 +41,6 @@ from ipsec_gw.model.objects import (
     Hosts,
     HostsLead,
     InterfaceEntry,
-    InterfaceKind,
     InterfaceLead,
     Lead,
     ManagedObject,
@@ -45,8 +53,8 @@ from ipsec_gw.model.objects import (
     XfrmInterface,
 )
 from ipsec_gw.model.secret import Secret
-from ipsec_gw.model.sizes import GRE_HEADER, IPV6_MINIMUM_MTU, UPLINK_MTU, inner_mtu
-from ipsec_gw.model.snapshot import Encapsulator, Mode, ResolvedHop, Snapshot, XfrmSa
+from ipsec_gw.model.sizes import IPV6_MINIMUM_MTU, UPLINK_MTU, inner_mtu
+from ipsec_gw.model.snapshot import Encapsulator, Mode, ResolvedHop, Snapshot, XfrmPolicy, XfrmSa
 from ipsec_gw.nat_t import further_ports, local_port, udp_peer
 from ipsec_gw.precedence import Precedence, Share, share_of, why_not_routed
 from ipsec_gw.routed import Routes, why_not_seen
@@ -121,13 +129,13 @@ class SaVerdict:
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """The wanted objects by key, a verdict for every ESP SA of the kernel, and why the kernel itself does VXLAN for
-    devices of its own.
+    """The wanted objects by key, a verdict for every ESP SA of the kernel, and why the kernel itself does the work of
+    VXLAN devices, and of GRE and IPIP devices over tunnel mode.
     """
 
     objects: Mapping[ObjectKey, ManagedObject] = field(default_factory=dict)
     verdicts: tuple[SaVerdict, ...] = ()
-    kept_vxlans: Mapping[XfrmInterface, str] = field(default_factory=dict)
+    kept_devices: Mapping[XfrmInterface, str] = field(default_factory=dict)
 
 
 def desired(
@@ -139,11 +147,11 @@ def desired(
     refused = refused or {}
     lineages = lineages_of(snapshot)
     precedence = Precedence(snapshot.policies, (vti.out_mark for vti in snapshot.vtis))
-    devices, routes = Devices(snapshot), Routes(lineages, snapshot)
+    devices = Devices(snapshot, "" if offer.gre else f"engine {offer.name} does not do GRE")
+    routes = Routes(lineages, snapshot)
     together = Together(one for one in lineages if is_transport(one) and devices.of(one) is None)
-    shares = _shares(
-        lineages, devices, together, _kept(lineages, devices, routes, offer, settings, snapshot), precedence
-    )
+    kept = _kept(lineages, devices, routes, offer, settings, snapshot)
+    shares = _shares(lineages, devices.tunnels(lineages, snapshot.policies), together, kept, precedence)
     objects: dict[ObjectKey, ManagedObject] = {}
     verdicts: list[SaVerdict] = []
     for lineage in lineages:
@@ -158,33 +166,34 @@ def desired(
         verdicts += [_verdict(sa, lineage, *_owner(sa, lineage, built, refused)) for sa in lineage.sas]
     carried = {obj.key for obj in objects.values() if isinstance(obj, Tunnel)}
     ranked = _ranked(_levelled(objects), together.ranks(carried))
-    overlays = _overlays(ranked.values(), offer, settings, snapshot)
+    overlays = _overlays(ranked, offer, settings, snapshot)
     wanted = _exempted(ranked, together.exempted(carried), snapshot)
-    return Desired({**wanted, **overlays.objects}, tuple(verdicts), overlays.kept)
+    kept_devices = {**devices.why_kept(lineages), **overlays.kept}
+    return Desired({**wanted, **overlays.objects}, tuple(verdicts), kept_devices)
 
 
-def _overlays(objects: Iterable[ManagedObject], offer: EngineOffer, settings: Settings, snapshot: Snapshot) -> Overlays:
+def _overlays(
+    carried: Mapping[ObjectKey, ManagedObject], offer: EngineOffer, settings: Settings, snapshot: Snapshot
+) -> Overlays:
     """Of VXLAN devices. The firewall judges their packets as the gateway's own UDP, which an engine would hide."""
     checks = (
         (not offer.vxlan, f"engine {offer.name} does not do VXLAN"),
         (settings.firewall, "the firewall is to see its packets"),
     )
     unable = next((reason for failed, reason in checks if failed), "")
-    return overlays_of(snapshot, (obj for obj in objects if isinstance(obj, Tunnel)), unable)
+    return overlays_of(snapshot, carried, unable)
 
 
 def _shares(
     lineages: Sequence[Lineage],
-    devices: Devices,
+    of_devices: Set[TunnelId],
     together: Together,
     kept: Mapping[TunnelId, str],
     precedence: Precedence,
 ) -> dict[TunnelId, Share]:
     """What each tunnel has of its selectors, or why it stays in the kernel."""
     shares = {
-        one.key: Share(reason=kept[one.key])
-        if kept[one.key]
-        else share_of(one, precedence, kept, of_device=devices.of(one) is not None)
+        one.key: Share(reason=kept[one.key]) if kept[one.key] else share_of(one, precedence, kept, of_devices)
         for one in lineages
     }
     why = together.why_not({key: share.reason for key, share in shares.items()})
@@ -217,8 +226,8 @@ def _kept(
             offer.absent
             or settings.choices.keeps(names)
             or _why_moved(lineage, names, settings.moved)
-            or _why_not_mode(lineage, devices, hosts, offer)
-            or _why_not_policies(lineage)
+            or _why_not_mode(lineage, devices, hosts)
+            or _why_not_policies(lineage, devices)
             or _why_not_path(lineage, settings, snapshot)
             or _why_not_led(lineage, device, snapshot)
             or routes.why_not(lineage)
@@ -307,7 +316,7 @@ def _held(lineage: Lineage, settings: Settings, snapshot: Snapshot, offer: Engin
 _UNFINISHED = "waits for the rest of its CHILD_SA"
 
 
-def _why_not_mode(lineage: Lineage, devices: Devices, hosts: HostPolicies, offer: EngineOffer) -> str:
+def _why_not_mode(lineage: Lineage, devices: Devices, hosts: HostPolicies) -> str:
     modes = {sa.mode for sa in lineage.sas}
     if len(modes) > 1:
         return f"it has SAs of several modes ({', '.join(sorted(modes))})"
@@ -318,26 +327,32 @@ def _why_not_mode(lineage: Lineage, devices: Devices, hosts: HostPolicies, offer
     device = devices.of(lineage)
     if device is None:
         return "" if devices.awaited(lineage) else hosts.why_not(lineage)
-    able = offer.gre or not _is_gre(device)
-    return devices.why_not(lineage, device) or ("" if able else f"engine {offer.name} does not do GRE")
+    return devices.why_not(lineage, device)
 
 
-def _why_not_policies(lineage: Lineage) -> str:
+def _why_not_policies(lineage: Lineage, devices: Devices) -> str:
+    of_device = devices.of(lineage) is not None
     for policy in lineage.policies:
         if len(policy.templates) != 1:
             return "the policy has several templates (IPComp or AH bundle)"
         if policy.bound:
             return f"the policy for {policy.selector} is limited to an interface or a user"
-        if lineage.routed or is_transport(lineage):
+        if lineage.routed or is_transport(lineage) or of_device:
             continue
         if unrouted := why_not_routed(policy.selector):
             return unrouted
-        own = lineage.local in policy.source and lineage.key.remote in policy.destination
-        if own and not is_transport(lineage):
-            better = policy.upper in ENCAPSULATIONS.values()
-            hint = ": what a GRE or IPIP device sends is accelerated in transport mode" if better else ""
-            return f"the selectors include the tunnel's own end points{hint}"
+        if lineage.local in policy.source and lineage.key.remote in policy.destination:
+            return f"the selectors include the tunnel's own end points{_hint(lineage, policy, devices)}"
     return ""
+
+
+def _hint(lineage: Lineage, policy: XfrmPolicy, devices: Devices) -> str:
+    """What could be done about it."""
+    device = devices.sender(lineage)
+    if device is not None:
+        return f": {devices.why_not(lineage, device)}"
+    hint = ": what a GRE or IPIP device sends is accelerated, if they are for that alone"
+    return hint if policy.upper in {0, *ENCAPSULATIONS.values()} else ""
 
 
 def _why_not_path(lineage: Lineage, settings: Settings, snapshot: Snapshot) -> str:
@@ -374,11 +389,7 @@ def _mtu(lineage: Lineage, hop: ResolvedHop, device: Encapsulator | None) -> int
     """What fits into the tunnel, in bytes of inner IP packet."""
     newest = lineage.sas[-1] if not lineage.inbound else lineage.inbound[-1]
     fits = inner_mtu(hop.mtu, lineage.key.remote.version, encapsulated=newest.encap is not None)
-    return min(fits - (GRE_HEADER if _is_gre(device) else 0), UPLINK_MTU)
-
-
-def _is_gre(device: Encapsulator | None) -> bool:
-    return device is not None and device.interface.kind is InterfaceKind.GRE
+    return min(fits - overhead_of(lineage, device), UPLINK_MTU)
 
 
 def _why_not_sas(lineage: Lineage, offer: EngineOffer) -> str:
@@ -448,6 +459,7 @@ def _build(
             share.exceptions,
             interface,
             is_transport(lineage) and device is None,
+            header=header_of(lineage, device),
         )
         objects += [tunnel, *(Steer(SteerKey(sa.key), udp_peer(sa)) for sa in inbound)]
         objects += _leads(tunnel, snapshot, _mtu(lineage, hop, device), min(hop.mtu, UPLINK_MTU))
@@ -472,9 +484,9 @@ def _takeable(sas: tuple[XfrmSa, ...], refused: Mapping[SaKey, str]) -> tuple[Xf
 
 
 def _copies(sa: XfrmSa, direction: Direction, device: Encapsulator | None) -> HeaderCopies:
-    if device is not None:
-        return copies_of(device, direction)
-    return USUAL_COPIES if sa.mode is Mode.TRANSPORT else sa.copies
+    if sa.mode is not Mode.TRANSPORT:
+        return sa.copies
+    return USUAL_COPIES if device is None else copies_of(device, direction)
 
 
 def _engine_sa(sa: XfrmSa, direction: Direction, device: Encapsulator | None) -> EngineSa:
@@ -494,7 +506,7 @@ def _engine_sa(sa: XfrmSa, direction: Direction, device: Encapsulator | None) ->
         encap=sa.encap,
         copies=_copies(sa, direction, device),
         transport=sa.mode is Mode.TRANSPORT and device is None,
-        gre=_is_gre(device),
+        gre=sa.mode is Mode.TRANSPORT and is_gre(device),
     )
 
 

@@ -92,26 +92,34 @@ class Share:
     reason: str = ""
 
 
+_NO_TUNNELS: frozenset[TunnelId] = frozenset()
+
+
 def share_of(
-    lineage: Lineage, precedence: Precedence, kept: Mapping[TunnelId, str], *, of_device: bool = False
+    lineage: Lineage,
+    precedence: Precedence,
+    kept: Mapping[TunnelId, str],
+    of_devices: Set[TunnelId] = _NO_TUNNELS,
 ) -> Share:
     """What is left to others. ``kept`` are the tunnels that stay in the kernel whatever their policies are, which is
-    said by a reason that is not empty. ``of_device``: the tunnel has what a device sends, which no routing rule takes
-    from it.
+    said by a reason that is not empty. ``of_devices`` are those that have what a device sends: no routing rule takes
+    that from them, and their selectors are those of the device's own packets.
     """
     exceptions: dict[Selector, None] = {}
+    of_device = lineage.key in of_devices
     for policy in lineage.policies:
         for other in precedence.rivals(policy, lineage.key):
             if not of_device and _is_beside(other, policy):
                 continue
-            if _carriable(other, kept) and not _told_apart(other.selector, policy.selector):
+            carriable = not of_device and _carriable(other, kept, of_devices)
+            if carriable and not _told_apart(other.selector, policy.selector):
                 return Share(reason=_covers(other))
             if not other.selector.meets(policy.selector):
                 continue
             if (
                 of_device
                 or not _can_be_excepted(other, lineage)
-                or _takes_from_others(other, lineage, precedence, kept)
+                or _takes_from_others(other, lineage, precedence, kept, of_devices)
             ):
                 return Share(reason=_covers(other))
             exceptions[other.selector] = None
@@ -125,21 +133,25 @@ def _is_beside(other: XfrmPolicy, policy: XfrmPolicy) -> bool:
     return other.transports and policy.transports and other.selector.networks == policy.selector.networks
 
 
-def _carriable(policy: XfrmPolicy, kept: Mapping[TunnelId, str]) -> bool:
-    """It is of a tunnel that an engine may have, now or once it is up, by a selector of its own. In transport mode an
-    engine has what a device sends, and the selector is that of the device's own packets.
-    """
+def _carriable(policy: XfrmPolicy, kept: Mapping[TunnelId, str], of_devices: Set[TunnelId]) -> bool:
+    """It is of a tunnel that an engine may have, now or once it is up, by a selector of its own."""
     return any(
-        template.mode is not Mode.TRANSPORT and not kept.get(tunnel_of(template), "") for template in policy.templates
+        template.mode is not Mode.TRANSPORT and key not in of_devices and not kept.get(key, "")
+        for template in policy.templates
+        for key in (tunnel_of(template),)
     )
 
 
 def _takes_from_others(
-    other: XfrmPolicy, lineage: Lineage, precedence: Precedence, kept: Mapping[TunnelId, str]
+    other: XfrmPolicy,
+    lineage: Lineage,
+    precedence: Precedence,
+    kept: Mapping[TunnelId, str],
+    of_devices: Set[TunnelId],
 ) -> bool:
     """Whether a third tunnel has packets of the exception: what is exempted from one tunnel is exempted from all."""
     return any(
-        _carriable(third, kept) and third.selector.meets(other.selector)
+        _carriable(third, kept, of_devices) and third.selector.meets(other.selector)
         for third in precedence.rivals(other, lineage.key)
         if third is not other and not _tunnels_of(third) & _tunnels_of(other)
     )

@@ -1,8 +1,9 @@
 """VXLAN devices for which an engine does VXLAN as well as ESP: which, over which tunnels, and why not others. Pure.
 
-A device's packets are the gateway's own UDP, which an engine encrypts whoever has made them (:mod:`ipsec_gw.hosts`). So
-that goes on beside: what the kernel still puts into VXLAN itself, as it does all of what is said no to here, and frames
-that are too long or have a VLAN tag, is encrypted as ever.
+A device's packets are UDP between its two ends, which an engine encrypts whoever has made them: the gateways' own in
+transport mode (:mod:`ipsec_gw.hosts`), or of other addresses of theirs in tunnel mode. So that goes on beside:
+what the kernel still puts into VXLAN itself, as it does all of what is said no to here, and frames that are too long or
+have a VLAN tag, is encrypted as ever.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from ipaddress import ip_network
 from ipsec_gw.model.ids import IpNetwork
 from ipsec_gw.model.objects import (
     FRAMES,
+    EngineSa,
     EntryKey,
     InterfaceEntry,
     InterfaceLead,
@@ -27,7 +29,7 @@ from ipsec_gw.model.objects import (
     Tunnel,
     XfrmInterface,
 )
-from ipsec_gw.model.sizes import UPLINK_MTU, VXLAN_HEADERS, inner_mtu
+from ipsec_gw.model.sizes import IPV4_HEADER, UPLINK_MTU, VXLAN_HEADERS, inner_mtu
 from ipsec_gw.model.snapshot import Snapshot, Vxlan
 
 _UDP, _ONE_PORT = 17, 0xFFFF
@@ -44,9 +46,9 @@ class Overlays:
     kept: Mapping[XfrmInterface, str] = field(default_factory=dict)
 
 
-def overlays_of(snapshot: Snapshot, tunnels: Iterable[Tunnel], unable: str = "") -> Overlays:
-    """``tunnels`` are those that the engine has; ``unable`` is why it can do VXLAN for no device, empty if it can."""
-    lookup = _Lookup(snapshot, tunnels)
+def overlays_of(snapshot: Snapshot, carried: Mapping[ObjectKey, ManagedObject], unable: str = "") -> Overlays:
+    """``carried`` is what the engine has; ``unable`` is why it can do VXLAN for no device, empty if it can."""
+    lookup = _Lookup(snapshot, carried)
     objects: dict[ObjectKey, ManagedObject] = {}
     kept: dict[XfrmInterface, str] = {}
     for device in snapshot.vxlans:
@@ -84,9 +86,10 @@ def _why_not_device(device: Vxlan) -> str:
 class _Lookup:
     """What there is beside a device."""
 
-    def __init__(self, snapshot: Snapshot, tunnels: Iterable[Tunnel]) -> None:
+    def __init__(self, snapshot: Snapshot, carried: Mapping[ObjectKey, ManagedObject]) -> None:
         self._hops = snapshot.next_hops
-        self._tunnels = sorted((one for one in tunnels if one.hosts), key=lambda one: -one.rank)
+        self._carried = carried
+        self._tunnels = _by_ends(obj for obj in carried.values() if isinstance(obj, Tunnel))
         self._by_vlan: dict[int, list[XfrmInterface]] = defaultdict(list)
         self._by_wire: dict[object, list[Vxlan]] = defaultdict(list)
         for interface in (*snapshot.tagged, *(one.interface for one in snapshot.vxlans)):
@@ -96,7 +99,8 @@ class _Lookup:
 
     def why_not_here(self, device: Vxlan) -> str:
         """What other interfaces have against it."""
-        hop = self._hops.get(device.remote)
+        peer = next((tunnel.remote for tunnel in self._beside(device)), device.remote)
+        hop = self._hops.get(peer)
         if device.link and hop is not None and hop.interface != device.link:
             return f"the device is bound to {device.link}, and packets to {device.remote} leave by {hop.interface}"
         others = [one for one in self._by_vlan[device.interface.vlan] if one.index != device.interface.index]
@@ -119,8 +123,10 @@ class _Lookup:
     def build(self, device: Vxlan) -> Sequence[ManagedObject]:
         """What an eligible one asks for."""
         beside, interface = self._beside(device), device.interface
-        over = (_over(beside, sent_by(device)), _over(beside, taken_by(device)))
+        sends, receives = _over(beside, sent_by(device)), _over(beside, taken_by(device))
         assert device.local is not None
+        assert sends is not None
+        assert receives is not None
         frames = frozenset({FRAMES})
         return (
             Overlay(
@@ -129,19 +135,31 @@ class _Lookup:
                 device.local,
                 device.remote,
                 device.port,
-                frozenset(tunnel.key for tunnel in over if tunnel is not None),
+                frozenset({sends.key, receives.key}),
             ),
             InterfaceEntry(EntryKey(interface), frames),
-            InterfaceLead(interface, self._mtu(device), frames),
+            InterfaceLead(interface, self._mtu(sends), frames),
         )
 
-    def _beside(self, device: Vxlan) -> list[Tunnel]:
-        return [one for one in self._tunnels if (one.local, one.remote) == (device.local, device.remote)]
+    def _beside(self, device: Vxlan) -> Sequence[Tunnel]:
+        """The tunnels for its two ends."""
+        return self._tunnels.get(sent_by(device).networks, ())
 
-    def _mtu(self, device: Vxlan) -> int:
+    def _mtu(self, tunnel: Tunnel) -> int:
         """What fits into the tunnel, in bytes of IP packet in a frame."""
-        fits = inner_mtu(self._hops[device.remote].mtu, device.remote.version, encapsulated=False)
-        return min(fits - VXLAN_HEADERS, UPLINK_MTU)
+        sa = self._carried[tunnel.outbound]
+        assert isinstance(sa, EngineSa)
+        fits = inner_mtu(self._hops[tunnel.remote].mtu, tunnel.remote.version, encapsulated=sa.encap is not None)
+        return min(fits - VXLAN_HEADERS - (0 if sa.transport else IPV4_HEADER), UPLINK_MTU)
+
+
+def _by_ends(tunnels: Iterable[Tunnel]) -> Mapping[Selector, Sequence[Tunnel]]:
+    """Those that any packet between two hosts may go into, first those that have it first."""
+    found: dict[Selector, list[Tunnel]] = defaultdict(list)
+    for tunnel in sorted((one for one in tunnels if one.interface is None), key=lambda one: -one.rank):
+        for networks in {selector.networks for selector in tunnel.selectors if selector.of_hosts}:
+            found[networks].append(tunnel)
+    return found
 
 
 def _over(tunnels: Iterable[Tunnel], wanted: Selector) -> Tunnel | None:

@@ -491,6 +491,8 @@ class VppEngine:
             raise EngineError(
                 f"tunnel {tunnel.key} of {tunnel.interface} is of transport mode - leave it to the kernel"
             )
+        if tunnel.header is not None:
+            raise EngineError(f"tunnel {tunnel.key}: a device over tunnel mode is left to the kernel")
         gre = {sa.gre for sa in sas}
         if len(gre) > 1 or (True in gre and tunnel.interface is None):
             raise EngineError(f"tunnel {tunnel.key}: GRE is of all SAs of a tunnel with an interface")

@@ -65,8 +65,8 @@ class VppOverlays:
             held = inventory.tunnels.get(key)
             if held is None:
                 raise EngineError(f"{overlay.key}: there is no tunnel {key} - create it first")
-            if not inventory.sas[held.tunnel.outbound].sa.transport:
-                raise EngineError(f"{overlay.key}: tunnel {key} is not of transport mode - leave it to the kernel")
+            if not overlay.fits(held.tunnel):
+                raise EngineError(f"{overlay.key}: tunnel {key} is not for its two ends - leave it to the kernel")
 
 
 def _holder(vlan: int, inventory: Inventory) -> TunnelId | OverlayKey | None:

@@ -7,8 +7,9 @@ Each is a frozen value with a ``key``. Engines hold :class:`EngineSa`, :class:`N
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from ipaddress import ip_network
 
 from ipsec_gw.model.algorithms import EspAlgorithm
 from ipsec_gw.model.ids import Direction, IpAddress, IpNetwork, SaKey, TunnelId
@@ -45,7 +46,8 @@ class EngineSa:
     ``source`` and ``key.destination`` are the outer addresses, of a ``transport`` SA those of its packets themselves
     (RFC 4303 §3.1.1), which has no second header and so the usual ``copies``. ``secret`` is the cipher key without the
     salt. ``replay_window`` is in packets, 0 for none; engines may round it up. With ``gre`` a GRE header (RFC 2784)
-    stands between ESP and the packets inside, as a GRE device in transport mode has it.
+    stands between ESP and the packets inside, as a GRE device in transport mode has it; in tunnel mode the
+    :class:`Tunnel` has that.
     """
 
     key: SaKey
@@ -167,6 +169,14 @@ class Selector:
             and self.destination_port.covers(other.destination_port)
         )
 
+    def contains(self, other: Selector) -> bool:
+        """Whether it has all packets of another one."""
+        return (
+            _lies_in(other.source, self.source)
+            and _lies_in(other.destination, self.destination)
+            and self.covers(replace(other, source=self.source, destination=self.destination))
+        )
+
     def networks_meet(self, other: Selector) -> bool:
         """Whether the networks of both overlap."""
         return _overlap(self.source, other.source) and _overlap(self.destination, other.destination)
@@ -179,6 +189,10 @@ class Selector:
 
 def _overlap(one: IpNetwork, other: IpNetwork) -> bool:
     return one.version == other.version and one.overlaps(other)
+
+
+def _lies_in(inner: IpNetwork, outer: IpNetwork) -> bool:
+    return _overlap(inner, outer) and outer.prefixlen <= inner.prefixlen
 
 
 MAX_INBOUND = 4
@@ -238,14 +252,33 @@ class Hosts:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceHeader:
+    """The IPv4 header that a GRE or IPIP device puts around its packets, from ``local`` to ``remote``, and for ``gre``
+    a GRE header (RFC 2784) between. It gets the ECN of the packet inside, and with ``dscp`` its DSCP too.
+    """
+
+    local: IpAddress
+    remote: IpAddress
+    gre: bool
+    dscp: bool = False
+
+    @property
+    def protocol(self) -> int:
+        """Of what follows it."""
+        return ENCAPSULATIONS[InterfaceKind.GRE if self.gre else InterfaceKind.IPIP]
+
+
+@dataclass(frozen=True, slots=True)
 class Tunnel:
     """A tunnel of an engine: decrypts what its ``inbound`` SAs bring, encrypts ``selectors`` with ``outbound``.
 
     ``inbound`` holds one to four keys (four: VPP's limit, kept by `desired`). ``exceptions`` are what others have of
     its selectors, as outbound policies have them: what comes out of the tunnel and fits one, mirrored, is dropped.
     With an ``interface`` it encrypts what comes to the engine behind that one's VLAN ID, and gives back what it
-    decrypts behind the same; of that, too, only what fits the selectors. ``hosts``: its SAs are of transport mode.
-    Of two that have packets in common, the one with the greater ``rank`` has those.
+    decrypts behind the same; of that, too, only what fits the selectors. With a ``header`` all of it is behind that
+    inside ESP; what is behind it in pieces, or by a GRE header with options, it gives back untagged and as it is.
+    ``hosts``: its SAs are of transport mode. Of two that have packets in common, the one with the greater ``rank`` has
+    those.
     """
 
     key: TunnelId
@@ -258,6 +291,7 @@ class Tunnel:
     interface: XfrmInterface | None = None
     hosts: bool = False
     rank: int = 0
+    header: DeviceHeader | None = None
 
     @property
     def leads(self) -> tuple[LeadKey, ...]:
@@ -281,8 +315,8 @@ class OverlayKey:
 class Overlay:
     """A VXLAN device's work done by an engine (RFC 7348): what comes to it behind the device's VLAN ID is an Ethernet
     frame, which it puts into UDP from ``local`` to this ``port`` of ``remote`` with this ``vni``, from ports of its own
-    choice; the ``tunnels``, of transport mode, encrypt that. Such UDP from ``remote`` that comes out of them is a frame
-    that leaves behind the VLAN ID; all else that comes out is none of its business.
+    choice; the ``tunnels``, which have no interface, encrypt that. Such UDP from ``remote`` that comes out of them is a
+    frame that leaves behind the VLAN ID; all else that comes out is none of its business.
     """
 
     key: OverlayKey
@@ -296,6 +330,11 @@ class Overlay:
     def vlan(self) -> int:
         """The VLAN ID that stands for the device."""
         return self.key.interface.vlan
+
+    def fits(self, tunnel: Tunnel) -> bool:
+        """Whether a tunnel is for packets between its two ends, all or some."""
+        ends = Selector(ip_network(self.local), ip_network(self.remote))
+        return tunnel.interface is None and any(selector.networks == ends for selector in tunnel.selectors)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-_IPV4_HEADER = 20
 _IPV6_HEADER = 40
 _UDP_HEADER = 8
 _ESP_HEADER = 8
@@ -10,6 +9,9 @@ _IV = 8
 _ICV = 16
 _TRAILER = 2
 _ALIGNMENT = 4
+
+IPV4_HEADER = 20
+"""Without options."""
 
 GRE_HEADER = 4
 """Without key, checksum and sequence number (RFC 2784)."""
@@ -30,6 +32,6 @@ def inner_mtu(link_mtu: int, version: int, *, encapsulated: bool) -> int:
     RFC 4303 §2: payload, padding, pad length and next header are aligned to four bytes; RFC 4106 and
     RFC 7634: IV of 8 and ICV of 16 bytes. ``version`` is the outer IP version.
     """
-    outer = _IPV4_HEADER if version == 4 else _IPV6_HEADER
+    outer = IPV4_HEADER if version == 4 else _IPV6_HEADER
     room = link_mtu - outer - (_UDP_HEADER if encapsulated else 0) - _ESP_HEADER - _IV - _ICV
     return room // _ALIGNMENT * _ALIGNMENT - _TRAILER

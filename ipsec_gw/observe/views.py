@@ -116,9 +116,9 @@ class GuardianView:
 
 @dataclass(frozen=True, slots=True)
 class StatusView:
-    """The daemon at a glance. ``overlays`` says who does what of VXLAN and ESP. ``verdicts`` are packets at XDP and TC
-    egress by the reason's label, as ``unknown-spi``; zeros are in it as well. ``malformedMessages`` came from the
-    kernel's XFRM or from charon and could not be read.
+    """The daemon at a glance. ``overlays`` says who does what of devices that put packets into others, and of ESP.
+    ``verdicts`` are packets at XDP and TC egress by the reason's label, as ``unknown-spi``; zeros are in it as well.
+    ``malformedMessages`` came from the kernel's XFRM or from charon and could not be read.
     """
 
     version: str

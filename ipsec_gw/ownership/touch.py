@@ -86,6 +86,8 @@ def _has_moved(tunnel: Tunnel, moved: Collection[SaKey], nat: Collection[SaKey])
 
 def _packet_of(tunnel: Tunnel) -> tuple[IpAddress, IpAddress, int]:
     """Source, destination and protocol of one that a policy is for, the first: charon takes the latest time of all."""
+    if tunnel.header is not None:
+        return tunnel.header.local, tunnel.header.remote, tunnel.header.protocol
     if tunnel.interface is not None:
         return tunnel.local, tunnel.remote, ENCAPSULATIONS[tunnel.interface.kind]
     selector = next(iter(tunnel.selectors))

@@ -16,13 +16,14 @@ from typing import Protocol
 
 import structlog
 
+from ipsec_gw.engines.soft.device_header import Wrapping
 from ipsec_gw.engines.soft.drops import Dropped, DropReason
 from ipsec_gw.engines.soft.esp import EspTransform, parse_header, strip_trailer
 from ipsec_gw.engines.soft.gre import unwrap
 from ipsec_gw.engines.soft.packets import parse_ipv4, with_payload
 from ipsec_gw.errors import EngineError, IpsecGwError
 from ipsec_gw.model.ids import Direction, SaKey
-from ipsec_gw.model.objects import AnyLead, EngineSa, ManagedObject, ObjectKey, Steer, Tunnel
+from ipsec_gw.model.objects import AnyLead, DeviceHeader, EngineSa, ManagedObject, ObjectKey, Steer, Tunnel
 from ipsec_gw.model.sizes import GRE_HEADER
 from ipsec_gw.model.warmth import NOTHING, Volume
 
@@ -221,7 +222,7 @@ class WaitingRoom:
                 raise Dropped(DropReason.AUTHENTICATION)
             header = packet.frame[packet.l3 : packet.esp] if carried.sa.transport else b""
             inner = opened(transform, packet.frame[packet.esp :], header)
-            self._ways.to_engine(inner, carried.vlan)
+            self._ways.to_engine(carried.unwrapped(inner), carried.vlan)
         except (Dropped, OSError) as error:
             self._lose(packet, str(error))
         else:
@@ -277,10 +278,23 @@ def opened(transform: EspTransform, esp: bytes, header: bytes = b"") -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """An outbound SA that the engine has, and the VLAN ID that its plaintext needs on the way there, 0 for none."""
+    """An outbound SA that the engine has, and the VLAN ID that its plaintext needs on the way there, 0 for none; with
+    the ``header`` of a device that the kernel has put around it, and the engine is to.
+    """
 
     sa: EngineSa
     vlan: int
+    header: DeviceHeader | None = None
+
+    def unwrapped(self, packet: bytes) -> bytes:
+        """What the engine takes of a packet. Raises Dropped for what is not the device's, or a piece of a packet."""
+        if self.header is None:
+            return packet
+        wrapping, whole = Wrapping.of(self.header), parse_ipv4(packet)
+        inside = wrapping.unwrap(whole) if wrapping.sends(whole) else None
+        if inside is None:
+            raise Dropped(DropReason.NEXT_HEADER)
+        return inside.data
 
 
 def had_alone(in_place: Mapping[ObjectKey, ManagedObject]) -> frozenset[SaKey]:
@@ -306,4 +320,4 @@ def carried(
     sa = wanted.get(key)
     if not isinstance(sa, EngineSa) or sa.direction is not Direction.OUT:
         return None
-    return Carried(sa, 0 if tunnel.interface is None else tunnel.interface.vlan)
+    return Carried(sa, 0 if tunnel.interface is None else tunnel.interface.vlan, tunnel.header)

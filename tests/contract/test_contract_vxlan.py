@@ -283,7 +283,7 @@ async def test_what_it_is_over_has_to_be_there_and_to_stay(engine: Engine) -> No
     missing = replace(over(), key=OverlayKey(VXLAN2), tunnels=frozenset({OTHER_ID}))
     with pytest.raises(EngineError, match="there is no"):
         await engine.create(missing)
-    with pytest.raises(EngineError, match="transport"):
+    with pytest.raises(EngineError, match="two ends"):
         await engine.create(replace(missing, tunnels=frozenset({site.tunnel.key})))
     with pytest.raises(EngineError):
         await engine.delete(missing.key)

@@ -406,7 +406,7 @@ class FakeEngine:
                 raise Broken(f"{one} leaves the engine while packets that were steered to it are on their way")
 
     def _check(self, obj: EngineObject) -> None:
-        if isinstance(obj, Overlay) and not obj.tunnels <= {tunnel.key for tunnel in self.tunnels() if tunnel.hosts}:
+        if isinstance(obj, Overlay) and not obj.tunnels <= {one.key for one in self.tunnels() if obj.fits(one)}:
             raise EngineError(f"{obj.key} is over what is not there")
         if not isinstance(obj, Tunnel):
             return

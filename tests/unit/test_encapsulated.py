@@ -167,12 +167,6 @@ KEPT = {
         encapsulated(sas=(sa(0x11, inbound=True, mode=Mode.TRANSPORT), sa(0x22))),
         "SAs of several modes (transport, tunnel)",
     ),
-    "tunnel mode": (
-        encapsulated(
-            sas=(sa(0x11, inbound=True), sa(0x22)), policies=(policy(0x22, source=HERE, destination=THERE, upper=GRE),)
-        ),
-        "own end points: what a GRE or IPIP device sends is accelerated in transport mode",
-    ),
     "a policy before it": (
         encapsulated(policies=(policy(0, source=HERE, destination=THERE, templates=(), priority=1), protects())),
         "covers part of its selector",

@@ -9,10 +9,10 @@ from ipaddress import ip_address
 import pytest
 
 from ipsec_gw.desired import desired
+from ipsec_gw.device_words import device_words
 from ipsec_gw.model.ids import SaKey
 from ipsec_gw.model.objects import ANY_PORT, InterfaceKind, XfrmInterface
 from ipsec_gw.model.snapshot import PolicyDirection, Snapshot, Vxlan
-from ipsec_gw.overlays import overlay_words
 from tests.support.world import LOCAL, OFFER, REMOTE, SETTINGS, policy
 from tests.unit.test_hosts import IN_REACH, TO, WEB, beside, pair, selects
 
@@ -60,7 +60,7 @@ def test_people_are_told_who_does_what_for_a_vxlan_device(
 
 def words_of(state: Snapshot, refused: Mapping[SaKey, str], *, done: bool = True) -> tuple[str, ...]:
     found = desired(ABLE, SETTINGS, state, refused)
-    return overlay_words(state, found.verdicts, found.kept_vxlans, found.objects if done else {}, ABLE.name)
+    return device_words(state, found.verdicts, found.kept_devices, found.objects if done else {}, ABLE.name)
 
 
 def test_what_is_not_in_place_yet_is_not_said_to_be() -> None:
@@ -73,6 +73,6 @@ def test_the_policy_that_xfrm_tries_first_says_it() -> None:
     state = beside(selects(TO), everything, sas=(*pair(TO), *pair(WEB)), vxlans=(VXLAN1,))
     verdicts = desired(OFFER, SETTINGS, state).verdicts
     later = {sa.key for sa in pair(WEB)}
-    told = overlay_words(state, [one for one in verdicts if one.sa.key not in later], {}, {}, OFFER.name)
+    told = device_words(state, [one for one in verdicts if one.sa.key not in later], {}, {}, OFFER.name)
     assert len(told) == 1
-    assert overlay_words(state, [one for one in verdicts if one.sa.key in later], {}, {}, OFFER.name) == ()
+    assert device_words(state, [one for one in verdicts if one.sa.key in later], {}, {}, OFFER.name) == ()

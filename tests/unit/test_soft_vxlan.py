@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 import pytest
 from scapy.layers.inet import IP, UDP
@@ -19,7 +19,7 @@ from ipsec_gw.engines.soft.store import Store
 from ipsec_gw.engines.soft.vxlan import VxlanPath
 from ipsec_gw.errors import EngineError
 from ipsec_gw.model.ids import Direction, TunnelId
-from ipsec_gw.model.objects import InterfaceKind, Overlay, OverlayKey, XfrmInterface
+from ipsec_gw.model.objects import InterfaceKind, Overlay, OverlayKey, Selector, XfrmInterface
 from tests.unit.soft_kit import LOCAL, PEER, TUNNEL_ID, context, next_hop, sa, tunnel
 
 DEVICE = XfrmInterface(61, "vxlan1", InterfaceKind.VXLAN)
@@ -140,7 +140,10 @@ def test_a_frame_that_is_too_long_for_the_way_to_the_kernel_is_dropped() -> None
 def store() -> Store:
     incoming, outgoing = sa(Direction.IN, 0x1001, transport=True), sa(Direction.OUT, 0x2001, transport=True)
     made = Store(context(), 3000)
-    for obj in (incoming, outgoing, next_hop(), tunnel([incoming], outgoing, hosts=True), OVERLAY):
+    hosts = replace(
+        tunnel([incoming], outgoing, hosts=True), selectors=(Selector(ip_network(LOCAL), ip_network(PEER)),)
+    )
+    for obj in (incoming, outgoing, next_hop(), hosts, OVERLAY):
         made.create(obj)
     return made
 

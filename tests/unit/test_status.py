@@ -60,7 +60,7 @@ async def status(
             capabilities=None, offer=SimpleNamespace(name=EngineName.KERNEL, absent=""), trouble="", up=True
         ),
         reconciler=SimpleNamespace(
-            in_sync=True, snapshot=snapshot, decision=Desired(verdicts=verdicts, kept_vxlans=KEPT), in_place={}
+            in_sync=True, snapshot=snapshot, decision=Desired(verdicts=verdicts, kept_devices=KEPT), in_place={}
         ),
         senses=SimpleNamespace(
             monitor=SimpleNamespace(overruns=1),

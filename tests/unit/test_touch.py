@@ -10,7 +10,7 @@ import pytest
 from ipsec_gw.desired import desired
 from ipsec_gw.model.charon import goes_by_policies
 from ipsec_gw.model.ids import IpAddress, SaKey, TunnelId
-from ipsec_gw.model.objects import InterfaceKind, NextHop, Selector, Tunnel, XfrmInterface
+from ipsec_gw.model.objects import DeviceHeader, InterfaceKind, NextHop, Selector, Tunnel, XfrmInterface
 from ipsec_gw.ownership.touch import REST_SECONDS, Toucher
 from tests.support.world import LOCAL, OFFER, REMOTE, SETTINGS, policy, sa, snapshot
 
@@ -111,6 +111,17 @@ def test_of_a_device_its_own_packets_are_asked_about_and_of_an_xfrm_interface_no
         by = replace(tunnel, interface=XfrmInterface(17, "one", kind))
         touched.toucher.touch([OUT], {**OBJECTS, TUNNEL: by}, [])
         assert touched.asked == asked
+
+
+def test_in_tunnel_mode_the_devices_packets_have_addresses_of_their_own() -> None:
+    tunnel = OBJECTS[TUNNEL]
+    assert isinstance(tunnel, Tunnel)
+    ours, theirs = ip_address("192.0.2.1"), ip_address("192.0.2.2")
+    for gre, kind, protocol in ((True, InterfaceKind.GRE, GRE), (False, InterfaceKind.IPIP, 4)):
+        by = replace(tunnel, interface=XfrmInterface(17, "one", kind), header=DeviceHeader(ours, theirs, gre=gre))
+        touched = Touched()
+        touched.toucher.touch([OUT], {**OBJECTS, TUNNEL: by}, [])
+        assert touched.asked == [(ours, theirs, "wan0", protocol)]
 
 
 def test_without_a_way_nobody_is_asked() -> None:

@@ -56,7 +56,7 @@ def with_device(device: Vxlan = VXLAN1, **changes: object) -> Snapshot:
 def test_an_engine_that_can_does_it_over_both_children_and_all_else_stays() -> None:
     alone, both = found(beside()), found(with_device())
     assert both.objects == {**alone.objects, **OBJECTS}
-    assert both.kept_vxlans == {}
+    assert both.kept_devices == {}
 
 
 def test_one_child_for_all_udp_is_enough() -> None:
@@ -117,27 +117,27 @@ KEPT: dict[str, tuple[Snapshot, str]] = {
 @pytest.mark.parametrize(("state", "words"), KEPT.values(), ids=KEPT.keys())
 def test_otherwise_the_kernel_does_it_and_there_is_a_reason(state: Snapshot, words: str) -> None:
     told = found(state)
-    assert words in told.kept_vxlans[INTERFACE]
+    assert words in told.kept_devices[INTERFACE]
     assert not any(isinstance(key, OverlayKey) and key.interface == INTERFACE for key in told.objects)
     assert INTERFACE not in told.objects
 
 
 def test_so_it_does_with_a_firewall_and_an_engine_that_cannot() -> None:
-    assert "firewall" in found(with_device(), replace(SETTINGS, firewall=True)).kept_vxlans[INTERFACE]
+    assert "firewall" in found(with_device(), replace(SETTINGS, firewall=True)).kept_devices[INTERFACE]
     unable = desired(replace(ABLE, vxlan=False), SETTINGS, with_device())
-    assert unable.kept_vxlans == {INTERFACE: "engine vpp does not do VXLAN"}
+    assert unable.kept_devices == {INTERFACE: "engine vpp does not do VXLAN"}
     assert unable.objects == found(beside()).objects
 
 
 def test_a_pass_policy_for_some_of_its_packets_has_them() -> None:
     other = selects(TO, index=2, templates=(), priority=1, source_port=PortMatch(7, 0xFFFF))
     state = beside(other, selects(TO, index=8), selects(FROM, index=16), vxlans=(VXLAN1,))
-    assert "another policy" in found(state).kept_vxlans[INTERFACE]
+    assert "another policy" in found(state).kept_devices[INTERFACE]
 
 
 def test_without_its_tunnel_there_is_none() -> None:
     told = found(with_device(), refused=USED)
-    assert "no SAs" in told.kept_vxlans[INTERFACE]
+    assert "no SAs" in told.kept_devices[INTERFACE]
     assert OverlayKey(INTERFACE) not in told.objects
 
 
@@ -187,4 +187,4 @@ def test_networks_of_hosts_alone_count() -> None:
     """A tunnel for the LANs behind is none."""
     state = with_device()
     policies = tuple(replace(one, source=ip_network("192.168.1.0/24")) for one in state.policies)
-    assert INTERFACE in found(replace(state, policies=policies)).kept_vxlans
+    assert INTERFACE in found(replace(state, policies=policies)).kept_devices

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 
 import pytest
 from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6
-from scapy.layers.l2 import Ether
+from scapy.layers.l2 import GRE, Ether
 
 from ipsec_gw.desired import desired
 from ipsec_gw.engines.soft.esp import EspPayload, EspTransform
 from ipsec_gw.errors import EngineError, SteeringError
 from ipsec_gw.model.ids import SaKey
-from ipsec_gw.model.objects import EngineSa, Lead, ManagedObject, ObjectKey, Selector, Steer, SteerKey, XfrmInterface
+from ipsec_gw.model.objects import (
+    DeviceHeader,
+    EngineSa,
+    Lead,
+    ManagedObject,
+    ObjectKey,
+    Selector,
+    Steer,
+    SteerKey,
+    XfrmInterface,
+)
 from ipsec_gw.model.warmth import Volume
 from ipsec_gw.ownership.waiting import (
     DECISION_SECONDS,
@@ -139,6 +149,26 @@ def test_what_waits_for_a_gre_device_comes_without_its_header(world: World, plai
     assert room.through(KEY) == Volume(1, len(plain) + 4)
     room.add([packet(2, plain=b"\x20\0\x08\0" + bytes(4) + plain, next_header=47)])
     assert room.passage == Passage(to_engine=1, lost=1), "of somebody else with a key"
+
+
+def test_what_waits_for_a_device_over_tunnel_mode_comes_without_all_that_is_around_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But with the length that the kernel has counted. Pieces of a packet are the device's too, and no engine's."""
+    assert isinstance(SA, EngineSa)
+    ours, theirs = ip_address("192.0.2.1"), ip_address("192.0.2.2")
+    header = DeviceHeader(ours, theirs, gre=True)
+    monkeypatch.setattr(world, "carried", lambda _key: Carried(SA, 77, header))
+    world.vlan = 77
+    whole = [
+        bytes(IP(**{"src": str(ours), "dst": str(theirs), **fields}) / GRE(proto=0x0800) / inner(1))
+        for fields in ({}, {"flags": "MF"}, {"dst": "192.0.2.3"})
+    ]
+    room = world.room()
+    room.add([packet(n, plain=plain) for n, plain in enumerate(whole, 1)])
+    assert world.led == [inner(1)]
+    assert room.passage == Passage(to_engine=1, lost=2)
+    assert room.through(KEY) == Volume(1, len(whole[0]))
 
 
 def test_what_waits_in_transport_mode_comes_with_its_own_header(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
+from ipsec_gw.engines.soft.device_header import Wrapping
 from ipsec_gw.engines.soft.drops import Dropped, DropReason
 from ipsec_gw.engines.soft.esp import EspPayload, sealed_length
 from ipsec_gw.engines.soft.gre import unwrap, wrap
 from ipsec_gw.engines.soft.packets import (
+    DSCP_MASK,
+    ECN_MASK,
     PROTOCOL_ESP,
-    PROTOCOL_IPIP,
-    PROTOCOL_IPV6,
     PROTOCOL_NONE,
     PROTOCOL_UDP,
     TAGGED_BYTES,
@@ -31,6 +32,7 @@ from ipsec_gw.engines.soft.packets import (
     fragments,
     ip_header_bytes,
     parse_frame,
+    parse_inner,
     parse_ipv4,
     parse_ipv6,
     parse_udp,
@@ -43,8 +45,6 @@ from ipsec_gw.engines.soft.vxlan import VxlanPath
 from ipsec_gw.model.ids import IpNetwork
 from ipsec_gw.model.objects import ANY_PORT, USUAL_COPIES, HeaderCopies, PortMatch, Selector, UdpEncap
 from ipsec_gw.model.sizes import GRE_HEADER
-
-_INNER_PARSERS = {PROTOCOL_IPIP: parse_ipv4, PROTOCOL_IPV6: parse_ipv6}
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +108,11 @@ class Port:
     addresses: bytes
     mtu: int
 
+    @property
+    def untagged(self) -> Port:
+        """The same without a VLAN tag."""
+        return replace(self, addresses=self.addresses[:_ADDRESSES_BYTES])
+
     def emit(self, packet: bytes, ethertype: bytes) -> Emission:
         """The packet as a frame. Raises Dropped (too_big)."""
         if len(packet) > self.mtu:
@@ -132,7 +137,8 @@ class Emission:
 @dataclass(frozen=True, slots=True)
 class InboundPath:
     """An SA that receives, bare or in UDP, and what may come out of it: what ``matches``, and no exception. It leaves
-    by ``up``, in ``transport`` mode with the header that the ESP packet had. With ``gre`` it comes behind a GRE header.
+    by ``up``, in ``transport`` mode with the header that the ESP packet had. With ``gre`` it comes behind a GRE header,
+    with a ``wrapping`` behind that; what takes the kernel to unwrap leaves untagged. ``overlays`` have packets of it.
     """
 
     sa: InboundSa
@@ -143,6 +149,8 @@ class InboundPath:
     copies: HeaderCopies = USUAL_COPIES
     gre: bool = False
     transport: bool = False
+    wrapping: Wrapping | None = None
+    overlays: tuple[VxlanPath, ...] = ()
 
     def lets_out(self, packet: IpPacket) -> bool:
         """Whether this decrypted packet may come out."""
@@ -152,8 +160,8 @@ class InboundPath:
 @dataclass(frozen=True, slots=True)
 class OutboundPath:
     """Plaintext that matches and comes behind that VLAN ID, 0 for none, goes into ``sa``, between these outer addresses
-    (and UDP ports), out of ``port``; in ``transport`` mode behind its own header, with ``gre`` behind a GRE header. Of
-    paths for the same networks the one with the greatest ``rank`` is tried first.
+    (and UDP ports), out of ``port``; in ``transport`` mode behind its own header, with ``gre`` behind a GRE header,
+    with a ``wrapping`` behind that. Of paths for the same networks the one with the greatest ``rank`` is tried first.
     """
 
     match: Match
@@ -167,6 +175,7 @@ class OutboundPath:
     gre: bool = False
     transport: bool = False
     rank: int = 0
+    wrapping: Wrapping | None = None
 
     @property
     def ends(self) -> Match:
@@ -224,13 +233,13 @@ class Forwarding:
         payload = path.sa.open(packet)
         inner = _unwrapped(outer, payload) if path.transport else _inner_of(unwrap(payload) if path.gre else payload)
         path.sa.count(_counted(path, inner))
+        if path.wrapping is not None:
+            return (_out_of(path.wrapping, path, inner, outer.traffic_class),)
         if not path.lets_out(inner):
             raise Dropped(DropReason.SELECTOR)
-        if path.transport and (inside := self._unwrapped(inner)) is not None:
-            return (path.up.pass_on(inside),)
-        marks = path.copies.ecn and not path.transport  # there is one header only
-        data = congestion_mark(inner, outer.traffic_class) if marks else inner.data
-        return (path.up.emit(data, ethertype_of(inner.source)),)
+        inner = _marked(path, inner, outer.traffic_class)
+        inside = next((found for one in path.overlays if (found := one.unwrap(inner)) is not None), None)
+        return (_whole(path.up, inner) if inside is None else path.up.pass_on(inside),)
 
     def encapsulate(self, frame: bytes) -> tuple[Emission, ...]:
         """The ESP packet for a plaintext frame from the kernel, on its way to the peer, in fragments if it may be and
@@ -253,6 +262,8 @@ class Forwarding:
             raise Dropped(DropReason.NO_TUNNEL)
         if path.transport:
             return _transported(path, inner)
+        if path.wrapping is not None:
+            inner = path.wrapping.wrap(inner)
         outer, payload = _outer_of(path, inner), EspPayload(inner.encapsulated_as, inner.data)
         if path.gre:
             payload = wrap(payload)
@@ -265,9 +276,29 @@ class Forwarding:
         sealed = build_outer(outer, len(packet)) + packet
         return _emitted(path.port, sealed, whole=whole, source=path.source)
 
-    def _unwrapped(self, inner: IpPacket) -> bytes | None:
-        """The frame that a decrypted packet has for an overlay."""
-        return next((frame for one in self.overlays.values() if (frame := one.unwrap(inner)) is not None), None)
+
+def _whole(port: Port, packet: IpPacket) -> Emission:
+    return port.emit(packet.data, ethertype_of(packet.source))
+
+
+def _marked(path: InboundPath, inner: IpPacket, traffic_class: int) -> IpPacket:
+    """With the congestion mark of the header outside; in transport mode there is one header only. Raises Dropped."""
+    if path.transport or not path.copies.ecn:
+        return inner
+    return parse_inner(inner.encapsulated_as, congestion_mark(inner, traffic_class))
+
+
+def _out_of(wrapping: Wrapping, path: InboundPath, packet: IpPacket, traffic_class: int) -> Emission:
+    """What is behind a device's header, or all of it if it is the kernel's to unwrap. Raises Dropped."""
+    if not wrapping.has(packet):
+        raise Dropped(DropReason.SELECTOR)
+    packet = _marked(path, packet, traffic_class)
+    inside = wrapping.unwrap(packet)
+    if inside is None:
+        return _whole(path.up.untagged, packet)
+    if not path.lets_out(inside):
+        raise Dropped(DropReason.SELECTOR)
+    return path.up.emit(congestion_mark(inside, packet.traffic_class), ethertype_of(inside.source))
 
 
 def _transported(path: OutboundPath, inner: IpPacket) -> tuple[Emission, ...]:
@@ -292,8 +323,8 @@ def _emitted(port: Port, packet: bytes, *, whole: bool, source: bytes) -> tuple[
 
 
 _IPV4_ADDRESS_BYTES = 4
-_DSCP_MASK, _ECN_MASK = 0xFC, 0x03
-"""The parts of a traffic class (RFC 2474 §3, RFC 3168 §5)."""
+_ADDRESSES_BYTES = 12
+"""Of an Ethernet frame."""
 
 _identifications = itertools.count(1)
 """IPv4 identifications, unique across SAs: outer packets without DF may be fragmented on the way (RFC 6864)."""
@@ -301,7 +332,7 @@ _identifications = itertools.count(1)
 
 def _outer_of(path: OutboundPath, inner: IpPacket) -> OuterHeader:
     """DSCP and DF are copied (RFC 4301 §5.1.2), ECN too (RFC 6040 §4.1, normal mode), unless the SA is told not to."""
-    kept = (_DSCP_MASK if path.copies.dscp else 0) | (_ECN_MASK if path.copies.ecn else 0)
+    kept = (DSCP_MASK if path.copies.dscp else 0) | (ECN_MASK if path.copies.ecn else 0)
     return OuterHeader(
         source=path.source,
         destination=path.destination,
@@ -340,10 +371,4 @@ def _inner_of(payload: EspPayload) -> IpPacket:
     """The inner packet; parsing also cuts off TFC padding (RFC 4303 §2.7)."""
     if payload.next_header == PROTOCOL_NONE:
         raise Dropped(DropReason.DUMMY)
-    parse = _INNER_PARSERS.get(payload.next_header)
-    if parse is None:
-        raise Dropped(DropReason.NEXT_HEADER)
-    try:
-        return parse(payload.data)
-    except Dropped:
-        raise Dropped(DropReason.INNER_MALFORMED) from None
+    return parse_inner(payload.next_header, payload.data)

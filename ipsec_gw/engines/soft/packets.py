@@ -43,7 +43,9 @@ _IPV6 = struct.Struct("!IHBB16s16s")
 _PORTS = struct.Struct("!HH")
 _UDP = struct.Struct("!HHHH")
 
-_ECN_MASK = 0x03
+DSCP_MASK, ECN_MASK = 0xFC, 0x03
+"""The parts of a traffic class (RFC 2474 §3, RFC 3168 §5)."""
+
 _NOT_ECT, _ECT1, _ECT0, _CE = 0, 1, 2, 3
 
 
@@ -172,6 +174,22 @@ def parse_ipv6(data: bytes) -> IpPacket:
     )
 
 
+def parse_inner(protocol: int, data: bytes) -> IpPacket:
+    """The packet inside of another one, whose header names it by this protocol, what trails it cut off. Raises Dropped
+    (next_header, inner_malformed).
+    """
+    parse = _PARSERS.get(protocol)
+    if parse is None:
+        raise Dropped(DropReason.NEXT_HEADER)
+    try:
+        return parse(data)
+    except Dropped:
+        raise Dropped(DropReason.INNER_MALFORMED) from None
+
+
+_PARSERS = {PROTOCOL_IPIP: parse_ipv4, PROTOCOL_IPV6: parse_ipv6}
+
+
 def ethertype_of(address: bytes) -> bytes:
     """The EtherType, as on the wire, for packets of this address's family."""
     return (ETHERTYPE_IPV4 if len(address) == 4 else ETHERTYPE_IPV6).to_bytes(2, "big")
@@ -252,12 +270,20 @@ def checksum(data: bytes) -> int:
     return total ^ 0xFFFF
 
 
+def tunnel_mark(packet: IpPacket) -> int:
+    """The ECN of a device's header around it, ``INET_ECN_encapsulate``: a mark of the way before is not one of the way
+    to come.
+    """
+    mark = packet.traffic_class & ECN_MASK
+    return _ECT0 if mark == _CE else mark
+
+
 def congestion_mark(packet: IpPacket, outer_traffic_class: int) -> bytes:
     """The inner packet with the outer header's ECN merged in as RFC 6040 §4.2 (figure 4) has it.
 
     Raises Dropped (congestion) if the outer packet was marked and the inner one cannot carry the mark.
     """
-    inner, outer = packet.traffic_class & _ECN_MASK, outer_traffic_class & _ECN_MASK
+    inner, outer = packet.traffic_class & ECN_MASK, outer_traffic_class & ECN_MASK
     if inner == _NOT_ECT and outer == _CE:
         raise Dropped(DropReason.CONGESTION)
     marked = _CE if outer == _CE else _ECT1 if (inner, outer) == (_ECT0, _ECT1) else inner

@@ -10,6 +10,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from ipsec_gw.engines.port import Counters, EngineContext
+from ipsec_gw.engines.soft.device_header import Wrapping
 from ipsec_gw.engines.soft.forwarding import Forwarding, InboundPath, Match, OutboundPath, Port, WireKey
 from ipsec_gw.engines.soft.packets import parse_mac, vlan_tag
 from ipsec_gw.engines.soft.reassembly import Reassembly
@@ -171,6 +172,8 @@ class Store:
         self._check_reference(name, tunnel.outbound, self._outbound, Direction.OUT, tunnel.remote)
         if not isinstance(self._objects.get(tunnel.remote), NextHop):
             raise EngineError(f"{name}: there is no next hop to {tunnel.remote} - create it first")
+        if tunnel.header is not None and (tunnel.interface is None or self._keeps_headers(tunnel.outbound)):
+            raise EngineError(f"{name}: a device's header is of tunnel mode with an interface - check its SAs")
         gre = {sa.gre for key in (*tunnel.inbound, tunnel.outbound) if isinstance(sa := self._objects[key], EngineSa)}
         if len(gre) > 1 or (True in gre and tunnel.interface is None):
             raise EngineError(f"{name}: GRE is of all SAs of a tunnel with an interface - check its SAs")
@@ -196,8 +199,8 @@ class Store:
             tunnel = self._objects.get(key)
             if not isinstance(tunnel, Tunnel):
                 raise EngineError(f"{overlay.key}: there is no {_name(key)} - create it first")
-            if not self._transports(tunnel.outbound):
-                raise EngineError(f"{overlay.key}: {_name(key)} is not of transport mode - leave it to the kernel")
+            if not overlay.fits(tunnel):
+                raise EngineError(f"{overlay.key}: {_name(key)} is not for its two ends - leave it to the kernel")
 
     def _holder(self, key: EngineKey, vlan: int) -> str:
         """What else has a VLAN ID, empty for nothing."""
@@ -209,6 +212,11 @@ class Store:
         sa = self._objects[key]
         assert isinstance(sa, EngineSa)
         return sa.transport
+
+    def _keeps_headers(self, key: SaKey) -> bool:
+        sa = self._objects[key]
+        assert isinstance(sa, EngineSa)
+        return sa.transport or sa.gre
 
     def _check_reference(
         self, name: str, key: SaKey, living: Mapping[SaKey, LiveSa], direction: Direction, destination: IpAddress
@@ -231,7 +239,9 @@ class Store:
     def _rebuild(self) -> None:
         inbound: dict[WireKey, InboundPath] = {}
         outbound: list[OutboundPath] = []
+        overlays = [(overlay.tunnels, VxlanPath.of(overlay)) for overlay in self._overlays()]
         for tunnel in self._tunnels():
+            over = tuple(path for tunnels, path in overlays if tunnel.key in tunnels)
             matches = tuple(map(Match.inbound, tunnel.selectors))
             exceptions = tuple(map(Match.inbound, tunnel.exceptions))
             up = replace(self._up, addresses=self._up.addresses + vlan_tag(_vlan(tunnel)))
@@ -247,10 +257,12 @@ class Store:
                     copies=sa.copies,
                     gre=sa.gre,
                     transport=sa.transport,
+                    wrapping=_wrapping(tunnel),
+                    overlays=over,
                 )
                 inbound[key.destination.packed, key.spi] = path
             outbound.extend(self._outbound_paths(tunnel))
-        self._forwarding = Forwarding.build(inbound, outbound, self._begun, map(VxlanPath.of, self._overlays()))
+        self._forwarding = Forwarding.build(inbound, outbound, self._begun, (path for _, path in overlays))
 
     def _outbound_paths(self, tunnel: Tunnel) -> list[OutboundPath]:
         sa, hop = self._objects[tunnel.outbound], self._objects[tunnel.remote]
@@ -271,6 +283,7 @@ class Store:
                 gre=sa.gre,
                 transport=sa.transport,
                 rank=tunnel.rank,
+                wrapping=_wrapping(tunnel),
             )
             for selector in tunnel.selectors
         ]
@@ -278,6 +291,10 @@ class Store:
 
 def _vlan(tunnel: Tunnel) -> int:
     return 0 if tunnel.interface is None else tunnel.interface.vlan
+
+
+def _wrapping(tunnel: Tunnel) -> Wrapping | None:
+    return None if tunnel.header is None else Wrapping.of(tunnel.header)
 
 
 def _check_encapsulation(sa: EngineSa) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ipsec_gw.engines.soft.drops import Dropped, DropReason
 from ipsec_gw.engines.soft.packets import (
+    ECN_MASK,
     PROTOCOL_UDP,
     TAGGED_BYTES,
     UDP_BYTES,
@@ -20,6 +21,7 @@ from ipsec_gw.engines.soft.packets import (
     parse_frame,
     parse_ipv4,
     parse_udp,
+    tunnel_mark,
     vlan_tag,
 )
 from ipsec_gw.model.objects import Overlay
@@ -32,8 +34,6 @@ _VNI_SHIFT = 8
 _ADDRESSES_BYTES, _ETHERNET_BYTES, _TAG_BYTES = 12, 14, 4
 _FIRST_PORT, _LAST_PORT = 32768, 60999
 """``net.ipv4.ip_local_port_range`` as it is unless somebody changes it."""
-
-_ECN_MASK, _CE, _ECT0 = 0x03, 0x03, 0x02
 
 _identifications = itertools.count(1)
 """IPv4 identifications: what is too long for the way is taken apart, and DF is clear."""
@@ -65,7 +65,7 @@ class VxlanPath:
             source=self.local,
             destination=self.remote,
             protocol=PROTOCOL_UDP,
-            traffic_class=_outer_mark(packet),
+            traffic_class=tunnel_mark(packet) if packet is not None else 0,
             dont_fragment=False,
             identification=next(_identifications) & 0xFFFF,
         )
@@ -107,14 +107,8 @@ def _source_port(frame: bytes, packet: IpPacket | None) -> int:
     return _FIRST_PORT + zlib.crc32(flow) % (_LAST_PORT - _FIRST_PORT + 1)
 
 
-def _outer_mark(packet: IpPacket | None) -> int:
-    """``INET_ECN_encapsulate``: a mark of the way before is not one of the way to come."""
-    mark = packet.traffic_class & _ECN_MASK if packet is not None else 0
-    return _ECT0 if mark == _CE else mark
-
-
 def _marked(frame: bytes, traffic_class: int) -> bytes:
-    packet = _packet_in(frame) if traffic_class & _ECN_MASK else None
+    packet = _packet_in(frame) if traffic_class & ECN_MASK else None
     if packet is None:
         return frame
     start = frame.index(packet.data, _ETHERNET_BYTES)
