@@ -108,6 +108,9 @@ MARKS = (0x41, 0x42, 0x43)
 """The last one is given by no VTI device."""
 UPLINK = Uplink(7, bytes(6), bytes(6))
 GRE, UDP = 47, 17
+FAR_LOCAL, FAR = ip_address("198.18.0.1"), (ip_address("198.18.0.2"), ip_address("198.18.0.3"))
+"""Ends of devices that are no ends of SAs."""
+_FAR_INDEX = 1000
 SHUNT = 0
 """The reqid of policies that no tunnel has."""
 
@@ -119,6 +122,7 @@ TALLIED = (
     *("the same by an interface", "the same by a GRE device", "the same by a VTI device", "the same between hosts"),
     *("interface made anew", "interface led at the end", "hosts led at the end"),
     *("the same by a VXLAN device", "VXLAN device led at the end"),
+    *("the same behind its header", "the same of addresses of its own"),
 )
 """What must not be missing in a run of many sequences."""
 
@@ -258,15 +262,15 @@ class World:
             mark: Vti(XfrmInterface(18 + n, f"vti{n}", InterfaceKind.VTI), None, None, 0, mark)
             for n, mark in enumerate(MARKS[:-1])
         }
+        ends = {peer: (n, LOCALS[4]) for n, peer in enumerate(PEERS) if peer.version == 4}
+        ends |= {far: (_FAR_INDEX + n, FAR_LOCAL) for n, far in enumerate(FAR)}
         self.encapsulators = {
-            peer: Encapsulator(XfrmInterface(15 + n, f"gre{n}", InterfaceKind.GRE), LOCALS[4], peer)
-            for n, peer in enumerate(PEERS)
-            if peer.version == 4
+            remote: Encapsulator(XfrmInterface(15 + n, f"gre{n}", InterfaceKind.GRE), local, remote)
+            for remote, (n, local) in ends.items()
         }
         self.vxlans = {
-            peer: Vxlan(XfrmInterface(2 + n, f"vxlan{n}", InterfaceKind.VXLAN), LOCALS[4], peer, 4789, 42)
-            for n, peer in enumerate(PEERS)
-            if peer.version == 4
+            remote: Vxlan(XfrmInterface(2 + n, f"vxlan{n}", InterfaceKind.VXLAN), local, remote, 4789, 42)
+            for remote, (n, local) in ends.items()
         }
         self.steering.engine, self.steering.routes, self.engine.steering = self.engine, self.routes, self.steering
         self.steering.devices, self.devices.steering = self.devices, self.steering
@@ -352,6 +356,10 @@ class World:
             ends = ip_network((child.local, 32)), ip_network((peer, 31 if wide else 32), strict=False)
             protocol = self.random.choice([GRE, GRE, 0, 17, 17, 6])
             child = Child(peer, self.reqid, (Selector(*ends, protocol),), mode=Mode.TRANSPORT)
+        elif self.random.random() < 0.25:
+            far = ip_network(FAR_LOCAL), ip_network(self.random.choice(FAR))
+            protocol = self.random.choice([GRE, GRE, 0, 17, 17, 6])
+            child = Child(peer, self.reqid, (Selector(*far, protocol),), port=port, ours=ours)
         self.children.append(child)
         self._bring(child)
 
@@ -530,7 +538,7 @@ class World:
         if not leading:
             return
         policy = self.random.choice(leading)
-        if policy.transports and policy.upper in {0, UDP} and self.random.random() < 0.5 and self._frames(policy):
+        if policy.upper in {0, UDP} and self.random.random() < 0.5 and self._frames(policy):
             return
         way = self._way_of(policy)
         led = self._is_led(policy, way)
@@ -541,6 +549,7 @@ class World:
                     self.tally["burst through the engine"] += 1
                     self.tally["the same by an interface"] += way is not None
                     self.tally["the same by a GRE device"] += way is not None and way.kind is InterfaceKind.GRE
+                    self.tally["the same behind its header"] += tunnel.header is not None
                     self.tally["the same by a VTI device"] += way is not None and way.kind is InterfaceKind.VTI
                     self.tally["the same between hosts"] += tunnel.hosts
                     self.engine.encrypts(tunnel.outbound, count)
@@ -554,9 +563,10 @@ class World:
 
     def _frames(self, policy: XfrmPolicy) -> bool:
         """A VXLAN device's, if they are led to an engine that takes them; else it is the kernel that does VXLAN."""
-        device = self.vxlans[tunnel_of(policy.templates[0]).remote].interface
-        if device.index not in self.devices.leads:
+        between = self.vxlans.get(_remote_of(policy))
+        if between is None or between.interface.index not in self.devices.leads:
             return False
+        device = between.interface
         if not self.engine.works:
             self.steering.plaintext_falls()
             return False
@@ -566,13 +576,17 @@ class World:
         if count:
             tunnel = self.random.choice([one for one in self.engine.tunnels() if one.key in overlay.tunnels])
             self.tally["the same by a VXLAN device"] += 1
+            self.tally["the same of addresses of its own"] += not policy.transports
             self.engine.encrypts(tunnel.outbound, count)
         return True
 
     def _way_of(self, policy: XfrmPolicy) -> XfrmInterface | None:
-        """The interface into which routing sends its packets; None if there is none."""
+        """The interface into which routing sends its packets; None if there is none. In tunnel mode what the kernel has
+        made of them for a device may be led as other packets are.
+        """
         if policy.upper == GRE:
-            return self.encapsulators[tunnel_of(policy.templates[0]).remote].interface
+            device = self.encapsulators[_remote_of(policy)].interface
+            return device if policy.transports or device.index in self.devices.leads else None
         if policy.mark is not None and policy.mark[0] in self.vtis:
             return self.vtis[policy.mark[0]].interface
         return self.interfaces.get(policy.if_id)
@@ -588,7 +602,7 @@ class World:
     @staticmethod
     def _has(tunnel: Tunnel, policy: XfrmPolicy, way: XfrmInterface | None) -> bool:
         """Whether a tunnel of the engine encrypts the packets of a policy."""
-        if policy.transports:
+        if policy.transports or (way is not None and way.kind is InterfaceKind.GRE):
             return tunnel.interface == way and tunnel.key == tunnel_of(policy.templates[0])
         return tunnel.interface == way and not tunnel.hosts and policy.selector in tunnel.selectors
 
@@ -889,6 +903,11 @@ class World:
             "leftovers of the guard": ({*self.steering.owner, *self.steering.seen} - self.xfrm.sas.keys(), set()),
         }
         return [f"{what}: {_difference(*pair)}" for what, pair in checks.items() if pair[0] != pair[1]]
+
+
+def _remote_of(policy: XfrmPolicy) -> IpAddress:
+    """The other end of what a device sends by it."""
+    return tunnel_of(policy.templates[0]).remote if policy.transports else policy.destination.network_address
 
 
 def _difference(here: Any, there: Any) -> str:
