@@ -1,7 +1,7 @@
 """An ESP receiver of our own: what the wire really carried, said by neither kernel nor engine.
 
-RFC 4303 (ESP), RFC 4106 (AES-GCM), RFC 7634 (ChaCha20-Poly1305), both modes, transport mode around GRE, IPIP and VXLAN
-too, sequence numbers of 32 and of 64 bits.
+RFC 4303 (ESP), RFC 4106 (AES-GCM), RFC 7634 (ChaCha20-Poly1305), both modes, around GRE, IPIP and VXLAN too, sequence
+numbers of 32 and of 64 bits.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ PLAIN_GRE = {bytes.fromhex("00000800"): IPPROTO_IPIP, bytes.fromhex("000086dd"):
 IPPROTO_UDP, VXLAN_PORT, VXLAN_HEADERS = 17, 4789, 30
 """Around an IPv4 packet (RFC 7348): UDP, VXLAN and Ethernet."""
 VNI_GIVEN, IPV4 = b"\x08", b"\x08\0"
+
+PIECE = 0x3FFF
+"""More fragments, or an offset (RFC 791)."""
 
 HIGH = (0, 1)
 """Upper halves of extended sequence numbers that are tried; no lab goes further."""
@@ -99,8 +102,7 @@ class Oracle:
                 plain = self._cipher(sa).decrypt(nonce, packet.payload[16:], spi + above + number)
             except InvalidTag:
                 continue
-            bare = sa.transport and plain[-1] not in TUNNELLED
-            inner = _of_vxlan(plain, name) or _transported(packet, plain, name) if bare else strip_trailer(plain, name)
+            inner = _transport_mode(packet, plain, name) if sa.transport else _of_device(strip_trailer(plain, name))
             return Opened(high << 32 | packet.sequence, packet.iv, inner, high)
         raise NotGenuine(f"{name}: the tag does not verify")
 
@@ -113,10 +115,30 @@ class Oracle:
         return self._ciphers[index]
 
 
-def _of_vxlan(plain: bytes, name: str) -> bytes:
-    """The IPv4 packet in what a VXLAN device sends, empty if it is something else (ARP)."""
-    payload = _unpadded(plain, name)
-    to_device = plain[-1] == IPPROTO_UDP and int.from_bytes(payload[2:4], "big") == VXLAN_PORT
+def _transport_mode(packet: EspPacket, plain: bytes, name: str) -> bytes:
+    """What a device or a host has sent."""
+    if plain[-1] in TUNNELLED:
+        return strip_trailer(plain, name)
+    found = _of_vxlan(_unpadded(plain, name)) if plain[-1] == IPPROTO_UDP else b""
+    return found or _transported(packet, plain, name)
+
+
+def _of_device(packet: bytes) -> bytes:
+    """What a device has put into an IPv4 packet of its own, before tunnel mode protected that; or the packet."""
+    header_bytes = (packet[0] & 0x0F) * 4
+    if packet[0] >> 4 != 4 or int.from_bytes(packet[6:8], "big") & PIECE:
+        return packet
+    protocol, payload = packet[9], packet[header_bytes:]
+    if protocol == IPPROTO_GRE and payload[:4] in PLAIN_GRE:
+        return payload[4:]
+    if protocol == IPPROTO_IPIP:
+        return payload
+    return (_of_vxlan(payload) if protocol == IPPROTO_UDP else b"") or packet
+
+
+def _of_vxlan(payload: bytes) -> bytes:
+    """The IPv4 packet in UDP that a VXLAN device sends, empty if it is something else (ARP)."""
+    to_device = int.from_bytes(payload[2:4], "big") == VXLAN_PORT
     is_ip = payload[8:9] == VNI_GIVEN and payload[VXLAN_HEADERS - 2 : VXLAN_HEADERS] == IPV4
     return payload[VXLAN_HEADERS:] if to_device and is_ip else b""
 

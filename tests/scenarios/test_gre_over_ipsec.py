@@ -1,4 +1,4 @@
-"""GRE and IPIP devices over transport mode: the engine has what routing sends out by them, or the kernel if it dies."""
+"""GRE and IPIP devices: the engine has what routing sends out by them, or the kernel if it dies."""
 
 import pytest
 
@@ -19,6 +19,7 @@ WANTED = (
     "the oracle opens every ESP packet of both directions",
     "A uses no sequence number and no nonce twice",
     "no packet of the device crosses the WAN without ESP",
+    "`show status` says who does what",
     "UDP 10.1.0.10 -> 10.2.0.10 is denied",
     "UDP 10.2.0.10 -> 10.1.0.10 is denied",
     "the firewall finds nothing malformed, whoever decrypted it",

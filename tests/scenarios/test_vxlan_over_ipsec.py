@@ -1,4 +1,4 @@
-"""VXLAN devices over transport mode: the engine has what they send, or the kernel if it dies."""
+"""VXLAN devices: the engine has what they send, or the kernel if it dies."""
 
 import pytest
 

@@ -4,9 +4,11 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import GRE, Ether
 
 from ipsec_gw.lab.capture import Frame
-from ipsec_gw.lab.scenarios.gre_over_ipsec import CLEAR, IPIP, bare
+from ipsec_gw.lab.scenarios.gre_over_ipsec import CLEAR, GRE_TUNNEL, IPIP, IPIP_TUNNEL, MTU, bare
 from ipsec_gw.lab.scenarios.gre_over_ipsec import GRE as LINK
+from ipsec_gw.lab.topology import MTU as PACKET
 from ipsec_gw.lab.topology import Role
+from ipsec_gw.model.sizes import GRE_HEADER, IPV4_HEADER, inner_mtu
 from tests.unit.lab_kit import esp_frame, inner, scapy_sa
 
 
@@ -17,6 +19,26 @@ def test_both_gateways_protect_what_the_device_sends_alone():
             assert "mode = transport" in text
             assert f"local_ts = {{here}}/32[{protocol}]" in text
             assert f"remote_ts = {{there}}/32[{protocol}]" in text
+
+
+def test_in_tunnel_mode_they_protect_it_between_its_own_ends():
+    for link, ends in ((GRE_TUNNEL, ("192.0.2.1", "192.0.2.2")), (IPIP_TUNNEL, ("{here}", "{there}"))):
+        for role in (Role.GATEWAY_A, Role.GATEWAY_B):
+            here, there = ends if role is Role.GATEWAY_A or link is IPIP_TUNNEL else reversed(ends)
+            text = link.connection.text(role)
+            assert "mode = tunnel" in text
+            assert f"local_ts = {here}/32[" in text
+            assert f"remote_ts = {there}/32[" in text
+
+
+def test_what_fits_is_what_esp_leaves():
+    room = inner_mtu(PACKET, 4, encapsulated=False)
+    assert {
+        LINK: str(room - GRE_HEADER),
+        IPIP: str(room),
+        GRE_TUNNEL: str(room - IPV4_HEADER - GRE_HEADER),
+        IPIP_TUNNEL: str(room - IPV4_HEADER),
+    } == MTU
 
 
 def frame(packet):

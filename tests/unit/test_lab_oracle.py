@@ -126,6 +126,31 @@ def test_inner_length_must_be_its_own():
         strip_trailer(padded(bytes(inner()) + b"x", b"\1"), "x")
 
 
+DEVICE = {"src": "192.0.2.1", "dst": "192.0.2.2"}
+
+
+@pytest.mark.parametrize(
+    ("sent", "taken"),
+    [
+        (GRE() / inner(), True),
+        (inner(), True),
+        (UDP(sport=40000, dport=4789) / (b"\x08" + bytes(3) + b"\0\0\x2a\0") / Ether() / inner(), True),
+        (GRE(key_present=1, key=7) / inner(), False),
+        (UDP(sport=40000, dport=4789) / (b"\x08" + bytes(3) + b"\0\0\x2a\0") / Ether() / ARP(), False),
+        (UDP(sport=1, dport=2) / b"other", False),
+    ],
+)
+def test_in_tunnel_mode_what_a_device_sends_is_taken_out_of_its_packet(sent, taken):
+    packet = IP(bytes(IP(**DEVICE) / sent))
+    opened = Oracle().open(esp_of(esp_frame(scapy_sa(), packet)), kernel_sa())
+    assert opened.inner == (bytes(inner()) if taken else bytes(packet))
+
+
+def test_in_tunnel_mode_a_piece_of_a_devices_packet_is_what_it_is():
+    piece = IP(bytes(IP(**DEVICE, flags="MF") / GRE() / inner()))
+    assert Oracle().open(esp_of(esp_frame(scapy_sa(), piece)), kernel_sa()).inner == bytes(piece)
+
+
 def vxlan(packet, port=4789):
     """In transport mode, as a VXLAN device sends it."""
     headers = UDP(sport=40000, dport=port) / (b"\x08" + bytes(3) + b"\0\0\x2a\0")

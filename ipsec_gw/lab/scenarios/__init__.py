@@ -58,8 +58,10 @@ def scenarios() -> dict[str, Scenario]:
     from ipsec_gw.lab.scenarios.frr import run as run_frr  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.gre_over_ipsec import (  # noqa: PLC0415
         run_gre,
+        run_gre_tunnel,
         run_gre_with_firewall,
         run_ipip,
+        run_ipip_tunnel,
     )
     from ipsec_gw.lab.scenarios.hang import run as run_hang  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.hitless import run as run_hitless  # noqa: PLC0415
@@ -86,7 +88,7 @@ def scenarios() -> dict[str, Scenario]:
     from ipsec_gw.lab.scenarios.spd import run as run_spd  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.transport import run as run_transport  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.trap import run as run_trap  # noqa: PLC0415
-    from ipsec_gw.lab.scenarios.vxlan_over_ipsec import run_bridged, run_routed  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.vxlan_over_ipsec import run_bridged, run_routed, run_tunnel  # noqa: PLC0415
 
     known = (
         Scenario(
@@ -135,19 +137,22 @@ def scenarios() -> dict[str, Scenario]:
         ),
         Scenario(
             "gre-over-ipsec",
-            "BGP by FRR over a GRE device in transport mode, one behind a firewall, an IPIP device: rekeys and deaths",
+            "BGP by FRR over a GRE device, one behind a firewall, an IPIP device; tunnel mode too: rekeys and deaths",
             (
                 Part("gre", topology.two_networks, run_gre, vm_seconds=2400.0),
                 Part("gre-firewall", topology.site_to_site, run_gre_with_firewall, vm_seconds=1400.0),
                 Part("ipip", topology.two_networks, run_ipip, vm_seconds=1400.0),
+                Part("gre-tunnel", topology.two_networks, run_gre_tunnel, vm_seconds=1400.0),
+                Part("ipip-tunnel", topology.two_networks, run_ipip_tunnel, vm_seconds=1400.0),
             ),
         ),
         Scenario(
             "vxlan-over-ipsec",
-            "VXLAN devices in transport mode, routed and in a bridge: rekeys, path MTU, the engine's death and return",
+            "VXLAN devices, routed, in a bridge, over tunnel mode: rekeys, path MTU, the engine's death and return",
             (
                 Part("routed", topology.site_to_site, run_routed, vm_seconds=1400.0),
                 Part("bridged", topology.one_network, run_bridged, vm_seconds=1400.0),
+                Part("tunnel", topology.site_to_site, run_tunnel, vm_seconds=1400.0),
             ),
         ),
         Scenario(

@@ -28,7 +28,7 @@ from ipsec_gw.lab.scenarios.tunnel import Story, Talkers, bring_up, carry, follo
 from ipsec_gw.lab.scenarios.verdicts import Evidence, few
 from ipsec_gw.lab.topology import HOST, LAN, WAN, Role
 from ipsec_gw.lab.traffic import Host, TrafficError, tcp_echo, until
-from ipsec_gw.model.ids import IpNetwork
+from ipsec_gw.model.ids import IpAddress, IpNetwork
 
 NOWHERE = "4278198272"
 """A metric whose upper byte is 255: to zebra such a route has the distance that everything else goes before."""
@@ -47,8 +47,8 @@ Answer = TypeVar("Answer")
 @dataclass(frozen=True, slots=True)
 class Link:
     """An interface at both gateways into which routing sends what a tunnel carries, with a network of its own: ``kind``
-    is what `ip link add` calls it, the gateways' addresses in braces. The routers prefer the link with the greater
-    ``weight``.
+    is what `ip link add` calls it, the gateways' addresses in braces; with ``ends`` those are not the outer ones, but
+    the first of that network, which they have besides. The routers prefer the link with the greater ``weight``.
     """
 
     interface: str
@@ -56,6 +56,7 @@ class Link:
     network: IPv4Network
     weight: int
     connection: Connection
+    ends: IPv4Network | None = None
 
     def address(self, role: Role) -> IPv4Address:
         """A gateway's own."""
@@ -63,8 +64,24 @@ class Link:
 
     def added(self, lab: Lab, role: Role) -> str:
         """As `ip` adds it."""
-        here, there = (lab.topology.address(one, WAN) for one in (role, OTHER_GATEWAY[role]))
+        here, there = (self.end(lab, one) for one in (role, OTHER_GATEWAY[role]))
         return f"link add {self.interface} type {self.kind.format(here=here, there=there)}"
+
+    def end(self, lab: Lab, role: Role) -> IpAddress:
+        """A gateway's address that the interface sends from, if it has one."""
+        return lab.topology.address(role, WAN) if self.ends is None else own_end(self.ends, role)
+
+
+def own_end(ends: IPv4Network, role: Role) -> IPv4Address:
+    """The address of a gateway that is no outer one of its tunnels."""
+    return ends[1 + GATEWAYS.index(role)]
+
+
+def reach(lab: Lab, ends: IPv4Network, role: Role) -> tuple[str, str]:
+    """What gives a gateway its own, and the way to the other's, as ip takes it."""
+    other = OTHER_GATEWAY[role]
+    way = lab.topology.address(other, WAN)
+    return f"addr add {own_end(ends, role)}/32 dev lo", f"route add {own_end(ends, other)}/32 via {way}"
 
 
 def _link(number: int, connection: str, child: str, weight: int) -> Link:
@@ -157,6 +174,7 @@ async def raise_links(lab: Lab, role: Role, links: Sequence[Link]) -> None:
         line
         for link in links
         for line in (
+            *(() if link.ends is None else reach(lab, link.ends, role)),
             link.added(lab, role),
             f"addr add {link.address(role)}/{link.network.prefixlen} dev {link.interface}",
             f"link set {link.interface} up",

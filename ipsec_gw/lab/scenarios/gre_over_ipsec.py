@@ -1,7 +1,8 @@
-"""GRE over IPsec: both gateways have a GRE device, and SAs in transport mode for what it sends; BGP runs over it.
+"""GRE over IPsec: both gateways have a GRE device, and SAs for what it sends; BGP runs over it, in transport mode.
 
 What routing sends out by the device goes to the engine, which does GRE and ESP, and what comes of it comes in by the
-device. A rekey and the death of the engine are no flap. An IPIP device has the same, with static routes.
+device. A rekey and the death of the engine are no flap. An IPIP device has the same, with static routes. In tunnel mode
+a GRE device has addresses of its own, and an IPIP device those of the gateways.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from ipaddress import IPv4Network
 from ipsec_gw.lab.capture import Frame, header
 from ipsec_gw.lab.context import Lab
 from ipsec_gw.lab.frr import TOOLS
-from ipsec_gw.lab.gateway import PLAIN
+from ipsec_gw.lab.gateway import PLAIN, GatewayUnderTest
 from ipsec_gw.lab.matrix.case import Child, Connection
 from ipsec_gw.lab.process import need_tools
 from ipsec_gw.lab.process import run as call
 from ipsec_gw.lab.scenarios.configured import GATEWAYS, both
 from ipsec_gw.lab.scenarios.failover import finish, flowing
-from ipsec_gw.lab.scenarios.frr import Link, bgp_comes, raise_links, unbroken
+from ipsec_gw.lab.scenarios.frr import Link, bgp_comes, own_end, raise_links, unbroken
 from ipsec_gw.lab.scenarios.route_based import OTHER_GATEWAY, engine_dies, hear_the_firewall, walled, walls_hold
 from ipsec_gw.lab.scenarios.site_to_site import bracketed_exchange, rekey_under_traffic
 from ipsec_gw.lab.scenarios.tunnel import Story, Talkers, bring_up, carry, set_up, start_flows
@@ -31,13 +32,26 @@ NETWORK = IPv4Network("192.168.47.0/30")
 CLEAR = frozenset(ENCAPSULATIONS.values())
 
 
-def _link(interface: str, kind: str, protocol: str) -> Link:
-    child = Child("net", f"{{here}}/32[{protocol}]", f"{{there}}/32[{protocol}]", options=("mode = transport",))
-    return Link(interface, f"{kind} local {{here}} remote {{there}} ttl 64", NETWORK, 0, Connection(children=(child,)))
+ENDS = IPv4Network("192.0.2.0/30")
+"""Addresses of the gateways that no packet on the WAN has."""
+
+
+def _between(protocol: str, mode: str, ends: IPv4Network | None) -> Child:
+    """The child for what a device sends."""
+    sides = ("{here}", "{there}") if ends is None else tuple(str(own_end(ends, role)) for role in GATEWAYS)
+    here, there = (f"{side}/32[{protocol}]" for side in sides)
+    mirrored = (None, None) if ends is None else (there, here)
+    return Child("net", here, there, options=(f"mode = {mode}",), local_b=mirrored[0], remote_b=mirrored[1])
+
+
+def _link(interface: str, kind: str, protocol: str, mode: str = "transport", ends: IPv4Network | None = None) -> Link:
+    connection = Connection(children=(_between(protocol, mode, ends),))
+    return Link(interface, f"{kind} local {{here}} remote {{there}} ttl 64", NETWORK, 0, connection, ends)
 
 
 GRE, IPIP = _link("gre1", "gre", "gre"), _link("ipip1", "ipip", "4")
-MTU = {GRE: "1442", IPIP: "1446"}
+GRE_TUNNEL, IPIP_TUNNEL = _link("gre1", "gre", "gre", "tunnel", ENDS), _link("ipip1", "ipip", "4", "tunnel")
+MTU = {GRE: "1442", IPIP: "1446", GRE_TUNNEL: "1422", IPIP_TUNNEL: "1426"}
 """What fits into an ESP packet of 1,500 bytes behind the device's headers."""
 
 
@@ -58,9 +72,20 @@ async def run_ipip(lab: Lab) -> None:
     await _play(lab, IPIP)
 
 
+async def run_gre_tunnel(lab: Lab) -> None:
+    """Play it in tunnel mode, with a GRE device between addresses of its own."""
+    await _play(lab, GRE_TUNNEL)
+
+
+async def run_ipip_tunnel(lab: Lab) -> None:
+    """Play it in tunnel mode, with an IPIP device between the gateways' own addresses."""
+    await _play(lab, IPIP_TUNNEL)
+
+
 async def _play(lab: Lab, link: Link, config: str = PLAIN, *, by_bgp: bool = False) -> None:
     for role in GATEWAYS:
         await raise_links(lab, role, (link,))
+    await _fit(lab, link)
     before = await _mtu(lab, link)
     story = await set_up(lab, both(lab, link.connection), config=config)
     gateway = story.gateway
@@ -76,6 +101,7 @@ async def _play(lab: Lab, link: Link, config: str = PLAIN, *, by_bgp: bool = Fal
     carried = await _mtu(lab, link)
     lab.check(f"{link.interface} has the MTU of its tunnel", carried == MTU[link], MTU[link], carried)
     await bracketed_exchange(story, "payload exchange")
+    await _told(lab, link, gateway)
     if config != PLAIN:
         await walls_hold(story, gateway)
     await rekey_under_traffic(story, evidence)
@@ -91,6 +117,23 @@ async def _play(lab: Lab, link: Link, config: str = PLAIN, *, by_bgp: bool = Fal
     _none_in_clear(lab, story, evidence)
     after = await _mtu(lab, link)
     lab.check(f"{link.interface} has its own MTU back", after == before, before, after)
+
+
+async def _fit(lab: Lab, link: Link) -> None:
+    """Give gateway B's device the MTU of the tunnel: nothing but the kernel sends by it, and that fragments before ESP,
+    or sends packets with DF that do not fit.
+    """
+    words = ["ip", "link", "set", link.interface, "mtu", MTU[link]]
+    await call(words, namespace=lab.topology.namespace(Role.GATEWAY_B))
+
+
+async def _told(lab: Lab, link: Link, gateway: GatewayUnderTest) -> None:
+    kind = link.kind.split()[0].upper()
+    told, wanted = (
+        (await gateway.status_now()).overlays,
+        f"{kind} device {link.interface}: {gateway.engine} does {kind}",
+    )
+    lab.check("`show status` says who does what", told == (f"{wanted} and ESP",), f"{wanted} and ESP", "; ".join(told))
 
 
 async def _routes(story: Story, link: Link) -> None:

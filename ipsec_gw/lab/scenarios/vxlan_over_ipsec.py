@@ -1,9 +1,10 @@
-"""VXLAN over IPsec: both gateways have a VXLAN device, and SAs in transport mode for what it sends.
+"""VXLAN over IPsec: both gateways have a VXLAN device, and SAs for what it sends.
 
 The engine does VXLAN and ESP, and the kernel what the engine leaves to it, and all of it once the engine is dead: then
-the device's packets are the gateway's own. With routes by the device there are two children, each of which carries one
-way: packets go to the port of the device, and come from any. In a bridge the device joins both LANs, and one child is
-for all UDP. Rekeys and the death of the engine happen under traffic, and hosts find out what fits into the tunnel.
+the device's packets are the gateway's own. In transport mode, with routes by the device, there are two children, each
+of which carries one way: packets go to the port of the device, and come from any. In a bridge the device joins both
+LANs, and one child is for all UDP; so it is in tunnel mode, between addresses that no packet on the WAN has. Rekeys and
+the death of the engine happen under traffic, and hosts find out what fits into the tunnel.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ipsec_gw.lab.process import run as call
 from ipsec_gw.lab.scenarios.configured import GATEWAYS, both
 from ipsec_gw.lab.scenarios.conversations import finds_mtu
 from ipsec_gw.lab.scenarios.failover import finish, flowing
-from ipsec_gw.lab.scenarios.frr import NOWHERE
+from ipsec_gw.lab.scenarios.frr import NOWHERE, own_end, reach
 from ipsec_gw.lab.scenarios.route_based import OTHER_GATEWAY, engine_dies
 from ipsec_gw.lab.scenarios.site_to_site import bracketed_exchange, rekey_under_traffic
 from ipsec_gw.lab.scenarios.tunnel import (
@@ -49,6 +50,8 @@ DEVICE, BRIDGE, VNI = "vxlan1", "br0", 42
 NETWORK = IPv4Network("192.168.48.0/30")
 FITS = 1416
 """Bytes of IP packet that fit into an ESP packet of 1,500, behind the headers of Ethernet, VXLAN and UDP."""
+ENDS, FITS_TUNNEL = IPv4Network("192.0.2.0/30"), FITS - 20
+"""Of the device in tunnel mode, where the IP header is inside as well."""
 
 MTU_PORT = 7700
 TRUSTED_MS = "3600000"
@@ -74,6 +77,8 @@ class Way:
     join: Callable[[Lab], Awaitable[None]]
     silent: tuple[str, ...] = ()
     options: str = ""
+    ends: IPv4Network | None = None
+    fits: int = FITS
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -87,9 +92,21 @@ class Way:
 
 async def run_routed(lab: Lab) -> None:
     """Play it with routes by the device, whose MTU is the operator's work; without them nothing goes anywhere."""
+    await _go_nowhere(lab)
+    await _play(lab, ROUTED)
+
+
+async def run_tunnel(lab: Lab) -> None:
+    """The same in tunnel mode, between addresses of the device's own."""
+    await _go_nowhere(lab)
+    for role in GATEWAYS:
+        await _ip(lab, role, *reach(lab, ENDS, role))
+    await _play(lab, TUNNEL)
+
+
+async def _go_nowhere(lab: Lab) -> None:
     for role, other in OTHER_GATEWAY.items():
         await _ip(lab, role, *(f"route add blackhole {net} metric {NOWHERE}" for net in lab.topology.behind(other)))
-    await _play(lab, ROUTED)
 
 
 async def run_bridged(lab: Lab) -> None:
@@ -136,9 +153,18 @@ ROUTED = Way(
 BRIDGED = Way((_child(CHILD, "udp", "udp"),), _bridge)
 
 
+def _tunnel() -> Child:
+    """The one for all UDP between the ends."""
+    here, there = (f"{own_end(ENDS, role)}/32[udp]" for role in GATEWAYS)
+    return Child(CHILD, here, there, options=("mode = tunnel",), local_b=there, remote_b=here)
+
+
+TUNNEL = Way((_tunnel(),), _route, options=f" mtu {FITS_TUNNEL}", ends=ENDS, fits=FITS_TUNNEL)
+
+
 async def _play(lab: Lab, way: Way) -> None:
     for role in GATEWAYS:
-        await _raise_device(lab, role, way.options)
+        await _raise_device(lab, role, way)
     story = await set_up(lab, both(lab, Connection(children=way.children)), config=PLAIN)
     gateway = story.gateway
     if gateway is None:
@@ -159,7 +185,7 @@ async def _play(lab: Lab, way: Way) -> None:
     _the_engine_did_it(lab, before, await _work(story, gateway))
     await rekey_under_traffic(story, evidence)
     found = discovered(client, (server.address, MTU_PORT), server)
-    await finds_mtu(lab, "the client finds out what fits into the tunnel", FITS, found)
+    await finds_mtu(lab, "the client finds out what fits into the tunnel", way.fits, found)
     await engine_dies(story, gateway, evidence)
     told = (await gateway.status_now()).overlays
     lab.check("`show status` says it again", told == (wanted,), wanted, "; ".join(told))
@@ -194,10 +220,11 @@ def _the_engine_did_it(lab: Lab, before: Work, after: Work) -> None:
     lab.check(f"the kernel's {DEVICE} sends none but those that are left to it", sent <= kept, f"{kept} at most", sent)
 
 
-async def _raise_device(lab: Lab, role: Role, options: str = "") -> None:
-    here, there = (lab.topology.address(one, WAN) for one in (role, OTHER_GATEWAY[role]))
+async def _raise_device(lab: Lab, role: Role, way: Way) -> None:
+    roles = (role, OTHER_GATEWAY[role])
+    here, there = (lab.topology.address(one, WAN) if way.ends is None else own_end(way.ends, one) for one in roles)
     kind = f"type vxlan id {VNI} local {here} remote {there} dstport {VXLAN_PORT}"
-    await _ip(lab, role, f"link add {DEVICE}{options} {kind}", f"link set {DEVICE} up")
+    await _ip(lab, role, f"link add {DEVICE}{way.options} {kind}", f"link set {DEVICE} up")
 
 
 def _link_address(role: Role) -> IPv4Address:
