@@ -26,7 +26,7 @@ from ipsec_gw.model.ids import IpAddress
 from ipsec_gw.model.objects import NAT_T_PORT, Selector, Tunnel
 from vpp_conf.api import VppApi
 from vpp_conf.descriptors.base import host
-from vpp_conf.descriptors.classify import DENY, HEADERS, VERSIONS, rule_of
+from vpp_conf.descriptors.classify import CARRY_ON, DENY, HEADERS, VERSIONS, rule_of
 from vpp_conf.descriptors.loopback import LoopbackDescriptor
 from vpp_conf.descriptors.sa import SadEntry
 from vpp_conf.descriptors.spd import (
@@ -42,7 +42,7 @@ from vpp_conf.encap_routes import EncapRoutes
 from vpp_conf.gate_loops import IN, OUT, WHOLE, next_hop, raise_gates
 from vpp_conf.journal import Journal
 from vpp_conf.links import ANYWHERE, Links
-from vpp_conf.sieve import CARRY_ON, Mask, Sieve, Sift, Stage
+from vpp_conf.sieve import Mask, Sieve, Sift, Stage
 
 _ESP, _UDP = 50, 17
 _SPI_BYTES = 4
@@ -307,5 +307,5 @@ def _protocol(in_udp: bool) -> int:
 
 def _inner(stage: Stage, selector: Selector, following: int) -> Sift:
     """A decrypted packet of an outbound selector."""
-    rule = rule_of(selector.reversed, passes=True)
+    rule = rule_of(selector.reversed)
     return Sift(selector.source.version, Mask(stage, rule.mask), rule.match, following)

@@ -1,13 +1,15 @@
-"""An overlay as VPP sees it: a VXLAN tunnel, cross-connected with a VLAN of the veth pair, over the gates.
+"""An overlay as VPP sees it: a VXLAN tunnel, cross-connected with a VLAN of the veth pair, over other tunnels.
 
 ::
 
     frames   up.VLAN, tag off -> VXLAN tunnel: UDP -> table WHOLE -> gate OUT: SPD, encrypts -> outer table -> WAN
     ESP      gate IN: SPD, decrypts -> gate IN: sieve, by VNI -> VXLAN tunnel: frames -> up.VLAN, tag on
 
-So what it sends is encrypted as what the kernel sends itself (:mod:`vpp_conf.gates`). Of what comes out of the gates
-the sieve gives to the tunnel what has its very headers; all else goes on to the kernel. VPP finds a tunnel by the FIB
-table too that a packet is in, so a rule of the sieve names that.
+So it is over the gates, where all of transport mode is (:mod:`vpp_conf.gates`). Over a tunnel with an interface UDP
+goes by the encap table, and the interface's own check has the rule of the sieve (:class:`Diversion`). Either way what
+it sends is encrypted as what the kernel sends itself. Of what comes out of tunnels it is given what has its very
+headers; all else goes on to the kernel. VPP finds a tunnel by the FIB table too that a packet is in, so a rule names
+that.
 """
 
 from __future__ import annotations
@@ -17,12 +19,11 @@ from dataclasses import dataclass
 
 from ipsec_gw.model.objects import Overlay
 from vpp_conf.api import VppApi
-from vpp_conf.descriptors.classify import VECTOR_BYTES, VERSIONS
+from vpp_conf.descriptors.classify import FRAGMENT_MASK, VECTOR_BYTES, VERSIONS, Diversion
 from vpp_conf.descriptors.interface import UP_FLAG, tag
 from vpp_conf.descriptors.subif import SubInterface, SubInterfaceDescriptor
 from vpp_conf.descriptors.vxlan import MESSAGE, VxlanTunnel, VxlanTunnelDescriptor
 from vpp_conf.descriptors.xconnect import CrossConnect, CrossConnectDescriptor, pop_tag, popping
-from vpp_conf.gate_loops import WHOLE
 from vpp_conf.links import Links
 from vpp_conf.sieve import Mask, Sift, Stage
 
@@ -37,18 +38,23 @@ _VECTORS = 3
 _FIRST_BYTE = 0x45
 """IPv4 without options."""
 
-_FRAGMENT_MASK = b"\x3f\xff"
 _FLAG_I = b"\x08\0\0\0"
 """The VNI is valid; VPP takes no other bits, and the kernel sees to what has some."""
 
 
 @dataclass(frozen=True, slots=True)
 class OverlayParts:
-    """The VPP objects of an overlay; ``sift`` is what the gate's sieve has for it."""
+    """The VPP objects of an overlay; ``sift`` is what the gate's sieve has for it, if it is over the gates."""
 
     vlan: SubInterface
     tunnel: VxlanTunnel
     sift: Sift
+
+    @property
+    def diversion(self) -> Diversion:
+        """What the check of a tunnel's interface has for it."""
+        sift = self.sift
+        return Diversion(sift.mask.octets, sift.match, sift.following, sift.advance, sift.table)
 
     @property
     def connection(self) -> CrossConnect:
@@ -91,26 +97,26 @@ class OverlayBuilder:
         """Whether this VPP has the plugin."""
         return self._api.knows(MESSAGE)
 
-    async def parts(self, overlay: Overlay, vlan: int, tunnel: int) -> OverlayParts:
-        """What an overlay consists of, with these ``sw_if_index``."""
+    async def parts(self, overlay: Overlay, vlan: int, tunnel: int, table: int) -> OverlayParts:
+        """What an overlay consists of, with these ``sw_if_index``, that sends by this FIB ``table``."""
         return OverlayParts(
             SubInterface(self._links.up, overlay.vlan, vlan),
             VxlanTunnel(
-                overlay.vlan, overlay.vni, overlay.local, overlay.remote, overlay.port, WHOLE, sw_if_index=tunnel
+                overlay.vlan, overlay.vni, overlay.local, overlay.remote, overlay.port, table, sw_if_index=tunnel
             ),
-            await self._sift(overlay),
+            await self._sift(overlay, table),
         )
 
-    async def open(self, overlay: Overlay) -> OverlayParts:
+    async def open(self, overlay: Overlay, table: int) -> OverlayParts:
         """Frames pass at once, those of the kernel. The VLAN comes up last: nothing passes with its tag on."""
         async with AsyncExitStack() as undo:
-            wanted = await self.parts(overlay, 0, 0)
+            wanted = await self.parts(overlay, 0, 0, table)
             tunnel = await self.tunnels.create(wanted.tunnel)
             undo.push_async_callback(self.tunnels.delete, tunnel)
             vlan = await self.vlans.create(wanted.vlan)
             undo.push_async_callback(self.vlans.delete, vlan)
             await tag(self._api, vlan.sw_if_index, OVERLAY_TAG)
-            made = await self.parts(overlay, vlan.sw_if_index, tunnel.sw_if_index)
+            made = await self.parts(overlay, vlan.sw_if_index, tunnel.sw_if_index, table)
             for way in (made.connection, made.connection.reversed):
                 await self.connections.create(way)
                 undo.push_async_callback(self.connections.delete, way)
@@ -150,17 +156,17 @@ class OverlayBuilder:
         for tunnel in gone_tunnels:
             await self.tunnels.delete(tunnel)
 
-    async def _sift(self, overlay: Overlay) -> Sift:
+    async def _sift(self, overlay: Overlay, table: int) -> Sift:
         if self._arc is None:
             reply = await self._api.call("add_node_next", node_name="ip4-inacl", next_name="vxlan4-input")
             self._arc = int(reply.next_index)
         return Sift(
             VERSIONS[0],
-            Mask(Stage.OVERLAY, _MASK),
+            Mask(Stage.OVERLAY, OVERLAY_MASK),
             _match(overlay),
             self._arc,
             advance=_IPV4_BYTES + _UDP_BYTES,
-            table=WHOLE,
+            table=table,
         )
 
 
@@ -176,7 +182,8 @@ def _headers(first: int, fragment: bytes, protocol: int, addresses: bytes, port:
     return bytes(seen)
 
 
-_MASK = _headers(0xFF, _FRAGMENT_MASK, 0xFF, b"\xff" * 8, b"\xff\xff", b"\xff" * _VXLAN_BYTES)
+OVERLAY_MASK = _headers(0xFF, FRAGMENT_MASK, 0xFF, b"\xff" * 8, b"\xff\xff", b"\xff" * _VXLAN_BYTES)
+"""What rules of overlays look at, and no other rules."""
 
 
 def _match(overlay: Overlay) -> bytes:

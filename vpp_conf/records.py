@@ -8,6 +8,7 @@ from typing import Any
 
 from ipsec_gw.model.ids import IpAddress, SaKey, TunnelId
 from ipsec_gw.model.objects import (
+    DeviceHeader,
     EngineSa,
     InterfaceKind,
     NextHop,
@@ -58,13 +59,14 @@ class GreRecord:
 
 @dataclass(frozen=True, slots=True)
 class TunnelRecord:
-    """A tunnel and where it is in VPP: its IPsec interface or its number behind the gate, and the VLAN subinterface of
-    its XFRM interface.
+    """A tunnel and where it is in VPP: its interface or its number behind the gate, the VLAN subinterface of its XFRM
+    interface or device, and the IPsec interface of its outer tunnel.
     """
 
     tunnel: Tunnel
     sw_if_index: int
     door: int | None = None
+    outer: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,7 @@ def tunnel_row(record: TunnelRecord) -> Row:
         "hosts": tunnel.hosts,
         "rank": tunnel.rank,
         **_interface_row(record),
+        **_header_row(record),
     }
 
 
@@ -134,8 +137,9 @@ def read_tunnel(row: Row) -> TunnelRecord:
         interface=_read_interface(row["interface"]) if "interface" in row else None,
         hosts=row.get("hosts", False),
         rank=row.get("rank", 0),
+        header=_read_header(row["header"]) if "header" in row else None,
     )
-    return TunnelRecord(tunnel, row["sw_if_index"], row.get("door"))
+    return TunnelRecord(tunnel, row["sw_if_index"], row.get("door"), row.get("outer"))
 
 
 def overlay_row(record: OverlayRecord) -> Row:
@@ -169,6 +173,17 @@ def _interface_row(record: TunnelRecord) -> Row:
     if interface is None:
         return {}
     return {"interface": _interface(interface), "door": record.door}
+
+
+def _header_row(record: TunnelRecord) -> Row:
+    header = record.tunnel.header
+    if header is None:
+        return {}
+    return {"header": [str(header.local), str(header.remote), header.gre, header.dscp], "outer": record.outer}
+
+
+def _read_header(row: list[Any]) -> DeviceHeader:
+    return DeviceHeader(ip_address(row[0]), ip_address(row[1]), gre=row[2], dscp=row[3])
 
 
 def _interface(interface: XfrmInterface) -> list[Any]:

@@ -17,9 +17,6 @@ from vpp_conf.descriptors.base import NO_INDEX
 from vpp_conf.descriptors.classify import VERSIONS, Chains, Check, CheckDescriptor, Pair
 from vpp_conf.journal import Journal
 
-CARRY_ON = 0xFFFF
-"""Next index of what goes on along the feature arc: VPP keeps 16 bits of it."""
-
 
 class Stage(IntEnum):
     """Which rules are asked first."""

@@ -3,7 +3,7 @@
 The objects of the port become, in VPP: an SA in the SAD; a next hop as a static neighbour, a host route and our own
 address in the outer table; a tunnel as an IPsec interface with protection, selector check, punt redirect and routes
 in the encap table, or as entries of an SPD behind a gate (:mod:`vpp_conf.gates`). A journal without keys and VPP's
-dumps together tell what is there (:mod:`vpp_conf.inventory`).
+dumps together tell what is there (:mod:`vpp_conf.stock`).
 """
 
 from __future__ import annotations
@@ -40,12 +40,10 @@ from vpp_conf.descriptors.sa import SadEntry, SaDescriptor, check_lengths
 from vpp_conf.gates import GateParts, Gates, is_whole_way, may_pass
 from vpp_conf.inventory import (
     LAST_SAD_ID,
-    Builders,
     HeldSa,
     HeldTunnel,
     Inventory,
     sad_entry,
-    take_inventory,
 )
 from vpp_conf.journal import Journal
 from vpp_conf.links import HostLink, Links, take_links
@@ -56,6 +54,7 @@ from vpp_conf.raw_api import RawApi
 from vpp_conf.reality import planned_reception
 from vpp_conf.recorder import Recorder
 from vpp_conf.records import SaRecord, TunnelRecord, hop_row, sa_row, tunnel_row
+from vpp_conf.stock import Builders, take_inventory
 from vpp_conf.traffic import TrafficReader
 from vpp_conf.tunnels import TunnelBuilder, TunnelParts, Wanted
 from vpp_conf.used_keys import UsedKeys
@@ -124,7 +123,9 @@ class VppEngine:
             )
             self._tunnels = TunnelBuilder(self._api, self._links, context.up_engine.mtu)
             self._gates = Gates(self._api, self._journal, self._links, self._tunnels.encap)
-            self._overlays = VppOverlays(OverlayBuilder(self._api, self._links), self._gates, self._journal)
+            self._overlays = VppOverlays(
+                OverlayBuilder(self._api, self._links), self._tunnels.checks, self._gates, self._journal
+            )
             await self._take_stock()
             self._sad_id = self._reserved = self._inventory.highest_sad_id
             handlers = await crypto_handlers(self._api)
@@ -435,15 +436,25 @@ class VppEngine:
         _, builder = self._opened()
         outbound, inbound = self._resolve(tunnel)
         if _vlan(tunnel) != _vlan(held.tunnel) or not self._goes_on(held, tunnel, wanted, inbound):
-            await self._delete_tunnel(tunnel.key)
-            await self._create_tunnel(tunnel)
+            await self._make_anew(tunnel)
             return
         if isinstance(held.parts, GateParts):
             await self._change_gated(tunnel, held.parts.way, outbound, inbound)
             return
         door, index = held.parts.door, held.parts.interface.sw_if_index
-        parts = builder.parts(index, outbound.sad_id, _sad_ids(inbound), wanted, door=door)
+        parts = builder.parts(index, outbound.sad_id, _sad_ids(inbound), wanted, door=door, outer=held.parts.outer)
         self._hold_tunnel(HeldTunnel(tunnel, await builder.change(held.parts, parts)))
+
+    async def _make_anew(self, tunnel: Tunnel) -> None:
+        """With the overlays over it: they may have to send another way."""
+        overlays, over = self._opened_overlays(), self._inventory.over(tunnel.key)
+        held = [self._inventory.overlays[key].overlay for key in over]
+        for overlay in held:
+            await overlays.delete(overlay.key, self._inventory)
+        await self._delete_tunnel(tunnel.key)
+        await self._create_tunnel(tunnel)
+        for overlay in held:
+            await overlays.create(overlay, self._inventory)
 
     async def _delete_tunnel(self, key: TunnelId) -> None:
         held = self._inventory.tunnels.get(key)
@@ -461,18 +472,24 @@ class VppEngine:
         """Whether a tunnel can have its SAs where it stands: in the same mode, and with the same headers before ESP."""
         if is_whole_way(held.parts.way) or self._is_transport(tunnel):
             return is_whole_way(held.parts.way) and self._is_transport(tunnel)
-        return may_pass(inbound) if isinstance(held.parts, GateParts) else wanted.gre == held.parts.gre
+        return may_pass(inbound) if isinstance(held.parts, GateParts) else wanted.begins_with(held.parts.interface)
 
     def _is_transport(self, tunnel: Tunnel) -> bool:
         return self._inventory.sas[tunnel.outbound].sa.transport
 
     def _wanted(self, tunnel: Tunnel) -> Wanted:
-        return Wanted.of(tunnel, self._inventory.sas[tunnel.outbound].sa)
+        sa = self._inventory.sas[tunnel.outbound].sa
+        return Wanted.of(tunnel, sa, self._inventory.diversions(tunnel.key))
 
     def _hold_tunnel(self, held: HeldTunnel) -> None:
         self._inventory.hold(held)
-        door = held.parts.door if isinstance(held.parts, TunnelParts) else None
-        record = TunnelRecord(held.tunnel, held.parts.way, None if door is None else door.sw_if_index)
+        door, outer = (held.parts.door, held.parts.outer) if isinstance(held.parts, TunnelParts) else (None, None)
+        record = TunnelRecord(
+            held.tunnel,
+            held.parts.way,
+            None if door is None else door.sw_if_index,
+            None if outer is None else outer.sw_if_index,
+        )
         self._journal.put("tunnel", str(held.tunnel.key), tunnel_row(record))
 
     def _resolve(self, tunnel: Tunnel) -> tuple[SadEntry, tuple[SadEntry, ...]]:
@@ -492,11 +509,17 @@ class VppEngine:
                 f"tunnel {tunnel.key} of {tunnel.interface} is of transport mode - leave it to the kernel"
             )
         if tunnel.header is not None:
-            raise EngineError(f"tunnel {tunnel.key}: a device over tunnel mode is left to the kernel")
+            self._check_header(tunnel, sas[0])
         gre = {sa.gre for sa in sas}
         if len(gre) > 1 or (True in gre and tunnel.interface is None):
             raise EngineError(f"tunnel {tunnel.key}: GRE is of all SAs of a tunnel with an interface")
         return outbound, inbound
+
+    def _check_header(self, tunnel: Tunnel, sa: EngineSa) -> None:
+        if tunnel.interface is None or sa.gre or sa.transport:
+            raise EngineError(f"tunnel {tunnel.key}: a device's header is of tunnel mode with an interface")
+        if tunnel.header is not None and tunnel.header.gre and not self._api.knows(GRE):
+            raise EngineError(f"tunnel {tunnel.key}: GRE without VPP's plugin is left to the kernel")
 
     def _check_overlap(self, tunnel: Tunnel) -> None:
         """Raises EngineError if a packet would match two tunnels."""

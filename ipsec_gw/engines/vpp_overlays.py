@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from dataclasses import replace
 
 from ipsec_gw.errors import EngineError
 from ipsec_gw.model.ids import TunnelId
 from ipsec_gw.model.objects import Overlay, OverlayKey
+from vpp_conf.descriptors.classify import Check, CheckDescriptor
 from vpp_conf.gates import Gates
-from vpp_conf.inventory import HeldOverlay, Inventory
+from vpp_conf.inventory import HeldOverlay, HeldTunnel, Inventory
 from vpp_conf.journal import Journal
 from vpp_conf.overlays import OverlayBuilder
 from vpp_conf.records import OverlayRecord, overlay_row
+from vpp_conf.tunnels import TunnelParts
 
 
 class VppOverlays:
     """Of one VPP. All calls raise EngineError on refusal and change nothing then."""
 
-    def __init__(self, builder: OverlayBuilder, gates: Gates, journal: Journal) -> None:
+    def __init__(self, builder: OverlayBuilder, checks: CheckDescriptor, gates: Gates, journal: Journal) -> None:
         self.builder = builder
+        self._checks = checks
         self._gates = gates
         self._journal = journal
 
@@ -28,11 +32,12 @@ class VppOverlays:
             raise EngineError(f"{overlay.key} exists already")
         self._check(overlay, inventory)
         async with AsyncExitStack() as undo:
-            parts = await self.builder.open(overlay)
+            parts = await self.builder.open(overlay, inventory.table_of(overlay))
             undo.push_async_callback(self.builder.close, parts)
-            await self._gates.unwrap(inventory.unwrapped | {parts.sift})
+            inventory.overlays[overlay.key] = HeldOverlay(overlay, parts)
+            undo.callback(inventory.overlays.pop, overlay.key)
+            await self._lead_out(overlay, inventory)
             undo.pop_all()
-        inventory.overlays[overlay.key] = HeldOverlay(overlay, parts)
         record = OverlayRecord(overlay, parts.vlan.sw_if_index, parts.tunnel.sw_if_index)
         self._journal.put("overlay", str(overlay.key), overlay_row(record))
 
@@ -46,10 +51,33 @@ class VppOverlays:
         held = inventory.overlays.get(key)
         if held is None:
             raise EngineError(f"{key} is unknown to VPP")
-        await self._gates.unwrap(inventory.unwrapped - {held.parts.sift})
         del inventory.overlays[key]
+        try:
+            await self._lead_out(held.overlay, inventory)
+        except BaseException:
+            inventory.overlays[key] = held
+            raise
         self._journal.remove("overlay", str(key))
         await self.builder.close(held.parts)
+
+    async def _lead_out(self, overlay: Overlay, inventory: Inventory) -> None:
+        """Of what comes out of its tunnels, have overlays take what they are to, and nothing else."""
+        async with AsyncExitStack() as undo:
+            for key in overlay.tunnels:
+                held = inventory.tunnels[key]
+                if isinstance(held.parts, TunnelParts):
+                    wanted = replace(held.parts.check, diversions=inventory.diversions(key))
+                    check = await self._checks.update(held.parts.check, wanted)
+                    inventory.hold(replace(held, parts=replace(held.parts, check=check)))
+                    undo.push_async_callback(self._put_back, held, check, inventory)
+            if inventory.gated(overlay):
+                await self._gates.unwrap(inventory.unwrapped)
+            undo.pop_all()
+
+    async def _put_back(self, held: HeldTunnel, check: Check, inventory: Inventory) -> None:
+        assert isinstance(held.parts, TunnelParts)
+        former = await self._checks.update(check, held.parts.check)
+        inventory.hold(replace(held, parts=replace(held.parts, check=former)))
 
     def _check(self, overlay: Overlay, inventory: Inventory) -> None:
         """Raises EngineError for what is missing or taken."""

@@ -50,7 +50,8 @@ from vpp_conf.descriptors.classify import (
     RedirectDescriptor,
     punt_next_indices,
 )
-from vpp_conf.descriptors.gre import GreHeaders, GreTunnel, GreTunnelDescriptor
+from vpp_conf.descriptors.gre import GreTunnel, GreTunnelDescriptor
+from vpp_conf.descriptors.headers import Headers
 from vpp_conf.descriptors.interface import OWNER_TAG, UP_FLAG, bind, tag
 from vpp_conf.descriptors.ipsec_itf import IpsecInterface, IpsecInterfaceDescriptor
 from vpp_conf.descriptors.loopback import Loopback, LoopbackDescriptor
@@ -239,7 +240,7 @@ async def test_leftovers_of_gre_are_swept_however_far_they_got(world: World) -> 
     engine = await opened(world)
     api = await api_of(world)
     gres = GreTunnelDescriptor(api)
-    untagged = GreTunnel(0, 1500, 1, GreHeaders(77, LOCAL, PEER, dscp=True))
+    untagged = GreTunnel(0, 1500, 1, Headers(77, LOCAL, PEER, dscp=True))
     await gres.create(untagged)
     for detail in await gres.retrieve():
         await api.call("sw_interface_tag_add_del", is_add=False, sw_if_index=detail.sw_if_index, tag="")

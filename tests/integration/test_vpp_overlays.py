@@ -37,6 +37,7 @@ from vpp_conf.descriptors.classify import CheckDescriptor
 from vpp_conf.descriptors.subif import SubInterface, SubInterfaceDescriptor
 from vpp_conf.descriptors.vxlan import VxlanTunnelDescriptor
 from vpp_conf.descriptors.xconnect import CrossConnectDescriptor
+from vpp_conf.gate_loops import WHOLE
 from vpp_conf.links import Links
 from vpp_conf.overlays import Found, OverlayBuilder, OverlayParts
 from vpp_conf.paths import VppPaths
@@ -120,7 +121,7 @@ async def test_begun_by_a_daemon_that_died_it_is_completed_by_the_next(world: Wo
     hosts = await stand(engine, ALL_UDP)
     overlay = over(hosts)
     builder = OverlayBuilder(api, links(engine._links.up if engine._links is not None else 0))
-    wanted = await builder.parts(overlay, 0, 0)
+    wanted = await builder.parts(overlay, 0, 0, WHOLE)
     await builder.tunnels.create(wanted.tunnel)
     await api.call("create_vlan_subif", sw_if_index=wanted.vlan.parent, vlan_id=wanted.vlan.vid)
     assert dict(await engine.retrieve()) == hosts.objects

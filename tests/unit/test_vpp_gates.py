@@ -15,7 +15,7 @@ from ipsec_gw.model.ids import Direction, SaKey, TunnelId
 from ipsec_gw.model.objects import EngineSa, PortMatch, Selector, Tunnel, UdpEncap
 from ipsec_gw.model.secret import Secret
 from vpp_conf.descriptors.base import NO_INDEX
-from vpp_conf.descriptors.classify import DENY, HEADERS, SET_IP4_FIB, VERSIONS, Pair
+from vpp_conf.descriptors.classify import CARRY_ON, DENY, HEADERS, SET_IP4_FIB, VERSIONS, Pair
 from vpp_conf.descriptors.sa import SadEntry
 from vpp_conf.descriptors.spd import ANY_PROTOCOL, Action, Policy, parse_policies
 from vpp_conf.encap import ENCAP_TABLE, FIRST_GATE_WAY, FIRST_WHOLE_WAY, EncapMap, Gate, Hop, Route
@@ -24,7 +24,7 @@ from vpp_conf.gates import Arrival, GateParts, Holdings, holdings, may_pass
 from vpp_conf.inventory import sad_entry
 from vpp_conf.journal import Journal
 from vpp_conf.links import Links
-from vpp_conf.sieve import CARRY_ON, Mask, Sieve, Sift, Stage
+from vpp_conf.sieve import Mask, Sieve, Sift, Stage
 
 LOCAL, PEER = ip_address("192.0.2.1"), ip_address("198.51.100.7")
 LAN, REMOTE = ip_network("10.1.0.0/16"), ip_network("10.2.0.0/16")

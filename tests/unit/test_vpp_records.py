@@ -6,8 +6,19 @@ import json
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
+import pytest
+
 from ipsec_gw.model.ids import SaKey, TunnelId
-from ipsec_gw.model.objects import InterfaceKind, Overlay, OverlayKey, PortMatch, Selector, Tunnel, XfrmInterface
+from ipsec_gw.model.objects import (
+    DeviceHeader,
+    InterfaceKind,
+    Overlay,
+    OverlayKey,
+    PortMatch,
+    Selector,
+    Tunnel,
+    XfrmInterface,
+)
 from vpp_conf.records import (
     GreRecord,
     OverlayRecord,
@@ -60,6 +71,14 @@ def test_the_device_of_a_tunnel_comes_back_with_its_kind() -> None:
     old = read_tunnel({**row, "interface": [17, "ipsec0"]}).tunnel.interface
     assert old is not None
     assert (old.index, old.kind) == (17, InterfaceKind.XFRM), "older versions wrote no kind"
+
+
+@pytest.mark.parametrize("gre", [True, False])
+def test_a_devices_header_comes_back_with_the_outer_tunnel(gre: bool) -> None:
+    device = XfrmInterface(17, "one", InterfaceKind.GRE if gre else InterfaceKind.IPIP)
+    header = DeviceHeader(ip_address("203.0.113.1"), ip_address("203.0.113.2"), gre=gre, dscp=not gre)
+    record = TunnelRecord(replace(RECORD.tunnel, interface=device, header=header), 12, 13, 14)
+    assert read_tunnel(json.loads(json.dumps(tunnel_row(record)))) == record
 
 
 def test_an_sa_behind_gre_comes_back_with_what_vpp_does_not_tell() -> None:

@@ -8,7 +8,7 @@ other is dropped and counted by ``ip4-inacl`` or ``ip6-inacl``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from ipsec_gw.model.ids import IpAddress
@@ -24,6 +24,9 @@ CURRENT_DATA = 1
 
 DENY = 0
 """``ACL_NEXT_INDEX_DENY``."""
+
+CARRY_ON = 0xFFFF
+"""Next index of what goes on along the feature arc: VPP keeps 16 bits of it."""
 
 SET_IP4_FIB = 1
 """``CLASSIFY_API_ACTION_SET_IP4_FIB_INDEX``."""
@@ -59,20 +62,19 @@ HEADERS = {
 _LENGTH_MASK, _LENGTH = 0x0F, 5
 """Of an IPv4 header without options, in units of 4 bytes."""
 
-_FRAGMENT_MASK = b"\x3f\xff"
+FRAGMENT_MASK = b"\x3f\xff"
 """More fragments and the offset (IPv4, bytes 6 and 7): a fragment has no ports."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Mask and match of a classifier session, and whether what fits passes."""
+    """Mask and match of a classifier session."""
 
     mask: bytes
     match: bytes
-    passes: bool
 
 
-def rule_of(selector: Selector, *, passes: bool) -> Rule:
+def rule_of(selector: Selector) -> Rule:
     """The session for an inbound selector. All IPv4 headers are of one length: :meth:`CheckDescriptor.drop_options`."""
     header = HEADERS[selector.source.version]
     ports = (selector.source_port, selector.destination_port)
@@ -87,8 +89,8 @@ def rule_of(selector: Selector, *, passes: bool) -> Rule:
         *addresses, selector.protocol, b"".join((port.port & port.mask).to_bytes(2, "big") for port in ports)
     )
     if selector.ported and selector.source.version == VERSIONS[0]:
-        mask[6:8] = _FRAGMENT_MASK
-    return Rule(bytes(mask), bytes(match), passes)
+        mask[6:8] = FRAGMENT_MASK
+    return Rule(bytes(mask), bytes(match))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +132,22 @@ class Chains:
 
 
 @dataclass(frozen=True, slots=True)
+class Diversion:
+    """IPv4 packets that fit ``match`` under ``mask`` go to this next index of the classifier's node, without
+    ``advance`` bytes at their beginning. Whoever looks there for their FIB finds ``table``, which VPP does not tell.
+    """
+
+    mask: bytes
+    match: bytes
+    following: int
+    advance: int = 0
+    table: int | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Check:
     """Which packets pass an interface's input: those that fit one of ``selectors`` and none of ``exceptions``, as they
-    come in.
+    come in. Of those, ``diversions`` have some.
 
     ``shut`` are tables that let nothing pass, shared by all interfaces: they stand for an IP version without selectors.
     None: whatever no selector is there for passes.
@@ -144,6 +159,7 @@ class Check:
     shut: Pair | None
     chains: Chains = field(default=Chains(), compare=False)
     exceptions: frozenset[Selector] = frozenset()
+    diversions: frozenset[Diversion] = frozenset()
 
 
 class CheckDescriptor(Descriptor[Check]):
@@ -182,6 +198,15 @@ class CheckDescriptor(Descriptor[Check]):
         """The chains of tables on an interface's input."""
         reply = await self._api.call("classify_table_by_interface", sw_if_index=sw_if_index)
         return Chains(await self._chain(reply.ip4_table_id), await self._chain(reply.ip6_table_id))
+
+    async def diversions_of(self, chains: Chains, mask: bytes) -> frozenset[Diversion]:
+        """Those of this mask, without FIB tables."""
+        found: list[Diversion] = []
+        for table in chains.ip4:
+            if bytes((await self._api.call("classify_table_info", table_id=table)).mask) == mask:
+                sessions = await self._api.dump("classify_session_dump", table_id=table)
+                found += [Diversion(mask, bytes(one.match), one.hit_next_index, one.advance) for one in sessions]
+        return frozenset(found)
 
     async def shut_tables(self, sw_if_index: int) -> Pair:
         """Tables that let nothing pass, made if this interface does not have them yet."""
@@ -231,27 +256,24 @@ class CheckDescriptor(Descriptor[Check]):
         return replace(value, chains=Chains(ip4, ip6))
 
     async def _make_chain(self, value: Check, version: int) -> tuple[int, ...]:
-        """One table per mask, chained, those of exceptions first; without selectors the shut one, or one that lets all
-        pass.
+        """One table per mask, chained, those of exceptions first, then those of diversions; without selectors the shut
+        one, or one that lets all pass.
         """
-        selectors = [s for s in value.selectors if s.source.version == version]
         header, hit = HEADERS[version], value.punts.of(version)
-        if not selectors:
+        if not any(s.source.version == version for s in value.selectors):
             if value.shut is not None:
                 return (value.shut.of(version),)
             return (await self.add_table(bytes(header.bytes_of(b"", b"")), NO_INDEX, hit),)
-        exceptions = [s for s in value.exceptions if s.source.version == version]
-        rules = [rule_of(s, passes=True) for s in selectors] + [rule_of(s, passes=False) for s in exceptions]
+        rules = rules_of(value, version)
         made: list[int] = []
         try:
             # From the end of the chain to its beginning.
-            for passes, mask in sorted({(rule.passes, rule.mask) for rule in rules}, reverse=True):
+            for turn, mask in sorted({(turn, rule.mask) for turn, rule in rules}, reverse=True):
                 made.insert(0, await self.add_table(mask, made[0] if made else NO_INDEX, DENY))
-                for rule in rules:
-                    if (rule.passes, rule.mask) == (passes, mask):
-                        await self.add_session(made[0], rule.match, hit if passes else DENY)
+                for rule in (rule for its, rule in rules if (its, rule.mask) == (turn, mask)):
+                    await self.add_session(made[0], rule.match, rule.following, rule.advance, rule.table)
         except BaseException:
-            await self.drop(made)
+            await self._drop_tables(replace(value, chains=Chains(tuple(made)), shut=None))
             raise
         return tuple(made)
 
@@ -337,9 +359,17 @@ class CheckDescriptor(Descriptor[Check]):
 
     async def _drop_tables(self, value: Check) -> None:
         """Those that no other interface has."""
+        if value.diversions:
+            await self.empty(value.chains)
         for version in VERSIONS:
             shared = () if value.shut is None else (value.shut.of(version),)
             await self.drop([table for table in value.chains.of(version) if table not in shared])
+
+    async def empty(self, chains: Chains) -> None:
+        """Delete the sessions of the IPv4 tables: only so VPP lets go of FIB tables that they name."""
+        for table in chains.ip4:
+            for session in await self._api.dump("classify_session_dump", table_id=table):
+                await self.delete_session(table, bytes(session.match))
 
     async def drop(self, tables: Sequence[int]) -> None:
         """Delete tables that nothing leads to."""
@@ -406,6 +436,21 @@ class RedirectDescriptor(Descriptor[Redirect]):
                 "paths": [to_path(value.version, value.tx_sw_if_index, value.next_hop, value.table)],
             },
         )
+
+
+def rules_of(value: Check, version: int) -> list[tuple[int, Diversion]]:
+    """Where packets of an IP version go, each with its turn: what is asked first has the lowest."""
+    diversions = value.diversions if version == VERSIONS[0] else frozenset()
+    return [
+        *((0, one) for one in _to(value.exceptions, version, DENY)),
+        *((1, one) for one in diversions),
+        *((2, one) for one in _to(value.selectors, version, value.punts.of(version))),
+    ]
+
+
+def _to(selectors: Iterable[Selector], version: int, following: int) -> list[Diversion]:
+    rules = (rule_of(one) for one in selectors if one.source.version == version)
+    return [Diversion(rule.mask, rule.match, following) for rule in rules]
 
 
 def _af(version: int) -> int:

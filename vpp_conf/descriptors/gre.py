@@ -1,49 +1,25 @@
-"""GRE tunnels (``plugins/gre/gre.api``): interfaces that put a GRE header around packets, for SAs in transport mode."""
+"""GRE tunnels (``plugins/gre/gre.api``): interfaces that put an IP header and a GRE header around packets."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ipsec_gw.model.ids import IpAddress
 from vpp_conf.descriptors.base import NO_INDEX, Descriptor, from_address, to_address
+from vpp_conf.descriptors.headers import FIRST_INSTANCE, LAST_INSTANCE, Encapsulation, Headers
 from vpp_conf.descriptors.interface import take_in
-from vpp_conf.descriptors.route import OUTER_TABLE
-from vpp_conf.descriptors.sa import COPY_DSCP, COPY_ECN, DECAP_COPY_ECN
+from vpp_conf.descriptors.sa import COPY_DSCP
 
 MESSAGE = "gre_tunnel_add_del"
 """VPP knows it while its GRE plugin is enabled."""
-
-FIRST_INSTANCE, LAST_INSTANCE = 0x4000_0000, 0x4000_FFFF
-"""The gateway's own numbers: VPP has no two tunnels with the same ends, so one that was only begun must be found again,
-and it has its number from the first.
-"""
 
 _LAYER_3, _POINT_TO_POINT = 0, 0
 """``GRE_API_TUNNEL_TYPE_L3``, ``TUNNEL_API_MODE_P2P``."""
 
 
 @dataclass(frozen=True, slots=True)
-class GreHeaders:
-    """What such a tunnel puts in front of a packet: addresses of the outer header, and whether that gets the packet's
-    DSCP. ``number`` is the gateway's own, from 0.
-    """
-
-    number: int
-    source: IpAddress
-    destination: IpAddress
-    dscp: bool
-
-
-@dataclass(frozen=True, slots=True)
-class GreTunnel:
-    """``table``, ``mtu`` and ``lender`` as :class:`~vpp_conf.descriptors.ipsec_itf.IpsecInterface` has them."""
-
-    table: int
-    mtu: int
-    lender: int
-    headers: GreHeaders
-    sw_if_index: int = field(default=0, compare=False)
+class GreTunnel(Encapsulation):
+    """One of GRE."""
 
 
 class GreTunnelDescriptor(Descriptor[GreTunnel]):
@@ -77,17 +53,16 @@ class GreTunnelDescriptor(Descriptor[GreTunnel]):
 
     async def _add_del(self, value: GreTunnel, *, is_add: bool) -> Any:
         headers = value.headers
-        flags = COPY_ECN | DECAP_COPY_ECN | (COPY_DSCP if headers.dscp else 0)
         return await self._api.call(
             MESSAGE,
             is_add=is_add,
             tunnel={
                 "type": _LAYER_3,
                 "mode": _POINT_TO_POINT,
-                "flags": flags,
+                "flags": headers.flags,
                 "session_id": 0,
                 "instance": FIRST_INSTANCE + headers.number,
-                "outer_table_id": OUTER_TABLE,
+                "outer_table_id": headers.table,
                 "sw_if_index": NO_INDEX,
                 "src": to_address(headers.source),
                 "dst": to_address(headers.destination),
@@ -95,10 +70,11 @@ class GreTunnelDescriptor(Descriptor[GreTunnel]):
         )
 
 
-def _headers_of(tunnel: Any) -> GreHeaders:
-    return GreHeaders(
+def _headers_of(tunnel: Any) -> Headers:
+    return Headers(
         number=tunnel.instance - FIRST_INSTANCE,
         source=from_address(tunnel.src),
         destination=from_address(tunnel.dst),
         dscp=bool(tunnel.flags & COPY_DSCP),
+        table=tunnel.outer_table_id,
     )

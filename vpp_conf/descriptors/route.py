@@ -9,6 +9,8 @@ from ipaddress import ip_address
 from typing import Any
 
 from ipsec_gw.model.ids import IpAddress, IpNetwork
+from ipsec_gw.model.objects import VLAN_IDS
+from vpp_conf.api import VppApi
 from vpp_conf.descriptors.base import NO_INDEX, Descriptor, Reference, from_prefix, host, to_path, to_prefix
 from vpp_conf.descriptors.interface import keep_silent
 
@@ -25,11 +27,14 @@ SHARED_TABLES = range(4710, 4966)
 a quarter of a megabyte, so they are bounded.
 """
 
+DEVICE_TABLES = range(5001, 5001 + VLAN_IDS)
+"""For GRE and IPIP devices over tunnel mode: a table for each, in the order of their VLAN IDs, with its two ends."""
+
 
 @dataclass(frozen=True, slots=True)
 class Route:
     """One path for one prefix: out of an interface, by a next hop if it is not point-to-point, or a look-up of the
-    packet's source in the table ``by_source``.
+    packet's source in the table ``by_source``, or, of a ``local`` one, to VPP itself.
     """
 
     table: int
@@ -37,6 +42,7 @@ class Route:
     sw_if_index: int = NO_INDEX
     next_hop: IpAddress | None = None
     by_source: int | None = None
+    local: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +53,8 @@ class Table:
     version: int
 
 
-_SOURCE_LOOKUP = 7
-"""``FIB_API_PATH_TYPE_SOURCE_LOOKUP`` (``vnet/fib/fib_types.api``)."""
+_LOCAL, _SOURCE_LOOKUP = 1, 7
+"""``FIB_API_PATH_TYPE_LOCAL``, ``FIB_API_PATH_TYPE_SOURCE_LOOKUP`` (``vnet/fib/fib_types.api``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +98,8 @@ class RouteDescriptor(Descriptor[Route]):
     def depends_on(self, value: Route) -> tuple[Reference, ...]:
         if value.by_source is not None:
             return (Reference("table", value.by_source),)
+        if value.local:
+            return (Reference("table", value.table),)
         if value.next_hop is None:
             return (Reference("interface", value.sw_if_index),)
         return (Reference("neighbour", (value.sw_if_index, value.next_hop)),)
@@ -112,6 +120,8 @@ class RouteDescriptor(Descriptor[Route]):
 
 def _path_of(value: Route) -> dict[str, Any]:
     version = value.prefix.version
+    if value.local:
+        return {**to_path(version), "type": _LOCAL}
     if value.by_source is None:
         return to_path(version, value.sw_if_index, value.next_hop)
     return {**to_path(version, table=value.by_source), "type": _SOURCE_LOOKUP}
@@ -131,9 +141,13 @@ def _route_of(table: int, route: Any) -> Route | None:
 
 
 class TableDescriptor(Descriptor[Table]):
-    """The tables of shared remote selectors."""
+    """The tables with one of these ``numbers``, as many as are needed."""
 
     kind = "table"
+
+    def __init__(self, api: VppApi, numbers: range = SHARED_TABLES) -> None:
+        super().__init__(api)
+        self._numbers = numbers
 
     async def create(self, value: Table) -> Table:
         await self._add_del(value, is_add=True)
@@ -142,14 +156,22 @@ class TableDescriptor(Descriptor[Table]):
     async def delete(self, value: Table) -> None:
         await self._add_del(value, is_add=False)
 
+    async def flush(self, value: Table) -> None:
+        """Delete the routes in it: VPP does not do that with a table that goes."""
+        await self._api.call("ip_table_flush", table=_table(value))
+
     async def retrieve(self) -> tuple[Table, ...]:
         """Those in the range that is ours."""
         tables = [detail.table for detail in await self._api.dump("ip_table_dump")]
-        return tuple(Table(one.table_id, 6 if one.is_ip6 else 4) for one in tables if one.table_id in SHARED_TABLES)
+        return tuple(Table(one.table_id, 6 if one.is_ip6 else 4) for one in tables if one.table_id in self._numbers)
 
     async def _add_del(self, value: Table, *, is_add: bool) -> None:
-        table = {"table_id": value.table, "is_ip6": value.version == 6, "name": f"ipsec-gw shared {value.table}"}
-        await self._api.call("ip_table_add_del", is_add=is_add, table=table)
+        await self._api.call("ip_table_add_del", is_add=is_add, table=_table(value))
+
+
+def _table(value: Table) -> dict[str, Any]:
+    what = "shared" if value.table in SHARED_TABLES else "device"
+    return {"table_id": value.table, "is_ip6": value.version == 6, "name": f"ipsec-gw {what} {value.table}"}
 
 
 class LocalAddressDescriptor(Descriptor[LocalAddress]):

@@ -30,7 +30,7 @@ NEEDED_PLUGINS = ("af_xdp_plugin.so",)
 """Without these the gateway cannot work with VPP at all."""
 
 OPTIONAL_PLUGINS = ("nat_plugin.so", "gre_plugin.so", "vxlan_plugin.so")
-"""For pools of NAT, which take no memory until there are some, and for GRE and VXLAN devices over transport mode."""
+"""For pools of NAT, which take no memory until there are some, and for GRE and VXLAN devices."""
 
 UNKNOWN_RELEASE = (0, 0)
 MOST_TUNNELS = 16384
