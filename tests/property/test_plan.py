@@ -31,12 +31,25 @@ from ipsec_gw.model.objects import (
     Tunnel,
     XfrmInterface,
 )
-from ipsec_gw.model.snapshot import Mode, Template, Vxlan, XfrmPolicy, XfrmSa
+from ipsec_gw.model.snapshot import Encapsulator, Mode, Template, Vxlan, XfrmPolicy, XfrmSa
 from ipsec_gw.reconcile.plan import Action, Op, plan
 from tests.support.world import LOCAL, OFFER, REMOTE, SETTINGS, policy, sa, snapshot
 
 ANYTHING = ip_network("0.0.0.0/0")
 Objects = dict[ObjectKey, ManagedObject]
+
+
+GRE1 = Encapsulator(
+    XfrmInterface(71, "gre1", InterfaceKind.GRE), ip_address("192.0.2.1"), ip_address("192.0.2.2"), dscp=True
+)
+GRES = (
+    (),
+    (GRE1,),
+    (replace(GRE1, dscp=False),),
+    (replace(GRE1, oddity="has a key"),),
+    (replace(GRE1, interface=replace(GRE1.interface, index=72)),),
+)
+"""What may send what a child in tunnel mode is for."""
 
 
 @st.composite
@@ -48,15 +61,20 @@ def states(draw: st.DrawFn) -> Objects:
     interface = draw(st.sampled_from([None, XfrmInterface(17, "ipsec0"), XfrmInterface(18, "ipsec0")]))
     mode = draw(st.sampled_from([Mode.TUNNEL, Mode.TRANSPORT])) if interface is None else Mode.TUNNEL
     if_id = 0 if interface is None else 42
-    networks = {} if interface is None else {"source": ANYTHING, "destination": ANYTHING}
+    networks: dict[str, object] = {} if interface is None else {"source": ANYTHING, "destination": ANYTHING}
     if mode is Mode.TRANSPORT:
         networks = {"source": ip_network(LOCAL), "destination": ip_network(REMOTE)}
+    devices: tuple[Encapsulator, ...] = ()
+    if interface is None and mode is Mode.TUNNEL and draw(st.booleans()):
+        networks = {"source": ip_network("192.0.2.1"), "destination": ip_network("192.0.2.2"), "upper": 47}
+        devices = draw(st.sampled_from(GRES))
     template = Template(LOCAL, REMOTE, current, 50, 1, mode)
     look = snapshot(
         *[sa(spi, inbound=True, age=n, if_id=if_id, mode=mode) for n, spi in enumerate(inbound)],
         *[sa(spi, age=n, if_id=if_id, mode=mode) for n, spi in enumerate(outbound)],
         policies=(policy(current, if_id=if_id, templates=(template,), **networks),),
         interfaces={} if interface is None else {42: interface},
+        encapsulators=devices,
     )
     return dict(desired(OFFER, SETTINGS, look).objects)
 

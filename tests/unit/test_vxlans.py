@@ -8,6 +8,7 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from ipsec_gw.desired import Desired, Settings, desired
+from ipsec_gw.device_words import device_words
 from ipsec_gw.model.ids import SaKey, TunnelId
 from ipsec_gw.model.objects import (
     FRAMES,
@@ -22,11 +23,12 @@ from ipsec_gw.model.objects import (
     OverlayKey,
     PortMatch,
     Tunnel,
+    UdpEncap,
     XfrmInterface,
 )
-from ipsec_gw.model.snapshot import ResolvedHop, Snapshot, Vxlan
+from ipsec_gw.model.snapshot import Mode, ResolvedHop, Snapshot, Template, Vxlan
 from ipsec_gw.reconcile.plan import Action, plan
-from tests.support.world import LOCAL, REMOTE, SETTINGS
+from tests.support.world import LOCAL, REMOTE, SETTINGS, established, policy
 from tests.unit.test_hosts import FROM, TO, beside, pair, selects
 from tests.unit.test_overlays import ABLE, USED, VXLAN1
 
@@ -188,3 +190,78 @@ def test_networks_of_hosts_alone_count() -> None:
     state = with_device()
     policies = tuple(replace(one, source=ip_network("192.168.1.0/24")) for one in state.policies)
     assert INTERFACE in found(replace(state, policies=policies)).kept_devices
+
+
+OURS, THEIRS = ip_address("192.0.2.1"), ip_address("192.0.2.2")
+FAR = replace(VXLAN1, local=OURS, remote=THEIRS)
+
+
+def over_tunnel(device: Vxlan = FAR, **changes: object) -> Snapshot:
+    """An SA pair in tunnel mode for all UDP between the device's ends."""
+    own = {"source": ip_network(f"{device.local}/32"), "destination": ip_network(f"{device.remote}/32"), "upper": 17}
+    return established(**{"policies": (policy(0x22, **own),), "vxlans": (device,), "sources": {}, **changes})
+
+
+def test_over_tunnel_mode_the_device_has_addresses_of_its_own_and_20_bytes_less() -> None:
+    alone, both = found(over_tunnel(vxlans=())), found(over_tunnel())
+    overlay = Overlay(OverlayKey(INTERFACE), 42, OURS, THEIRS, 4789, frozenset({TunnelId(1, REMOTE)}))
+    more: tuple[ManagedObject, ...] = (
+        overlay,
+        InterfaceEntry(EntryKey(INTERFACE), ANY_FRAME),
+        InterfaceLead(INTERFACE, 1396, ANY_FRAME),
+    )
+    assert both.objects == {**alone.objects, **{one.key: one for one in more}}
+    tunnel = both.objects[TunnelId(1, REMOTE)]
+    assert isinstance(tunnel, Tunnel)
+    assert overlay.fits(tunnel)
+    assert device_words(over_tunnel(), both.verdicts, both.kept_devices, both.objects, ABLE.name) == (
+        "VXLAN device vxlan1: vpp does VXLAN and ESP",
+    )
+
+
+def test_behind_nat_it_is_smaller_still() -> None:
+    nat = tuple(replace(one, encap=UdpEncap(4500, 4500)) for one in over_tunnel().sas)
+    assert found(over_tunnel(sas=nat)).objects[INTERFACE] == InterfaceLead(INTERFACE, 1388, ANY_FRAME)
+
+
+def test_over_tunnel_mode_the_way_out_is_that_of_the_outer_packets() -> None:
+    assert INTERFACE in found(over_tunnel(replace(FAR, link="wan0"))).objects
+    bound = found(over_tunnel(replace(FAR, link="wan1")))
+    assert "bound to wan1, and packets to 192.0.2.2 leave by wan0" in bound.kept_devices[INTERFACE]
+
+
+def test_between_the_tunnels_own_ends_the_kernel_has_all_of_it() -> None:
+    """IKE is UDP between them as well."""
+    state = over_tunnel(VXLAN1)
+    told = found(state)
+    assert not told.objects
+    assert device_words(state, told.verdicts, told.kept_devices, told.objects, ABLE.name) == (
+        "VXLAN device vxlan1: the kernel does VXLAN and ESP (the selectors include the tunnel's own end points)",
+    )
+
+
+def test_over_networks_the_kernel_does_vxlan() -> None:
+    wide = ip_network("192.0.2.0/24")
+    state = over_tunnel(policies=(policy(0x22, source=wide, destination=wide),))
+    told = found(state)
+    assert INTERFACE not in told.objects
+    assert device_words(state, told.verdicts, told.kept_devices, told.objects, ABLE.name) == (
+        f"VXLAN device vxlan1: the kernel does VXLAN ({told.kept_devices[INTERFACE]}), vpp does ESP",
+    )
+    assert "no SAs for all that the device sends" in told.kept_devices[INTERFACE]
+
+
+def test_two_children_in_tunnel_mode_for_a_way_each_are_the_kernels() -> None:
+    """An engine tells tunnels apart by networks alone."""
+    ends = {"source": ip_network(f"{OURS}/32"), "destination": ip_network(f"{THEIRS}/32"), "upper": 17}
+    bound = Template(LOCAL, REMOTE, 0x122, 50, 2, Mode.TUNNEL)
+    port = PortMatch(4789, 0xFFFF)
+    policies = (
+        policy(0x22, **ends, destination_port=port, index=1),
+        policy(0x122, **ends, source_port=port, templates=(bound,), index=2),
+    )
+    other = [replace(one, reqid=2, key=SaKey(one.key.destination, one.key.spi + 0x100)) for one in over_tunnel().sas]
+    told = found(over_tunnel(policies=policies, sas=(*over_tunnel().sas, *other)))
+    assert not told.objects
+    assert all("covers part of its selector" in verdict.reason for verdict in told.verdicts)
+    assert "no SAs for all that the device sends" in told.kept_devices[INTERFACE]
