@@ -226,6 +226,7 @@ def _kept(
             offer.absent
             or settings.choices.keeps(names)
             or _why_moved(lineage, names, settings.moved)
+            or _why_not_bundle(lineage)
             or _why_not_mode(lineage, devices, hosts)
             or _why_not_policies(lineage, devices)
             or _why_not_path(lineage, settings, snapshot)
@@ -316,6 +317,12 @@ def _held(lineage: Lineage, settings: Settings, snapshot: Snapshot, offer: Engin
 _UNFINISHED = "waits for the rest of its CHILD_SA"
 
 
+def _why_not_bundle(lineage: Lineage) -> str:
+    """ESP is in transport mode inside IPComp, so that is asked first."""
+    bundled = any(len(policy.templates) != 1 for policy in lineage.policies)
+    return "the policy has several templates (IPComp or AH bundle)" if bundled else ""
+
+
 def _why_not_mode(lineage: Lineage, devices: Devices, hosts: HostPolicies) -> str:
     modes = {sa.mode for sa in lineage.sas}
     if len(modes) > 1:
@@ -333,8 +340,6 @@ def _why_not_mode(lineage: Lineage, devices: Devices, hosts: HostPolicies) -> st
 def _why_not_policies(lineage: Lineage, devices: Devices) -> str:
     of_device = devices.of(lineage) is not None
     for policy in lineage.policies:
-        if len(policy.templates) != 1:
-            return "the policy has several templates (IPComp or AH bundle)"
         if policy.bound:
             return f"the policy for {policy.selector} is limited to an interface or a user"
         if lineage.routed or is_transport(lineage) or of_device:

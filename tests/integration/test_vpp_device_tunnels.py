@@ -28,7 +28,7 @@ from tests.contract.test_contract_vxlan_tunnels import goes_both_ways as frames_
 from tests.contract.world import World
 from tests.integration.vpp_world import api_of, opened, refuse, running_world
 from vpp_conf.api import VppApi
-from vpp_conf.descriptors.classify import CheckDescriptor, RedirectDescriptor
+from vpp_conf.descriptors.classify import Check, CheckDescriptor, RedirectDescriptor
 from vpp_conf.descriptors.gre import GreTunnel, GreTunnelDescriptor
 from vpp_conf.descriptors.ipip import IpipTunnel, IpipTunnelDescriptor
 from vpp_conf.descriptors.ipsec_itf import IpsecInterfaceDescriptor
@@ -97,6 +97,15 @@ async def test_leftovers_are_swept_however_far_they_got(
     await engine.close()
 
 
+async def strip(api: VppApi, check: Check) -> None:
+    """Take away what an interface has to lose before it goes itself."""
+    await CheckDescriptor(api).delete(check)
+    redirects = RedirectDescriptor(api)
+    for one in await redirects.retrieve():
+        if one.rx_sw_if_index == check.sw_if_index:
+            await redirects.delete(one)
+
+
 @pytest.mark.parametrize("gone", ["device", "outer", "redirect", "check", "protection", "door"])
 async def test_one_that_lacks_a_part_is_none_and_is_made_anew(world: World, gone: str) -> None:
     engine, api = await opened(world), await api_of(world)
@@ -109,17 +118,20 @@ async def test_one_that_lacks_a_part_is_none_and_is_made_anew(world: World, gone
     match gone:
         case "device":
             assert isinstance(parts.interface, GreTunnel)
+            await strip(api, parts.check)
             await GreTunnelDescriptor(api).delete(parts.interface)
         case "outer":
             await ProtectDescriptor(api).delete(parts.protect)
+            await strip(api, parts.outer.check)
             await IpsecInterfaceDescriptor(api).delete(parts.outer.interface)
         case "redirect":
             await RedirectDescriptor(api).delete(parts.outer.redirects[0])
         case "check":
-            await CheckDescriptor(api).attach(parts.outer.check, is_add=False)
+            await CheckDescriptor(api).delete(parts.outer.check)
         case "protection":
             await ProtectDescriptor(api).delete(parts.protect)
         case "door":
+            await strip(api, parts.door.check)
             await SubInterfaceDescriptor(api).delete(parts.door.vlan)
     engine = await opened(world)
     found = dict(await engine.retrieve())

@@ -9,7 +9,9 @@ other is dropped and counted by ``ip4-inacl`` or ``ip6-inacl``.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ipsec_gw.model.ids import IpAddress
 from ipsec_gw.model.objects import Selector
@@ -177,12 +179,18 @@ class CheckDescriptor(Descriptor[Check]):
         return made
 
     async def update(self, old: Check, new: Check) -> Check:
-        """New tables are in place before the old ones go; VPP takes the new chains over the old ones at once."""
+        """The new tables are ready before the old ones go: VPP takes none where there are some, without a word. What
+        comes in that moment is not delivered.
+        """
         if self.equal(old, new):
             return old
         made = await self._with_tables(new)
-        await self.attach(old, is_add=False)
-        await self.attach(made, is_add=True)
+        async with AsyncExitStack() as undo:
+            undo.push_async_callback(self._drop_tables, made)
+            await self.attach(old, is_add=False)
+            undo.push_async_callback(self.attach, old, is_add=True)
+            await self.attach(made, is_add=True)
+            undo.pop_all()
         await self._drop_tables(old)
         return made
 
@@ -404,11 +412,13 @@ class RedirectDescriptor(Descriptor[Redirect]):
     kind = "redirect"
 
     async def create(self, value: Redirect) -> Redirect:
-        await self._add_del(value, is_add=True)
+        path = to_path(value.version, value.tx_sw_if_index, value.next_hop, value.table)
+        await self._add_del(value, [path], is_add=True)
         return value
 
     async def delete(self, value: Redirect) -> None:
-        await self._add_del(value, is_add=False)
+        """There is one for an interface, so no path is told: VPP refuses one by an interface that is gone already."""
+        await self._add_del(value, [], is_add=False)
 
     async def retrieve(self) -> tuple[Redirect, ...]:
         """Without next hops and tables."""
@@ -425,15 +435,15 @@ class RedirectDescriptor(Descriptor[Redirect]):
             return (Reference("interface", value.rx_sw_if_index),)
         return (Reference("interface", value.rx_sw_if_index), Reference("neighbour", value.next_hop))
 
-    async def _add_del(self, value: Redirect, *, is_add: bool) -> None:
+    async def _add_del(self, value: Redirect, paths: list[dict[str, Any]], *, is_add: bool) -> None:
         await self._api.call(
             "add_del_ip_punt_redirect_v2",
             is_add=is_add,
             punt={
                 "rx_sw_if_index": value.rx_sw_if_index,
                 "af": _af(value.version),
-                "n_paths": 1,
-                "paths": [to_path(value.version, value.tx_sw_if_index, value.next_hop, value.table)],
+                "n_paths": len(paths),
+                "paths": paths,
             },
         )
 
