@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from ipaddress import ip_network
 
 from ipsec_gw.model.objects import DeviceHeader, Selector
 from vpp_conf.api import VppApi
@@ -38,6 +39,10 @@ from vpp_conf.links import KERNEL_ENDS, Links
 
 _ETHERTYPES = (0x0800, 0x86DD)
 _GRE_BYTES = 4
+_ANYWHERE = ip_network("0.0.0.0/0")
+"""Nothing goes there. But ``ip4-local`` looks for the sources of multicast in the table that the check has named, which
+IPIP, other than GRE, does not take back.
+"""
 
 
 def headers_of(header: DeviceHeader, vlan: int) -> Headers:
@@ -86,7 +91,11 @@ class OuterBuilder:
         return Outer(
             IpsecInterface(DECAP_TABLE, self._mtu, links.lenders[DECAP_TABLE], sw_if_index),
             Table(table, VERSIONS[0]),
-            (Route(table, host(header.local), local=True), Route(table, host(header.remote), sw_if_index)),
+            (
+                Route(table, host(header.local), local=True),
+                Route(table, host(header.remote), sw_if_index),
+                Route(table, _ANYWHERE, sw_if_index),
+            ),
             tuple(Redirect(sw_if_index, end.version, links.up, end) for end in KERNEL_ENDS),
             Check(sw_if_index, frozenset({whole}), links.punts, links.shut, chains, diversions=plain(header, table)),
         )
