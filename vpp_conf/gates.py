@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Set
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from ipaddress import ip_network
 
 from ipsec_gw.errors import EngineError
 from ipsec_gw.model.ids import IpAddress
@@ -32,6 +33,7 @@ from vpp_conf.descriptors.sa import SadEntry
 from vpp_conf.descriptors.spd import (
     ALL_PORTS,
     ANY_PROTOCOL,
+    HIGHEST_PRIORITY,
     LOWEST_PRIORITY,
     Action,
     Policy,
@@ -47,6 +49,7 @@ from vpp_conf.sieve import Mask, Sieve, Sift, Stage
 _ESP, _UDP = 50, 17
 _SPI_BYTES = 4
 _UDP_BYTES = 8
+_LINK_LOCAL, _ON_THE_LINK = ip_network("fe80::/10"), ip_network("ff02::/16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +159,7 @@ class Gates:
             await self._set(before | wanted.incoming | wanted.outgoing)
             await self._encap.change(way, routes)
             undo.push_async_callback(self._encap.change, way, former)
-            await self._set(_but_outgoing(before | wanted.incoming) | wanted.outgoing)
+            await self._set(fixed | _but_outgoing(before | wanted.incoming) | wanted.outgoing)
             await wall.turn(wanted.steered)
             await gate.turn(wanted.sifted)
             await self._set(fixed | wanted.incoming | wanted.outgoing)
@@ -241,8 +244,11 @@ def holdings(tunnels: Iterable[GateParts], links: Links) -> Holdings:
 
 
 def _fixed() -> frozenset[Policy]:
-    """What the SPD of gate IN lets out, to come in again."""
-    return frozenset(Policy(IN, True, LOWEST_PRIORITY, Action.BYPASS, net, net) for net in ANYWHERE.values())
+    """What the SPD of gate IN lets out, to come in again; and what VPP itself says at gate OUT, which goes into no tunnel:
+    it tells once which groups it has joined there (MLD, RFC 3810).
+    """
+    own = Policy(OUT, True, HIGHEST_PRIORITY, Action.DISCARD, _LINK_LOCAL, _ON_THE_LINK)
+    return frozenset({own, *(Policy(IN, True, LOWEST_PRIORITY, Action.BYPASS, net, net) for net in ANYWHERE.values())})
 
 
 def _but_outgoing(policies: Set[Policy]) -> frozenset[Policy]:

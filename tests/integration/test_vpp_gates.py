@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from scapy.layers.inet import IP, UDP
+from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6
 from scapy.packet import Raw
 
 from ipsec_gw.engines.vpp import VppEngine
@@ -119,7 +121,7 @@ async def test_a_new_daemon_adopts_them_as_they_are_and_the_last_one_leaves_noth
         await tunnels.remove(name)
         check(tunnels, world)
     left = await held_by(world)
-    assert [policy.spd for policy in left.policies] == [IN, IN], "the fixed ones"
+    assert [policy.spd for policy in left.policies] == [OUT, IN, IN], "the fixed ones"
     assert all(policy.outbound for policy in left.policies)
     assert left.sessions == frozenset()
     await again.close()
@@ -157,7 +159,7 @@ async def test_a_lost_journal_means_a_clean_start(world: World) -> None:
     engine = await opened(world)
     assert dict(await engine.retrieve()) == {}
     left = await held_by(world)
-    assert (len(left.policies), left.sessions) == (2, frozenset())
+    assert (len(left.policies), left.sessions) == (3, frozenset())
     site = await make_site(engine)
     world.to_engine_wan(oracle(site.inbound).encrypt(inbound_packet(1)))
     world.plaintext(lambda ip: ip.id == 1)
@@ -260,4 +262,22 @@ async def test_tunnels_with_an_interface_stand_beside_them(world: World) -> None
         await tunnels.remove(name)
         check(tunnels, world)
     assert (await held_by(world)).interfaces == 0
+    await engine.close()
+
+
+async def test_what_vpp_itself_says_at_the_gate_goes_into_no_tunnel(world: World) -> None:
+    engine, api = await opened(world), await api_of(world)
+    incoming, outgoing = make_sa(Direction.IN), make_sa(Direction.OUT)
+    everything = Selector(ip_network("::/0"), ip_network("::/0"))
+    tunnel = Tunnel(TunnelId(8, PEER), LOCAL, PEER, (incoming.key,), outgoing.key, (everything,))
+    for obj in (HOP, incoming, outgoing, tunnel):
+        await engine.create(obj)
+    deadline = time.monotonic() + 10
+    while "IPSec policy discard" not in await api.cli("show errors"):
+        assert time.monotonic() < deadline
+    sent = IPv6(bytes(IPv6(src="fd01::1", dst="fd02::2") / ICMPv6EchoRequest(seq=9)))
+    world.to_engine_up(sent)
+    frame = world.wan.receive(lambda frame: IP in frame and frame[IP].proto == 50)
+    assert bytes(oracle(outgoing).decrypt(IP(inner(frame)))) == bytes(sent)
+    await api.close()
     await engine.close()

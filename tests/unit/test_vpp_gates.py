@@ -190,7 +190,7 @@ spd 4704
      remote addr range 198.51.100.7 - 198.51.100.7 port range 0 - 65535
      packets 9 bytes 900
  ip4-inbound-discard:
-   [2] priority 5 action discard type ip4-inbound-discard protocol any
+   [2] priority 5 action resolve type ip4-inbound-discard protocol any
      local addr range 1.1.1.1 - 1.1.1.1 port range 0 - 65535
      remote addr range 1.1.1.1 - 1.1.1.1 port range 0 - 65535
      packets 9 bytes 900

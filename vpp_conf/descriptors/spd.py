@@ -23,11 +23,15 @@ NO_SA = 0xFFFFFFFF
 LOWEST_PRIORITY = 1
 """Higher ones are tried first, and what has none (0) never matches in the fast path."""
 
+HIGHEST_PRIORITY = 1 << 22
+"""Above those of all tunnels; what VPP is told has 8 bits more, and a sign."""
+
 
 class Action(IntEnum):
     """``vl_api_ipsec_spd_action_t``."""
 
     BYPASS = 0
+    DISCARD = 1
     PROTECT = 3
 
 
