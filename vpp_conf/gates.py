@@ -244,8 +244,8 @@ def holdings(tunnels: Iterable[GateParts], links: Links) -> Holdings:
 
 
 def _fixed() -> frozenset[Policy]:
-    """What the SPD of gate IN lets out, to come in again; and what VPP itself says at gate OUT, which goes into no tunnel:
-    it tells once which groups it has joined there (MLD, RFC 3810).
+    """What the SPD of gate IN lets out, to come in again; and what VPP itself says at gate OUT, which goes into no
+    tunnel: it tells once which groups it has joined there (MLD, RFC 3810).
     """
     own = Policy(OUT, True, HIGHEST_PRIORITY, Action.DISCARD, _LINK_LOCAL, _ON_THE_LINK)
     return frozenset({own, *(Policy(IN, True, LOWEST_PRIORITY, Action.BYPASS, net, net) for net in ANYWHERE.values())})

@@ -190,7 +190,7 @@ spd 4704
      remote addr range 198.51.100.7 - 198.51.100.7 port range 0 - 65535
      packets 9 bytes 900
  ip4-inbound-discard:
-   [2] priority 5 action resolve type ip4-inbound-discard protocol any
+   [2] priority 512 action discard type ip4-inbound-discard protocol any
      local addr range 1.1.1.1 - 1.1.1.1 port range 0 - 65535
      remote addr range 1.1.1.1 - 1.1.1.1 port range 0 - 65535
      packets 9 bytes 900
@@ -204,6 +204,7 @@ def test_what_vpp_shows_is_read_with_and_without_its_fast_path() -> None:
         Policy(OUT, True, 129, Action.PROTECT, sixteen, any6, 0x40000004),
         Policy(IN, True, 1, Action.BYPASS, *[ip_network("0.0.0.0/0")] * 2),
         Policy(IN, False, 1, Action.PROTECT, ip_network(LOCAL), ip_network(PEER), 0x40000003),
+        Policy(IN, False, 2, Action.DISCARD, *[ip_network("1.1.1.1/32")] * 2),
     )
 
 
