@@ -104,7 +104,7 @@ class Observer:
         return found
 
     async def _join(self, sas: list[XfrmSa], policies: list[XfrmPolicy]) -> Snapshot:
-        addresses, transport = await self._view.addresses(), any(sa.mode is Mode.TRANSPORT for sa in sas)
+        addresses, devices = await self._view.addresses(), _any_device(sas, policies)
         peers = frozenset(sa.key.destination for sa in sas if sa.key.destination not in addresses)
         self._watch(peers, {})  # first: what changes while the ways are read must not be lost
         hops = await self._view.next_hops(peers)
@@ -119,8 +119,8 @@ class Observer:
             limits=self.limits(policies),
             interfaces=await self._view.xfrm_interfaces() if _any_if_id(sas, policies) else {},
             vtis=await self._view.vtis() if _any_mark(sas, policies) else (),
-            encapsulators=await self._view.encapsulators() if transport else (),
-            vxlans=await self._view.vxlans() if transport else (),
+            encapsulators=await self._view.encapsulators() if devices else (),
+            vxlans=await self._view.vxlans() if devices else (),
             charon=self._source.version,
         )
 
@@ -156,6 +156,12 @@ def _spis(sas: list[XfrmSa]) -> frozenset[tuple[int, int]]:
 
 def _any_if_id(sas: Iterable[XfrmSa], policies: Iterable[XfrmPolicy]) -> bool:
     return any(sa.if_id for sa in sas) or any(policy.if_id for policy in policies)
+
+
+def _any_device(sas: Iterable[XfrmSa], policies: Iterable[XfrmPolicy]) -> bool:
+    """Whether a GRE, IPIP or VXLAN device may send by them: they are for what is between two hosts."""
+    between_hosts = any(policy.templates and policy.selector.of_hosts for policy in policies)
+    return between_hosts or any(sa.mode is Mode.TRANSPORT for sa in sas)
 
 
 def _any_mark(sas: Iterable[XfrmSa], policies: Iterable[XfrmPolicy]) -> bool:
