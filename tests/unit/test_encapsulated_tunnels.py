@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from ipsec_gw.desired import Desired, EngineOffer, Owner, desired
 from ipsec_gw.device_words import device_words
+from ipsec_gw.ike.observer import Observer
+from ipsec_gw.ike.xfrm import XfrmMonitor, XfrmSocket
+from ipsec_gw.mirror.kernel import KernelView
 from ipsec_gw.model.ids import Direction, IpAddress, SaKey, TunnelId
 from ipsec_gw.model.objects import (
     DeviceHeader,
@@ -259,3 +264,25 @@ def test_ipv6_needs_its_room_inside() -> None:
     assert {verdict.reason for verdict in found.verdicts} == {
         "its path leaves 1270 bytes for a packet inside, and IPv6 needs 1280"
     }
+
+
+@pytest.mark.parametrize(("one", "found"), [(between(GRE1), (GRE1,)), (policy(0x22), ())], ids=["hosts", "networks"])
+async def test_devices_are_looked_for_where_policies_are_between_two_hosts(
+    one: XfrmPolicy, found: tuple[Encapsulator, ...]
+) -> None:
+    async def nothing(*_: object) -> dict[Any, Any]:
+        return {}
+
+    async def devices() -> tuple[Encapsulator, ...]:
+        return (GRE1,)
+
+    view = {name: nothing for name in ("addresses", "next_hops", "source_hints", "vxlans")}
+    observer = Observer(
+        cast(XfrmSocket, SimpleNamespace(sas=lambda: [sa(0x22)], policies=lambda: [one])),
+        cast(XfrmMonitor, SimpleNamespace(changes=0, drain=lambda: None)),
+        cast(KernelView, SimpleNamespace(encapsulators=devices, **view)),
+        cast(Any, SimpleNamespace(child_names=nothing, version="")),
+        names_decide=False,
+        named=lambda: None,
+    )
+    assert (await observer.snapshot()).encapsulators == found
