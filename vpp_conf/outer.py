@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from ipaddress import ip_network
 
 from ipsec_gw.model.objects import DeviceHeader, Selector
+from ipsec_gw.model.sizes import GRE_HEADER
 from vpp_conf.api import VppApi
 from vpp_conf.descriptors.base import host
 from vpp_conf.descriptors.classify import (
@@ -35,14 +35,9 @@ from vpp_conf.descriptors.classify import (
 from vpp_conf.descriptors.headers import Headers
 from vpp_conf.descriptors.ipsec_itf import IpsecInterface, IpsecInterfaceDescriptor
 from vpp_conf.descriptors.route import DECAP_TABLE, DEVICE_TABLES, Route, RouteDescriptor, Table, TableDescriptor
-from vpp_conf.links import KERNEL_ENDS, Links
+from vpp_conf.links import ANYWHERE, KERNEL_ENDS, Links
 
 _ETHERTYPES = (0x0800, 0x86DD)
-_GRE_BYTES = 4
-_ANYWHERE = ip_network("0.0.0.0/0")
-"""Nothing goes there. But ``ip4-local`` looks for the sources of multicast in the table that the check has named, which
-IPIP, other than GRE, does not take back.
-"""
 
 
 def headers_of(header: DeviceHeader, vlan: int) -> Headers:
@@ -94,7 +89,9 @@ class OuterBuilder:
             (
                 Route(table, host(header.local), local=True),
                 Route(table, host(header.remote), sw_if_index),
-                Route(table, _ANYWHERE, sw_if_index),
+                # Nothing goes there. But ip4-local looks for the sources of multicast in the table that the check has
+                # named, which IPIP, other than GRE, does not take back.
+                Route(table, ANYWHERE[VERSIONS[0]], sw_if_index),
             ),
             tuple(Redirect(sw_if_index, end.version, links.up, end) for end in KERNEL_ENDS),
             Check(sw_if_index, frozenset({whole}), links.punts, links.shut, chains, diversions=plain(header, table)),
@@ -144,6 +141,6 @@ def plain(header: DeviceHeader, table: int) -> frozenset[Diversion]:
     behind = [bytes(2) + ethertype.to_bytes(2, "big") for ethertype in _ETHERTYPES] if header.gre else [b""]
     ends = header.remote.packed, header.local.packed, header.protocol
     seen = HEADERS[VERSIONS[0]].bytes_of
-    mask = seen(b"\xff" * 4, b"\xff" * 4, 0xFF, b"\xff" * _GRE_BYTES if header.gre else b"")
+    mask = seen(b"\xff" * 4, b"\xff" * 4, 0xFF, b"\xff" * GRE_HEADER if header.gre else b"")
     mask[6:8] = FRAGMENT_MASK
     return frozenset(Diversion(bytes(mask), bytes(seen(*ends, one)), CARRY_ON, table=table) for one in behind)

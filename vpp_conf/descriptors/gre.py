@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vpp_conf.descriptors.base import NO_INDEX, Descriptor, from_address, to_address
-from vpp_conf.descriptors.headers import FIRST_INSTANCE, LAST_INSTANCE, Encapsulation, Headers
+from vpp_conf.descriptors.base import NO_INDEX, Descriptor, to_address
+from vpp_conf.descriptors.headers import FIRST_INSTANCE, Encapsulation, read_own
 from vpp_conf.descriptors.interface import take_in
-from vpp_conf.descriptors.sa import COPY_DSCP
+from vpp_conf.descriptors.ipsec_itf import POINT_TO_POINT
 
 MESSAGE = "gre_tunnel_add_del"
 """VPP knows it while its GRE plugin is enabled."""
 
-_LAYER_3, _POINT_TO_POINT = 0, 0
-"""``GRE_API_TUNNEL_TYPE_L3``, ``TUNNEL_API_MODE_P2P``."""
+_LAYER_3 = 0
+"""``GRE_API_TUNNEL_TYPE_L3``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +30,7 @@ class GreTunnelDescriptor(Descriptor[GreTunnel]):
     async def create(self, value: GreTunnel) -> GreTunnel:
         reply = await self._add_del(value, is_add=True)
         made = replace(value, sw_if_index=reply.sw_if_index)
-        try:
-            await take_in(self._api, made.sw_if_index, value.table, value.mtu, value.lender)
-        except BaseException:
-            await self.delete(made)
-            raise
+        await take_in(self._api, made, self.delete)
         return made
 
     async def delete(self, value: GreTunnel) -> None:
@@ -45,11 +41,7 @@ class GreTunnelDescriptor(Descriptor[GreTunnel]):
         if not self._api.knows(MESSAGE):
             return ()
         found = [detail.tunnel for detail in await self._api.dump("gre_tunnel_dump", sw_if_index=NO_INDEX)]
-        return tuple(
-            GreTunnel(0, 0, 0, _headers_of(one), one.sw_if_index)
-            for one in found
-            if FIRST_INSTANCE <= one.instance <= LAST_INSTANCE
-        )
+        return tuple(GreTunnel(0, 0, 0, headers, index) for headers, index in read_own(found, "outer_table_id"))
 
     async def _add_del(self, value: GreTunnel, *, is_add: bool) -> Any:
         headers = value.headers
@@ -58,7 +50,7 @@ class GreTunnelDescriptor(Descriptor[GreTunnel]):
             is_add=is_add,
             tunnel={
                 "type": _LAYER_3,
-                "mode": _POINT_TO_POINT,
+                "mode": POINT_TO_POINT,
                 "flags": headers.flags,
                 "session_id": 0,
                 "instance": FIRST_INSTANCE + headers.number,
@@ -68,13 +60,3 @@ class GreTunnelDescriptor(Descriptor[GreTunnel]):
                 "dst": to_address(headers.destination),
             },
         )
-
-
-def _headers_of(tunnel: Any) -> Headers:
-    return Headers(
-        number=tunnel.instance - FIRST_INSTANCE,
-        source=from_address(tunnel.src),
-        destination=from_address(tunnel.dst),
-        dscp=bool(tunnel.flags & COPY_DSCP),
-        table=tunnel.outer_table_id,
-    )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from ipsec_gw.model.ids import IpAddress
+from vpp_conf.descriptors.base import from_address
 from vpp_conf.descriptors.route import OUTER_TABLE
 from vpp_conf.descriptors.sa import COPY_DSCP, COPY_ECN, DECAP_COPY_ECN
 
@@ -43,3 +46,21 @@ class Encapsulation:
     lender: int
     headers: Headers
     sw_if_index: int = field(default=0, compare=False)
+
+
+def read_own(tunnels: Iterable[Any], table: str) -> Iterator[tuple[Headers, int]]:
+    """Headers and ``sw_if_index`` of those in a dump that have a number of the gateway's; ``table`` is what the message
+    calls the FIB table.
+    """
+    for tunnel in tunnels:
+        if FIRST_INSTANCE <= tunnel.instance <= LAST_INSTANCE:
+            yield (
+                Headers(
+                    number=tunnel.instance - FIRST_INSTANCE,
+                    source=from_address(tunnel.src),
+                    destination=from_address(tunnel.dst),
+                    dscp=bool(tunnel.flags & COPY_DSCP),
+                    table=getattr(tunnel, table),
+                ),
+                tunnel.sw_if_index,
+            )

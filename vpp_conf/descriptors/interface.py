@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from vpp_conf.api import VppApi
 from vpp_conf.startup.values import RxMode
@@ -74,10 +75,33 @@ async def keep_silent(api: VppApi, sw_if_index: int) -> None:
     await api.call("sw_interface_ip6nd_ra_config", sw_if_index=sw_if_index, suppress=1)
 
 
-async def take_in(api: VppApi, sw_if_index: int, table: int, mtu: int, lender: int) -> None:
-    """Make a tunnel's interface that has just been created one of the gateway's: tagged, up in this FIB, with an
-    address of another interface's.
+class Borrower(Protocol):
+    """A tunnel's interface; :class:`~vpp_conf.descriptors.ipsec_itf.IpsecInterface` says what these are."""
+
+    @property
+    def sw_if_index(self) -> int: ...
+
+    @property
+    def table(self) -> int: ...
+
+    @property
+    def mtu(self) -> int: ...
+
+    @property
+    def lender(self) -> int: ...
+
+
+Made = TypeVar("Made", bound=Borrower)
+
+
+async def take_in(api: VppApi, made: Made, remove: Callable[[Made], Awaitable[None]]) -> None:
+    """Make a tunnel's interface that has just been created one of the gateway's: tagged, up in its FIB, with an address
+    of another interface's. If VPP refuses any of that, remove it.
     """
-    await tag(api, sw_if_index, OWNER_TAG)
-    await bring_up(api, sw_if_index, table, mtu)
-    await borrow_address(api, sw_if_index, lender)
+    try:
+        await tag(api, made.sw_if_index, OWNER_TAG)
+        await bring_up(api, made.sw_if_index, made.table, made.mtu)
+        await borrow_address(api, made.sw_if_index, made.lender)
+    except BaseException:
+        await remove(made)
+        raise

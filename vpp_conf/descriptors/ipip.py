@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
-from vpp_conf.descriptors.base import NO_INDEX, Descriptor, from_address, to_address
-from vpp_conf.descriptors.headers import FIRST_INSTANCE, LAST_INSTANCE, Encapsulation, Headers
+from vpp_conf.descriptors.base import NO_INDEX, Descriptor, to_address
+from vpp_conf.descriptors.headers import FIRST_INSTANCE, Encapsulation, read_own
 from vpp_conf.descriptors.interface import take_in
-from vpp_conf.descriptors.sa import COPY_DSCP
-
-_POINT_TO_POINT = 0
-"""``TUNNEL_API_MODE_P2P``."""
+from vpp_conf.descriptors.ipsec_itf import POINT_TO_POINT
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +31,12 @@ class IpipTunnelDescriptor(Descriptor[IpipTunnel]):
                 "sw_if_index": NO_INDEX,
                 "table_id": headers.table,
                 "flags": headers.flags,
-                "mode": _POINT_TO_POINT,
+                "mode": POINT_TO_POINT,
                 "dscp": 0,
             },
         )
         made = replace(value, sw_if_index=reply.sw_if_index)
-        try:
-            await take_in(self._api, made.sw_if_index, value.table, value.mtu, value.lender)
-        except BaseException:
-            await self.delete(made)
-            raise
+        await take_in(self._api, made, self.delete)
         return made
 
     async def delete(self, value: IpipTunnel) -> None:
@@ -53,18 +45,4 @@ class IpipTunnelDescriptor(Descriptor[IpipTunnel]):
     async def retrieve(self) -> tuple[IpipTunnel, ...]:
         """Those with a number of the gateway's. Table, MTU and lender are not read back: 0."""
         found = [detail.tunnel for detail in await self._api.dump("ipip_tunnel_dump", sw_if_index=NO_INDEX)]
-        return tuple(
-            IpipTunnel(0, 0, 0, _headers_of(one), one.sw_if_index)
-            for one in found
-            if FIRST_INSTANCE <= one.instance <= LAST_INSTANCE
-        )
-
-
-def _headers_of(tunnel: Any) -> Headers:
-    return Headers(
-        number=tunnel.instance - FIRST_INSTANCE,
-        source=from_address(tunnel.src),
-        destination=from_address(tunnel.dst),
-        dscp=bool(tunnel.flags & COPY_DSCP),
-        table=tunnel.table_id,
-    )
+        return tuple(IpipTunnel(0, 0, 0, headers, index) for headers, index in read_own(found, "table_id"))

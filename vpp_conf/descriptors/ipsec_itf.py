@@ -33,11 +33,7 @@ class IpsecInterfaceDescriptor(Descriptor[IpsecInterface]):
     async def create(self, value: IpsecInterface) -> IpsecInterface:
         reply = await self._api.call("ipsec_itf_create", itf={"user_instance": 0xFFFFFFFF, "mode": POINT_TO_POINT})
         made = replace(value, sw_if_index=reply.sw_if_index)
-        try:
-            await take_in(self._api, made.sw_if_index, value.table, value.mtu, value.lender)
-        except BaseException:
-            await self.delete(made)
-            raise
+        await take_in(self._api, made, self.delete)
         return made
 
     async def delete(self, value: IpsecInterface) -> None:

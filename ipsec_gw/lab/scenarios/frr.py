@@ -64,12 +64,13 @@ class Link:
 
     def added(self, lab: Lab, role: Role) -> str:
         """As `ip` adds it."""
-        here, there = (self.end(lab, one) for one in (role, OTHER_GATEWAY[role]))
+        here, there = (end(lab, self.ends, one) for one in (role, OTHER_GATEWAY[role]))
         return f"link add {self.interface} type {self.kind.format(here=here, there=there)}"
 
-    def end(self, lab: Lab, role: Role) -> IpAddress:
-        """A gateway's address that the interface sends from, if it has one."""
-        return lab.topology.address(role, WAN) if self.ends is None else own_end(self.ends, role)
+
+def end(lab: Lab, ends: IPv4Network | None, role: Role) -> IpAddress:
+    """A gateway's address that a device sends from: the outer one, or its own of ``ends``."""
+    return lab.topology.address(role, WAN) if ends is None else own_end(ends, role)
 
 
 def own_end(ends: IPv4Network, role: Role) -> IPv4Address:

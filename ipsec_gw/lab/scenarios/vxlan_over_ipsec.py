@@ -26,7 +26,7 @@ from ipsec_gw.lab.process import run as call
 from ipsec_gw.lab.scenarios.configured import GATEWAYS, both
 from ipsec_gw.lab.scenarios.conversations import finds_mtu
 from ipsec_gw.lab.scenarios.failover import finish, flowing
-from ipsec_gw.lab.scenarios.frr import NOWHERE, own_end, reach
+from ipsec_gw.lab.scenarios.frr import NOWHERE, end, own_end, reach
 from ipsec_gw.lab.scenarios.route_based import OTHER_GATEWAY, engine_dies
 from ipsec_gw.lab.scenarios.site_to_site import bracketed_exchange, rekey_under_traffic
 from ipsec_gw.lab.scenarios.tunnel import (
@@ -43,7 +43,7 @@ from ipsec_gw.lab.scenarios.tunnel import (
 )
 from ipsec_gw.lab.scenarios.verdicts import Evidence, few
 from ipsec_gw.lab.strongswan import CHILD
-from ipsec_gw.lab.topology import HOST, LAN, WAN, Role
+from ipsec_gw.lab.topology import HOST, LAN, Role
 from xdp_steer.reasons import Reason
 
 DEVICE, BRIDGE, VNI = "vxlan1", "br0", 42
@@ -221,8 +221,7 @@ def _the_engine_did_it(lab: Lab, before: Work, after: Work) -> None:
 
 
 async def _raise_device(lab: Lab, role: Role, way: Way) -> None:
-    roles = (role, OTHER_GATEWAY[role])
-    here, there = (lab.topology.address(one, WAN) if way.ends is None else own_end(way.ends, one) for one in roles)
+    here, there = (end(lab, way.ends, one) for one in (role, OTHER_GATEWAY[role]))
     kind = f"type vxlan id {VNI} local {here} remote {there} dstport {VXLAN_PORT}"
     await _ip(lab, role, f"link add {DEVICE}{way.options} {kind}", f"link set {DEVICE} up")
 
