@@ -196,6 +196,7 @@ def test_there_is_room_for_thousands() -> None:
         for former, now in ((whole, one), (one, most), (most, whole)):
             tables.alter(now, former)
             assert tables.holds(now)
+            assert not tables.holds(former)
 
 
 async def test_what_is_exempted_gets_no_mark() -> None:
