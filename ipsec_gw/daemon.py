@@ -53,8 +53,7 @@ from ipsec_gw.ownership.demand import Demand
 from ipsec_gw.ownership.sentry import Sentry
 from ipsec_gw.ownership.touch import Toucher
 from ipsec_gw.reconcile.loop import reconcile_forever
-from vpp_conf.lifecycle import NO_CORE
-from vpp_conf.service import VppService
+from vpp_conf.process import NO_CORE
 from xdp_steer.gateway import Steering
 
 log = structlog.get_logger()
@@ -496,6 +495,13 @@ async def run(config: Config, paths: Paths, read: Callable[[], Config] = Config)
     return ending
 
 
+def _service(paths: Paths) -> Service:
+    """What starts VPP is imported where it is needed: a daemon that comes back is to be there soon."""
+    from vpp_conf.service import VppService  # noqa: PLC0415
+
+    return VppService(paths.run_dir)
+
+
 async def _run_once(config: Config, paths: Paths, read: Callable[[], Config]) -> Ending:
     charon = CharonWatcher(config.gateway.vici, seconds=config.gateway.vici_timeout)
     async with AsyncExitStack() as stack:
@@ -503,7 +509,7 @@ async def _run_once(config: Config, paths: Paths, read: Callable[[], Config]) ->
         stack.push_async_callback(charon.close)
         gateway = await build(config, paths, charon, stack)
         waits_for_vpp = config.gateway.engine is EngineChoice.AUTO and gateway.plumbing is None
-        service = VppService(paths.run_dir) if config.gateway.starts_vpp and gateway.plumbing is not None else None
+        service = _service(paths) if config.gateway.starts_vpp and gateway.plumbing is not None else None
         daemon = Daemon(
             gateway,
             charon,

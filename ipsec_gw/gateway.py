@@ -408,7 +408,7 @@ def _engine(name: EngineName, context: EngineContext, policy_mode: PolicyMode = 
         from ipsec_gw.engines.vpp import VppEngine  # noqa: PLC0415
 
         return VppEngine(context, policy_mode)
-    from ipsec_gw.engines.soft import SoftEngine  # noqa: PLC0415
+    from ipsec_gw.engines.soft.engine import SoftEngine  # noqa: PLC0415
 
     return SoftEngine(context)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from typing import TYPE_CHECKING
 
 from ipsec_gw.errors import EnvironmentMissing
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 
 def template_environment(name: str) -> Environment:
@@ -14,6 +16,8 @@ def template_environment(name: str) -> Environment:
 
     Raises EnvironmentMissing if it is not installed.
     """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # noqa: PLC0415 - a daemon rarely needs it
+
     root = Path(__file__).resolve().parent.parent
     for folder in (root / "vpp_conf" / "templates", root / "templates"):
         if (folder / name).is_file():

@@ -22,8 +22,37 @@ CLIENT_NAME = "ipsec-gw"
 REPLY_SECONDS = 10.0
 PID_BITS = 32
 
+MODULES = frozenset(
+    {
+        "af_xdp",
+        "classify",
+        "gre",
+        "interface",
+        "ip",
+        "ip6_nd",
+        "ip_neighbor",
+        "ipip",
+        "ipsec",
+        "l2",
+        "memclnt",
+        "nat44_ed",
+        "punt",
+        "vlib",
+        "vpe",
+        "vxlan",
+    }
+)
+"""Where the messages are from that this gateway sends: each has a file of definitions (``NAME.api.json``). Those of all
+of VPP take longer to read than all else of a connection takes.
+"""
+
 # vpp_papi writes every message it sends into its debug log, keys included: it gets a logger that is off.
 _SILENT = logging.Logger("ipsec-gw-papi", level=logging.CRITICAL + 1)
+
+
+def definitions(api_dir: Path) -> list[str]:
+    """The files of :data:`MODULES`; a plugin that is not installed has none."""
+    return sorted(str(path) for path in api_dir.rglob("*.api.json") if path.name.partition(".")[0] in MODULES)
 
 
 class VppApiError(EngineError):
@@ -134,7 +163,7 @@ class VppApi:
         from vpp_papi import VPPApiClient  # noqa: PLC0415 - slow to import, and only VPP users need it
 
         client = VPPApiClient(
-            apidir=str(self._api_dir) if self._api_dir else None,
+            apifiles=definitions(self._api_dir) if self._api_dir else None,
             bootstrapapi=self._api_dir is None,
             server_address=str(self._socket),
             read_timeout=self._timeout,

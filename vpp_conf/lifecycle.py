@@ -24,7 +24,7 @@ from vpp_conf.api import VppApi
 from vpp_conf.locate import VppInstallation, locate_vpp
 from vpp_conf.paths import VppPaths
 from vpp_conf.permissions import close_folder, open_sockets, refuse_taken
-from vpp_conf.process import ProcessId, identify, noted, recorded, service_of
+from vpp_conf.process import NO_CORE, ProcessId, identify, noted, recorded, service_of
 from vpp_conf.start_failure import missing_hugepages
 from vpp_conf.startup.drop_in import DropIn, Merged
 from vpp_conf.startup.expectation import Expectation, expect, expectation_from_json, expectation_to_json
@@ -56,10 +56,6 @@ PACKAGED_DROP_IN = "vpp.service.d/ipsec-gw.conf"
 SOCKCLNT_CREATE = 15
 SOCKCLNT_CREATE_REPLY = 16
 """Fixed message numbers of VPP's socket API (``vlibmemory/memclnt.api``)."""
-
-NO_CORE = (1, 1)
-"""Of RLIMIT_CORE, in bytes: no file is made, and a program that ``core_pattern`` pipes dumps to gets none either. From
-that one 0 would not keep them (``fs/coredump.c`` takes 1 for its own mark against recursion)."""
 
 FRAME = struct.Struct(">QII")
 """Header of a message on the API socket: unused, length, unused (``msgbuf_t``)."""

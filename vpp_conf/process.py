@@ -15,6 +15,10 @@ THREADS_FIELD = 17
 START_FIELD = 19
 """Positions in /proc/PID/stat after the command's closing parenthesis: fields 3, 20 and 22 of proc(5)."""
 
+NO_CORE = (1, 1)
+"""Of RLIMIT_CORE, in bytes: no file is made, and a program that ``core_pattern`` pipes dumps to gets none either. From
+that one 0 would not keep them (``fs/coredump.c`` takes 1 for its own mark against recursion)."""
+
 
 @dataclass(frozen=True, slots=True)
 class ProcessId:

@@ -143,7 +143,7 @@ def _permissions(paths: VppPaths) -> Mapping[str, str]:
 
 
 def _dumps(pid: int) -> bool:
-    """A limit of 1 byte is none (:data:`vpp_conf.lifecycle.NO_CORE`). prlimit(2) may refuse where the file is read."""
+    """A limit of 1 byte is none (:data:`vpp_conf.process.NO_CORE`). prlimit(2) may refuse where the file is read."""
     found = CORE_LIMIT.search(Files(PROC).text(f"{pid}/limits") or "")
     return found is not None and found["soft"] not in ("0", "1")
 

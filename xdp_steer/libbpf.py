@@ -272,16 +272,21 @@ def map_delete_batch(fd: int, keys: ctypes.Array[Any], count: int) -> int:
 
 def map_entries(fd: int, key_size: int, value_size: int, entries: int) -> list[tuple[bytes, bytes]]:
     """Keys and values of a map that has room for ``entries``. Values of per-CPU maps are those of all CPUs."""
+    keys, values = map_content(fd, key_size, value_size, entries)
+    return [
+        (keys[n * key_size : (n + 1) * key_size], values[n * value_size : (n + 1) * value_size])
+        for n in range(len(keys) // key_size)
+    ]
+
+
+def map_content(fd: int, key_size: int, value_size: int, entries: int) -> tuple[bytes, bytes]:
+    """The same, the keys one behind the other, and the values."""
     keys, values = ctypes.create_string_buffer(key_size * entries), ctypes.create_string_buffer(value_size * entries)
     place = ctypes.create_string_buffer(max(key_size, 4))
     count = ctypes.c_uint32(entries)
     with suppress(FileNotFoundError):  # the end of the map: count says how many there were
         check(_lib.bpf_map_lookup_batch(fd, None, place, keys, values, ctypes.byref(count), None))
-    raw_keys, raw_values = keys.raw, values.raw
-    return [
-        (raw_keys[n * key_size : (n + 1) * key_size], raw_values[n * value_size : (n + 1) * value_size])
-        for n in range(count.value)
-    ]
+    return keys.raw[: count.value * key_size], values.raw[: count.value * value_size]
 
 
 def wait_for_programs() -> None:

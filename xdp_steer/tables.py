@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from ipsec_gw.errors import EnvironmentMissing, SteeringError
 from ipsec_gw.model.ids import IpAddress, SaKey
 from ipsec_gw.model.objects import UdpPeer
@@ -346,9 +348,9 @@ class ExitTable:
     def _taken(self) -> dict[int, int]:
         spec = layout.EXIT_SLOTS
         with refused(f"reading of {spec.name}"):
-            found = libbpf.map_entries(self._slots, 4, ctypes.sizeof(layout.ExitSlotLeaf), spec.entries)
-        leaves = (layout.ExitSlotLeaf.from_buffer_copy(value) for _, value in found)
-        return {leaf.ifindex: leaf.slot for leaf in leaves if leaf.ifindex}
+            _, values = libbpf.map_content(self._slots, 4, ctypes.sizeof(layout.ExitSlotLeaf), spec.entries)
+        leaves = np.frombuffer(values, dtype=np.dtype(layout.ExitSlotLeaf))
+        return {int(leaf["ifindex"]): int(leaf["slot"]) for leaf in leaves[leaves["ifindex"] != 0]}
 
     def connect(self, ifindex: int, program: int) -> None:
         """Lead an interface's steered packets to its dock: program first, then the slot becomes known."""

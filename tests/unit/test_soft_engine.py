@@ -14,7 +14,8 @@ from scapy.layers.ipsec import ESP
 from scapy.layers.l2 import Ether
 
 from ipsec_gw.engines.port import Counters, Engine, Link
-from ipsec_gw.engines.soft import DropReason, SoftEngine
+from ipsec_gw.engines.soft.drops import DropReason
+from ipsec_gw.engines.soft.engine import SoftEngine
 from ipsec_gw.engines.soft.esp import EspPayload
 from ipsec_gw.errors import EngineError, EngineUnavailable, SteeringError
 from ipsec_gw.model.algorithms import ALGORITHMS
