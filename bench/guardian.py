@@ -11,15 +11,18 @@ import argparse
 import socket
 import statistics
 import struct
+import tempfile
 import threading
 import time
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any, cast
 
 from ipsec_gw.engines.port import Counters, Heard
 from ipsec_gw.ike.aevent import StateSocket
 from ipsec_gw.model.ids import SaKey
 from ipsec_gw.ownership.guardian import Guardian
+from ipsec_gw.ownership.handovers import Handovers
 
 LOCAL, REMOTE = ip_address("10.0.0.1"), ip_address("10.0.0.2")
 HEADER = struct.Struct("=IHHII")
@@ -89,12 +92,13 @@ def states(keys: list[SaKey]) -> StateSocket:
 def measure(count: int) -> tuple[float, float, float]:
     """Milliseconds of processor time of a tick in which all move, of one in which none does, and the worst of them."""
     keys = [SaKey(LOCAL if spi % 2 else REMOTE, spi) for spi in range(256, 256 + count)]
-    guardian = Guardian(states(keys), lambda *_: None)
     walls, rests = [], []
-    for number in range(1, ROUNDS + 1):
-        heard = Heard({key: Counters(number * 1000, number * 100_000) for key in keys}, {})
-        walls.append(guardian.tick(heard, lambda key: key.destination == LOCAL, lambda: True).seconds)
-        rests.append(guardian.tick(heard, lambda key: key.destination == LOCAL, lambda: True).seconds)
+    with tempfile.TemporaryDirectory() as folder:
+        guardian = Guardian(states(keys), lambda *_: None, Handovers(Path(folder), print))
+        for number in range(1, ROUNDS + 1):
+            heard = Heard({key: Counters(number * 1000, number * 100_000) for key in keys}, {})
+            walls.append(guardian.tick(heard, lambda key: key.destination == LOCAL, lambda: True).seconds)
+            rests.append(guardian.tick(heard, lambda key: key.destination == LOCAL, lambda: True).seconds)
     return statistics.median(walls) * 1000, statistics.median(rests) * 1000, max(walls) * 1000
 
 

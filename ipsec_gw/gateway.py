@@ -37,12 +37,13 @@ from ipsec_gw.model.ids import EngineName, SaKey
 from ipsec_gw.model.objects import ManagedObject, ObjectKey
 from ipsec_gw.model.snapshot import LeadLimits, Snapshot, XfrmPolicy
 from ipsec_gw.model.warmth import NOTHING, Volume
-from ipsec_gw.ownership import hand
+from ipsec_gw.ownership import hand, handovers
 from ipsec_gw.ownership.bypass import Bypass, remove_bypass
 from ipsec_gw.ownership.engine_link import EngineLink
 from ipsec_gw.ownership.exhaustion import Exhaustion
 from ipsec_gw.ownership.guard import GuardDriver
 from ipsec_gw.ownership.guardian import Guardian, expirer
+from ipsec_gw.ownership.handovers import Handovers
 from ipsec_gw.ownership.hosts import HostsDriver
 from ipsec_gw.ownership.interfaces import InterfaceDriver
 from ipsec_gw.ownership.lead import LeadDriver
@@ -275,7 +276,7 @@ async def build(config: Config, paths: Paths, charon: CharonWatcher, stack: Asyn
     if gateway.guard is not None:
         gateway.guard.before_release = waiting.send
     history = gateway.reconciler.history
-    guardian = _guardian(senses.kernel, history, stack, waiting.room.through)
+    guardian = _guardian(senses.kernel, history, paths, stack, waiting.room.through)
     exhaustion = Exhaustion(gateway.reconciler.refusals.pacer.request, history.trouble, time.monotonic)
     return replace(gateway, keeper=keeper, guardian=guardian, waiting=waiting, exhaustion=exhaustion)
 
@@ -305,10 +306,12 @@ def _queue(plumbing: Plumbing, reconciler: Reconciler, hold_seconds: float, stac
 def _guardian(
     kernel: XfrmSocket,
     history: History,
+    paths: Paths,
     stack: AsyncExitStack,
     waited: Callable[[SaKey], Volume] = lambda _key: NOTHING,
 ) -> Guardian:
-    return Guardian(stack.enter_context(StateSocket()), expirer(kernel, history.trouble), waited)
+    ledger = Handovers(paths.run_dir, history.trouble)
+    return Guardian(stack.enter_context(StateSocket()), expirer(kernel, history.trouble), ledger, waited)
 
 
 async def _open_engine(link: EngineLink, *, patient: bool) -> None:
@@ -565,7 +568,7 @@ async def hand_back(paths: Paths) -> None:
             await link.open()
             await link.look()
         gateway = _join(Config(), senses, link, plumbing)
-        guardian, here = _guardian(senses.kernel, gateway.reconciler.history, stack), await view.addresses()
+        guardian, here = _guardian(senses.kernel, gateway.reconciler.history, paths, stack), await view.addresses()
         with contextlib.suppress(XfrmError):
             await asyncio.to_thread(guardian.bury, link.counters(), lambda key: key.destination in here)
         await gateway.reconciler.withdraw()
@@ -584,6 +587,7 @@ async def remove_everything(paths: Paths) -> None:
         remove_bypass()
         await asyncio.to_thread(Steering.remove_leftovers, paths.pins)
         hand.forget(paths.run_dir)
+        handovers.forget(paths.run_dir)
         await remove_uplink(route)
         await remove_tunnel_port(route)
         await remove_translator(route)

@@ -76,9 +76,11 @@ class Expiry(StrEnum):
     HARD = "hard"
 
 
-def adopted(state: SaState, carried: Volume) -> Volume:
-    """How much of what an engine carried an earlier daemon has put into the kernel's volume already, at most."""
-    return state.used.at_most(carried)
+def adopted(state: SaState, carried: Volume, own: Volume) -> Volume:
+    """How much of what an engine carried an earlier daemon has put into the kernel's volume already, at most. ``own``
+    is what the kernel itself has counted.
+    """
+    return state.used.minus(own).at_most(carried)
 
 
 def warming(state: SaState, carried: Volume, told: Volume, top: int | None, now: int) -> Warming | None:

@@ -17,7 +17,7 @@ a window of newer packets; the kernel has no way to move a window only forwards.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol, TypeVar
@@ -44,6 +44,21 @@ class SaStates(Protocol):
         """Write them; how many the kernel took."""
 
 
+class Ledger(Protocol):
+    """What the kernel itself has counted of SAs, for daemons that come later: :mod:`ipsec_gw.ownership.handovers`."""
+
+    begun: bool
+
+    def recall(self, state: SaState) -> Volume | None:
+        """Of this SA, as far as it is known."""
+
+    def keep(self, counted: Iterable[tuple[SaState, Volume]], alive: Collection[SaState]) -> None:
+        """Of SAs of which it has changed, among those that there are."""
+
+    def only(self, alive: Iterable[SaState]) -> None:
+        """Of no others than those that there are."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tick:
     """What a tick cost: SAs that the engine has, SAs written, seconds of a processor."""
@@ -62,13 +77,15 @@ class Guardian:
     carried something at the last one.
 
     ``expire`` is told of SAs whose volume limits are reached. ``waited`` tells of an outbound SA what the kernel has
-    encrypted and the engine sends all the same: both count it. ``now`` is Unix time. Making one raises XfrmError.
+    encrypted and the engine sends all the same: both count it. ``ledger`` is what the last daemon left, and the next
+    one finds. ``now`` is Unix time. Making one raises XfrmError.
     """
 
     def __init__(
         self,
         sas: SaStates,
         expire: Callable[[SaKey, Expiry], None],
+        ledger: Ledger,
         waited: Callable[[SaKey], Volume] = lambda _key: NOTHING,
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -76,10 +93,14 @@ class Guardian:
         self._expire = expire
         self._now = now
         self._born = int(now())
-        self._twins = frozenset(state.key for state in sas.states() if state.add_time == self._born)
+        there = sas.states()
+        self._twins = frozenset(state.key for state in there if state.add_time == self._born)
+        self._ledger = ledger
+        ledger.only(there)
         self._waited = waited
         self._told: dict[SaKey, Volume] = {}
         self._left_out: dict[SaKey, Volume] = {}
+        self._own: dict[SaKey, Volume] = {}
         self._tops: dict[SaKey, tuple[int, int]] = {}
         self._expired: set[SaKey] = set()
         self._buried: set[SaKey] = set()
@@ -144,7 +165,7 @@ class Guardian:
     def _due(
         self, counters: Mapping[SaKey, Counters], local: Callable[[SaKey], bool], alone: Container[SaKey] | None
     ) -> list[Warming]:
-        due, now = [], int(self._now())
+        due, own, now = [], {}, int(self._now())
         states = {state.key: state for state in self._sas.states()} if self._moved(counters) else {}
         for key, count in counters.items():
             state = states.get(key)
@@ -160,9 +181,17 @@ class Guardian:
             if warm is not None:
                 due.append(warm)
                 self._left_out[key] = self._left_out.get(key, NOTHING).plus(twice)
+            own[key] = state.used.minus(told.plus(twice)) if warm is None else warm.used.minus(carried)
+        self._note_own(own, states)
         if states:
             self._forget(states.keys())
         return due
+
+    def _note_own(self, own: Mapping[SaKey, Volume], states: Mapping[SaKey, SaState]) -> None:
+        """What the kernel itself has counted, for the next daemon: before it is written what the engine has."""
+        changed = {key: volume for key, volume in own.items() if self._own.get(key) != volume}
+        self._own |= changed
+        self._ledger.keep([(states[key], volume) for key, volume in changed.items()], states.values())
 
     def _settles(self, state: SaState, alone: Container[SaKey] | None) -> bool:
         """An SA that is older than this daemon has changed hands before."""
@@ -180,7 +209,12 @@ class Guardian:
 
     def _told_before(self, state: SaState, carried: Volume) -> Volume:
         """By an earlier daemon, of SAs that are older than this one. What a younger one has is the kernel's own."""
-        return adopted(state, carried) if self._is_older(state) else NOTHING
+        if not self._is_older(state):
+            return NOTHING
+        own = self._ledger.recall(state)
+        if own is not None:
+            return adopted(state, carried, own)
+        return NOTHING if self._ledger.begun else adopted(state, carried, NOTHING)
 
     def _moved(self, counters: Mapping[SaKey, Counters]) -> bool:
         """Whether the kernel has to be asked at all."""
@@ -211,6 +245,7 @@ class Guardian:
     def _forget(self, alive: Iterable[SaKey]) -> None:
         known = set(alive)
         self._told = {key: told for key, told in self._told.items() if key in known}
+        self._own = {key: own for key, own in self._own.items() if key in known}
         self._tops = {key: top for key, top in self._tops.items() if key in known}
         self._left_out = {key: volume for key, volume in self._left_out.items() if key in known}
         self._expired &= known

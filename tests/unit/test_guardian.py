@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import pytest
@@ -46,6 +46,27 @@ class Kernel:
         self.sas[key] = replace(state, used=used, seq=state.seq if seq is None else seq)
 
 
+class Ledger:
+    """What daemons write down; the first finds nothing."""
+
+    def __init__(self) -> None:
+        self.begun = False
+        self.own: dict[SaKey, Volume] = {}
+
+    def recall(self, state: SaState) -> Volume | None:
+        return self.own.get(state.key)
+
+    def keep(self, counted: Iterable[tuple[SaState, Volume]], alive: Collection[SaState]) -> None:
+        fresh = {state.key: volume for state, volume in counted}
+        assert fresh.keys() <= {state.key for state in alive}
+        self.own |= fresh
+        self.begun |= bool(fresh)
+
+    def only(self, alive: Iterable[SaState]) -> None:
+        keys = {state.key for state in alive}
+        self.own = {key: volume for key, volume in self.own.items() if key in keys}
+
+
 def state(key: SaKey, **changes: object) -> SaState:
     base = SaState(key, oseq=0, seq=0, window=32, words=0, used=Volume(0, 0), add_time=1000, use_time=0)
     return replace(base, **changes)  # type: ignore[arg-type]
@@ -54,15 +75,19 @@ def state(key: SaKey, **changes: object) -> SaState:
 class Watch:
     """A guardian with its kernel."""
 
-    def __init__(self, *states: SaState, kernel: Kernel | None = None) -> None:
+    def __init__(
+        self, *states: SaState, kernel: Kernel | None = None, ledger: Ledger | None = None, now: float = NOW
+    ) -> None:
+        self.ledger = ledger or Ledger()
         self.kernel = kernel or Kernel(*(states or (state(IN), state(OUT))))
         self.expired: list[tuple[SaKey, Expiry]] = []
         self.waited: dict[SaKey, Volume] = {}
         self.guardian = Guardian(
             self.kernel,
             lambda key, limit: self.expired.append((key, limit)),
+            self.ledger,
             lambda key: self.waited.get(key, Volume(0, 0)),
-            now=lambda: NOW,
+            now=lambda: now,
         )
         self.alive = True
 
@@ -235,6 +260,56 @@ def test_a_new_daemon_counts_nothing_twice() -> None:
     assert watch.kernel.sas[OUT].used == Volume(70, 7000), "ten were the kernel's own, no more can be told"
     watch.tick({IN: 51, OUT: 61})
     assert (watch.kernel.sas[IN].used.packets, watch.kernel.sas[OUT].used.packets) == (51, 71)
+
+    assert watch.ledger.own == {IN: Volume(0, 0), OUT: Volume(10, 1000)}
+
+
+YOUNG, LATER = NOW + 5, NOW + 100
+
+
+def test_a_later_daemon_knows_what_was_the_kernels_own() -> None:
+    """Before the engine got the SA, and whenever a packet did not come to the engine."""
+    first = Watch(state(IN, used=Volume(44, 4400), add_time=YOUNG), state(OUT, add_time=YOUNG))
+    first.tick({IN: 30, OUT: 7})
+    first.kernel.carries(IN, 2)
+    first.tick({IN: 35, OUT: 7})
+    assert first.ledger.own == {IN: Volume(46, 4600), OUT: Volume(0, 0)}
+    second = Watch(kernel=first.kernel, ledger=first.ledger, now=LATER)
+    second.tick({IN: 50, OUT: 9})
+    assert (second.kernel.sas[IN].used.packets, second.kernel.sas[OUT].used.packets) == (46 + 50, 9)
+
+
+def test_a_daemon_that_dies_before_it_writes_has_told_nothing() -> None:
+    class Refusing(Kernel):
+        def write(self, warmings: Sequence[Warming]) -> int:
+            raise XfrmError("the daemon is killed here")
+
+    dying = Watch(kernel=Refusing(state(IN, used=Volume(44, 4400), add_time=YOUNG)))
+    with pytest.raises(XfrmError):
+        dying.tick({IN: 30})
+    later = Watch(*dying.kernel.sas.values(), ledger=dying.ledger, now=LATER)
+    later.tick({IN: 31})
+    assert later.kernel.sas[IN].used.packets == 44 + 31
+
+
+def test_of_what_no_daemon_has_taken_note_nothing_is_told() -> None:
+    """The last daemon was killed before its first look at the SA."""
+    ledger = Ledger()
+    ledger.begun = True
+    watch = Watch(state(IN, used=Volume(22, 2200)), ledger=ledger)
+    watch.tick({IN: 30})
+    assert watch.kernel.sas[IN].used.packets == 52
+
+
+def test_what_waited_is_not_the_kernels_own() -> None:
+    first = Watch(state(OUT, add_time=YOUNG))
+    first.kernel.carries(OUT, 4)
+    first.waited[OUT] = Volume(3, 300)  # and one was lost
+    first.tick({OUT: 10})
+    assert first.ledger.own == {OUT: Volume(1, 100)}
+    second = Watch(kernel=first.kernel, ledger=first.ledger, now=LATER)
+    second.tick({OUT: 12})
+    assert second.kernel.sas[OUT].used.packets == 13
 
 
 def test_the_last_counters_are_buried_and_the_next_engine_begins_at_nothing() -> None:
