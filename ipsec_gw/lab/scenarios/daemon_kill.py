@@ -34,8 +34,8 @@ async def run(lab: Lab) -> None:
 
 
 async def daemon_kills(story: Story, gateway: GatewayUnderTest, evidence: Evidence, count: int) -> None:
-    """So many deaths of the daemon: after every second one, the first among them, there is a rekey, which the new daemon
-    has to follow, and the one after it to take over: an SA of which the kernel has had some packets itself.
+    """So many deaths of the daemon. After the first, third and so on there is a rekey, which the new daemon has to
+    follow, and the one after it to take over: an SA of which the kernel has had some packets itself.
     """
     lab = story.lab
     await flowing(story)
