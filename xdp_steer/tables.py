@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -339,13 +340,15 @@ def verdicts(fd: int) -> dict[Reason, Count]:
 
 
 class ExitTable:
-    """The way from the pipeline to each dock's ``to_vpp``: a slot per interface index."""
+    """The way from the pipeline to each dock's ``to_vpp``: a slot per interface index. Nobody else writes them."""
 
     def __init__(self, slots: int, exits: int) -> None:
         self._slots = slots
         self._exits = exits
 
+    @cached_property
     def _taken(self) -> dict[int, int]:
+        """Slots by interface index. The map has tens of thousands of places: it is read once."""
         spec = layout.EXIT_SLOTS
         with refused(f"reading of {spec.name}"):
             _, values = libbpf.map_content(self._slots, 4, ctypes.sizeof(layout.ExitSlotLeaf), spec.entries)
@@ -354,26 +357,27 @@ class ExitTable:
 
     def connect(self, ifindex: int, program: int) -> None:
         """Lead an interface's steered packets to its dock: program first, then the slot becomes known."""
-        taken = self._taken()
-        slot = taken.get(ifindex)
+        slot = self._taken.get(ifindex)
         if slot is None:
-            slot = _free_slot(ifindex, taken)
+            slot = _free_slot(ifindex, self._taken)
         with refused(f"way out for interface index {ifindex}"):
             libbpf.map_update(self._exits, ctypes.c_uint32(slot), ctypes.c_uint32(program))
             self._place(ifindex, layout.ExitSlotLeaf(ifindex, slot))
+        self._taken[ifindex] = slot
 
     def disconnect(self, ifindex: int) -> None:
         """Forget an interface: known slot first, then the program. Unknown is no error."""
-        slot = self._taken().get(ifindex)
+        slot = self._taken.get(ifindex)
         if slot is None:
             return
         self._place(ifindex, layout.ExitSlotLeaf())
+        del self._taken[ifindex]
         with suppress(FileNotFoundError):
             libbpf.map_delete(self._exits, ctypes.c_uint32(slot))
 
     def keep_only(self, ifindexes: frozenset[int]) -> None:
         """Forget interfaces that are docked no more (they vanished while nobody looked)."""
-        for ifindex in self._taken().keys() - ifindexes:
+        for ifindex in self._taken.keys() - ifindexes:
             self.disconnect(ifindex)
 
     def _place(self, ifindex: int, leaf: layout.ExitSlotLeaf) -> None:

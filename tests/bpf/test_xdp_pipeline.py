@@ -290,7 +290,7 @@ def test_no_way_out_is_the_kernels_packet_and_counted_once(loaded: Steering) -> 
 
 
 def test_an_empty_slot_takes_its_count_back(loaded: Steering) -> None:
-    slot = loaded._exits._taken()[LOOPBACK]
+    slot = loaded._exits._taken[LOOPBACK]
     libbpf.map_delete(loaded._maps["exits"], ctypes.c_uint32(slot))
     packet = bytes(IP4 / esp())
     assert run(loaded, packet) == (XdpAction.PASS, {Reason.NO_DOCK: Count(1, len(packet))})
