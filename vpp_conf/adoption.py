@@ -12,7 +12,7 @@ from vpp_conf.descriptors.protect import Protect, ProtectDescriptor
 from vpp_conf.descriptors.route import Route
 from vpp_conf.descriptors.subif import SubInterface
 from vpp_conf.doors import Door
-from vpp_conf.gates import is_gate_way
+from vpp_conf.gates import GateParts, is_gate_way
 from vpp_conf.inventory import HeldTunnel, Inventory
 from vpp_conf.journal import Journal
 from vpp_conf.outer import Outer
@@ -126,7 +126,9 @@ async def _parts_of(
     tunnel, index = record.tunnel, record.sw_if_index
     if any(key not in inventory.sas for key in (tunnel.outbound, *tunnel.inbound)):
         return None
-    wanted = Wanted.of(tunnel, inventory.sas[tunnel.outbound].sa)
+    outbound = inventory.sas[tunnel.outbound]
+    gate = None if record.gate is None else GateParts.of(record.gate, tunnel, outbound.entry, ())
+    wanted = Wanted.of(tunnel, outbound.sa, gate=gate)
     if not found.has(index, wanted):
         return None
     chains = await _chains_of(index, builder, found)
@@ -137,7 +139,7 @@ async def _parts_of(
         return None
     parts = builder.parts(
         index,
-        inventory.sas[tunnel.outbound].entry.sad_id,
+        outbound.entry.sad_id,
         frozenset(inventory.sas[key].entry.sad_id for key in tunnel.inbound),
         wanted,
         chains,

@@ -10,9 +10,11 @@ a loopback comes in by it.
     ESP           WAN: sieve, by SPI ~> gate IN: SPD, decrypts -> gate IN: sieve, selectors ~> up
 
 ``~>`` is a punt redirect, which leaves the TTL alone. Nothing passes a gate that no entry and no selector is there for.
-In transport mode plaintext takes gate WHOLE before gate OUT, which puts fragments together: what is protected is a
-whole packet (RFC 4303 §3.1.1). Encrypted it keeps its header, comes in by gate OUT and goes to the outer table.
-What comes out of one tunnel is held to the selectors of all tunnels here: an SPD does not say which SA a packet had.
+What hosts say to each other takes gate WHOLE before gate OUT, which puts fragments together: what transport mode
+protects is a whole packet (RFC 4303 §3.1.1), and its ports may tell which tunnel has it. In transport mode it keeps its
+header, comes in by gate OUT and goes to the outer table.
+What comes out of one tunnel is held to the selectors of all tunnels here: an SPD does not say which SA a packet had. So
+tunnel mode between hosts has the gates for what it sends, as ports count, and an interface for what it receives.
 """
 
 from __future__ import annotations
@@ -72,7 +74,9 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class GateParts:
-    """What a tunnel consists of; ``way`` stands for it among the encap routes."""
+    """What a tunnel consists of; ``way`` stands for it among the encap routes. Without ``inbound`` it sends alone:
+    what it receives comes in by an interface of its own.
+    """
 
     way: int
     outbound: int
@@ -105,7 +109,7 @@ def is_gate_way(way: int) -> bool:
 
 
 def is_whole_way(way: int) -> bool:
-    """Whether it is that of a tunnel which gets whole packets, in transport mode."""
+    """Whether it is that of a tunnel which gets whole packets: what two hosts say to each other themselves."""
     return way >= FIRST_WHOLE_WAY
 
 
@@ -126,7 +130,7 @@ class Gates:
         self._api = api
         self._journal = journal
         self._links = links
-        self._encap = encap
+        self.encap = encap
         self._policies = PolicyDescriptor(api)
         self._parts: dict[int, GateParts] = {}
         self._held: frozenset[Policy] = frozenset()
@@ -157,8 +161,8 @@ class Gates:
             await gate.turn(gate.rules | wanted.sifted)
             await wall.turn(wall.rules | wanted.steered)
             await self._set(before | wanted.incoming | wanted.outgoing)
-            await self._encap.change(way, routes)
-            undo.push_async_callback(self._encap.change, way, former)
+            await self.encap.change(way, routes)
+            undo.push_async_callback(self.encap.change, way, former)
             await self._set(fixed | _but_outgoing(before | wanted.incoming) | wanted.outgoing)
             await wall.turn(wanted.steered)
             await gate.turn(wanted.sifted)
@@ -212,7 +216,7 @@ class Gates:
         if self._sieves is not None:
             return self._sieves
         index = await raise_gates(self._api, self._links)
-        self._encap.gate = Gate(next_hop(OUT, index[OUT]), next_hop(WHOLE, index[WHOLE]))
+        self.encap.gate = Gate(next_hop(OUT, index[OUT]), next_hop(WHOLE, index[WHOLE]))
         self._held = frozenset(one for one in await self._policies.retrieve() if one.spd in (OUT, IN))
         await self._set(self._held | _fixed())
         gate = Sieve(self._api, self._journal, "gate", (index[IN],), _first_masks(), DENY)
@@ -226,9 +230,10 @@ class Gates:
 def holdings(tunnels: Iterable[GateParts], links: Links) -> Holdings:
     """What these tunnels ask for. An exception of one that is a selector of another is none: it may come out."""
     parts = list(tunnels)
-    arrivals = [arrival for one in parts for arrival in one.inbound]
-    selectors = {selector for one in parts for selector in one.wanted}
-    exceptions = {selector for one in parts for selector in one.exceptions} - selectors
+    receiving = [one for one in parts if one.inbound]
+    arrivals = [arrival for one in receiving for arrival in one.inbound]
+    selectors = {selector for one in receiving for selector in one.wanted}
+    exceptions = {selector for one in receiving for selector in one.exceptions} - selectors
     return Holdings(
         incoming=frozenset(_incoming(arrival) for arrival in arrivals),
         outgoing=frozenset(_outgoing_of(one, selector) for one in parts for selector in one.wanted),

@@ -10,9 +10,9 @@ from vpp_conf.descriptors.classify import Diversion
 from vpp_conf.descriptors.route import ENCAP_TABLE
 from vpp_conf.descriptors.sa import SadEntry, real_window
 from vpp_conf.gate_loops import WHOLE
-from vpp_conf.gates import GateParts
+from vpp_conf.gates import GateParts, is_gate_way
 from vpp_conf.overlays import OverlayParts
-from vpp_conf.records import SaRecord
+from vpp_conf.records import SaRecord, TunnelRecord
 from vpp_conf.sieve import Sift
 from vpp_conf.tunnels import TunnelParts
 
@@ -35,6 +35,25 @@ class HeldTunnel:
 
     tunnel: Tunnel
     parts: TunnelParts | GateParts
+
+    @property
+    def sending(self) -> GateParts | None:
+        """What of it is behind the gates, of one that receives by an interface."""
+        return self.parts.gate if isinstance(self.parts, TunnelParts) else None
+
+    @property
+    def record(self) -> TunnelRecord:
+        """Where it is."""
+        if isinstance(self.parts, GateParts):
+            return TunnelRecord(self.tunnel, self.parts.way)
+        door, outer, gate = self.parts.door, self.parts.outer, self.parts.gate
+        return TunnelRecord(
+            self.tunnel,
+            self.parts.interface.sw_if_index,
+            None if door is None else door.sw_if_index,
+            None if outer is None else outer.sw_if_index,
+            None if gate is None else gate.way,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +93,12 @@ class Inventory:
         return frozenset(self.overlays[one].parts.diversion for one in self.over(key))
 
     def gated(self, overlay: Overlay) -> bool:
-        """Whether one of its tunnels is behind the gates."""
+        """Whether one of its tunnels receives behind the gates."""
         return any(isinstance(held.parts, GateParts) for key, held in self.tunnels.items() if key in overlay.tunnels)
 
     def table_of(self, overlay: Overlay) -> int:
         """The FIB by which what an overlay sends gets into its tunnels: all is whole already."""
-        held = [self.tunnels[key].parts for key in overlay.tunnels]
-        return WHOLE if all(isinstance(parts, GateParts) for parts in held) else ENCAP_TABLE
+        return WHOLE if all(is_gate_way(self.tunnels[key].parts.way) for key in overlay.tunnels) else ENCAP_TABLE
 
     def at(self, way: int) -> TunnelId:
         """The tunnel of an IPsec interface, or of a number behind the gate. Raises KeyError if there is none."""

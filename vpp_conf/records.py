@@ -60,13 +60,15 @@ class GreRecord:
 @dataclass(frozen=True, slots=True)
 class TunnelRecord:
     """A tunnel and where it is in VPP: its interface or its number behind the gate, the VLAN subinterface of its XFRM
-    interface or device, and the IPsec interface of its outer tunnel.
+    interface or device, the IPsec interface of its outer tunnel, and the number behind the ``gate`` of one that sends
+    there and receives by its interface.
     """
 
     tunnel: Tunnel
     sw_if_index: int
     door: int | None = None
     outer: int | None = None
+    gate: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,7 @@ def tunnel_row(record: TunnelRecord) -> Row:
         "rank": tunnel.rank,
         **_interface_row(record),
         **_header_row(record),
+        **({} if record.gate is None else {"gate": record.gate}),
     }
 
 
@@ -139,7 +142,7 @@ def read_tunnel(row: Row) -> TunnelRecord:
         rank=row.get("rank", 0),
         header=_read_header(row["header"]) if "header" in row else None,
     )
-    return TunnelRecord(tunnel, row["sw_if_index"], row.get("door"), row.get("outer"))
+    return TunnelRecord(tunnel, row["sw_if_index"], row.get("door"), row.get("outer"), row.get("gate"))
 
 
 def overlay_row(record: OverlayRecord) -> Row:

@@ -50,6 +50,7 @@ async def take_inventory(
     gated = _take_gated(journal, inventory)
     tunnels = await find_tunnels(api, builders.tunnels, known)
     left = await take_tunnels(journal, builders.tunnels, inventory, tunnels)
+    gated |= {one.way: one for held in inventory.tunnels.values() if (one := held.sending) is not None}
     recorded = bool(journal.rows("overlay"))
     found = await builders.overlays.find(recorded=recorded)
     await _take_overlays(journal, builders.overlays, inventory, found)

@@ -16,7 +16,7 @@ from vpp_conf.descriptors.protect import Protect, ProtectDescriptor
 from vpp_conf.descriptors.route import DECAP_TABLE, ROUTED_TABLE
 from vpp_conf.doors import Door, DoorBuilder
 from vpp_conf.encap import networks_of
-from vpp_conf.encap_routes import EncapRoutes
+from vpp_conf.gates import GateParts, Gates
 from vpp_conf.links import KERNEL_ENDS, Links
 from vpp_conf.outer import Outer, OuterBuilder, headers_of
 
@@ -27,7 +27,8 @@ TunnelInterface = IpsecInterface | GreTunnel | IpipTunnel
 @dataclass(frozen=True, slots=True)
 class TunnelParts:
     """The VPP objects of one tunnel; the ``door`` is that of its XFRM interface or device, if it has one. Its interface
-    has the protection itself, or the ``outer`` one that a device's own header is sent by.
+    has the protection itself, or the ``outer`` one that a device's own header is sent by. With a ``gate`` it only
+    receives, and that sends.
     """
 
     interface: TunnelInterface
@@ -37,18 +38,19 @@ class TunnelParts:
     selectors: frozenset[Selector]
     door: Door | None = None
     outer: Outer | None = None
+    gate: GateParts | None = None
 
     @property
     def way(self) -> int:
         """What stands for it among the encap routes."""
-        return self.interface.sw_if_index
+        return self.interface.sw_if_index if self.gate is None else self.gate.way
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What a tunnel is to encrypt, and what may not come out of it although it fits; outbound selectors both. With a
     ``vlan`` all of it comes and goes by that VLAN ID. It is behind GRE in transport mode (``gre``), or behind a
-    device's ``header`` in tunnel mode. Of what comes out, ``diversions`` have some.
+    device's ``header`` in tunnel mode. Of what comes out, ``diversions`` have some. A ``gate`` sends in its place.
     """
 
     selectors: frozenset[Selector]
@@ -57,13 +59,21 @@ class Wanted:
     gre: Headers | None = None
     header: DeviceHeader | None = None
     diversions: frozenset[Diversion] = frozenset()
+    gate: GateParts | None = None
 
     @classmethod
-    def of(cls, tunnel: Tunnel, outbound: EngineSa, diversions: frozenset[Diversion] = frozenset()) -> Wanted:
+    def of(
+        cls,
+        tunnel: Tunnel,
+        outbound: EngineSa,
+        diversions: frozenset[Diversion] = frozenset(),
+        gate: GateParts | None = None,
+    ) -> Wanted:
         """What a tunnel that sends with this SA asks for."""
         vlan = 0 if tunnel.interface is None else tunnel.interface.vlan
         gre = Headers(vlan, tunnel.local, tunnel.remote, outbound.copies.dscp) if outbound.gre else None
-        return cls(frozenset(tunnel.selectors), frozenset(tunnel.exceptions), vlan, gre, tunnel.header, diversions)
+        selectors, exceptions = frozenset(tunnel.selectors), frozenset(tunnel.exceptions)
+        return cls(selectors, exceptions, vlan, gre, tunnel.header, diversions, gate)
 
     @property
     def headers(self) -> Headers | None:
@@ -86,8 +96,9 @@ class Wanted:
 class TunnelBuilder:
     """Makes, changes and removes tunnels as a whole: a step that fails takes the earlier ones back."""
 
-    def __init__(self, api: VppApi, links: Links, mtu: int) -> None:
+    def __init__(self, api: VppApi, links: Links, mtu: int, gates: Gates) -> None:
         self._links = links
+        self._gates = gates
         self._mtu = mtu
         self.interfaces = IpsecInterfaceDescriptor(api)
         self.gres = GreTunnelDescriptor(api)
@@ -96,7 +107,7 @@ class TunnelBuilder:
         self.protects = ProtectDescriptor(api)
         self.checks = CheckDescriptor(api)
         self.redirects = RedirectDescriptor(api)
-        self.encap = EncapRoutes(api)
+        self.encap = gates.encap
         self.doors = DoorBuilder(api, links, mtu)
 
     def parts(
@@ -119,6 +130,7 @@ class TunnelBuilder:
             selectors=frozenset() if wanted.vlan else networks_of(wanted.selectors),
             door=None if door is None else replace(door, check=replace(door.check, selectors=wanted.selectors)),
             outer=outer,
+            gate=wanted.gate,
         )
 
     def _interface(self, wanted: Wanted, sw_if_index: int = 0) -> TunnelInterface:
@@ -173,7 +185,7 @@ class TunnelBuilder:
             undo.push_async_callback(self.checks.delete, check)
             await self.protects.create(parts.protect)
             undo.push_async_callback(self.protects.delete, parts.protect)
-            await self.encap.change(interface.sw_if_index, parts.selectors)
+            await self._lead_to(parts)
             undo.pop_all()
             return replace(parts, interface=interface, check=check)
 
@@ -196,8 +208,8 @@ class TunnelBuilder:
         async with AsyncExitStack() as undo:
             protect = await self.protects.update(old.protect, new.protect)
             undo.push_async_callback(self.protects.update, new.protect, old.protect)
-            await self.encap.change(new.interface.sw_if_index, new.selectors)
-            undo.push_async_callback(self.encap.change, old.interface.sw_if_index, old.selectors)
+            await self._lead_to(new)
+            undo.push_async_callback(self._lead_to, old)
             check = await self.checks.update(old.check, new.check)
             door = new.door
             if old.door is not None and new.door is not None:
@@ -207,7 +219,7 @@ class TunnelBuilder:
 
     async def demolish(self, parts: TunnelParts) -> None:
         """Routes first: nothing is sent into a tunnel that is being taken apart."""
-        await self.encap.change(parts.interface.sw_if_index, frozenset())
+        await self._lead_away(parts)
         await self.protects.delete(parts.protect)
         await self.checks.delete(parts.check)
         for redirect in parts.redirects:
@@ -217,6 +229,19 @@ class TunnelBuilder:
         await self._remove(parts.interface)
         if parts.outer is not None:
             await self.outers.demolish(parts.outer)
+
+    async def _lead_to(self, parts: TunnelParts) -> None:
+        """Have what it encrypts come to its interface, or to the gates."""
+        if parts.gate is None:
+            await self.encap.change(parts.way, parts.selectors)
+        else:
+            await self._gates.change(parts.way, parts.gate)
+
+    async def _lead_away(self, parts: TunnelParts) -> None:
+        if parts.gate is None:
+            await self.encap.change(parts.way, frozenset())
+        else:
+            await self._gates.change(parts.way, None)
 
     async def sweep(self, interface: TunnelInterface) -> None:
         """Remove an interface of ours that no record explains (a crash half-way). Nothing leads to it any more."""

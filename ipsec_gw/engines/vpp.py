@@ -37,6 +37,7 @@ from vpp_conf.descriptors.gre import MESSAGE as GRE
 from vpp_conf.descriptors.neighbour import Neighbour, NeighbourDescriptor
 from vpp_conf.descriptors.route import OUTER_TABLE, LocalAddress, LocalAddressDescriptor, Route, RouteDescriptor
 from vpp_conf.descriptors.sa import SadEntry, SaDescriptor, check_lengths
+from vpp_conf.encap_routes import EncapRoutes
 from vpp_conf.gates import GateParts, Gates, is_whole_way, may_pass
 from vpp_conf.inventory import (
     LAST_SAD_ID,
@@ -53,10 +54,10 @@ from vpp_conf.paths import VppPaths
 from vpp_conf.raw_api import RawApi
 from vpp_conf.reality import planned_reception
 from vpp_conf.recorder import Recorder
-from vpp_conf.records import SaRecord, TunnelRecord, hop_row, sa_row, tunnel_row
+from vpp_conf.records import SaRecord, hop_row, sa_row, tunnel_row
 from vpp_conf.stock import Builders, take_inventory
 from vpp_conf.traffic import TrafficReader
-from vpp_conf.tunnels import TunnelBuilder, TunnelParts, Wanted
+from vpp_conf.tunnels import TunnelBuilder, Wanted
 from vpp_conf.used_keys import UsedKeys
 from vpp_conf.vitals import VppVitals
 
@@ -121,8 +122,8 @@ class VppEngine:
             self._links = await take_links(
                 self._api, wan, up, context.up_kernel.mac.lower(), context.taking, planned_reception(self._paths)
             )
-            self._tunnels = TunnelBuilder(self._api, self._links, context.up_engine.mtu)
-            self._gates = Gates(self._api, self._journal, self._links, self._tunnels.encap)
+            self._gates = Gates(self._api, self._journal, self._links, EncapRoutes(self._api))
+            self._tunnels = TunnelBuilder(self._api, self._links, context.up_engine.mtu, self._gates)
             self._overlays = VppOverlays(
                 OverlayBuilder(self._api, self._links), self._tunnels.checks, self._gates, self._journal
             )
@@ -415,12 +416,11 @@ class VppEngine:
             raise EngineError(f"tunnel {tunnel.key} exists already")
         _, builder = self._opened()
         outbound, inbound = self._resolve(tunnel)
-        whole = self._is_transport(tunnel)
-        if whole or (self._by_spd and tunnel.interface is None and may_pass(inbound)):
-            way = self._opened_gates().next_way(whole=whole)
+        way = self._opened_gates().next_way(whole=self._is_whole(tunnel))
+        if self._is_transport(tunnel) or (self._by_spd and tunnel.interface is None and may_pass(inbound)):
             await self._change_gated(tunnel, way, outbound, inbound)
             return
-        parts = await builder.build(outbound.sad_id, _sad_ids(inbound), self._wanted(tunnel))
+        parts = await builder.build(outbound.sad_id, _sad_ids(inbound), self._wanted(tunnel, way, outbound))
         self._hold_tunnel(HeldTunnel(tunnel, parts))
 
     async def _change_gated(self, tunnel: Tunnel, way: int, outbound: SadEntry, inbound: tuple[SadEntry, ...]) -> None:
@@ -432,9 +432,9 @@ class VppEngine:
         held = self._inventory.tunnels.get(tunnel.key)
         if held is None:
             raise EngineError(f"tunnel {tunnel.key} is unknown to VPP")
-        wanted = self._wanted(tunnel)
         _, builder = self._opened()
         outbound, inbound = self._resolve(tunnel)
+        wanted = self._wanted(tunnel, held.parts.way, outbound)
         if _vlan(tunnel) != _vlan(held.tunnel) or not self._goes_on(held, tunnel, wanted, inbound):
             await self._make_anew(tunnel)
             return
@@ -469,28 +469,30 @@ class VppEngine:
         self._journal.remove("tunnel", str(key))
 
     def _goes_on(self, held: HeldTunnel, tunnel: Tunnel, wanted: Wanted, inbound: tuple[SadEntry, ...]) -> bool:
-        """Whether a tunnel can have its SAs where it stands: in the same mode, and with the same headers before ESP."""
-        if is_whole_way(held.parts.way) or self._is_transport(tunnel):
-            return is_whole_way(held.parts.way) and self._is_transport(tunnel)
+        """Whether a tunnel can have its SAs where it stands: in the same mode, of hosts or not as before, and with the
+        same headers before ESP.
+        """
+        if self._is_transport(held.tunnel) is not self._is_transport(tunnel):
+            return False
+        if is_whole_way(held.parts.way) is not self._is_whole(tunnel):
+            return False
         return may_pass(inbound) if isinstance(held.parts, GateParts) else wanted.begins_with(held.parts.interface)
+
+    def _is_whole(self, tunnel: Tunnel) -> bool:
+        return tunnel.hosts or self._is_transport(tunnel)
 
     def _is_transport(self, tunnel: Tunnel) -> bool:
         return self._inventory.sas[tunnel.outbound].sa.transport
 
-    def _wanted(self, tunnel: Tunnel) -> Wanted:
+    def _wanted(self, tunnel: Tunnel, way: int, outbound: SadEntry) -> Wanted:
+        """What is to be by an interface of its own; one of hosts sends by the gates, as this ``way``."""
         sa = self._inventory.sas[tunnel.outbound].sa
-        return Wanted.of(tunnel, sa, self._inventory.diversions(tunnel.key))
+        gate = GateParts.of(way, tunnel, outbound, ()) if tunnel.hosts else None
+        return Wanted.of(tunnel, sa, self._inventory.diversions(tunnel.key), gate)
 
     def _hold_tunnel(self, held: HeldTunnel) -> None:
         self._inventory.hold(held)
-        door, outer = (held.parts.door, held.parts.outer) if isinstance(held.parts, TunnelParts) else (None, None)
-        record = TunnelRecord(
-            held.tunnel,
-            held.parts.way,
-            None if door is None else door.sw_if_index,
-            None if outer is None else outer.sw_if_index,
-        )
-        self._journal.put("tunnel", str(held.tunnel.key), tunnel_row(record))
+        self._journal.put("tunnel", str(held.tunnel.key), tunnel_row(held.record))
 
     def _resolve(self, tunnel: Tunnel) -> tuple[SadEntry, tuple[SadEntry, ...]]:
         """The SAs of a tunnel. Raises EngineError for what is missing, misdirected or taken."""

@@ -242,7 +242,7 @@ class XfrmInterface:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Hosts:
-    """The two ends of transport mode, which talk themselves; also the key of their :class:`HostsLead`."""
+    """The two ends of SAs, which talk themselves; also the key of their :class:`HostsLead`."""
 
     local: IpAddress
     remote: IpAddress
@@ -277,8 +277,8 @@ class Tunnel:
     With an ``interface`` it encrypts what comes to the engine behind that one's VLAN ID, and gives back what it
     decrypts behind the same; of that, too, only what fits the selectors. With a ``header`` all of it is behind that
     inside ESP; what is behind it in pieces, or by a GRE header with options, it gives back untagged and as it is.
-    ``hosts``: its SAs are of transport mode. Of two that have packets in common, the one with the greater ``rank`` has
-    those.
+    ``hosts``: it is for what ``local`` and ``remote`` say to each other themselves, in transport or in tunnel mode, and
+    encrypts whole packets of that. Of two that have packets in common, the one with the greater ``rank`` has those.
     """
 
     key: TunnelId

@@ -23,6 +23,7 @@ from tests.contract.values import (
     LOCAL,
     PEER,
     TUNNEL_ID,
+    encapsulated,
     inbound_packet,
     inner,
     make_sa,
@@ -41,6 +42,8 @@ HOST_ID = TunnelId(55, PEER)
 @cache
 def peer_of(sa: EngineSa) -> SecurityAssociation:
     """The peer's side of an SA, which counts its packets."""
+    if not sa.transport:
+        return oracle(sa)
     name = "CHACHA20-POLY1305" if sa.algorithm == CHACHA20_POLY1305 else "AES-GCM"
     key = sa.secret.reveal() + sa.salt.reveal()
     return SecurityAssociation(ESP, spi=sa.key.spi, crypt_algo=name, crypt_key=key, esn_en=sa.esn)
@@ -70,9 +73,18 @@ class Hosts:
 
 
 async def stand(
-    engine: Engine, *selectors: Selector, key: TunnelId = HOST_ID, rank: int = 0, **of_sas: object
+    engine: Engine,
+    *selectors: Selector,
+    key: TunnelId = HOST_ID,
+    rank: int = 0,
+    transport: bool = True,
+    port: int = 0,
+    **of_sas: object,
 ) -> Hosts:
-    incoming, outgoing = (replace(make_sa(way, **of_sas), transport=True) for way in (Direction.IN, Direction.OUT))  # type: ignore[arg-type]
+    """With a ``port`` of the peer in UDP."""
+    incoming, outgoing = (replace(make_sa(way, **of_sas), transport=transport) for way in (Direction.IN, Direction.OUT))  # type: ignore[arg-type]
+    if port:
+        incoming, outgoing = encapsulated(incoming, port), encapsulated(outgoing, port)
     tunnel = Tunnel(key, LOCAL, PEER, (incoming.key,), outgoing.key, selectors or (HOSTS,), hosts=True, rank=rank)
     there = await engine.retrieve()
     for obj in (HOP, incoming, outgoing, tunnel):

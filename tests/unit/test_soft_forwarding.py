@@ -631,3 +631,15 @@ def test_between_the_same_hosts_the_greater_rank_has_what_fits_both(ranks):
         (emission,) = store.forwarding.encapsulate(up_frame(IP(src="192.0.2.1", dst=str(PEER)) / UDP(**ports)))
         spis.append(Ether(emission.frame)[ESP].spi)
     assert spis == [0x2001 + ranks.index(1), 0x2001, 0x2002]
+
+
+def test_between_hosts_fragments_are_put_together_in_tunnel_mode_too() -> None:
+    hosts = Selector(ip_network(LOCAL), ip_network(PEER), 17, destination_port=PortMatch(6, 0xFFFF))
+    gateway = Gateway(selectors=(hosts,))
+    gateway.store.update(replace(gateway.tunnel, hosts=True))
+    sent = IP(bytes(IP(src=str(LOCAL), dst=str(PEER), id=9) / UDP(sport=5, dport=6) / bytes(1800)))
+    first, second = fragment(sent, 1400)
+    assert gateway.store.forwarding.encapsulate(up_frame(first)) == ()
+    pieces = [Ether(one.frame)[IP] for one in gateway.store.forwarding.encapsulate(up_frame(second))]
+    (whole,) = defragment(pieces)
+    assert bytes(oracle(gateway.outbound).decrypt(whole)) == bytes(sent)

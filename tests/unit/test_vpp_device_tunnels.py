@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network
 from itertools import count
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +22,9 @@ from vpp_conf.descriptors.classify import SET_IP4_FIB, Diversion, Pair
 from vpp_conf.descriptors.gre import GreTunnel
 from vpp_conf.descriptors.ipip import IpipTunnel
 from vpp_conf.descriptors.route import DECAP_TABLE, DEVICE_TABLES, ROUTED_TABLE
+from vpp_conf.encap_routes import EncapRoutes
+from vpp_conf.gates import GateParts, Gates
+from vpp_conf.journal import Journal
 from vpp_conf.links import Links
 from vpp_conf.overlays import OVERLAY_MASK
 from vpp_conf.tunnels import TunnelBuilder, TunnelParts, Wanted
@@ -191,7 +195,26 @@ def vpp() -> FakeVpp:
 
 
 def builder(vpp: FakeVpp) -> TunnelBuilder:
-    return TunnelBuilder(vpp, LINKS, 1500)
+    return TunnelBuilder(vpp, LINKS, 1500, gates(vpp))
+
+
+def gates(vpp: FakeVpp) -> FakeGates:
+    return FakeGates(vpp, Journal(Path("unused")), LINKS, EncapRoutes(vpp))
+
+
+class FakeGates(Gates):
+    """Keeps who sends there, by number. Beside the calls of VPP it counts as one."""
+
+    sending: dict[int, GateParts]
+
+    async def change(self, way: int, parts: GateParts | None) -> None:
+        """One message for all of them."""
+        assert isinstance(self._api, FakeVpp)
+        self._api.failing -= 1
+        if self._api.failing == 0:
+            raise EngineError("made to fail")
+        self.sending = {key: one for key, one in getattr(self, "sending", {}).items() if key != way}
+        self.sending |= {} if parts is None else {way: parts}
 
 
 def shut(parts: TunnelParts) -> tuple[int, int]:
@@ -286,4 +309,37 @@ async def test_a_check_with_an_overlay_names_its_table_until_it_goes(vpp: FakeVp
     bare = await made.checks.update(parts.check, replace(parts.check, diversions=frozenset()))
     assert not [one for one in vpp.sessions.values() if one.action]
     await made.demolish(replace(parts, check=bare))
+    assert vpp.everything == nothing
+
+
+HOSTS = Selector(ip_network(OURS), ip_network(THEIRS), 17)
+SENDER = GateParts(0xC000_0001, OUT, frozenset(), frozenset({HOSTS}))
+BETWEEN_HOSTS = Wanted(frozenset({HOSTS}), gate=SENDER)
+
+
+async def test_tunnel_mode_between_hosts_receives_by_an_interface_and_sends_by_the_gates(vpp: FakeVpp) -> None:
+    held = gates(vpp)
+    made = TunnelBuilder(vpp, LINKS, 1500, held)
+    nothing = vpp.everything
+    for failing in count(1):
+        vpp.failing = failing
+        try:
+            parts = await made.build(OUT, IN, BETWEEN_HOSTS)
+        except EngineError:
+            assert vpp.everything == nothing
+            assert not getattr(held, "sending", {})
+            continue
+        break
+    vpp.failing = 0
+    assert held.sending == {SENDER.way: SENDER}
+    assert parts.way == SENDER.way
+    assert not vpp.routes
+    assert vpp.protects[parts.interface.sw_if_index]["sa_in"] == sorted(IN)
+    fresh = replace(BETWEEN_HOSTS, gate=replace(SENDER, outbound=200))
+    after = made.parts(parts.interface.sw_if_index, 200, IN, fresh)
+    changed = await made.change(parts, replace(after, check=parts.check))
+    assert vpp.protects[changed.interface.sw_if_index]["sa_out"] == 200
+    assert held.sending[SENDER.way].outbound == 200
+    await made.demolish(changed)
+    assert not held.sending
     assert vpp.everything == nothing

@@ -110,6 +110,19 @@ def test_what_comes_out_is_held_to_the_selectors_of_all() -> None:
     assert judged(asked, ip4("10.1.0.5", "10.2.0.9", UDP)) is None
 
 
+def test_one_that_only_sends_lets_nothing_out() -> None:
+    """It receives by an interface, and what other peers may send is not what its own may."""
+    hosts = Selector(ip_network(LOCAL), ip_network(PEER), UDP)
+    receiving = parts(2, Selector(LAN, REMOTE), spi=0x2002)
+    sending = replace(parts(1, hosts, exceptions=tuple(receiving.wanted)), inbound=frozenset())
+    asked = holdings([sending, receiving], LINKS)
+    assert {policy.sad_id for policy in asked.outgoing} == {2, 4}
+    assert {policy.sad_id for policy in asked.incoming} == {5}
+    assert judged(asked, ip4(str(PEER), str(LOCAL), UDP)) is None
+    assert judged(asked, ip4("10.2.0.9", "10.1.0.5", UDP)) == PUNTS.ip4
+    assert holdings([sending], LINKS).steered == frozenset()
+
+
 def test_an_exception_does_not_come_out_unless_another_tunnel_has_it() -> None:
     inside = Selector(LAN, ip_network("10.2.3.0/24"))
     packet = ip4("10.2.3.9", "10.1.0.5", UDP)

@@ -52,6 +52,11 @@ def test_a_tunnel_between_hosts_comes_back_with_its_rank() -> None:
     assert read_tunnel(row).tunnel.rank == 0, "older versions wrote none"
 
 
+def test_a_tunnel_that_sends_by_the_gates_comes_back_with_its_number_there() -> None:
+    record = replace(RECORD, tunnel=replace(RECORD.tunnel, hosts=True), gate=0xC000_0001)
+    assert read_tunnel(json.loads(json.dumps(tunnel_row(record)))) == record
+
+
 def test_a_row_without_protocols_and_exceptions_is_read() -> None:
     row = tunnel_row(RECORD)
     old = {name: value for name, value in row.items() if name != "exceptions"}

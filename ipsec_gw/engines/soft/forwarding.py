@@ -161,7 +161,8 @@ class InboundPath:
 class OutboundPath:
     """Plaintext that matches and comes behind that VLAN ID, 0 for none, goes into ``sa``, between these outer addresses
     (and UDP ports), out of ``port``; in ``transport`` mode behind its own header, with ``gre`` behind a GRE header,
-    with a ``wrapping`` behind that. Of paths for the same networks the one with the greatest ``rank`` is tried first.
+    with a ``wrapping`` behind that; put together before, if only ``whole`` packets go. Of paths for the same networks
+    the one with the greatest ``rank`` is tried first.
     """
 
     match: Match
@@ -176,6 +177,7 @@ class OutboundPath:
     transport: bool = False
     rank: int = 0
     wrapping: Wrapping | None = None
+    whole: bool = False
 
     @property
     def ends(self) -> Match:
@@ -195,7 +197,7 @@ WireKey = tuple[bytes, int]
 @dataclass(frozen=True, slots=True)
 class Forwarding:
     """Everything that decides about a packet. ``outbound`` is in the order in which it is searched. ``begun`` are
-    packets for transport mode that have come in part, ``overlays`` those by VLAN ID.
+    packets between hosts that have come in part, ``overlays`` those by VLAN ID.
     """
 
     inbound: Mapping[WireKey, InboundPath]
@@ -250,9 +252,7 @@ class Forwarding:
         vlan = vlan_of(frame)
         overlay = self.overlays.get(vlan)
         inner, vlan = (parse_frame(frame), vlan) if overlay is None else (overlay.wrap(frame), 0)
-        if inner.fragment and any(
-            path.transport and path.vlan == vlan and inner in path.ends for path in self.outbound
-        ):
+        if inner.fragment and any(path.whole and path.vlan == vlan and inner in path.ends for path in self.outbound):
             whole_packet = self.begun.add(inner)
             if whole_packet is None:
                 return ()

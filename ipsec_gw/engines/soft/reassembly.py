@@ -1,4 +1,6 @@
-"""Fragments of IPv4 and IPv6 packets become whole again: transport mode protects whole packets (RFC 4303 §3.1.1)."""
+"""Fragments of IPv4 and IPv6 packets become whole again: transport mode protects whole packets (RFC 4303 §3.1.1), and
+of what hosts say to each other a port may tell which SA has it.
+"""
 
 from __future__ import annotations
 

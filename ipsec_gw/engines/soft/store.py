@@ -284,6 +284,7 @@ class Store:
                 transport=sa.transport,
                 rank=tunnel.rank,
                 wrapping=_wrapping(tunnel),
+                whole=tunnel.hosts or sa.transport,
             )
             for selector in tunnel.selectors
         ]
