@@ -16,17 +16,15 @@ from ipsec_gw.encapsulated import (
     copies_of,
     header_of,
     is_gre,
-    is_transport,
     overhead_of,
     selectors_of,
 )
-from ipsec_gw.hosts import HostPolicies, Together
+from ipsec_gw.hosts import HostPolicies, Together, is_of_hosts
 from ipsec_gw.lineages import Lineage, lineages_of
 from ipsec_gw.model.algorithms import SALT_BYTES, EspAlgorithm
 from ipsec_gw.model.choices import Choices
 from ipsec_gw.model.ids import Direction, EngineName, IpNetwork, SaKey, TunnelId
 from ipsec_gw.model.objects import (
-    ENCAPSULATIONS,
     MAX_INBOUND,
     MAX_NAT_T_PORTS,
     NAT_T_PORT,
@@ -54,7 +52,7 @@ from ipsec_gw.model.objects import (
 )
 from ipsec_gw.model.secret import Secret
 from ipsec_gw.model.sizes import IPV6_MINIMUM_MTU, UPLINK_MTU, inner_mtu
-from ipsec_gw.model.snapshot import Encapsulator, Mode, ResolvedHop, Snapshot, XfrmPolicy, XfrmSa
+from ipsec_gw.model.snapshot import Encapsulator, Mode, ResolvedHop, Snapshot, XfrmSa
 from ipsec_gw.nat_t import further_ports, local_port, udp_peer
 from ipsec_gw.precedence import Precedence, Share, share_of, why_not_routed
 from ipsec_gw.routed import Routes, why_not_seen
@@ -149,7 +147,7 @@ def desired(
     precedence = Precedence(snapshot.policies, (vti.out_mark for vti in snapshot.vtis))
     devices = Devices(snapshot, "" if offer.gre else f"engine {offer.name} does not do GRE")
     routes = Routes(lineages, snapshot)
-    together = Together(one for one in lineages if is_transport(one) and devices.of(one) is None)
+    together = Together(one for one in lineages if is_of_hosts(one) and devices.of(one) is None)
     kept = _kept(lineages, devices, routes, offer, settings, snapshot)
     shares = _shares(lineages, devices.tunnels(lineages, snapshot.policies), together, kept, precedence)
     objects: dict[ObjectKey, ManagedObject] = {}
@@ -327,37 +325,24 @@ def _why_not_mode(lineage: Lineage, devices: Devices, hosts: HostPolicies) -> st
     modes = {sa.mode for sa in lineage.sas}
     if len(modes) > 1:
         return f"it has SAs of several modes ({', '.join(sorted(modes))})"
-    if modes == {Mode.TUNNEL}:
-        return ""
-    if modes != {Mode.TRANSPORT}:
+    if not modes <= {Mode.TUNNEL, Mode.TRANSPORT}:
         return f"{modes.pop()} mode is left to the kernel"
     device = devices.of(lineage)
-    if device is None:
-        return "" if devices.awaited(lineage) else hosts.why_not(lineage)
-    return devices.why_not(lineage, device)
+    if device is not None:
+        return devices.why_not(lineage, device)
+    return hosts.why_not(lineage) if is_of_hosts(lineage) and not devices.awaited(lineage) else ""
 
 
 def _why_not_policies(lineage: Lineage, devices: Devices) -> str:
-    of_device = devices.of(lineage) is not None
+    by_networks = not (lineage.routed or is_of_hosts(lineage) or devices.of(lineage) is not None)
     for policy in lineage.policies:
         if policy.bound:
             return f"the policy for {policy.selector} is limited to an interface or a user"
-        if lineage.routed or is_transport(lineage) or of_device:
-            continue
-        if unrouted := why_not_routed(policy.selector):
+        if by_networks and (unrouted := why_not_routed(policy.selector)):
             return unrouted
-        if lineage.local in policy.source and lineage.key.remote in policy.destination:
-            return f"the selectors include the tunnel's own end points{_hint(lineage, policy, devices)}"
+        if by_networks and lineage.local in policy.source and lineage.key.remote in policy.destination:
+            return "the selectors include the tunnel's own end points, and are not for those alone"
     return ""
-
-
-def _hint(lineage: Lineage, policy: XfrmPolicy, devices: Devices) -> str:
-    """What could be done about it."""
-    device = devices.sender(lineage)
-    if device is not None:
-        return f": {devices.why_not(lineage, device)}"
-    hint = ": what a GRE or IPIP device sends is accelerated, if they are for that alone"
-    return hint if policy.upper in {0, *ENCAPSULATIONS.values()} else ""
 
 
 def _why_not_path(lineage: Lineage, settings: Settings, snapshot: Snapshot) -> str:
@@ -463,7 +448,7 @@ def _build(
             selectors_of(lineage, device),
             share.exceptions,
             interface,
-            is_transport(lineage) and device is None,
+            is_of_hosts(lineage) and device is None,
             header=header_of(lineage, device),
         )
         objects += [tunnel, *(Steer(SteerKey(sa.key), udp_peer(sa)) for sa in inbound)]

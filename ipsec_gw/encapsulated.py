@@ -115,9 +115,15 @@ class Devices:
         """Whether it may be for a device, and nobody knows yet: charon adds policies after SAs."""
         return awaits_policies(lineage) and bool(self._between(lineage))
 
-    def send(self, lineage: Lineage, protocol: int) -> bool:
-        """Whether one of them sends packets of this protocol between the ends of a tunnel."""
-        return any(device.protocol == protocol for device in self._between(lineage))
+    def send(self, lineage: Lineage, policy: XfrmPolicy) -> bool:
+        """Whether what this policy is for, between the ends of a tunnel, is what one of them sends: in tunnel mode if
+        an engine can have that one.
+        """
+        return any(
+            device.protocol == policy.upper
+            and (policy.transports or not self._why_not_here(device, lineage.key.remote))
+            for device in self._between(lineage)
+        )
 
     def tunnels(self, lineages: Iterable[Lineage], policies: Iterable[XfrmPolicy]) -> frozenset[TunnelId]:
         """The tunnels that have a device's packets and no others, those that are not up yet as well."""

@@ -1,4 +1,4 @@
-"""Transport mode: the gateway itself and its peer talk, and their packets keep their header (RFC 4303 §3.1.1). Pure.
+"""The gateway itself and its peer talk: transport mode, and tunnel mode between the two ends of its SAs alone. Pure.
 
 What XFRM is to transform between the two is routed to the engine, whatever protocol it is: nothing but XFRM's own
 choice tells it from IKE and from ESP, which are between the same addresses. Several tunnels may have parts of it, by
@@ -14,13 +14,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from ipaddress import ip_network
 from itertools import chain
 
-from ipsec_gw.encapsulated import Devices
+from ipsec_gw.encapsulated import Devices, is_transport
 from ipsec_gw.lineages import Lineage, tunnel_of
 from ipsec_gw.model.ids import IpAddress, IpNetwork, TunnelId
 from ipsec_gw.model.objects import Selector
 from ipsec_gw.model.prefixes import PrefixIndex
-from ipsec_gw.model.snapshot import Mode, PolicyDirection, Snapshot, XfrmPolicy
+from ipsec_gw.model.snapshot import PolicyDirection, Snapshot, XfrmPolicy
 from ipsec_gw.precedence import why_not_routed
+
+
+def is_of_hosts(lineage: Lineage) -> bool:
+    """What its ends say to each other is all that it is for. Of tunnel mode that is not known before its policies."""
+    if is_transport(lineage):
+        return True
+    return bool(lineage.policies) and not lineage.routed and all(policy.of_ends for policy in lineage.policies)
 
 
 class HostPolicies:
@@ -32,18 +39,32 @@ class HostPolicies:
             policy for policy in snapshot.policies if policy.direction is PolicyDirection.OUT and policy.templates
         ]
         self._by_destination = PrefixIndex((policy.destination, policy) for policy in outbound)
+        self._of_more = {
+            tunnel_of(template) for policy in outbound if not policy.of_ends for template in policy.templates
+        }
         self._nameless = {
             template.reqid
             for policy in snapshot.policies
             for template in policy.templates
-            if template.mode is Mode.TRANSPORT and template.destination.is_unspecified
+            if policy.transports and template.destination.is_unspecified
         }
 
     def why_not(self, lineage: Lineage) -> str:
-        """Why an engine cannot have a tunnel of transport mode, whatever becomes of others; empty if it can."""
+        """Why an engine cannot have a tunnel that is of hosts, whatever becomes of others; empty if it can."""
         hosts = _between(lineage)
         checks = (
-            (lineage.local.version != 4, "transport mode over IPv6 is left to the kernel"),
+            (lineage.local.version != 4, f"{_mode(lineage)} over IPv6 is left to the kernel"),
+            (is_transport(lineage), self._why_not_transport(lineage, hosts)),
+            (True, next(filter(None, map(why_not_routed, lineage.selectors)), "")),
+        )
+        reason = next((reason for asked, reason in checks if asked and reason), "")
+        if reason:
+            return reason
+        other = self._other(hosts, lineage)
+        return _beside(lineage, other) if other else self._limit
+
+    def _why_not_transport(self, lineage: Lineage, hosts: Selector) -> str:
+        checks = (
             (
                 any(sa.encap is not None for sa in lineage.sas),
                 "transport mode in UDP is left to the kernel: behind NAT it has to mend checksums",
@@ -56,11 +77,7 @@ class HostPolicies:
                 "transport mode is left to the kernel unless its selectors are the two gateways' own addresses",
             ),
         )
-        reason = next((reason for failed, reason in checks if failed), "")
-        if reason:
-            return reason
-        other = self._other(hosts, lineage)
-        return _beside(other) if other else self._limit
+        return next((reason for failed, reason in checks if failed), "")
 
     def _other(self, hosts: Selector, lineage: Lineage) -> XfrmPolicy | None:
         """One that has XFRM transform packets between them for another tunnel, and cannot stand beside this one."""
@@ -69,17 +86,32 @@ class HostPolicies:
             (
                 policy
                 for policy in candidates
-                if _has_part(policy, hosts, lineage) and not _stands_beside(policy, hosts, lineage, self._devices)
+                if _has_part(policy, hosts, lineage) and not self._stands_beside(policy, hosts, lineage)
             ),
             None,
         )
 
+    def _stands_beside(self, policy: XfrmPolicy, hosts: Selector, lineage: Lineage) -> bool:
+        """It is for other packets of the same hosts, all or most of them, and a routing rule can take them from the
+        rest. Of one that has all packets of the other, or lies inside, it would take too much.
+        """
+        selector = policy.selector
+        return (
+            policy.of_ends
+            and selector.networks == hosts
+            and not any(tunnel_of(template) in self._of_more for template in policy.templates)
+            and not (policy.bound or policy.mark or policy.if_id)
+            and not why_not_routed(selector)
+            and not self._devices.send(lineage, policy)
+            and not any(own.covers(selector) or selector.covers(own) for own in lineage.selectors)
+        )
+
 
 class Together:
-    """The tunnels of transport mode that stand side by side, between the same hosts."""
+    """The tunnels that stand side by side, between the same hosts."""
 
     def __init__(self, lineages: Iterable[Lineage]) -> None:
-        """``lineages`` are those of transport mode, without those of devices."""
+        """``lineages`` are those of hosts, without those of devices."""
         self._by_hosts: dict[Selector, list[Lineage]] = defaultdict(list)
         for lineage in lineages:
             self._by_hosts[_between(lineage)].append(lineage)
@@ -125,7 +157,7 @@ def _kept_beside(group: Sequence[Lineage], kept: Mapping[TunnelId, str]) -> Mapp
 def _why_beside(one: Lineage, group: Sequence[Lineage], kept: Mapping[TunnelId, str]) -> str:
     for policy, other, its in _in_common(one, group):
         if kept[other.key]:
-            return _beside(its)
+            return _beside(one, its)
         if (_order(policy) < _order(its)) is not (_place(one) < _place(other)):
             return f"no order tells the selectors {policy.selector} and {its.selector} apart"
     return ""
@@ -160,26 +192,15 @@ def _host(address: IpAddress) -> IpNetwork:
     return ip_network((address, address.max_prefixlen))
 
 
-def _beside(other: XfrmPolicy) -> str:
-    return f"transport mode beside another policy for its hosts ({other.selector})"
+def _mode(lineage: Lineage) -> str:
+    return "transport mode" if is_transport(lineage) else "tunnel mode between its own ends"
+
+
+def _beside(lineage: Lineage, other: XfrmPolicy) -> str:
+    return f"{_mode(lineage)} beside another policy for its hosts ({other.selector})"
 
 
 def _has_part(policy: XfrmPolicy, hosts: Selector, lineage: Lineage) -> bool:
     return policy.selector.networks_meet(hosts) and all(
         tunnel_of(template) != lineage.key for template in policy.templates
-    )
-
-
-def _stands_beside(policy: XfrmPolicy, hosts: Selector, lineage: Lineage, devices: Devices) -> bool:
-    """It is for other packets of the same hosts, all or most of them, and a routing rule can take them from the rest.
-    Of one that has all packets of the other, or lies inside, it would take too much.
-    """
-    selector = policy.selector
-    return (
-        selector.networks == hosts
-        and all(template.mode is Mode.TRANSPORT for template in policy.templates)
-        and not (policy.bound or policy.mark or policy.if_id)
-        and not why_not_routed(selector)
-        and not devices.send(lineage, policy.upper)
-        and not any(own.covers(selector) or selector.covers(own) for own in lineage.selectors)
     )

@@ -129,13 +129,15 @@ def share_of(
 
 
 def _is_beside(other: XfrmPolicy, policy: XfrmPolicy) -> bool:
-    """Both are of transport mode between the same hosts: :class:`ipsec_gw.hosts.Together` sees to them."""
-    return other.transports and policy.transports and other.selector.networks == policy.selector.networks
+    """Both are for what the same two ends say to each other: :class:`ipsec_gw.hosts.Together` sees to them."""
+    return other.of_ends and policy.of_ends and other.selector.networks == policy.selector.networks
 
 
 def _carriable(policy: XfrmPolicy, kept: Mapping[TunnelId, str], of_devices: Set[TunnelId]) -> bool:
-    """It is of a tunnel that an engine may have, now or once it is up, by a selector of its own."""
-    return any(
+    """It is of a tunnel that an engine may have, now or once it is up, by a selector of its own: what the ends say to
+    each other is not found by that.
+    """
+    return not policy.of_ends and any(
         template.mode is not Mode.TRANSPORT and key not in of_devices and not kept.get(key, "")
         for template in policy.templates
         for key in (tunnel_of(template),)

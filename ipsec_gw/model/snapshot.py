@@ -29,6 +29,9 @@ class Mode(StrEnum):
     OTHER = "other"
 
 
+_MODES = frozenset({Mode.TRANSPORT, Mode.TUNNEL})
+
+
 class PolicyDirection(StrEnum):
     """Direction of an XFRM policy."""
 
@@ -151,6 +154,16 @@ class XfrmPolicy:
         return any(template.mode is Mode.TRANSPORT for template in self.templates)
 
     @property
+    def of_ends(self) -> bool:
+        """It is for what the two ends of its SAs say to each other themselves, in transport or in tunnel mode."""
+        ends = self.source.network_address, self.destination.network_address
+        return (
+            bool(self.templates)
+            and self.selector.of_hosts
+            and all(one.mode in _MODES and (one.source, one.destination) == ends for one in self.templates)
+        )
+
+    @property
     def selector(self) -> Selector:
         """What it is for."""
         return Selector(self.source, self.destination, self.upper, self.source_port, self.destination_port)
@@ -230,8 +243,8 @@ class Vxlan:
 
 @dataclass(frozen=True, slots=True)
 class LeadLimits:
-    """Why packets cannot be led past XFRM: any of IPv6, those of IPv6 that this machine sends itself, or those of
-    transport mode. Empty: they can.
+    """Why packets cannot be led past XFRM: any of IPv6, those of IPv6 that this machine sends itself, or those that it
+    sends to the other end of an SA, in IPv4. Empty: they can.
     """
 
     all6: str = ""

@@ -1,12 +1,12 @@
 """What lets IPv6 pass by XFRM on the veth pair. For IPv4 ``disable_xfrm`` and ``disable_policy`` of the device do it,
-but for what this machine sends in transport mode.
+but for what this machine sends to the other end of an SA.
 
 Forwarded packets meet an `out` policy of our own bound to ``ipsecgw-up``, and ``disable_policy`` on the way back.
 Packets of this machine's own are routed before XFRM asks which device they leave by: on netfilter's OUTPUT hook those
 that IPsec is to transform get a mark, so that they are routed once more, with addresses and device known, and lose
 it again behind that. Where no lead takes them they find the same policy as before. Decrypted packets for this machine
 are given a mark as they arrive, which an `in` policy of our own asks for: no other packet has it. Packets of IPv4 get
-the first of these marks too, if they are led in transport mode: by their addresses alone they could not be
+the first of these marks too, if they are for the other end of an SA: by their addresses alone they could not be led
 (:mod:`ipsec_gw.ownership.hosts`).
 
 Without the veth pair's route everything here is idle and XFRM protects as ever, with or without a daemon.
@@ -53,7 +53,7 @@ def _mark(value: int) -> bytes:
 _DONE = Chain("done", "filter", _HOOK_AFTER, _MANGLE, ((meta(META_MARK), equals(_mark(AGAIN_MARK)), *set_mark(0)),))
 
 TABLE4 = Table("ipsec-gw", (again([]), _DONE), version=4)
-"""In transport mode; what gets the mark is in a table of its own (:func:`ipsec_gw.ownership.marks.hosts_table`)."""
+"""Between hosts; what gets the mark is in a table of its own (:func:`ipsec_gw.ownership.marks.hosts_table`)."""
 
 TABLE = Table(
     "ipsec-gw",
@@ -92,9 +92,10 @@ class Bypass:
         )
 
     def limits(self, policies: Sequence[XfrmPolicy]) -> LeadLimits:
-        """The same for all that ``policies`` ask for: IPv6, and transport mode."""
+        """The same for all that ``policies`` ask for: IPv6, and what the ends of SAs say to each other in IPv4."""
         six = self.ensure(policies) if any(policy.source.version == 6 for policy in policies) else LeadLimits()
-        return replace(six, hosts=ensure_hosts(policies)) if any(policy.transports for policy in policies) else six
+        of_ends = any(policy.of_ends for policy in policies if policy.source.version == 4)
+        return replace(six, hosts=ensure_hosts(policies)) if of_ends else six
 
     def ensure(self, policies: Iterable[XfrmPolicy]) -> LeadLimits:
         """Put in place what is missing, and say what cannot be led. ``policies`` are those of others."""
@@ -141,16 +142,16 @@ def remove_bypass() -> None:
 
 
 def ensure_hosts(policies: Iterable[XfrmPolicy]) -> str:
-    """Why what this machine sends in transport mode cannot be led, with the table in place if it can."""
+    """Why what this machine sends to the other end of an SA cannot be led, with the table in place if it can."""
     if odd := next((one for one in policies if one.source.version == 4 and _minds_the_mark(one)), None):
         with contextlib.suppress(IpsecGwError):
             _remove_table(TABLE4)
         ends = f"{odd.source} === {odd.destination}"
-        return f"transport mode needs a mark that means something to the policy {ends}"
+        return f"what is between the ends of an SA needs a mark that means something to the policy {ends}"
     try:
         _ensure_table(TABLE4)
     except IpsecGwError as error:
-        return f"packets of transport mode cannot pass by XFRM: {error}"
+        return f"packets between the ends of an SA cannot pass by XFRM: {error}"
     return ""
 
 

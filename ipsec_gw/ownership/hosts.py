@@ -1,4 +1,4 @@
-"""Policy routing that leads what XFRM is to transform between this machine and a peer (transport mode) to the engine.
+"""Policy routing that leads what XFRM is to transform between this machine and a peer, for itself, to the engine.
 
 ::
 

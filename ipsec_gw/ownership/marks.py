@@ -1,6 +1,6 @@
 """Which of this machine's own packets are routed once more, to come to the engine: chains of nf_tables. Pure.
 
-In transport mode only what is led gets the mark. Anything else would be routed again for nothing, and worse: as soon as
+Between hosts only what is led gets the mark. Anything else would be routed again for nothing, and worse: as soon as
 a routing rule asks for ports, the kernel takes ports into that look-up, which then finds XFRM's policy, and looks for
 one once more (``ip_route_me_harder``). So the packet would be encrypted twice.
 """

@@ -1,4 +1,4 @@
-"""What leads transport mode to the engine, against the kernel: packets with the mark, and nothing else."""
+"""What leads packets between hosts to the engine, against the kernel: those with the mark, and nothing else."""
 
 from __future__ import annotations
 
@@ -307,8 +307,14 @@ async def test_packets_are_marked_while_a_policy_asks_for_it() -> None:
         kernel, _ = await raise_uplink(route)
         with XfrmSocket() as xfrm, closing(NfTables()) as tables:
             bypass = Bypass(xfrm, kernel.index)
-            assert bypass.limits([transporting(templates=())]) == LeadLimits()
+            elsewhere, here = (
+                transporting(templates=(Template(LOCAL, end, 0x22, 50, 1, Mode.TUNNEL),)) for end in (OTHER, PEER)
+            )
+            assert bypass.limits([transporting(templates=()), elsewhere]) == LeadLimits()
             assert not tables.holds(TABLE4)
+            assert bypass.limits([here]) == LeadLimits()
+            assert tables.holds(TABLE4)
+            tables.remove(TABLE4)
             assert bypass.limits([transporting()]) == LeadLimits()
             assert tables.holds(TABLE4)
             assert not tables.holds(TABLE), "nobody asked for IPv6"

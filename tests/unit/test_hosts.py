@@ -48,8 +48,10 @@ TO, FROM, WEB = 1, 2, 3
 """The reqids of two children for VXLAN, by the port it goes to and the one it comes from, and of one for HTTPS."""
 
 
-def selects(reqid: int, *, index: int = 0, spi: int | None = None, **changes: object) -> XfrmPolicy:
-    bound = Template(LOCAL, REMOTE, 0x20 + reqid if spi is None else spi, 50, reqid, Mode.TRANSPORT)
+def selects(
+    reqid: int, *, index: int = 0, spi: int | None = None, mode: Mode = Mode.TRANSPORT, **changes: object
+) -> XfrmPolicy:
+    bound = Template(LOCAL, REMOTE, 0x20 + reqid if spi is None else spi, 50, reqid, mode)
     ports = {
         TO: {"upper": UDP, "destination_port": VXLAN},
         FROM: {"upper": UDP, "source_port": VXLAN},
@@ -201,6 +203,7 @@ def test_a_connection_that_is_not_to_be_accelerated_is_exempted() -> None:
 
 
 GRE1 = Encapsulator(XfrmInterface(17, "gre1", InterfaceKind.GRE), LOCAL, REMOTE)
+FAR = ip_address("10.0.0.77")
 OTHERS: dict[str, XfrmPolicy] = {
     "for everything": selects(FROM, upper=0, source_port=ANY_PORT),
     "for what lies inside": selects(FROM, source_port=PortMatch(7, 0xFFFF), destination_port=VXLAN),
@@ -209,7 +212,8 @@ OTHERS: dict[str, XfrmPolicy] = {
     "with a mark": selects(FROM, mark=(7, 0xFFFFFFFF)),
     "of an interface": selects(FROM, if_id=7),
     "bound to an interface": selects(FROM, bound=True),
-    "in tunnel mode": selects(FROM, templates=(Template(LOCAL, REMOTE, 0x22, 50, FROM, Mode.TUNNEL),)),
+    "to somewhere else": selects(FROM, templates=(Template(LOCAL, FAR, 0x22, 50, FROM, Mode.TUNNEL),)),
+    "in another mode": selects(FROM, mode=Mode.BEET),
     "for a network": selects(FROM, destination=ip_network("10.0.0.0/24")),
 }
 
@@ -235,11 +239,10 @@ def test_policies_that_go_before_each_other_are_not_told_apart() -> None:
 
 
 def test_other_hosts_are_another_matter() -> None:
-    third = ip_address("10.0.0.77")
-    far = Template(LOCAL, third, 0x22, 50, FROM, Mode.TRANSPORT)
-    other = selects(FROM, destination=ip_network(third), templates=(far,))
+    far = Template(LOCAL, FAR, 0x22, 50, FROM, Mode.TRANSPORT)
+    other = selects(FROM, destination=ip_network(FAR), templates=(far,))
     elsewhere = tuple(
-        replace(one, source=third) if one.key.destination == LOCAL else replace(one, key=SaKey(third, one.key.spi))
+        replace(one, source=FAR) if one.key.destination == LOCAL else replace(one, key=SaKey(FAR, one.key.spi))
         for one in pair(FROM, replay=replace(sa(1).replay, window=1 << 20))
     )
     found = desired(OFFER, SETTINGS, beside(selects(TO), other, sas=(*pair(TO), *elsewhere)))

@@ -13,10 +13,12 @@ from ipsec_gw.model.ids import SaKey, TunnelId
 from ipsec_gw.model.objects import (
     FRAMES,
     EntryKey,
+    Hosts,
     HostsLead,
     InterfaceEntry,
     InterfaceKind,
     InterfaceLead,
+    Lead,
     ManagedObject,
     ObjectKey,
     Overlay,
@@ -230,14 +232,28 @@ def test_over_tunnel_mode_the_way_out_is_that_of_the_outer_packets() -> None:
     assert "bound to wan1, and packets to 192.0.2.2 leave by wan0" in bound.kept_devices[INTERFACE]
 
 
-def test_between_the_tunnels_own_ends_the_kernel_has_all_of_it() -> None:
+def test_between_the_tunnels_own_ends_what_the_kernel_encapsulates_is_led_by_its_hosts() -> None:
     """IKE is UDP between them as well."""
     state = over_tunnel(VXLAN1)
     told = found(state)
-    assert not told.objects
+    assert told.objects[INTERFACE] == InterfaceLead(INTERFACE, 1396, ANY_FRAME)
+    assert HostsLead(Hosts(LOCAL, REMOTE)) in told.objects.values()
+    assert not any(isinstance(one, Lead) for one in told.objects.values())
     assert device_words(state, told.verdicts, told.kept_devices, told.objects, ABLE.name) == (
-        "VXLAN device vxlan1: the kernel does VXLAN and ESP (the selectors include the tunnel's own end points)",
+        "VXLAN device vxlan1: vpp does VXLAN and ESP",
     )
+
+
+def test_between_them_there_may_be_a_child_for_each_way() -> None:
+    """In tunnel mode as in transport mode, and one in each."""
+    for modes in ((Mode.TUNNEL, Mode.TUNNEL), (Mode.TRANSPORT, Mode.TUNNEL), (Mode.TUNNEL, Mode.TRANSPORT)):
+        ways = dict(zip((TO, FROM), modes, strict=True))
+        policies = tuple(selects(reqid, mode=mode, index=8 * reqid) for reqid, mode in ways.items())
+        sas = tuple(one for reqid, mode in ways.items() for one in pair(reqid, mode=mode))
+        told = found(beside(*policies, sas=sas, vxlans=(VXLAN1,)))
+        assert told.objects[OVERLAY.key] == OVERLAY
+        mtu = 1396 if modes[0] is Mode.TUNNEL else 1416
+        assert told.objects[INTERFACE] == InterfaceLead(INTERFACE, mtu, ANY_FRAME)
 
 
 def test_over_networks_the_kernel_does_vxlan() -> None:
