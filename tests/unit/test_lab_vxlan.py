@@ -5,7 +5,7 @@ from scapy.layers.l2 import ARP, Ether
 
 from ipsec_gw.lab.gateway import ShownSa
 from ipsec_gw.lab.matrix.case import Connection
-from ipsec_gw.lab.scenarios.vxlan_over_ipsec import BRIDGED, FITS, ROUTED, TUNNEL, of_vxlan
+from ipsec_gw.lab.scenarios.vxlan_over_ipsec import BRIDGED, FITS, OWN_ENDS, ROUTED, TUNNEL, of_vxlan
 from ipsec_gw.lab.topology import MTU, Role
 from ipsec_gw.model.sizes import inner_mtu
 from tests.unit.lab_kit import esp_frame, frame, inner, scapy_sa
@@ -30,6 +30,13 @@ def test_in_tunnel_mode_one_child_is_for_all_udp_between_the_devices_ends():
         assert {f"local_ts = {ends[0]}/32[udp]", f"remote_ts = {ends[1]}/32[udp]", "mode = tunnel"} <= set(lines)
 
 
+def test_so_it_is_between_the_gateways_own_addresses():
+    for role in (Role.GATEWAY_A, Role.GATEWAY_B):
+        text = Connection(children=OWN_ENDS.children).text(role)
+        assert text.count("dynamic[udp]\n") == 2
+        assert "mode = tunnel" in text
+
+
 def shown(child, direction):
     return ShownSa(direction, 1, "10.0.0.1", "10.0.0.2", "vpp", "vpp", "", 0, child)
 
@@ -43,7 +50,7 @@ def test_an_sa_of_a_child_that_carries_the_other_way_is_not_used():
 def test_what_fits_is_what_esp_leaves():
     """In transport mode the IP header is outside, where tunnel mode has one more inside."""
     assert inner_mtu(MTU, 4, encapsulated=False) - UDP_HEADER - VXLAN_HEADER - ETHERNET == FITS == ROUTED.fits
-    assert TUNNEL.fits == FITS - IPV4_HEADER
+    assert TUNNEL.fits == OWN_ENDS.fits == FITS - IPV4_HEADER
 
 
 def test_the_devices_packets_are_seen_in_clear_and_nothing_else():

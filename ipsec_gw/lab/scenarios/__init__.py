@@ -87,8 +87,14 @@ def scenarios() -> dict[str, Scenario]:
     from ipsec_gw.lab.scenarios.site_to_site import run as run_site_to_site  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.spd import run as run_spd  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.transport import run as run_transport  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.transport import run_tunnel as run_hosts_tunnel  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.trap import run as run_trap  # noqa: PLC0415
-    from ipsec_gw.lab.scenarios.vxlan_over_ipsec import run_bridged, run_routed, run_tunnel  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.vxlan_over_ipsec import (  # noqa: PLC0415
+        run_bridged,
+        run_own_ends,
+        run_routed,
+        run_tunnel,
+    )
 
     known = (
         Scenario(
@@ -126,8 +132,11 @@ def scenarios() -> dict[str, Scenario]:
         ),
         Scenario(
             "transport",
-            "transport mode between the gateways themselves: rekeys, fragments, the engine's death, and IKE beside it",
-            (Part("hosts", topology.site_to_site, run_transport, vm_seconds=1400.0),),
+            "the gateways themselves talk, in either mode: rekeys, fragments, the engine's death, and IKE beside it",
+            (
+                Part("hosts", topology.site_to_site, run_transport, vm_seconds=1400.0),
+                Part("hosts-tunnel", topology.site_to_site, run_hosts_tunnel, vm_seconds=1400.0),
+            ),
             baseline=True,
         ),
         Scenario(
@@ -153,6 +162,7 @@ def scenarios() -> dict[str, Scenario]:
                 Part("routed", topology.site_to_site, run_routed, vm_seconds=1400.0),
                 Part("bridged", topology.one_network, run_bridged, vm_seconds=1400.0),
                 Part("tunnel", topology.site_to_site, run_tunnel, vm_seconds=1400.0),
+                Part("tunnel-own-ends", topology.site_to_site, run_own_ends, vm_seconds=1400.0),
             ),
         ),
         Scenario(

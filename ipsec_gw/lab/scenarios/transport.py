@@ -1,4 +1,4 @@
-"""Transport mode: the two gateways themselves talk, and their packets keep their header.
+"""The two gateways themselves talk: in transport mode, where their packets keep their header, and in tunnel mode.
 
 Rekeys and deaths of the engine under traffic, datagrams that are fragmented, and IKE all the while: it is between the
 same addresses, and goes on in clear.
@@ -30,8 +30,17 @@ LARGE, LARGE_PORT = (1473, 4000, 20000), 7600
 
 
 async def run(lab: Lab) -> None:
-    """Play it."""
-    story = await set_up(lab, [_site(lab, role) for role in GATEWAYS])
+    """Play it in transport mode."""
+    await _play(lab, "transport")
+
+
+async def run_tunnel(lab: Lab) -> None:
+    """The same in tunnel mode, with the same addresses inside as outside."""
+    await _play(lab, "tunnel")
+
+
+async def _play(lab: Lab, mode: str) -> None:
+    story = await set_up(lab, [_site(lab, role, mode) for role in GATEWAYS])
     start_flows(story, _talkers(lab))
     evidence = Evidence()
     await bring_up(story, evidence)
@@ -44,13 +53,13 @@ async def run(lab: Lab) -> None:
     await _finish(story, evidence)
 
 
-def _site(lab: Lab, role: Role) -> Site:
+def _site(lab: Lab, role: Role, mode: str) -> Site:
     site = site_of(lab.topology, role, lab.options.proposal)
     return replace(
         site,
         local_network=ip_network(site.local),
         remote_network=ip_network(site.remote),
-        child_options=("mode = transport",),
+        child_options=(f"mode = {mode}",),
     )
 
 

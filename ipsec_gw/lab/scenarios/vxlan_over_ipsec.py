@@ -3,8 +3,9 @@
 The engine does VXLAN and ESP, and the kernel what the engine leaves to it, and all of it once the engine is dead: then
 the device's packets are the gateway's own. In transport mode, with routes by the device, there are two children, each
 of which carries one way: packets go to the port of the device, and come from any. In a bridge the device joins both
-LANs, and one child is for all UDP; so it is in tunnel mode, between addresses that no packet on the WAN has. Rekeys and
-the death of the engine happen under traffic, and hosts find out what fits into the tunnel.
+LANs, and one child is for all UDP; so it is in tunnel mode, between addresses that no packet on the WAN has, and
+between the gateways' own. Rekeys and the death of the engine happen under traffic, and hosts find out what fits into
+the tunnel.
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ BACK = "back"
 """The child for what comes, beside the usual one for what goes."""
 
 
-def _child(name: str, local: str, remote: str) -> Child:
-    return Child(name, f"dynamic[{local}]", f"dynamic[{remote}]", options=("mode = transport",))
+def _child(name: str, local: str, remote: str, mode: str = "transport") -> Child:
+    return Child(name, f"dynamic[{local}]", f"dynamic[{remote}]", options=(f"mode = {mode}",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,12 @@ async def run_tunnel(lab: Lab) -> None:
     for role in GATEWAYS:
         await _ip(lab, role, *reach(lab, ENDS, role))
     await _play(lab, TUNNEL)
+
+
+async def run_own_ends(lab: Lab) -> None:
+    """In tunnel mode, between the gateways' own addresses."""
+    await _go_nowhere(lab)
+    await _play(lab, OWN_ENDS)
 
 
 async def _go_nowhere(lab: Lab) -> None:
@@ -160,6 +167,7 @@ def _tunnel() -> Child:
 
 
 TUNNEL = Way((_tunnel(),), _route, options=f" mtu {FITS_TUNNEL}", ends=ENDS, fits=FITS_TUNNEL)
+OWN_ENDS = Way((_child(CHILD, "udp", "udp", "tunnel"),), _route, options=f" mtu {FITS_TUNNEL}", fits=FITS_TUNNEL)
 
 
 async def _play(lab: Lab, way: Way) -> None:
