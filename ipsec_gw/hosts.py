@@ -52,13 +52,11 @@ class HostPolicies:
     def why_not(self, lineage: Lineage) -> str:
         """Why an engine cannot have a tunnel that is of hosts, whatever becomes of others; empty if it can."""
         hosts = _between(lineage)
-        checks = (
-            (lineage.local.version != 4, f"{_mode(lineage)} over IPv6 is left to the kernel"),
-            (is_transport(lineage), self._why_not_transport(lineage, hosts)),
-            (True, next(filter(None, map(why_not_routed, lineage.selectors)), "")),
-        )
-        reason = next((reason for asked, reason in checks if asked and reason), "")
-        if reason:
+        if lineage.local.version != 4:
+            return f"{_mode(lineage)} over IPv6 is left to the kernel"
+        if reason := self._why_not_transport(lineage, hosts) if is_transport(lineage) else "":
+            return reason
+        if reason := next(filter(None, map(why_not_routed, lineage.selectors)), ""):
             return reason
         other = self._other(hosts, lineage)
         return _beside(lineage, other) if other else self._limit

@@ -1,9 +1,9 @@
 """VXLAN devices for which an engine does VXLAN as well as ESP: which, over which tunnels, and why not others. Pure.
 
-A device's packets are UDP between its two ends, which an engine encrypts whoever has made them: the gateways' own in
-transport mode (:mod:`ipsec_gw.hosts`), or of other addresses of theirs in tunnel mode. So that goes on beside:
-what the kernel still puts into VXLAN itself, as it does all of what is said no to here, and frames that are too long or
-have a VLAN tag, is encrypted as ever.
+A device's packets are UDP between its two ends, which an engine encrypts whoever has made them: the gateways' own
+(:mod:`ipsec_gw.hosts`), or in tunnel mode of other addresses of theirs. So that goes on beside: what the kernel still
+puts into VXLAN itself, as it does all of what is said no to here, and frames that are too long or have a VLAN tag, is
+encrypted as ever.
 """
 
 from __future__ import annotations

@@ -5,11 +5,11 @@
     frames   up.VLAN, tag off -> VXLAN tunnel: UDP -> table WHOLE -> gate OUT: SPD, encrypts -> outer table -> WAN
     ESP      gate IN: SPD, decrypts -> gate IN: sieve, by VNI -> VXLAN tunnel: frames -> up.VLAN, tag on
 
-So it is over the gates, where all of transport mode is (:mod:`vpp_conf.gates`). Over a tunnel with an interface UDP
-goes by the encap table, and the interface's own check has the rule of the sieve (:class:`Diversion`). Either way what
-it sends is encrypted as what the kernel sends itself. Of what comes out of tunnels it is given what has its very
-headers; all else goes on to the kernel. VPP finds a tunnel by the FIB table too that a packet is in, so a rule names
-that.
+So it is over the gates, where all of transport mode is (:mod:`vpp_conf.gates`). Of a tunnel with an interface the
+interface's own check has the rule of the sieve (:class:`Diversion`), and UDP goes by the encap table, unless the tunnel
+sends by the gates. Either way what it sends is encrypted as what the kernel sends itself. Of what comes out of tunnels
+it is given what has its very headers; all else goes on to the kernel. VPP finds a tunnel by the FIB table too that a
+packet is in, so a rule names that.
 """
 
 from __future__ import annotations
