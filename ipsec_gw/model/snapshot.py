@@ -30,6 +30,7 @@ class Mode(StrEnum):
 
 
 _MODES = frozenset({Mode.TRANSPORT, Mode.TUNNEL})
+_ESP = 50
 
 
 class PolicyDirection(StrEnum):
@@ -155,12 +156,12 @@ class XfrmPolicy:
 
     @property
     def of_ends(self) -> bool:
-        """It is for what the two ends of its SAs say to each other themselves, in transport or in tunnel mode."""
+        """It is for what the two ends of its SAs, of ESP, say to each other themselves, in transport or tunnel mode."""
         ends = self.source.network_address, self.destination.network_address
         return (
-            bool(self.templates)
+            all((one.source, one.destination) == ends and one.mode in _MODES for one in self.templates)
+            and any(one.protocol == _ESP for one in self.templates)
             and self.selector.of_hosts
-            and all(one.mode in _MODES and (one.source, one.destination) == ends for one in self.templates)
         )
 
     @property

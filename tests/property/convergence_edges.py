@@ -496,7 +496,7 @@ class FakeRoutes:
         return any(rule.get("goto") is not None and wanted.items() <= rule.items() for rule in self.rules)
 
     def hosts(self) -> set[tuple[str, str]]:
-        """This machine's addresses and peers' between which transport mode is led."""
+        """This machine's addresses and peers' between which what they say themselves is led."""
         if (HOSTS_TABLE, ANY) not in self.table:
             return set()
         return {(rule["src"], rule["dst"]) for rule in self.rules if rule.get("table") == HOSTS_TABLE}

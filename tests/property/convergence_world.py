@@ -119,7 +119,8 @@ TALLIED = (
     *("charon restarted", "peer moved", "burst through the engine", "tunnel in the engine at the end"),
     *("NAT mapped anew", "the same with a gap", "encapsulated tunnel in the engine at the end"),
     *("kernel took over by itself", "exception made", "exemption in place at the end"),
-    *("the same by an interface", "the same by a GRE device", "the same by a VTI device", "the same between hosts"),
+    *("the same by an interface", "the same by a GRE device", "the same by a VTI device"),
+    *("the same between hosts", "the same between hosts in tunnel mode"),
     *("interface made anew", "interface led at the end", "hosts led at the end"),
     *("the same by a VXLAN device", "VXLAN device led at the end"),
     *("the same behind its header", "the same of addresses of its own"),
@@ -355,7 +356,12 @@ class World:
             wide = self.random.random() < 0.25  # for more than the two: the kernel's
             ends = ip_network((child.local, 32)), ip_network((peer, 31 if wide else 32), strict=False)
             protocol = self.random.choice([GRE, GRE, 0, 17, 17, 6])
-            child = Child(peer, self.reqid, (Selector(*ends, protocol),), mode=Mode.TRANSPORT)
+            own = (Selector(*ends, protocol),)
+            child = (
+                Child(peer, self.reqid, own, mode=Mode.TRANSPORT)
+                if self.random.random() < 0.5
+                else Child(peer, self.reqid, own, port=port, ours=ours)
+            )
         elif self.random.random() < 0.25:
             far = ip_network(FAR_LOCAL), ip_network(self.random.choice(FAR))
             protocol = self.random.choice([GRE, GRE, 0, 17, 17, 6])
@@ -552,6 +558,7 @@ class World:
                     self.tally["the same behind its header"] += tunnel.header is not None
                     self.tally["the same by a VTI device"] += way is not None and way.kind is InterfaceKind.VTI
                     self.tally["the same between hosts"] += tunnel.hosts
+                    self.tally["the same between hosts in tunnel mode"] += tunnel.hosts and not policy.transports
                     self.engine.encrypts(tunnel.outbound, count)
             return
         if led and not self.engine.works:
@@ -576,7 +583,7 @@ class World:
         if count:
             tunnel = self.random.choice([one for one in self.engine.tunnels() if one.key in overlay.tunnels])
             self.tally["the same by a VXLAN device"] += 1
-            self.tally["the same of addresses of its own"] += not policy.transports
+            self.tally["the same of addresses of its own"] += not policy.of_ends
             self.engine.encrypts(tunnel.outbound, count)
         return True
 
@@ -594,7 +601,7 @@ class World:
     def _is_led(self, policy: XfrmPolicy, way: XfrmInterface | None) -> bool:
         if way is not None:
             return way.index in self.devices.leads
-        if policy.transports:
+        if policy.transports or policy.of_ends:
             ends = str(policy.source), str(policy.destination)
             return ends in self.routes.hosts() and not self.routes.exempts(policy.selector)
         return self.routes.leads(policy.selector)
@@ -602,7 +609,7 @@ class World:
     @staticmethod
     def _has(tunnel: Tunnel, policy: XfrmPolicy, way: XfrmInterface | None) -> bool:
         """Whether a tunnel of the engine encrypts the packets of a policy."""
-        if policy.transports or (way is not None and way.kind is InterfaceKind.GRE):
+        if policy.transports or policy.of_ends or (way is not None and way.kind is InterfaceKind.GRE):
             return tunnel.interface == way and tunnel.key == tunnel_of(policy.templates[0])
         return tunnel.interface == way and not tunnel.hosts and policy.selector in tunnel.selectors
 

@@ -62,12 +62,13 @@ def states(draw: st.DrawFn) -> Objects:
     mode = draw(st.sampled_from([Mode.TUNNEL, Mode.TRANSPORT])) if interface is None else Mode.TUNNEL
     if_id = 0 if interface is None else 42
     networks: dict[str, object] = {} if interface is None else {"source": ANYTHING, "destination": ANYTHING}
-    if mode is Mode.TRANSPORT:
-        networks = {"source": ip_network(LOCAL), "destination": ip_network(REMOTE)}
     devices: tuple[Encapsulator, ...] = ()
-    if interface is None and mode is Mode.TUNNEL and draw(st.booleans()):
-        networks = {"source": ip_network("192.0.2.1"), "destination": ip_network("192.0.2.2"), "upper": 47}
-        devices = draw(st.sampled_from(GRES))
+    if mode is Mode.TRANSPORT or (interface is None and draw(st.booleans())):
+        networks = {"source": ip_network(LOCAL), "destination": ip_network(REMOTE)}
+    elif interface is None and draw(st.booleans()):
+        here, there = draw(st.sampled_from([(LOCAL, REMOTE), (GRE1.local, GRE1.remote)]))
+        networks = {"source": ip_network(here), "destination": ip_network(there), "upper": 47}
+        devices = tuple(replace(one, local=here, remote=there) for one in draw(st.sampled_from(GRES)))
     template = Template(LOCAL, REMOTE, current, 50, 1, mode)
     look = snapshot(
         *[sa(spi, inbound=True, age=n, if_id=if_id, mode=mode) for n, spi in enumerate(inbound)],
@@ -125,11 +126,12 @@ def pairs(draw: st.DrawFn) -> Objects:
     for reqid, ports in BESIDE.items():
         inbound = draw(st.lists(st.integers(0x100, 0x104), unique=True, max_size=3))
         outbound = draw(st.lists(st.integers(0x200, 0x203), unique=True, max_size=2))
-        both = {"mode": Mode.TRANSPORT, "reqid": reqid}
+        mode = draw(st.sampled_from([Mode.TUNNEL, Mode.TRANSPORT]))
+        both = {"mode": mode, "reqid": reqid}
         sas += [sa(reqid << 12 | spi, inbound=True, age=n, **both) for n, spi in enumerate(inbound)]
         sas += [sa(reqid << 12 | spi, age=n, **both) for n, spi in enumerate(outbound)]
         if outbound and draw(st.booleans()):
-            template = Template(LOCAL, REMOTE, reqid << 12 | draw(st.sampled_from(outbound)), 50, reqid, Mode.TRANSPORT)
+            template = Template(LOCAL, REMOTE, reqid << 12 | draw(st.sampled_from(outbound)), 50, reqid, mode)
             ends = {"source": ip_network(LOCAL), "destination": ip_network(REMOTE), "upper": 17, "index": 8 * reqid}
             policies.append(policy(0, templates=(template,), **ends, **ports))
         refused |= {SaKey(REMOTE, reqid << 12 | spi): "used" for spi in outbound if draw(st.booleans())}

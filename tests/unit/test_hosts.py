@@ -214,6 +214,7 @@ OTHERS: dict[str, XfrmPolicy] = {
     "bound to an interface": selects(FROM, bound=True),
     "to somewhere else": selects(FROM, templates=(Template(LOCAL, FAR, 0x22, 50, FROM, Mode.TUNNEL),)),
     "in another mode": selects(FROM, mode=Mode.BEET),
+    "by AH alone": selects(FROM, templates=(Template(LOCAL, REMOTE, 0x22, 51, FROM, Mode.TRANSPORT),)),
     "for a network": selects(FROM, destination=ip_network("10.0.0.0/24")),
 }
 
