@@ -436,6 +436,41 @@ def _transport() -> tuple[Case, ...]:
     )
 
 
+def _own_ends() -> tuple[Case, ...]:
+    """Tunnel mode for what the gateways themselves say to each other: swanctl's default."""
+    host = Child("net", "dynamic", "dynamic")
+    outer: dict[str, Any] = {"probes": _OUTER, "forged": False}
+    tcp = replace(host, local="dynamic[tcp]", remote="dynamic[tcp]")
+    udp = Child("udp", "dynamic[udp]", "dynamic[udp]", options=("mode = transport",))
+    return (
+        _plain("own-ends", "tunnel mode between the gateways", host, **outer, acts=(Act.REKEY_A, Act.REKEY_B)),
+        _plain("own-ends-encap", "the same in UDP", host, connection=Connection(options=("encap = yes",)), **outer),
+        _plain(
+            "own-ends-gre",
+            "tunnel mode for GRE without a device",
+            replace(host, local="dynamic[gre]", remote="dynamic[gre]"),
+            **{**outer, "probes": _OUTER + _both(End.OUTSIDE_A, End.OUTSIDE_B, Protocol.GRE)},
+        ),
+        Case(
+            "own-ends-and-tunnel",
+            "tunnel mode between the gateways beside one between their networks",
+            (Connection(children=(Child(), replace(host, name="host"))),),
+            _USUAL + _OUTER,
+            initiate=("net", "host"),
+            forged=False,
+        ),
+        Case(
+            "own-ends-two",
+            "tunnel mode for TCP between the gateways, and transport mode for UDP",
+            (Connection(children=(tcp, udp)),),
+            _OUTER,
+            acts=(Act.REKEY_A, Act.REKEY_B),
+            initiate=("net", "udp"),
+            forged=False,
+        ),
+    )
+
+
 def _device(name: str, about: str, kind: str, protocol: str = "gre", **more: Any) -> Case:
     """A GRE or IPIP device at both gateways, with routes, and transport mode for its packets."""
 
@@ -684,7 +719,7 @@ def catalogue() -> tuple[Case, ...]:
     """All of them, in a fixed order; no two have one name."""
     groups = (
         *(_ciphers(), _windows(), _families(), _nat_t(), _several(), _selectors(), _exceptions(), _traps()),
-        *(_transport(), _devices(), _routed(), _ikev1(), _virtual(), _headers(), _lives()),
+        *(_transport(), _own_ends(), _devices(), _routed(), _ikev1(), _virtual(), _headers(), _lives()),
     )
     return tuple(case for group in groups for case in group)
 
