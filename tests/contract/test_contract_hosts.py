@@ -7,6 +7,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP, defragment, fragment
+from scapy.layers.l2 import GRE
 from scapy.packet import Packet
 
 from ipsec_gw.engines.port import Engine
@@ -67,9 +68,19 @@ async def test_packets_have_the_same_addresses_outside_and_are_encrypted_once(en
     assert (counted[hosts.outbound.key].packets, counted[hosts.inbound.key].packets) == (2, 2)
 
 
-@pytest.mark.parametrize("upper", [ICMP(), UDP(sport=500, dport=500), UDP(sport=4500, dport=4500), TCP()], ids=str)
+UPPERS: dict[str, Packet] = {
+    "a ping": ICMP(),
+    "IKE": UDP(sport=500, dport=500),
+    "ESP in UDP": UDP(sport=4500, dport=4500),
+    "TCP": TCP(),
+    "GRE with a key": GRE(key_present=1, key=7) / IP(src="10.1.0.5", dst="10.2.0.9"),
+    "IPIP": IP(src="10.1.0.5", dst="10.2.0.9") / UDP(),
+}
+
+
+@pytest.mark.parametrize("upper", UPPERS.values(), ids=UPPERS.keys())
 async def test_every_protocol_passes(engine: Engine, world: World, upper: Packet) -> None:
-    """What the engine would answer or take for itself, too: pings, and the ports of IKE and of ESP behind NAT."""
+    """What the engine would answer or take for itself, too, and what a device of the kernel's has made."""
     hosts = await up(engine)
     leaves(world, hosts, sent(upper, 1))
     arrives(world, hosts, received(upper, 2))
