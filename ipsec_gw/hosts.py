@@ -27,7 +27,8 @@ def is_of_hosts(lineage: Lineage) -> bool:
     """What its ends say to each other is all that it is for. Of tunnel mode that is not known before its policies."""
     if is_transport(lineage):
         return True
-    return bool(lineage.policies) and not lineage.routed and all(policy.of_ends for policy in lineage.policies)
+    of_ends = (policy.of_ends and policy.templates[0].source == lineage.local for policy in lineage.policies)
+    return bool(lineage.policies) and not lineage.routed and all(of_ends)
 
 
 class HostPolicies:

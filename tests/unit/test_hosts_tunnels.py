@@ -211,3 +211,15 @@ def test_a_device_that_an_engine_can_have_is_led_by_itself() -> None:
 def words(state: Snapshot, device: Encapsulator, found: Desired) -> tuple[str, ...]:
     assert device in state.encapsulators
     return device_words(state, found.verdicts, found.kept_devices, found.objects, OFFER.name)
+
+
+def test_ends_that_its_sas_have_left_are_addresses_like_others() -> None:
+    """MOBIKE moves SAs and templates, and selectors stay."""
+    moved = ip_address("10.0.0.9")
+    inbound, outbound = sas()
+    there = replace(inbound, key=SaKey(moved, inbound.key.spi)), replace(outbound, source=moved)
+    bound = Template(moved, REMOTE, 0x20 + TO, 50, TO, Mode.TUNNEL)
+    for one in (own(**ALL), own(**ALL, templates=(bound,))):
+        found = desired(OFFER, SETTINGS, alone(one, sas=there, local_addresses=frozenset({LOCAL, moved})))
+        assert not tunnel(found, TO).hosts
+        assert {type(lead) for lead in leads(found)} == {Lead}
