@@ -27,7 +27,6 @@ from tests.contract.test_contract_transport import (
     received,
     sent,
     stand,
-    taken,
 )
 from tests.contract.test_contract_vxlan import PORT, VXLAN1, comes, gives, inside, outside, over, packet_with, tagged
 from tests.contract.values import (
@@ -36,7 +35,6 @@ from tests.contract.values import (
     LOCAL,
     PEER,
     SELECTORS,
-    TUNNEL_ID,
     inbound_packet,
     inner,
     make_sa,
@@ -170,17 +168,6 @@ async def test_fragments_of_a_datagram_are_protected_as_one_packet(engine: Engin
     assert bytes(peer_of(hosts.outbound).decrypt(IP(bytes(whole)))) == bytes(packet)
 
 
-async def test_replays_and_forgeries_are_dropped(engine: Engine, world: World) -> None:
-    hosts = await up(engine)
-    peer = peer_of(hosts.inbound)
-    first = peer.encrypt(received(ICMP(), 1))
-    forged = bytearray(bytes(peer.encrypt(received(ICMP(), 2))))
-    forged[-1] ^= 1
-    for packet in (first, first, IP(bytes(forged)), peer.encrypt(received(ICMP(), 3))):
-        world.to_engine_wan(packet)
-    assert [world.plaintext(lambda ip: True)[IP].id for _ in range(2)] == [1, 3]
-
-
 async def rekeyed(engine: Engine, hosts: Hosts) -> Hosts:
     """A second pair, both inbound SAs in use."""
     incoming, outgoing = make_sa(Direction.IN), make_sa(Direction.OUT)
@@ -206,27 +193,6 @@ async def test_rekey_loses_nothing(engine: Engine, world: World) -> None:
     leaves(world, new, sent(ICMP(), 8))
 
 
-ANYWHERE = Selector(SELECTORS[0].source, ip_network("0.0.0.0/0"))
-
-
-@pytest.mark.parametrize("selector", [SELECTORS[0], ANYWHERE], ids=["networks", "anywhere"])
-async def test_it_stands_beside_a_tunnel_to_the_same_peer(engine: Engine, world: World, selector: Selector) -> None:
-    site = await make_site(engine)
-    await engine.update(replace(site.tunnel, selectors=(selector,)))
-    hosts = await up(engine)
-    arrives(world, hosts, received(ICMP(), 1))
-    leaves(world, hosts, sent(ICMP(), 2))
-    world.to_engine_wan(oracle(site.inbound).encrypt(inbound_packet(3)))
-    assert inner(world.plaintext(lambda ip: ip.id == 3)) == bytes(inbound_packet(3))
-    world.to_engine_up(outbound_packet(4))
-    frame = world.ciphertext(site.outbound.key.spi)
-    assert inner(oracle(site.outbound).decrypt(IP(inner(frame)))) == bytes(outbound_packet(4))
-    for key in (TUNNEL_ID, site.inbound.key, site.outbound.key):
-        await engine.delete(key)
-    arrives(world, hosts, received(ICMP(), 5))
-    leaves(world, hosts, sent(ICMP(), 6))
-
-
 @pytest.mark.parametrize("transport", [False, True], ids=["both in tunnel mode", "one in transport mode"])
 async def test_two_of_the_same_hosts_are_told_apart_by_ports(engine: Engine, world: World, transport: bool) -> None:
     to, back = await up(engine, TO), await stand(engine, FROM, key=OTHER_ID, transport=transport)
@@ -243,21 +209,6 @@ async def test_two_of_the_same_hosts_are_told_apart_by_ports(engine: Engine, wor
     world.to_engine_up(sent(UDP(sport=40000, dport=4789), 7))
     leaves(world, back, sent(UDP(sport=4789, dport=40000), 8))
     arrives(world, back, received(UDP(sport=40000, dport=4789), 9))
-
-
-@pytest.mark.parametrize("ranks", [(0, 1), (1, 0)])
-async def test_what_fits_two_belongs_to_the_greater_rank(engine: Engine, world: World, ranks: tuple[int, int]) -> None:
-    to, back = [
-        await up(engine, selector, key=key, rank=rank)
-        for selector, key, rank in zip((TO, FROM), (HOST_ID, OTHER_ID), ranks, strict=True)
-    ]
-    spis = to.outbound.key.spi, back.outbound.key.spi
-    both = UDP(sport=4789, dport=4789)
-    assert taken(world, sent(both, 1)) == spis[ranks.index(1)]
-    for one, rank in ((to, ranks[1]), (back, ranks[0])):
-        await engine.update(replace(one.tunnel, rank=rank))
-    assert taken(world, sent(both, 2)) == spis[ranks.index(0)]
-    assert taken(world, sent(UDP(sport=1, dport=4789), 3)) == spis[0]
 
 
 async def test_another_life_finds_them_and_goes_on(engine: Engine, engine_name: str, world: World) -> None:

@@ -22,6 +22,7 @@ from tests.contract.values import (
     HOP,
     LOCAL,
     PEER,
+    SELECTORS,
     TUNNEL_ID,
     encapsulated,
     inbound_packet,
@@ -37,6 +38,9 @@ pytestmark = [pytest.mark.root, pytest.mark.asyncio(loop_scope="module")]
 
 HOSTS = Selector(ip_network(LOCAL), ip_network(PEER))
 HOST_ID = TunnelId(55, PEER)
+
+EITHER_MODE = pytest.mark.parametrize("transport", [True, False], ids=["transport mode", "tunnel mode"])
+"""Of what holds in both: the rest of tunnel mode between hosts is in ``test_contract_hosts.py``."""
 
 
 @cache
@@ -181,8 +185,9 @@ async def test_fragments_of_a_datagram_are_protected_as_one_packet(engine: Engin
     assert bytes(opened) == bytes(packet)
 
 
-async def test_replays_and_forgeries_are_dropped(engine: Engine, world: World) -> None:
-    hosts = await stand(engine)
+@EITHER_MODE
+async def test_replays_and_forgeries_are_dropped(engine: Engine, world: World, transport: bool) -> None:
+    hosts = await stand(engine, transport=transport)
     peer = peer_of(hosts.inbound)
     first = peer.encrypt(received(ICMP(), 1))
     forged = bytearray(bytes(peer.encrypt(received(ICMP(), 2))))
@@ -215,9 +220,17 @@ async def test_rekey_loses_nothing(engine: Engine, world: World) -> None:
     leaves(world, new, sent(ICMP(), 9))
 
 
-async def test_it_stands_beside_a_tunnel_to_the_same_peer(engine: Engine, world: World) -> None:
+ANYWHERE = Selector(SELECTORS[0].source, ip_network("0.0.0.0/0"))
+
+
+@EITHER_MODE
+@pytest.mark.parametrize("selector", [SELECTORS[0], ANYWHERE], ids=["networks", "anywhere"])
+async def test_it_stands_beside_a_tunnel_to_the_same_peer(
+    engine: Engine, world: World, selector: Selector, transport: bool
+) -> None:
     site = await make_site(engine)
-    hosts = await stand(engine)
+    await engine.update(replace(site.tunnel, selectors=(selector,)))
+    hosts = await stand(engine, transport=transport)
     arrives(world, hosts, received(ICMP(), 1))
     leaves(world, hosts, sent(ICMP(), 2))
     world.to_engine_wan(oracle(site.inbound).encrypt(inbound_packet(3)))
@@ -257,10 +270,13 @@ async def test_two_of_the_same_hosts_are_told_apart_by_ports(engine: Engine, wor
     leaves(world, to, sent(UDP(sport=40000, dport=4789), 6))
 
 
+@EITHER_MODE
 @pytest.mark.parametrize("ranks", [(0, 1), (1, 0)])
-async def test_what_fits_two_belongs_to_the_greater_rank(engine: Engine, world: World, ranks: tuple[int, int]) -> None:
+async def test_what_fits_two_belongs_to_the_greater_rank(
+    engine: Engine, world: World, ranks: tuple[int, int], transport: bool
+) -> None:
     to, back = [
-        await stand(engine, selector, key=key, rank=rank)
+        await stand(engine, selector, key=key, rank=rank, transport=transport)
         for selector, key, rank in zip((TO, FROM), (HOST_ID, OTHER_ID), ranks, strict=True)
     ]
     spis = to.outbound.key.spi, back.outbound.key.spi
