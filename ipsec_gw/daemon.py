@@ -464,7 +464,9 @@ def _carried(gateway: Gateway, sas: Iterable[XfrmSa]) -> Mapping[SaKey, Carried]
     for sa in sas:
         total, guarded = counters.get(sa.key, Counters(0, 0)), passed.get(sa.key)
         guardian = gateway.guardian
-        told, untold = (guardian.told(sa.key), guardian.untold(sa.key, total)) if guardian else (NOTHING, NOTHING)
+        told, untold = (
+            (guardian.told(sa.key, total), guardian.untold(sa.key, total)) if guardian else (NOTHING, NOTHING)
+        )
         own = guarded.passed if guarded else max(sa.lifetime.packets - told.packets, 0)
         found[sa.key] = Carried(total, untold, own)
     return found

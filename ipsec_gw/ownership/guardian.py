@@ -94,6 +94,7 @@ class Guardian:
         self._now = now
         self._born = int(now())
         there = sas.states()
+        self._found = {state.key: state for state in there}
         self._twins = frozenset(state.key for state in there if state.add_time == self._born)
         self._ledger = ledger
         ledger.only(there)
@@ -108,15 +109,20 @@ class Guardian:
         self.last = Tick(0, 0, 0.0)
         self.moved: frozenset[SaKey] = frozenset()
 
-    def told(self, key: SaKey) -> Volume:
-        """How much of what the engine carried is in the kernel's volume of an SA."""
-        return self._told.get(key, NOTHING)
+    def told(self, key: SaKey, total: Counters) -> Volume:
+        """How much of the ``total`` that the engine carried is in the kernel's volume of an SA: also before the first
+        tick, where an earlier daemon has written it.
+        """
+        found = self._found.get(key)
+        if key in self._told or found is None:
+            return self._told.get(key, NOTHING)
+        return self._told_before(found, Volume(total.packets, total.octets))
 
     def untold(self, key: SaKey, total: Counters) -> Volume:
         """How much of what the engine carried is not in the kernel's volume of an SA, neither written nor counted by
         the kernel itself because it had waited.
         """
-        fresh = Volume(total.packets, total.octets).minus(self.told(key))
+        fresh = Volume(total.packets, total.octets).minus(self.told(key, total))
         return fresh.minus(self._counted_twice(key, fresh))
 
     def unsettled(self, keys: Iterable[SaKey]) -> bool:
@@ -244,6 +250,7 @@ class Guardian:
 
     def _forget(self, alive: Iterable[SaKey]) -> None:
         known = set(alive)
+        self._found = {key: state for key, state in self._found.items() if key in known}
         self._told = {key: told for key, told in self._told.items() if key in known}
         self._own = {key: own for key, own in self._own.items() if key in known}
         self._tops = {key: top for key, top in self._tops.items() if key in known}

@@ -16,6 +16,7 @@ from tests.support.world import LOCAL, REMOTE
 
 IN, OUT = SaKey(LOCAL, 0x11), SaKey(REMOTE, 0x22)
 NOW = 5000.0
+TOTAL = Counters(100, 10_000)
 
 
 class Kernel:
@@ -312,6 +313,23 @@ def test_what_waited_is_not_the_kernels_own() -> None:
     assert second.kernel.sas[OUT].used.packets == 13
 
 
+def test_what_an_earlier_daemon_told_is_known_before_the_first_tick() -> None:
+    """`show sas` of a daemon that has just begun is what it is after its first tick."""
+    first = Watch(state(IN, add_time=YOUNG), state(OUT, add_time=YOUNG))
+    first.kernel.carries(OUT, 3)
+    first.tick({IN: 20, OUT: 10})
+    second = Watch(kernel=first.kernel, ledger=first.ledger, now=LATER)
+
+    def shown(key: SaKey, carried: int) -> int:
+        untold = second.guardian.untold(key, Counters(carried, 100 * carried))
+        return second.kernel.sas[key].used.packets + untold.packets
+
+    assert (shown(IN, 25), shown(OUT, 12)) == (25, 15)
+    assert second.guardian.told(OUT, Counters(12, 1200)) == Volume(10, 1000)
+    second.tick({IN: 25, OUT: 12})
+    assert (shown(IN, 25), shown(OUT, 12)) == (25, 15)
+
+
 def test_the_last_counters_are_buried_and_the_next_engine_begins_at_nothing() -> None:
     watch = Watch()
     watch.tick({IN: 10, OUT: 10}, {IN: 12})
@@ -319,7 +337,7 @@ def test_the_last_counters_are_buried_and_the_next_engine_begins_at_nothing() ->
     assert watch.kernel.sas[IN].used.packets == 14
     assert watch.kernel.sas[IN].seq == 16
     assert watch.kernel.sas[OUT].used.packets == 19
-    assert watch.guardian.told(IN) == Volume(14, 1400), "all of it is in the kernel"
+    assert watch.guardian.told(IN, TOTAL) == Volume(14, 1400), "all of it is in the kernel"
     watch.kernel.carries(IN, 6, seq=22)
     watch.tick({IN: 20})
     assert watch.kernel.sas[IN].used.packets == 40
@@ -367,7 +385,7 @@ def test_what_is_gone_is_forgotten() -> None:
     watch.tick({IN: 10, OUT: 10}, {IN: 10})
     del watch.kernel.sas[IN]
     watch.tick({IN: 11, OUT: 11})
-    assert watch.guardian.told(IN) == Volume(0, 0)
+    assert watch.guardian.told(IN, TOTAL) == Volume(0, 0)
 
 
 def test_ticks_take_a_share_of_the_time_at_most() -> None:
