@@ -30,7 +30,8 @@ from ipsec_gw.ike.watcher import CharonWatcher
 from ipsec_gw.ike.xfrm import XfrmMonitor, XfrmSocket
 from ipsec_gw.mirror import proxy
 from ipsec_gw.mirror.changes import NetworkMonitor
-from ipsec_gw.mirror.kernel import Interface, KernelView
+from ipsec_gw.mirror.kernel import KernelView
+from ipsec_gw.mirror.links import Interface
 from ipsec_gw.model.algorithms import ALGORITHMS
 from ipsec_gw.model.choices import PolicyMode
 from ipsec_gw.model.ids import EngineName, SaKey

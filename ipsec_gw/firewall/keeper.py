@@ -23,6 +23,7 @@ from ipsec_gw.firewall.pools import PoolWatch, TranslatorEngine, doubts
 from ipsec_gw.ike.messages import XFRMNLGRP_POLICY
 from ipsec_gw.ike.xfrm import XfrmMonitor, XfrmSocket
 from ipsec_gw.mirror import proxy
+from ipsec_gw.mirror.kernel import KernelView
 from ipsec_gw.mirror.ports import INTERFACES, ROUTES, Changes, local_addresses, port_infos
 from ipsec_gw.model.firewall import TRANSLATOR_PORT, TUNNEL_INTERFACES, Ruleset
 from ipsec_gw.observe.carriers import Carriers
@@ -223,7 +224,7 @@ class Keeper:
 
     async def _dock(self, route: AsyncIPRoute, infos: dict[str, PortInfo]) -> None:
         """A dock wherever there is a zone, after the rows that decide there; none where there is no zone any more."""
-        names = {int(link.get("index")): str(link.get("ifname")) async for link in await route.get_links()}
+        names = (await KernelView(route).links()).names
         wanted = {names[info.ifindex] for info in infos.values() if info.ethernet}
         routed = {name for name, info in infos.items() if not info.ethernet}
         present = self.steering.docked(Role.WAN) | self.steering.docked(Role.INSIDE)

@@ -12,6 +12,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from ipsec_gw.errors import EnvironmentMissing, IkeError
 from ipsec_gw.ike.xfrm import XfrmMonitor, XfrmSocket
 from ipsec_gw.mirror.kernel import KernelView
+from ipsec_gw.mirror.links import Links
 from ipsec_gw.model.ids import IpAddress
 from ipsec_gw.model.snapshot import ChildName, LeadLimits, Mode, ResolvedHop, Snapshot, XfrmPolicy, XfrmSa
 
@@ -104,11 +105,13 @@ class Observer:
         return found
 
     async def _join(self, sas: list[XfrmSa], policies: list[XfrmPolicy]) -> Snapshot:
-        addresses, devices = await self._view.addresses(), _any_device(sas, policies)
+        addresses = await self._view.addresses()
         peers = frozenset(sa.key.destination for sa in sas if sa.key.destination not in addresses)
         self._watch(peers, {})  # first: what changes while the ways are read must not be lost
         hops = await self._view.next_hops(peers)
         self._watch(peers, hops)
+        if_ids, marks, devices = _any_if_id(sas, policies), _any_mark(sas, policies), _any_device(sas, policies)
+        links = await self._view.links() if if_ids or marks or devices else Links(())
         return Snapshot(
             sas=tuple(sas),
             policies=tuple(policies),
@@ -117,10 +120,10 @@ class Observer:
             next_hops=hops,
             sources=await self._view.source_hints(),
             limits=self.limits(policies),
-            interfaces=await self._view.xfrm_interfaces() if _any_if_id(sas, policies) else {},
-            vtis=await self._view.vtis() if _any_mark(sas, policies) else (),
-            encapsulators=await self._view.encapsulators() if devices else (),
-            vxlans=await self._view.vxlans() if devices else (),
+            interfaces=links.xfrm_interfaces() if if_ids else {},
+            vtis=links.vtis() if marks else (),
+            encapsulators=links.encapsulators() if devices else (),
+            vxlans=await self._view.vxlans(links) if devices else (),
             charon=self._source.version,
         )
 

@@ -73,7 +73,7 @@ def _legacy() -> tuple[str, ...]:
 
 
 async def _queues(route: AsyncIPRoute, names: frozenset[str]) -> Any:
-    by_index = {interface.index: name for name, interface in (await KernelView(route).interfaces()).items()}
+    by_index = (await KernelView(route).links()).names
     async for message in await route.get_qdiscs():
         name, kind = by_index.get(int(message.get("index"))), str(message.get("kind"))
         if name in names and kind not in _KERNELS_QUEUES:

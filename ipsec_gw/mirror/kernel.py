@@ -6,22 +6,19 @@ import contextlib
 import socket
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import Any, cast
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from ipsec_gw.engines.port import Link
 from ipsec_gw.errors import EnvironmentMissing
 from ipsec_gw.ike.codec import family_of
-from ipsec_gw.mirror.encapsulators import encapsulator
-from ipsec_gw.mirror.vti import vti
-from ipsec_gw.mirror.vxlan import elsewhere, vxlan
+from ipsec_gw.mirror.links import Interface, Links
+from ipsec_gw.mirror.vxlan import elsewhere
 from ipsec_gw.model.ids import IpAddress, IpNetwork
-from ipsec_gw.model.objects import XfrmInterface
-from ipsec_gw.model.snapshot import Encapsulator, ResolvedHop, Vti, Vxlan
+from ipsec_gw.model.snapshot import ResolvedHop, Vxlan
 
 CHARON_TABLE = 220
 """strongSwan's ``charon.routing_table``: its routes carry the source address for locally generated packets."""
@@ -32,17 +29,6 @@ NUD_USABLE = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80
 _NUD_STALE = 0x04
 _NTF_USE = 0x01
 _MAIN_TABLE = 254
-ARPHRD_ETHER = 1
-_XFRM_KIND = "xfrm"
-
-
-@dataclass(frozen=True, slots=True)
-class Interface:
-    """A link with its index; ``ethernet`` is False for loopback, tunnels and PPP."""
-
-    link: Link
-    index: int
-    ethernet: bool
 
 
 class KernelView:
@@ -51,49 +37,19 @@ class KernelView:
     def __init__(self, route: AsyncIPRoute) -> None:
         self._route = route
 
+    async def links(self) -> Links:
+        """All links, as they are now."""
+        return Links([link async for link in await self._route.get_links()])
+
     async def interfaces(self) -> dict[str, Interface]:
         """All interfaces by name."""
-        found: dict[str, Interface] = {}
-        async for link in await self._route.get_links():
-            name = str(link.get("ifname"))
-            found[name] = Interface(
-                link=Link(name=name, mac=str(link.get("address") or ""), mtu=int(link.get("mtu") or 0)),
-                index=int(link.get("index")),
-                ethernet=int(link.get("ifi_type")) == ARPHRD_ETHER and name != "lo",
-            )
-        return found
+        return (await self.links()).interfaces()
 
-    async def xfrm_interfaces(self) -> dict[int, XfrmInterface]:
-        """The XFRM interfaces by their if_id."""
-        found: dict[int, XfrmInterface] = {}
-        async for link in await self._route.get_links():
-            if link.get(("linkinfo", "kind")) == _XFRM_KIND:
-                if_id = link.get(("linkinfo", "data", "xfrm_if_id"))
-                if if_id:  # without one it takes what others tell it (external)
-                    found[int(if_id)] = XfrmInterface(int(link.get("index")), str(link.get("ifname")))
-        return found
-
-    async def vtis(self) -> tuple[Vti, ...]:
-        """VTI devices, of IPv4 and of IPv6."""
-        return tuple([made async for link in await self._route.get_links() if (made := vti(link)) is not None])
-
-    async def encapsulators(self) -> tuple[Encapsulator, ...]:
-        """GRE and IPIP devices, whatever they are like."""
-        names, found = {}, []
-        async for link in await self._route.get_links():
-            names[int(link.get("index"))] = str(link.get("ifname"))
-            found.append(link)
-        return tuple(made for link in found if (made := encapsulator(link, names)) is not None)
-
-    async def vxlans(self) -> tuple[Vxlan, ...]:
-        """VXLAN devices that send to one peer, with what their forwarding databases lead to besides."""
-        names, found = {}, []
-        async for link in await self._route.get_links():
-            names[int(link.get("index"))] = str(link.get("ifname"))
-            found.append(link)
-        made = [one for link in found if (one := vxlan(link, names)) is not None]
-        others = await self._elsewhere({one.interface.index: one for one in made}) if made else {}
-        return tuple(replace(one, elsewhere=tuple(sorted(others.get(one.interface.index, ())))) for one in made)
+    async def vxlans(self, links: Links) -> tuple[Vxlan, ...]:
+        """Those of ``links``, with what their forwarding databases lead to besides."""
+        devices = links.vxlans()
+        others = await self._elsewhere({one.interface.index: one for one in devices}) if devices else {}
+        return tuple(replace(one, elsewhere=tuple(sorted(others.get(one.interface.index, ())))) for one in devices)
 
     async def _elsewhere(self, devices: Mapping[int, Vxlan]) -> Mapping[int, set[str]]:
         """By the devices' indices."""
@@ -113,7 +69,7 @@ class KernelView:
 
     async def addresses(self) -> dict[IpAddress, str]:
         """Local addresses and the name of the interface that holds each."""
-        names = {interface.index: name for name, interface in (await self.interfaces()).items()}
+        names = (await self.links()).names
         found: dict[IpAddress, str] = {}
         async for message in await self._route.get_addr():
             text = message.get("local") or message.get("address")
@@ -123,7 +79,7 @@ class KernelView:
 
     async def default_interfaces(self) -> list[str]:
         """Names of the interfaces that default routes leave by, those of IPv4 first."""
-        names = {interface.index: name for name, interface in (await self.interfaces()).items() if name != "lo"}
+        names = {index: name for index, name in (await self.links()).names.items() if name != "lo"}
         found: list[str] = []
         for family in (socket.AF_INET, socket.AF_INET6):
             async for message in await self._route.get_routes(family=family, table=_MAIN_TABLE):

@@ -9,7 +9,7 @@ from typing import Any
 from pyroute2 import AsyncIPRoute
 
 from ipsec_gw.mirror.ethtool import has_device
-from ipsec_gw.mirror.kernel import ARPHRD_ETHER
+from ipsec_gw.mirror.links import ARPHRD_ETHER
 from ipsec_gw.model.ids import IpAddress
 from ipsec_gw.netlink import (
     NETLINK_ROUTE,

@@ -20,7 +20,8 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from ipsec_gw.errors import EnvironmentMissing
 from ipsec_gw.mirror.ethtool import STSO, STXCSUM, turn_off
-from ipsec_gw.mirror.kernel import Interface, KernelView
+from ipsec_gw.mirror.kernel import KernelView
+from ipsec_gw.mirror.links import Interface
 from ipsec_gw.model.firewall import TRANSLATOR_PORT, TUNNEL_INTERFACES
 from ipsec_gw.model.sizes import UPLINK_MTU
 from xdp_steer.flow_layout import TRANSLATOR_MAC, TRANSLATOR_MTU, TRANSLATOR_PORT_MAC, TUNNEL_PORT_MAC

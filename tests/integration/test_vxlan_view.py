@@ -35,7 +35,8 @@ def fdb(words: str, destination: str) -> None:
 
 async def seen() -> Vxlan:
     async with AsyncIPRoute() as route:
-        (device,) = await KernelView(route).vxlans()
+        view = KernelView(route)
+        (device,) = await view.vxlans(await view.links())
     return device
 
 

@@ -276,14 +276,14 @@ async def test_devices_are_looked_for_where_policies_are_between_two_hosts(
     async def nothing(*_: object) -> dict[Any, Any]:
         return {}
 
-    async def devices() -> tuple[Encapsulator, ...]:
-        return (GRE1,)
+    async def links() -> Any:
+        return SimpleNamespace(encapsulators=lambda: (GRE1,))
 
     view = {name: nothing for name in ("addresses", "next_hops", "source_hints", "vxlans")}
     observer = Observer(
         cast(XfrmSocket, SimpleNamespace(sas=lambda: [sa(0x22)], policies=lambda: [one])),
         cast(XfrmMonitor, SimpleNamespace(changes=0, drain=lambda: None)),
-        cast(KernelView, SimpleNamespace(encapsulators=devices, **view)),
+        cast(KernelView, SimpleNamespace(links=links, **view)),
         cast(Any, SimpleNamespace(child_names=nothing, version="")),
         names_decide=False,
         named=lambda: None,

@@ -24,7 +24,7 @@ PLAIN: list[tuple[str, object]] = [
 
 
 async def seen(*found: object) -> tuple[Encapsulator, ...]:
-    return await KernelView(cast(AsyncIPRoute, Links(*found))).encapsulators()  # type: ignore[arg-type]
+    return (await KernelView(cast(AsyncIPRoute, Links(*found))).links()).encapsulators()  # type: ignore[arg-type]
 
 
 async def gre(**attributes: object) -> Encapsulator:

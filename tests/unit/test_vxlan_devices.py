@@ -56,7 +56,8 @@ async def seen(
     *attributes: tuple[str, object], kind: str = "vxlan", entries: Iterable[ndmsg] = ()
 ) -> tuple[Vxlan, ...]:
     links = Devices(link(2, "wan0", "vlan", []), link(17, "vxlan1", kind, list(attributes)), entries=entries)
-    return await KernelView(cast(AsyncIPRoute, links)).vxlans()
+    view = KernelView(cast(AsyncIPRoute, links))
+    return await view.vxlans(await view.links())
 
 
 async def test_a_device_is_told_with_its_ends_and_port() -> None:

@@ -40,7 +40,7 @@ class Links:
 
 
 async def seen(*found: ifinfmsg) -> dict[int, XfrmInterface]:
-    return await KernelView(cast(AsyncIPRoute, Links(*found))).xfrm_interfaces()
+    return (await KernelView(cast(AsyncIPRoute, Links(*found))).links()).xfrm_interfaces()
 
 
 async def test_they_are_found_by_their_if_id() -> None:
