@@ -458,15 +458,13 @@ def _guardian_view(gateway: Gateway) -> GuardianView | None:
 
 def _carried(gateway: Gateway, sas: Iterable[XfrmSa]) -> Mapping[SaKey, Carried]:
     """What the engine carried of each SA, and the kernel past the guard."""
-    counters = gateway.link.counters()
+    counters, guardian = gateway.link.counters(), gateway.guardian
     passed = gateway.steering.guard_counters() if gateway.steering else {}
     found = {}
     for sa in sas:
         total, guarded = counters.get(sa.key, Counters(0, 0)), passed.get(sa.key)
-        guardian = gateway.guardian
-        told, untold = (
-            (guardian.told(sa.key, total), guardian.untold(sa.key, total)) if guardian else (NOTHING, NOTHING)
-        )
+        told = guardian.told(sa.key, total) if guardian else NOTHING
+        untold = guardian.untold(sa.key, total) if guardian else NOTHING
         own = guarded.passed if guarded else max(sa.lifetime.packets - told.packets, 0)
         found[sa.key] = Carried(total, untold, own)
     return found
