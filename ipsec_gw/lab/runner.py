@@ -150,10 +150,12 @@ async def run_vm(name: str, part: Part, options: Options, listener: Listener) ->
 
 async def run(scenario: Scenario, options: Options, listener: Listener, environment: Environment | None) -> Report:
     """Run all parts where told; without an ``environment``, each where it can be. Raises EnvironmentMissing and
-    GuestFailed, and IpsecGwError for a baseline that says nothing.
+    GuestFailed, and IpsecGwError for a baseline that says nothing and for an engine that cannot play it.
     """
     if options.baseline and not scenario.baseline:
         raise IpsecGwError(f"{scenario.name} is about ipsec-gw alone - run it without --baseline")
+    if scenario.only_vpp and options.engine != "vpp":
+        raise IpsecGwError(f"{scenario.name}: {scenario.only_vpp} - run it with --engine vpp")
     need_root()
     reports = []
     for part in scenario.parts:

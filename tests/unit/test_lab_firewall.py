@@ -166,6 +166,16 @@ async def test_a_firewall_has_no_baseline(places):
     assert places.seen == []
 
 
+@pytest.mark.parametrize("engine", ["soft", "kernel"])
+async def test_what_is_about_vpp_is_refused_before_anything_is_begun(places, engine):
+    about_vpp = replace(SCENARIO, only_vpp="only VPP is a process that can hang")
+    with pytest.raises(IpsecGwError, match="two: only VPP is a process that can hang - run it with --engine vpp"):
+        await runner.run(about_vpp, Options(engine), None, None)
+    assert places.seen == []
+    await runner.run(about_vpp, Options("vpp"), None, None)
+    assert len(places.seen) == len(SCENARIO.parts)
+
+
 def test_overlapping_sites_have_one_network_and_selectors_of_two(tmp_path):
     topology = overlapping(TAG)
     firewall = written(tmp_path, overlapping_rules(topology))

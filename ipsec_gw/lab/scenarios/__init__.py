@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from ipsec_gw.lab.context import Lab
 
 
+POOLS_OF_VPP = "no engine but VPP translates, and XDP keeps the pools of others"
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """A story with checks, on a topology of its own. Without ``needs_esp`` it runs in any kernel. After
@@ -34,12 +37,15 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """Parts that are told as one, each run where it can be. ``baseline``: it means something without ipsec-gw too."""
+    """Parts that are told as one, each run where it can be. ``baseline``: it means something without ipsec-gw too.
+    ``only_vpp``: why no other engine can play it, if so.
+    """
 
     name: str
     summary: str
     parts: tuple[Part, ...]
     baseline: bool = False
+    only_vpp: str = ""
 
 
 def scenarios() -> dict[str, Scenario]:
@@ -249,21 +255,25 @@ def scenarios() -> dict[str, Scenario]:
             "hang",
             "VPP is stopped under traffic: it is ended, and the kernel carries on",
             (Part("tunnel", topology.site_to_site, run_hang, vm_seconds=2400.0),),
+            only_vpp="only VPP is a process that can hang",
         ),
         Scenario(
             "idle",
             "VPP runs only while it is needed: started for the first SA, stopped after the last, no packet lost",
             (Part("tunnel", topology.site_to_site, run_idle, vm_seconds=1400.0),),
+            only_vpp="only VPP is a process that is started and stopped",
         ),
         Scenario(
             "daemon-kill",
             "the daemon is killed under traffic and rekeys: nobody notices",
             (Part("tunnel", topology.site_to_site, run_daemon_kill, vm_seconds=2400.0),),
+            only_vpp="only VPP outlives the daemon",
         ),
         Scenario(
             "spd",
             "the tunnel is policies of VPP's: rekeys, deaths of the daemon and of VPP under traffic",
             (Part("tunnel", topology.site_to_site, run_spd, vm_seconds=2400.0),),
+            only_vpp="only VPP has policies of its own",
         ),
         Scenario(
             "chaos",
@@ -274,6 +284,7 @@ def scenarios() -> dict[str, Scenario]:
             "hitless",
             "a little of failover, hang, daemon-kill and chaos, one after the other with one tunnel",
             (Part("tunnel", topology.site_to_site, run_hitless, vm_seconds=2400.0, round_seconds=600.0),),
+            only_vpp="most of it is about VPP",
         ),
         Scenario(
             "junk",
@@ -294,16 +305,19 @@ def scenarios() -> dict[str, Scenario]:
             "nat-pool",
             "a pool of VPP's: two thousand flows at once, errors, fragments, path MTU and hairpin through it",
             (Part("pool", edge, nat_pools.run_pool, needs_esp=False),),
+            only_vpp=POOLS_OF_VPP,
         ),
         Scenario(
             "nat-auto",
             "a pool that is VPP's during a surge: new flows move there and back, none is broken",
             (Part("pool", edge, nat_pools.run_auto, needs_esp=False),),
+            only_vpp=POOLS_OF_VPP,
         ),
         Scenario(
             "nat-failover",
             "VPP dies and comes back under a pool of its own: new flows are XDP's meanwhile",
             (Part("pool", edge, nat_pools.run_failover, needs_esp=False),),
+            only_vpp=POOLS_OF_VPP,
         ),
         Scenario(
             "nptv6",

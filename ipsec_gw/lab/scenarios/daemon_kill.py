@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 
-from ipsec_gw.errors import IpsecGwError
 from ipsec_gw.lab.context import Lab
 from ipsec_gw.lab.gateway import GatewayUnderTest
 from ipsec_gw.lab.scenarios.failover import begin, finish, flowing
@@ -22,8 +21,6 @@ emulated machine a daemon takes more than a minute to come back."""
 
 async def run(lab: Lab) -> None:
     """Play it."""
-    if lab.options.engine != "vpp":
-        raise IpsecGwError("only VPP outlives the daemon - run it with --engine vpp")
     story, gateway, evidence = await begin(lab, inactivity=INACTIVITY)
     began = time.monotonic()
     await daemon_kills(story, gateway, evidence, lab.options.rounds or KILLS)

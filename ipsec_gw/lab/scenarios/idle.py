@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 
-from ipsec_gw.errors import IpsecGwError
 from ipsec_gw.lab.context import Lab
 from ipsec_gw.lab.gateway import PLAIN, GatewayUnderTest
 from ipsec_gw.lab.scenarios.failover import flowing
@@ -39,8 +38,6 @@ CLEAR_FLOW, CLEAR_PORT = 90, 7900
 
 async def run(lab: Lab) -> None:
     """Play it: a tunnel comes and goes twice."""
-    if lab.options.engine != "vpp":
-        raise IpsecGwError("only VPP is a process that is started and stopped - run it with --engine vpp")
     story = await set_up(lab, config=CONFIG, on_demand=True)
     gateway = story.gateway
     if gateway is None:
