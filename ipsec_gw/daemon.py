@@ -50,6 +50,7 @@ from ipsec_gw.observe.views import (
 from ipsec_gw.ownership import hand
 from ipsec_gw.ownership.attendant import Attendant, Service
 from ipsec_gw.ownership.demand import Demand
+from ipsec_gw.ownership.presence import Presence
 from ipsec_gw.ownership.sentry import Sentry
 from ipsec_gw.ownership.touch import Toucher
 from ipsec_gw.reconcile.loop import reconcile_forever
@@ -80,7 +81,8 @@ class Daemon:
     """One run of the daemon: its tasks, and its answers to `show` and `off`.
 
     ``better`` tells that another engine has become available, so that the gateway should be built anew; ``read``
-    reads the configuration file again. ``hang_seconds`` is how long a hang of the engine may keep traffic, 0 for ever.
+    reads the configuration file again. ``hang_seconds`` is how long a hang of the engine may keep traffic, 0 for ever,
+    ``away_seconds`` how long this daemon may be silent before the kernel sends in the engine's place, 0 for ever.
     ``run_dir`` is where the operator's hand is written down. ``demand`` is for an engine that runs only while it is
     needed: when, and how it is started.
     """
@@ -92,6 +94,7 @@ class Daemon:
         better: Callable[[], bool],
         read: Callable[[], Config] = Config,
         hang_seconds: float = 0.0,
+        away_seconds: float = 0.0,
         run_dir: Path = Path("/run/ipsec-gw"),
         demand: tuple[Demand, Service] | None = None,
     ) -> None:
@@ -108,6 +111,8 @@ class Daemon:
         self._ending = Ending.STOP
         self._passes = 0
         self._needed = False
+        plumbing = gateway.plumbing
+        self._presence = Presence(plumbing.steering, away_seconds) if plumbing is not None else None
         self._attendant = self._attend(*demand) if demand is not None else None
 
     async def run(self) -> Ending:
@@ -329,11 +334,20 @@ class Daemon:
         notify(*(["READY=1", status] if self._passes == 1 else [status]))
 
     async def _heartbeat(self) -> None:
-        while self._gateway.plumbing is not None:
-            self._gateway.plumbing.steering.heartbeat()
+        while self._presence is not None:
+            self._presence.show()
             if self._gateway.waiting is not None:
                 self._gateway.waiting.room.settle()  # what nobody decides on waits no longer than the guard holds it
             await asyncio.sleep(_HEARTBEAT_SECONDS)
+
+    async def _make_up_for_absence(self, presence: Presence) -> None:
+        tell = self._gateway.reconciler.history.trouble
+        try:
+            if await presence.make_up(self._gateway.link.on_open):
+                tell("the daemon did not run for too long: the kernel has taken over what goes out, until rekeys")
+                self._look_again()
+        except IpsecGwError as error:
+            tell(f"what the kernel took over while the daemon did not run is led to the engine still: {error}")
 
     async def _watch_moves(self) -> None:
         while self._gateway.moves is not None:
@@ -394,6 +408,8 @@ class Daemon:
                     self._look_again()
                 except IpsecGwError as error:
                     self._gateway.reconciler.history.trouble(f"the engine cannot be opened: {error}")
+            elif link.up and self._presence is not None:
+                await self._make_up_for_absence(self._presence)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(rest):
                     await self._lost.wait()
@@ -516,6 +532,7 @@ async def _run_once(config: Config, paths: Paths, read: Callable[[], Config]) ->
             lambda: waits_for_vpp and vpp_runs(paths),
             read,
             hang_seconds=config.gateway.hang_seconds,
+            away_seconds=config.gateway.daemon_away_seconds,
             run_dir=paths.run_dir,
             demand=(Demand(config.gateway.vpp_idle_seconds), service) if service is not None else None,
         )

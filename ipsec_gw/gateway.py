@@ -452,11 +452,19 @@ async def _plumb(
     return plumbing, context
 
 
-async def spare(steer: SteerDriver, *leads: LeadDriver | HostsDriver | InterfaceDriver) -> None:
-    """Steer and lead nothing any more: an engine begins that holds nothing yet. Raises IpsecGwError."""
-    steer.clear()
+Leads = LeadDriver | HostsDriver | InterfaceDriver
+
+
+async def lead_nothing(*leads: Leads) -> None:
+    """What goes out is the kernel's from now on. Raises IpsecGwError."""
     for driver in leads:
         await driver.clear()
+
+
+async def spare(steer: SteerDriver, *leads: Leads) -> None:
+    """Steer and lead nothing any more: an engine begins that holds nothing yet. Raises IpsecGwError."""
+    steer.clear()
+    await lead_nothing(*leads)
 
 
 def _pipes(
@@ -516,7 +524,7 @@ def _join(
         senses.observer.limits = partial(_limits, Bypass(senses.kernel, plumbing.up_index), hosts)
         link.on_counters = guard.keep_ahead
         moves = MoveWatch(plumbing.steering, senses.kernel, received=link.received, tell=history.trouble)
-        link.on_open = partial(_begin, plumbing.steering, guard)
+        link.on_open = partial(begin, plumbing.steering, guard, lead, hosts, interfaces)
         readers = [link.retrieve, guard.retrieve, steer.retrieve]
         readers += [lead.retrieve, hosts.retrieve, interfaces.retrieve]
 
@@ -542,8 +550,12 @@ def _join(
     return Gateway(senses, link, reconciler, plumbing, guard, moves)
 
 
-async def _begin(steering: Steering, guard: GuardDriver) -> None:
-    """An engine has its sockets: it may be steered to, and the kernel takes nothing over until it goes."""
+async def begin(steering: Steering, guard: GuardDriver, *leads: Leads) -> None:
+    """An engine has its sockets: it may be steered to, and the kernel takes nothing over until it goes. Of what the
+    kernel has taken over nothing is led to it, not for a moment: its numbers are behind the kernel's.
+    """
+    if steering.engine_gone():
+        await lead_nothing(*leads)
     await guard.begin()
     steering.set_engine(True)
 

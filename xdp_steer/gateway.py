@@ -349,7 +349,9 @@ class Steering:
         tables.set_control(self._control, Control.ENGINE, int(on))
 
     def engine_gone(self) -> bool:
-        """Whether plaintext for the engine found no socket at all: from then on the kernel sends with claimed SAs."""
+        """Whether plaintext for the engine found no socket at all, or no daemon: from then on the kernel has it, and
+        sends with claimed SAs.
+        """
         return bool(tables.control(self._control, Control.ENGINE_GONE))
 
     def set_engine_gone(self, gone: bool) -> None:
@@ -456,9 +458,14 @@ class Steering:
         """Which source addresses are ours: ESP from others is forwarded, and not looked at by the guard."""
         self._addresses.replace(addresses)
 
-    def heartbeat(self) -> None:
-        """Sign of life: newborn SPIs are held back only within 2 s of the last one."""
-        tables.set_control(self._control, Control.HEARTBEAT_NS, time.clock_gettime_ns(time.CLOCK_MONOTONIC))
+    def heartbeat(self, away_seconds: float = 0.0) -> None:
+        """Sign of life: newborn SPIs are held back only within 2 s of the last one. Without another one within
+        ``away_seconds`` the kernel takes over what goes out, as from an engine that is gone; 0: never.
+        """
+        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        tables.set_control(self._control, Control.HEARTBEAT_NS, now)
+        away = now + round(away_seconds * 1_000_000_000) if away_seconds else 0
+        tables.set_control(self._control, Control.DAEMON_AWAY_NS, away)
 
     def close(self) -> None:
         """Close all descriptors. Docks, guards, programs and entries stay in the kernel."""

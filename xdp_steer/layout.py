@@ -79,7 +79,8 @@ class Control(IntEnum):
     NAT_T_PORTS = 10
     """Up to four UDP ports besides 4500 that ESP comes in on and goes out by, 16 bits each in network order."""
     ENGINE_GONE = 11
-    """Not 0: plaintext for the engine found no socket at all. Set by its dock, cleared by user space alone."""
+    """Not 0: plaintext for the engine found no socket at all, or came when no daemon was there. Set by its dock,
+    cleared by user space alone."""
 
     WAITED_MARK = 12
     """The mark of packets that waited and that the guard lets through; a number that nobody else has, 0 for none."""
@@ -93,6 +94,8 @@ class Control(IntEnum):
 
     UPLINK = 16
     """Index of the kernel's end of the veth pair to the engine, 0 without one."""
+    DAEMON_AWAY_NS = 17
+    """CLOCK_MONOTONIC from which on the daemon counts as away, unless it shows itself before; 0 for never."""
 
 
 MAX_CONTROL = 32

@@ -5,13 +5,15 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Self
 
-from pydantic import ConfigDict, Field, InstanceOf, model_validator
+from pydantic import ConfigDict, Field, InstanceOf, field_validator, model_validator
 
 from ipsec_gw.config.problems import Refused
 from ipsec_gw.config.section import Section
 from ipsec_gw.ike.vici import DEFAULT_SOCKET
 from ipsec_gw.model.choices import WHOLE, Choices, PolicyMode
 from ipsec_gw.model.firewall import Ruleset
+
+LEAST_AWAY_SECONDS = 5.0
 
 
 class EngineChoice(StrEnum):
@@ -52,7 +54,8 @@ class GatewayConfig(_Converted):
     ``vpp_idle_seconds`` is how long a VPP that runs while it is needed may have nothing to carry before it is stopped.
     ``hang_seconds`` after the last sign of life of VPP it has been ended and the kernel carries its tunnels; 0: never.
     ``hold_seconds`` is how long packets of a new SA may wait until it is decided who carries it.
-    ``policy_mode`` holds for tunnels that VPP gets from then on.
+    ``policy_mode`` holds for tunnels that VPP gets from then on. A daemon that has been silent for
+    ``daemon_away_seconds`` leaves what goes out to the kernel; 0: never.
     """
 
     engine: EngineChoice = EngineChoice.AUTO
@@ -63,9 +66,20 @@ class GatewayConfig(_Converted):
     vici_timeout: float = Field(default=10.0, gt=0, le=600)
     hang_seconds: float = Field(default=0.5, ge=0, le=600)
     hold_seconds: float = Field(default=2.0, ge=0, le=60)
+    daemon_away_seconds: float = Field(default=60.0, ge=0, le=600)
     policy_mode: PolicyMode = PolicyMode.AUTO
     vpp: VppLife = VppLife.ALWAYS
     vpp_idle_seconds: float = Field(default=300.0, ge=1, le=86400)
+
+    @field_validator("daemon_away_seconds")
+    @classmethod
+    def _longer_than_a_pause(cls, seconds: float) -> float:
+        if 0 < seconds < LEAST_AWAY_SECONDS:
+            raise Refused(
+                f"daemon_away_seconds = {seconds:g} is less than a daemon may be late or takes to come back",
+                f"take {LEAST_AWAY_SECONDS:g} at least, or 0 for never",
+            )
+        return seconds
 
     @model_validator(mode="after")
     def _vpp_is_in_use(self) -> Self:

@@ -34,7 +34,10 @@ CONFIG = "ipsec-gw.toml"
 HANG_SECONDS = 3.0
 """An emulated VPP on a loaded machine may be silent for longer than the default's share of half a second, and well."""
 
-PLAIN = f"[gateway]\nhang_seconds = {HANG_SECONDS}\nhold_seconds = 15.0\n"
+AWAY_SECONDS = 300.0
+"""An emulated daemon takes a minute and more to come back, which is when it counts as away by default."""
+
+PLAIN = f"[gateway]\nhang_seconds = {HANG_SECONDS}\nhold_seconds = 15.0\ndaemon_away_seconds = {AWAY_SECONDS}\n"
 """Without a firewall. A decision may take the emulated daemon longer than the two seconds that it has by default."""
 
 POLL_SECONDS = 0.5

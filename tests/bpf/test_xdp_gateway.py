@@ -31,6 +31,9 @@ pytestmark = pytest.mark.root
 
 LOCAL = IPv4Address("192.0.2.1")
 KNOWN = SaKey(LOCAL, 0x11111111)
+HOUR = 3600.0
+CLOCK_MONOTONIC_COARSE = 6
+"""<linux/time.h>, which Python does not name; it is behind by a few milliseconds."""
 HOUR_MS = 3_600_000
 
 
@@ -148,6 +151,8 @@ def test_plaintext_without_any_socket_opens_the_guard_for_good(steering: Steerin
     wire.emit(esp(KNOWN.spi, seq=3))
     again = XskSocket("vp8", frames=64)
     again.enter(steering.xsks_map("vp8"))
+    plain.inject(MARKER)
+    until(lambda: counts(steering) == (1, 2))
     wire.emit(esp(KNOWN.spi, seq=4))
     wire.emit(MARKER)
     assert wire.peer_got(MARKER) == [bytes(esp(KNOWN.spi, seq=3)), bytes(esp(KNOWN.spi, seq=4))]
@@ -158,6 +163,43 @@ def test_plaintext_without_any_socket_opens_the_guard_for_good(steering: Steerin
     wire.emit(esp(KNOWN.spi, seq=5))
     assert steering.guard_counters()[KNOWN] == GuardCount(passed=2, dropped=3)
     for closing in (again, plain):
+        closing.close()
+
+
+def test_a_daemon_that_is_away_leaves_plaintext_to_the_kernel(steering: Steering, wire: Wire) -> None:
+    """Nobody follows rekeys then. Neither the engine's socket nor the daemon's return gives anything back."""
+    ip("link add up8 type veth peer name vp8")
+    ip("link set up8 up")
+    ip("link set vp8 up")
+    plain = Wire("vp8", "up8")
+    steering.dock("vp8", Role.TO_ENGINE)
+    steering.dock(wire.near, Role.WAN)
+    xsk = XskSocket("vp8", frames=64)
+    xsk.enter(steering.xsks_map("vp8"))
+    steering.claim(KNOWN)
+    for alive in (0.0, HOUR):  # 0: it may be away for ever
+        steering.heartbeat(alive)
+        plain.inject(MARKER)
+        assert await_frames(xsk, 1) == [bytes(MARKER)]
+    wire.emit(esp(KNOWN.spi, seq=1))
+    assert not steering.engine_gone()
+    steering.heartbeat(1e-9)
+    begun = time.monotonic_ns()
+    until(lambda: time.clock_gettime_ns(CLOCK_MONOTONIC_COARSE) > begun)
+    wire.emit(esp(KNOWN.spi, seq=2))  # no plaintext came yet
+    plain.inject(MARKER)
+    until(steering.engine_gone)
+    steering.heartbeat(HOUR)
+    plain.inject(MARKER)
+    until(lambda: counts(steering) == (2, 2))
+    assert xsk.receive() == []
+    wire.emit(esp(KNOWN.spi, seq=3))
+    wire.emit(MARKER)
+    assert wire.peer_got(MARKER) == [bytes(esp(KNOWN.spi, seq=3))]
+    steering.set_engine_gone(False)
+    plain.inject(MARKER)
+    assert await_frames(xsk, 1) == [bytes(MARKER)]
+    for closing in (xsk, plain):
         closing.close()
 
 

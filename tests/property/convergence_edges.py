@@ -168,8 +168,16 @@ class FakeSteering:
         self.wire.emit("the kernel", sa.aead.secret.reveal(), first, count)
 
     def plaintext_falls(self) -> None:
-        """Plaintext that is led to an engine finds no socket: its dock says so."""
+        """Plaintext that is led to an engine finds no socket, or no daemon: its dock says so."""
         self.gone = True
+
+    @property
+    def gives(self) -> bool:
+        """Whether the engine gets plaintext that is led to it."""
+        return self.engine.works and not self.gone
+
+    def set_engine(self, on: bool) -> None:
+        self.edge.cross(f"engine: {on}", SteeringError)
 
     def engine_gone(self) -> bool:
         self.edge.cross("engine gone?", SteeringError)
@@ -233,6 +241,8 @@ class FakeSteering:
         return dict(self.entries)
 
     def _nobody_else_sends(self, key: SaKey) -> None:
+        if self.gone:
+            return
         for tunnel in self.engine.tunnels():
             if tunnel.outbound == key and is_led(tunnel, self.routes, self.devices, self.engine.overlays()):
                 raise Broken(f"the guard of {key} opens while plaintext is led to its engine (invariant 3)")
@@ -723,7 +733,7 @@ class Law:
         if sa is None or sa.aead is None or sa.aead.secret.reveal() != material(self.engine.sa(tunnel.outbound)):
             return
         claimed = self.steering.owner.get(tunnel.outbound) == "engine" and not self.steering.gone
-        if not claimed and is_led(tunnel, self.routes, self.devices, self.engine.overlays()):
+        if not claimed and self.steering.gives and is_led(tunnel, self.routes, self.devices, self.engine.overlays()):
             raise Broken(f"the kernel and the engine may both send with {tunnel.outbound} (invariant 3)")
         encap = self.engine.sa(tunnel.outbound).encap
         if claimed and encap and encap.source_port not in {4500, *self.steering.ports}:

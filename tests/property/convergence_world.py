@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from ipsec_gw.desired import desired
 from ipsec_gw.errors import IpsecGwError, XfrmError
-from ipsec_gw.gateway import spare
+from ipsec_gw.gateway import begin, spare
 from ipsec_gw.lineages import tunnel_of
 from ipsec_gw.model.ids import IpAddress, SaKey
 from ipsec_gw.model.objects import (
@@ -118,7 +118,7 @@ TALLIED = (
     *("call failed", "call failed for good", "daemon killed", "engine died", "both died", "engine out of reach"),
     *("charon restarted", "peer moved", "burst through the engine", "tunnel in the engine at the end"),
     *("NAT mapped anew", "the same with a gap", "encapsulated tunnel in the engine at the end"),
-    *("kernel took over by itself", "exception made", "exemption in place at the end"),
+    *("kernel took over by itself", "kernel sent beside an engine", "exception made", "exemption in place at the end"),
     *("the same by an interface", "the same by a GRE device", "the same by a VTI device"),
     *("the same between hosts", "the same between hosts in tunnel mode"),
     *("interface made anew", "interface led at the end", "hosts led at the end"),
@@ -181,6 +181,7 @@ class Daemon:
         self.link = EngineLink(world.engine)
         self.refusals = Refusals(RekeyPacer())
         self.losses = 0
+        self.was_away = False
         self.history = History(clock=world.now)
         self.link.tell = self.history.trouble
         guard = GuardDriver(
@@ -221,7 +222,7 @@ class Daemon:
             history=self.history,
         )
         self.link.on_counters = guard.keep_ahead
-        self.link.on_open = guard.begin
+        self.link.on_open = partial(begin, world.steering, guard, lead, hosts, interfaces)
         world.engine.taking = partial(spare, steer, lead, hosts, interfaces)
 
     async def look(self) -> None:
@@ -240,6 +241,14 @@ class Daemon:
                 self.history.trouble(f"the engine cannot be opened: {error}")
                 return
             self.reconciler.distrust()
+        elif self.was_away:
+            try:
+                await self.link.on_open()
+            except IpsecGwError as error:
+                self.history.trouble(f"the engine has what the kernel took over: {error}")
+                return
+            self.reconciler.distrust()
+            self.was_away = False
 
 
 class World:
@@ -548,7 +557,7 @@ class World:
             return
         way = self._way_of(policy)
         led = self._is_led(policy, way)
-        if self.random.random() < 0.8 and led and self.engine.works:
+        if self.random.random() < 0.8 and led and self.steering.gives:
             count = self._burst()
             for tunnel in self.engine.tunnels():
                 if count and self._has(tunnel, policy, way):
@@ -564,6 +573,8 @@ class World:
         if led and not self.engine.works:
             self.steering.plaintext_falls()
             self.tally["kernel took over by itself"] += 1
+        elif led and self.steering.gone:
+            self.tally["kernel sent beside an engine"] += 1
         key = SaKey(tunnel_of(policy.templates[0]).remote, policy.templates[0].spi)
         if key in self.xfrm.sas:
             self.steering.kernel_sends(key, self.random.randint(1, 3))
@@ -574,7 +585,7 @@ class World:
         if between is None or between.interface.index not in self.devices.leads:
             return False
         device = between.interface
-        if not self.engine.works:
+        if not self.steering.gives:
             self.steering.plaintext_falls()
             return False
         overlay = self.engine.objects[OverlayKey(device)]
@@ -683,11 +694,20 @@ class World:
         if self.random.random() < 0.3:
             self.engine.die()
             self.tally["both died"] += 1
+        if self.random.random() < 0.3:
+            self.steering.plaintext_falls()  # it is away for too long
         for _ in range(self.random.randint(0, 6)):
             self.random.choice([self.plaintext, self.something_of_charon])()
         if self.random.random() < 0.5:
             self.engine.start()
         self.start_daemon()
+
+    def pause_daemon(self) -> None:
+        """It is kept from running for too long, and then sees to what the kernel has taken over, or tries again."""
+        self.daemon.was_away = True
+        self.steering.plaintext_falls()
+        for _ in range(self.random.randint(0, 6)):
+            self.random.choice([self.plaintext, self.something_of_charon])()
 
     # Disturbances
 
@@ -824,6 +844,7 @@ class World:
             (self.break_something, 6),
             (self.break_for_good, 2),
             (self.kill_soon, 2),
+            (self.pause_daemon, 1),
             (self.something_of_the_network, 3),
         ]
         kinds = [kind for kind, _ in weighted]

@@ -111,6 +111,18 @@ def test_the_daemon_is_killed(request):
 
 
 @pytest.mark.vpp
+def test_the_daemon_is_away_for_too_long(request):
+    skip_slow_machine(request)
+    need("vpp")
+    names = check_names(play("daemon-away", "--engine", "vpp"))
+    assert [name for name in (*ALWAYS, "VPP has lived all the time") if name not in names] == []
+    for daemon in ("a dead daemon", "a stopped daemon"):
+        assert f"{daemon}: no more is lost than was in a ring" in names
+        for when in (f"by a rekey with {daemon}", f"on the way back from {daemon}"):
+            assert len([name for name in names if name.startswith("no packet 10.") and name.endswith(when)]) == 2
+
+
+@pytest.mark.vpp
 def test_a_tunnel_of_policies(request):
     skip_slow_machine(request)
     need("vpp")

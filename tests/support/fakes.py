@@ -125,3 +125,6 @@ class FakeDriver:
 
     async def delete(self, obj: ManagedObject) -> None:
         del self.objects[obj.key]
+
+    async def clear(self) -> None:
+        self.objects.clear()

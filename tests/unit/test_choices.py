@@ -149,7 +149,7 @@ def daemon_on(world: World, file: Config) -> Daemon:
     def decide_by(wanted: Settings) -> None:
         world.reconciler.settings = wanted
 
-    gateway = SimpleNamespace(reconciler=world.reconciler, keeper=None, decide_by=decide_by)
+    gateway = SimpleNamespace(reconciler=world.reconciler, keeper=None, plumbing=None, decide_by=decide_by)
     return Daemon(cast(Gateway, gateway), cast(CharonWatcher, None), lambda: False, lambda: file)
 
 

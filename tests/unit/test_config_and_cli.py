@@ -154,6 +154,20 @@ def test_vpp_runs_while_it_is_needed_only_where_vpp_is_the_engine(tmp_path: Path
         load(file)
 
 
+@pytest.mark.parametrize("seconds", ["0", "5", "60.5"])
+def test_a_daemon_may_be_away_for_ever_or_for_some_time(tmp_path: Path, seconds: str) -> None:
+    file = tmp_path / "gw.toml"
+    file.write_text(f"[gateway]\ndaemon_away_seconds = {seconds}\n")
+    assert load(file).gateway.daemon_away_seconds == float(seconds)
+
+
+def test_a_daemon_that_is_merely_late_is_not_away(tmp_path: Path) -> None:
+    file = tmp_path / "gw.toml"
+    file.write_text("[gateway]\ndaemon_away_seconds = 4.9\n")
+    with pytest.raises(InvalidConfig, match=r"gw.toml:2: .*daemon_away_seconds = 4.9 is less .* or 0 for never"):
+        load(file)
+
+
 @pytest.mark.parametrize("option", ['vpp = "needed"', 'policy_mode = "spd"'])
 @pytest.mark.parametrize("engine", EngineChoice)
 def test_options_of_vpp_need_vpp(tmp_path: Path, option: str, engine: EngineChoice) -> None:

@@ -16,7 +16,7 @@ from ipsec_gw.ike.observer import Observer
 from ipsec_gw.ike.xfrm import XfrmMonitor, XfrmSocket
 from ipsec_gw.mirror.kernel import KernelView
 from ipsec_gw.model.ids import SaKey
-from ipsec_gw.model.objects import UdpPeer
+from ipsec_gw.model.objects import Lead, Selector, UdpPeer
 from ipsec_gw.model.snapshot import LeadLimits, XfrmPolicy
 from ipsec_gw.ownership.bypass import Bypass
 from ipsec_gw.ownership.engine_link import EngineLink
@@ -27,6 +27,7 @@ from tests.support.world import LOCAL, REMOTE, established, policy
 from tests.unit.test_ownership import Kernel, Maps
 
 OUT = SaKey(REMOTE, 0x22)
+LEAD = Lead(Selector(ip_network("192.168.1.0/24"), ip_network("192.168.2.0/24")), None, 1446)
 
 
 class Steering(Maps):
@@ -177,8 +178,17 @@ async def test_an_engine_that_opens_ends_the_takeover() -> None:
     engine, kernel, steering = FakeEngine(), Kernel(*established().sas), Steering()
     made = gateway(engine, kernel, steering)
     steering.owner[OUT], steering.gone = "engine", True
+    assert made.plumbing is not None
+    drivers = [made.plumbing.lead, made.plumbing.hosts, made.plumbing.interfaces]
+    leads = [cast(FakeDriver, driver) for driver in drivers]
+    for driver in leads:
+        driver.objects[LEAD.key] = LEAD
     await made.link.open()
     assert (steering.owner, steering.gone, steering.on) == ({OUT: "kernel"}, False, True)
+    assert not any(driver.objects for driver in leads), "an engine's numbers are behind: it is led nothing, ever"
+    leads[0].objects[LEAD.key] = LEAD
+    await made.link.open()
+    assert leads[0].objects, "nothing was taken over"
 
 
 def test_clearing_takes_every_entry_off_and_says_if_it_cannot() -> None:

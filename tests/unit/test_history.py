@@ -22,7 +22,7 @@ from tests.property.convergence_world import HERE, IF_IDS, PEERS, THERE, Child, 
 
 SEED = 5
 KINDS = (
-    "engine gone?",
+    *("engine gone?", "engine: "),
     *("dump policies", "dump SAs", "set local", "claimed", "guarded", "guard counters", "peers", "ports", "get rules"),
     *("get routes", "GETSA", "NEWAE", "EXPIRE", "claim ", "release", "forget", "steer ", "unsteer", "rule add"),
     *("rule del", "route replace", "route del", "engine open", "engine retrieve", "engine create", "engine update"),

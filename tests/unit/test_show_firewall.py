@@ -22,7 +22,9 @@ async def firewall(lost: int) -> dict[str, Any]:
     keeper = SimpleNamespace(
         counters=lambda: [RULE], missing=frozenset({"dmz0"}), steering=SimpleNamespace(lost_events=lambda: lost)
     )
-    daemon = Daemon(cast(Gateway, SimpleNamespace(keeper=keeper)), cast(CharonWatcher, None), lambda: False)
+    daemon = Daemon(
+        cast(Gateway, SimpleNamespace(keeper=keeper, plumbing=None)), cast(CharonWatcher, None), lambda: False
+    )
     answer: dict[str, Any] = await daemon.answer("firewall")
     return answer
 

@@ -13,10 +13,11 @@
 #define MAX_QUEUES	64	/* sockets, one per RX queue */
 #define PIPELINE_SLOTS	8	/* slot 0 is the entry, the rest is reserved for stages */
 #define NEVER_A_QUEUE	0xffffffff
-/* Mirrors: xdp_steer/layout.py, MAX_CONTROL, Control.ENGINE_GONE and Control.TRANSLATOR. */
+/* Mirrors: xdp_steer/layout.py, MAX_CONTROL, and of Control ENGINE_GONE, TRANSLATOR and DAEMON_AWAY_NS. */
 #define MAX_CONTROL	32
 #define ENGINE_GONE	11
 #define TRANSLATOR	13
+#define DAEMON_AWAY_NS	17
 
 struct {
 	__uint(type, BPF_MAP_TYPE_XSKMAP);
@@ -64,12 +65,10 @@ int xsk_def_prog(struct xdp_md *ctx)
 	return XDP_PASS;
 }
 
-/* To the live socket of the queue; with none (engine absent or dead) the packet ends in `otherwise`. */
-static __always_inline int hand_over(struct xdp_md *ctx, int otherwise)
+static __always_inline int counted(int action)
 {
 	__u32 zero = 0;
 	struct dock_count *count = bpf_map_lookup_elem(&dock_counts, &zero);
-	int action = bpf_redirect_map(&xsks_map, ctx->rx_queue_index, otherwise);
 
 	if (count) {
 		if (action == XDP_REDIRECT)
@@ -78,6 +77,12 @@ static __always_inline int hand_over(struct xdp_md *ctx, int otherwise)
 			count->fell_to_kernel++;
 	}
 	return action;
+}
+
+/* To the live socket of the queue; with none (engine absent or dead) the packet ends in `otherwise`. */
+static __always_inline int hand_over(struct xdp_md *ctx, int otherwise)
+{
+	return counted(bpf_redirect_map(&xsks_map, ctx->rx_queue_index, otherwise));
 }
 
 /* The pipeline tail-calls this one to hand a packet to the engine. */
@@ -102,21 +107,34 @@ static __always_inline int any_socket(void)
 	return 0;
 }
 
-/* The entry of the engine's end of the veth pair, where plaintext arrives. A packet that finds no socket at all proves
- * that the engine numbers no more: the kernel closes a process's sockets when its last thread has ended, and what is to
- * be encrypted comes by no other way. The mark is set before this very packet reaches the guard, which from then on
- * lets the kernel send. Only user space takes it away: an engine that comes back does not get its numbers back. */
+/* No daemon has shown itself for so long that nobody follows rekeys any more, and that the engine could come near the
+ * kernel's numbers. */
+static __always_inline int daemon_is_away(void)
+{
+	__u32 slot = DAEMON_AWAY_NS;
+	__u64 *since = bpf_map_lookup_elem(&control, &slot);
+
+	return since && *since && *since < bpf_ktime_get_coarse_ns();
+}
+
+/* The entry of the engine's end of the veth pair, where plaintext arrives. What is to be encrypted comes by no other way,
+ * so the engine numbers no more once the kernel gets it. It does so for good when no daemon is there, or when the engine
+ * has gone: a packet that finds no socket at all proves that, for the kernel closes a process's sockets when its last
+ * thread has ended. The mark is set before this very packet reaches the guard, which from then on lets the kernel send.
+ * Only user space takes it away: neither an engine nor a daemon gets anything back by coming back. */
 SEC("xdp")
 int plain_to_vpp(struct xdp_md *ctx)
 {
-	int action = hand_over(ctx, XDP_PASS);
 	__u32 slot = ENGINE_GONE;
-	__u64 *gone;
+	__u64 *gone = bpf_map_lookup_elem(&control, &slot);
+	int action;
 
-	if (action == XDP_REDIRECT)
-		return action;
-	gone = bpf_map_lookup_elem(&control, &slot);
-	if (gone && !*gone && !any_socket())
+	if (gone && !*gone && daemon_is_away())
+		*gone = 1;
+	if (gone && *gone)
+		return counted(XDP_PASS);
+	action = hand_over(ctx, XDP_PASS);
+	if (action != XDP_REDIRECT && gone && !any_socket())
 		*gone = 1;
 	return action;
 }

@@ -56,6 +56,7 @@ def scenarios() -> dict[str, Scenario]:
     from ipsec_gw.lab.scenarios.chaos import run as run_chaos  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.charon import run as run_charon  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.charon_restart import run as run_charon_restart  # noqa: PLC0415
+    from ipsec_gw.lab.scenarios.daemon_away import run as run_daemon_away  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.daemon_kill import run as run_daemon_kill  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.esn import run as run_esn  # noqa: PLC0415
     from ipsec_gw.lab.scenarios.failover import run as run_failover  # noqa: PLC0415
@@ -267,6 +268,12 @@ def scenarios() -> dict[str, Scenario]:
             "daemon-kill",
             "the daemon is killed under traffic and rekeys: nobody notices",
             (Part("tunnel", topology.site_to_site, run_daemon_kill, vm_seconds=2400.0),),
+            only_vpp="only VPP outlives the daemon",
+        ),
+        Scenario(
+            "daemon-away",
+            "the daemon is dead, then stopped, for too long: the kernel sends meanwhile, also after a rekey",
+            (Part("tunnel", topology.site_to_site, run_daemon_away, vm_seconds=1400.0),),
             only_vpp="only VPP outlives the daemon",
         ),
         Scenario(

@@ -210,7 +210,7 @@ async def death(
         stale, fresh = await replay(story, older), await replay(story, since)
         await flowing(story)
     settled = [flow.next - FLOWING // 2 for flow in story.flows]
-    first = _first_of_the_kernel(story, old, killed)
+    first = first_of_the_kernel(story, old, killed)
     cost.dying, cost.silent = empty - killed, max(first - empty, 0.0)
     for flow, start, middle, end in zip(story.flows, marks, marks_empty, settled, strict=True):
         cost.lost.append(len(flow.missing(max(start - 5, 0), middle)))
@@ -233,7 +233,7 @@ async def death(
         await revive()
         await gateway.status_when(lambda now: now.in_sync, BACK_SECONDS, "in sync")
         sas = await gateway.sas_when(
-            lambda sas: _all_new(story, old, {sa.spi for sa in sas if sa.state == gateway.engine}),
+            lambda sas: all_new(story, old, {sa.spi for sa in sas if sa.state == gateway.engine}),
             BACK_SECONDS,
             f"new SAs, all in {gateway.engine}",
         )
@@ -255,7 +255,7 @@ def _tell(story: Story, flow: UdpFlow, what: str, lost: Sequence[int]) -> None:
     story.lab.note(f"{what}: {few(lost)} from {flow.source}; {whereabouts(story, flow, lost[0])}; A counts {errors}")
 
 
-def _all_new(story: Story, old: frozenset[int], carried: set[int]) -> bool:
+def all_new(story: Story, old: frozenset[int], carried: set[int]) -> bool:
     now = spis(story)
     return len(now) == 2 * len(story.children) and now == carried and len(now & old) <= _unused(story)
 
@@ -320,7 +320,7 @@ async def replay(story: Story, frames: Sequence[Frame], flow: UdpFlow | None = N
     return flow.tally(0).duplicated - before
 
 
-def _first_of_the_kernel(story: Story, old: frozenset[int], killed: float) -> float:
+def first_of_the_kernel(story: Story, old: frozenset[int], killed: float) -> float:
     """When the first packet of A's kernel passed the WAN with a key of the engine's."""
     local = story.lab.topology.address(Role.GATEWAY_A, WAN)
     numbers: dict[int, int] = {}

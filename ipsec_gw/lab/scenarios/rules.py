@@ -117,6 +117,7 @@ ZONES = f"""\
 [gateway]
 hang_seconds = 3.0
 hold_seconds = 15.0
+daemon_away_seconds = 300.0
 wan = ["{WAN}"]
 
 [zones.trust]
