@@ -215,7 +215,7 @@ async def find_wan(config: Config, view: KernelView, charon: CharonWatcher) -> t
     """
     names = list(config.gateway.wan)
     if not names:
-        holders = {str(address): name for address, name in (await view.addresses()).items()}
+        holders = {str(address): name for address, name in (await view.holders()).items()}
         names = [holders[address] for address in await charon.local_addresses() if address in holders]
         names = [name for name in names if name != "lo"] or await view.default_interfaces()
     if not names:

@@ -108,15 +108,16 @@ class Observer:
         addresses = await self._view.addresses()
         peers = frozenset(sa.key.destination for sa in sas if sa.key.destination not in addresses)
         self._watch(peers, {})  # first: what changes while the ways are read must not be lost
-        hops = await self._view.next_hops(peers)
-        self._watch(peers, hops)
         if_ids, marks, devices = _any_if_id(sas, policies), _any_mark(sas, policies), _any_device(sas, policies)
-        links = await self._view.links() if if_ids or marks or devices else Links(())
+        # One dump for all of it: a thousand interfaces take half a second.
+        links = await self._view.links() if peers or if_ids or marks or devices else Links(())
+        hops = await self._view.next_hops(peers, links)
+        self._watch(peers, hops)
         return Snapshot(
             sas=tuple(sas),
             policies=tuple(policies),
             names=dict(self._names),
-            local_addresses=frozenset(addresses),
+            local_addresses=addresses,
             next_hops=hops,
             sources=await self._view.source_hints(),
             limits=self.limits(policies),

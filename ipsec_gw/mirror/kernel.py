@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import Any, cast
@@ -67,15 +67,20 @@ class KernelView:
             raise EnvironmentMissing(f"interface {name} does not exist - `ip link` lists those that do")
         return found[name]
 
-    async def addresses(self) -> dict[IpAddress, str]:
+    async def addresses(self) -> frozenset[IpAddress]:
+        """Local addresses."""
+        return frozenset([address async for address, _ in self._addresses()])
+
+    async def holders(self) -> dict[IpAddress, str]:
         """Local addresses and the name of the interface that holds each."""
         names = (await self.links()).names
-        found: dict[IpAddress, str] = {}
+        return {address: names.get(index, "?") async for address, index in self._addresses()}
+
+    async def _addresses(self) -> AsyncIterator[tuple[IpAddress, int]]:
         async for message in await self._route.get_addr():
             text = message.get("local") or message.get("address")
             if text:
-                found[ip_address(text)] = names.get(int(message.get("index")), "?")
-        return found
+                yield ip_address(text), int(message.get("index"))
 
     async def default_interfaces(self) -> list[str]:
         """Names of the interfaces that default routes leave by, those of IPv4 first."""
@@ -96,8 +101,8 @@ class KernelView:
                 hints[ip_network(f"{destination}/{message.get('dst_len')}")] = ip_address(source)
         return hints
 
-    async def next_hops(self, peers: Iterable[IpAddress]) -> dict[IpAddress, ResolvedHop]:
-        """How packets reach each peer; peers without a route or a known MAC are left out.
+    async def next_hops(self, peers: Iterable[IpAddress], links: Links) -> dict[IpAddress, ResolvedHop]:
+        """How packets reach each peer by one of ``links``; peers without a route or a known MAC are left out.
 
         For those whose MAC is not known the kernel is asked to resolve it: it is there at a later look. Nor does the
         kernel see that an engine uses a neighbour: it is told so, or the entry would stay stale and be collected.
@@ -105,7 +110,7 @@ class KernelView:
         wanted = sorted(set(peers), key=str)
         if not wanted:
             return {}
-        by_index = {interface.index: interface for interface in (await self.interfaces()).values()}
+        by_index = {interface.index: interface for interface in links.interfaces().values()}
         macs = await self._macs()
         hops: dict[IpAddress, ResolvedHop] = {}
         for peer in wanted:

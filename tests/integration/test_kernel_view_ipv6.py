@@ -49,7 +49,8 @@ async def test_peers_behind_a_link_local_gateway_and_on_the_link_are_resolved(ro
     async with AsyncIPRoute() as route:
         view = KernelView(route)
         async with asyncio.timeout(10):
-            while len(hops := await view.next_hops([PEER, NEIGHBOUR])) < 2:  # noqa: ASYNC110 - it is asked, and never tells
+            links = await view.links()
+            while len(hops := await view.next_hops([PEER, NEIGHBOUR], links)) < 2:  # noqa: ASYNC110 - it is asked, and never tells
                 await asyncio.sleep(0)
         assert (hops[PEER].interface, hops[PEER].gateway, hops[PEER].mac) == ("wan0", GATEWAY, router)
         assert (hops[NEIGHBOUR].gateway, hops[NEIGHBOUR].mac, hops[NEIGHBOUR].mtu) == (NEIGHBOUR, router, 1500)
@@ -60,10 +61,13 @@ async def test_hints_and_addresses_of_ipv6(router: str) -> None:
         view = KernelView(route)
         assert await view.source_hints() == {ip_network("fd02::/64"): ip_address("2001:db8:a::1")}
         assert await view.default_interfaces() == ["wan0"]
-        assert (await view.addresses())[ip_address("2001:db8:a::1")] == "wan0"
+        holders = await view.holders()
+        assert holders[ip_address("2001:db8:a::1")] == "wan0"
+        assert await view.addresses() == holders.keys()
 
 
 async def test_without_a_route_there_is_no_next_hop(router: str) -> None:
     ip("-6 route del default")
     async with AsyncIPRoute() as route:
-        assert await KernelView(route).next_hops([PEER]) == {}
+        view = KernelView(route)
+        assert await view.next_hops([PEER], await view.links()) == {}

@@ -137,7 +137,8 @@ def test_a_broken_datagram_may_be_about_anything_and_never_fails(ear: Ear) -> No
 
 async def hops_of(peers: set[IpAddress]) -> dict[IpAddress, ResolvedHop]:
     async with AsyncIPRoute() as route:
-        return await KernelView(route).next_hops(peers)
+        view = KernelView(route)
+        return await view.next_hops(peers, await view.links())
 
 
 def neighbour_states() -> str:

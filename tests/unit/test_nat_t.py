@@ -18,6 +18,7 @@ from ipsec_gw.ike.messages import AeventId, UserSaInfo
 from ipsec_gw.ike.observer import Observer
 from ipsec_gw.ike.xfrm import XfrmMonitor, XfrmSocket
 from ipsec_gw.mirror.kernel import KernelView
+from ipsec_gw.mirror.links import Links
 from ipsec_gw.model.ids import SaKey, TunnelId
 from ipsec_gw.model.objects import EngineSa, Lead, Selector, Steer, SteerKey, UdpEncap, UdpPeer
 from ipsec_gw.model.snapshot import Mode, ResolvedHop, Snapshot, Template, XfrmPolicy, XfrmSa
@@ -403,7 +404,11 @@ def looking(dumps: list[list[XfrmSa]]) -> tuple[Observer, list[float]]:
 
     names = SimpleNamespace(child_names=nothing, version="")
     kernel = SimpleNamespace(sas=lambda: dumps.pop(0), policies=list)
-    view = SimpleNamespace(addresses=nothing, next_hops=nothing, source_hints=nothing)
+
+    async def no_links() -> Links:
+        return Links(())
+
+    view = SimpleNamespace(addresses=nothing, links=no_links, next_hops=nothing, source_hints=nothing)
     monitor = SimpleNamespace(changes=0, drain=lambda: None)
     observer = Observer(
         cast(XfrmSocket, kernel),

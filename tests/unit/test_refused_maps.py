@@ -104,5 +104,6 @@ async def test_a_neighbour_that_cannot_be_asked_for_is_left_out() -> None:
             asked.append(kwargs["dst"])
             raise NetlinkError(100)
 
-    assert await KernelView(cast(Any, Route())).next_hops([ip_address("10.0.0.9")]) == {}
+    view = KernelView(cast(Any, Route()))
+    assert await view.next_hops([ip_address("10.0.0.9")], await view.links()) == {}
     assert asked == ["10.0.0.9"]
