@@ -8,6 +8,8 @@ export PATH
 PYTHON := .venv/bin/python
 DOCK := xdp_steer/bpf/dock.bpf.o
 ENGINE ?= auto
+# Two workers: one for what needs the machine, the other for what only computes.
+BESIDE := -n 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast scenarios fuzz lint format bench clean
@@ -22,10 +24,10 @@ demo: setup ## bring up a real tunnel between two strongSwans, accelerate it and
 	@$(PYTHON) -m ipsec_gw.cli.main lab run site-to-site --engine $(ENGINE)
 
 test: setup lint ## everything: unit, property, BPF, engines, and the lab's scenarios
-	@$(PYTHON) -m pytest
+	@$(PYTHON) -m pytest $(BESIDE)
 
 test-fast: setup ## the tests without the lab's scenarios, in under two minutes
-	@N=$${N:-2000} $(PYTHON) -m pytest -q -m "not scenario"
+	@N=$${N:-2000} $(PYTHON) -m pytest -q $(BESIDE) -m "not scenario"
 
 scenarios: setup ## all of the lab, all engines, many rounds: hours where it takes a virtual machine
 	@$(PYTHON) -m pytest -v -m scenario --all-scenarios
