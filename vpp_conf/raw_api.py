@@ -1,7 +1,8 @@
 """A lean connection to VPP's API socket, for what must be quick beside vpp_papi's: pings, and all SAs' numbers.
 
 A message is ``>QII`` (unused, length, unused; ``msgbuf_t``) and its bytes, whose number VPP tells when a client
-registers (``memclnt.api``). Requests are made one after the other; after a cancelled one the connection is of no use.
+registers (``memclnt.api``). Requests of a connection are made one after the
+other; after a cancelled one it is of no use.
 """
 
 from __future__ import annotations
@@ -128,6 +129,44 @@ class RawApi:
         except (OSError, asyncio.IncompleteReadError) as error:
             raise EngineUnavailable(f"VPP's API connection broke ({type(error).__name__})") from None
         return int.from_bytes(message[:2], "big"), message
+
+
+class NumbersReader:
+    """Reads the numbers of all SAs by a connection that it makes when it is needed. Who asks while another one does has
+    to wait. VPP may take ``seconds`` for an answer.
+    """
+
+    def __init__(self, path: Path, seconds: float) -> None:
+        self._path = path
+        self._seconds = seconds
+        self._api: RawApi | None = None
+        self._asking = asyncio.Lock()
+
+    async def read(self) -> Mapping[int, Numbers]:
+        """By ``sad_id``; nothing of a release of VPP that does not tell them. Raises EngineUnavailable."""
+        async with self._asking:
+            try:
+                return await self._read()
+            except (EngineUnavailable, TimeoutError) as error:
+                self.close()
+                raise EngineUnavailable(f"VPP does not tell its numbers ({error})") from None
+            except asyncio.CancelledError:
+                self.close()
+                raise
+
+    def close(self) -> None:
+        """Hang up; the next one who reads connects anew."""
+        if self._api is not None:
+            self._api.close()
+            self._api = None
+
+    async def _read(self) -> Mapping[int, Numbers]:
+        if self._api is None:
+            self._api = await RawApi.connect(self._path)
+        if not self._api.tells_numbers:
+            return {}
+        async with asyncio.timeout(self._seconds):
+            return await self._api.numbers()
 
 
 def _frame(message: bytes) -> bytes:

@@ -51,7 +51,7 @@ from vpp_conf.links import HostLink, Links, take_links
 from vpp_conf.locate import locate_vpp
 from vpp_conf.overlays import OverlayBuilder
 from vpp_conf.paths import VppPaths
-from vpp_conf.raw_api import RawApi
+from vpp_conf.raw_api import NumbersReader
 from vpp_conf.reality import planned_reception
 from vpp_conf.recorder import Recorder
 from vpp_conf.records import SaRecord, hop_row, sa_row, tunnel_row
@@ -86,7 +86,7 @@ class VppEngine:
         self._inventory = Inventory()
         self._used_keys = UsedKeys()
         self._traffic = TrafficReader()
-        self._numbers_api: RawApi | None = None
+        self._numbers = NumbersReader(self._paths.api_socket, REPLY_SECONDS)
         self._sad_id = 0
         self._reserved = 0
         self._by_spd = policy_mode is PolicyMode.SPD
@@ -113,7 +113,7 @@ class VppEngine:
         async with self._lock:
             await self._api.connect()
             await asyncio.to_thread(self._traffic.open, self._paths.stats_socket)
-            self._hang_up()
+            self._numbers.close()
             self._inventory = Inventory()
             self._journal.load(self._api.epoch)
             context = self._context
@@ -147,7 +147,7 @@ class VppEngine:
     async def close(self) -> None:
         """Disconnect; VPP carries on with what it has."""
         async with self._lock:
-            self._hang_up()
+            self._numbers.close()
             await self._api.close()
 
     async def retrieve(self) -> Mapping[EngineKey, EngineObject]:
@@ -234,26 +234,12 @@ class VppEngine:
 
     async def numbers(self) -> Mapping[SaKey, int]:
         """From a dump by a connection of its own: vpp_papi would take seconds for thousands of SAs."""
-        try:
-            if self._numbers_api is None:
-                self._numbers_api = await RawApi.connect(self._paths.api_socket)
-            if not self._numbers_api.tells_numbers:
-                return {}
-            async with asyncio.timeout(REPLY_SECONDS):
-                told = await self._numbers_api.numbers()
-        except (EngineUnavailable, TimeoutError) as error:
-            self._hang_up()
-            raise EngineUnavailable(f"VPP does not tell its numbers ({error})") from None
+        told = await self._numbers.read()
         return {
             key: told[held.entry.sad_id].inbound
             for key, held in self._inventory.sas.items()
             if held.entry.inbound and held.entry.sad_id in told
         }
-
-    def _hang_up(self) -> None:
-        if self._numbers_api is not None:
-            self._numbers_api.close()
-            self._numbers_api = None
 
     async def vitals(self) -> Vitals:
         """Of the VPP process that is connected."""

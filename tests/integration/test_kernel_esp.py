@@ -185,6 +185,7 @@ async def test_the_kernel_takes_a_tunnel_over_with_no_daemon_at_hand(tmp_path: P
             kernel.raise_oseq(OUT, KEPT_AHEAD)
         engine = XskSocket(ENGINE_END, frames=64)
         engine.enter(steering.xsks_map(ENGINE_END))
+        steering.set_engine_gone(False)  # what a fresh interface says of itself found no socket
         wan, plain = Wan(), Plaintext()
         for number in range(3):
             plain.send(number)
