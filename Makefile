@@ -8,8 +8,6 @@ export PATH
 PYTHON := .venv/bin/python
 DOCK := xdp_steer/bpf/dock.bpf.o
 ENGINE ?= auto
-# Two workers: one for what needs the machine, the other for what only computes.
-BESIDE := -n 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast scenarios fuzz lint format bench clean
@@ -24,10 +22,10 @@ demo: setup ## bring up a real tunnel between two strongSwans, accelerate it and
 	@$(PYTHON) -m ipsec_gw.cli.main lab run site-to-site --engine $(ENGINE)
 
 test: setup lint ## everything: unit, property, BPF, engines, and the lab's scenarios
-	@$(PYTHON) -m pytest $(BESIDE)
+	@$(PYTHON) -m pytest
 
-test-fast: setup ## the tests without the lab's scenarios, in under two minutes
-	@N=$${N:-2000} $(PYTHON) -m pytest -q $(BESIDE) -m "not scenario"
+test-fast: setup ## what needs neither root nor VPP, with fewer examples, in under two minutes
+	@N=$${N:-300} $(PYTHON) -m pytest -q -n 2 -m "not root"
 
 scenarios: setup ## all of the lab, all engines, many rounds: hours where it takes a virtual machine
 	@$(PYTHON) -m pytest -v -m scenario --all-scenarios

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,8 @@ class Daemon:
         self._needed = False
         plumbing = gateway.plumbing
         self._presence = Presence(plumbing.steering, away_seconds) if plumbing is not None else None
+        if self._presence is not None:
+            gateway.reconciler.before_pass = partial(self._make_up_for_absence, self._presence)
         self._attendant = self._attend(*demand) if demand is not None else None
 
     async def run(self) -> Ending:
@@ -335,19 +338,18 @@ class Daemon:
 
     async def _heartbeat(self) -> None:
         while self._presence is not None:
-            self._presence.show()
+            if self._presence.show():
+                self._gateway.senses.dirty.set()
             if self._gateway.waiting is not None:
                 self._gateway.waiting.room.settle()  # what nobody decides on waits no longer than the guard holds it
             await asyncio.sleep(_HEARTBEAT_SECONDS)
 
     async def _make_up_for_absence(self, presence: Presence) -> None:
-        tell = self._gateway.reconciler.history.trouble
-        try:
-            if await presence.make_up(self._gateway.link.on_open):
-                tell("the daemon did not run for too long: the kernel has taken over what goes out, until rekeys")
-                self._look_again()
-        except IpsecGwError as error:
-            tell(f"what the kernel took over while the daemon did not run is led to the engine still: {error}")
+        """Between two passes: none may lead anything to an engine that has just lost its claims."""
+        reconciler = self._gateway.reconciler
+        if await presence.make_up(self._gateway.link.begin_anew):
+            reconciler.history.trouble("the daemon did not run for too long: the kernel took over what goes out")
+            reconciler.distrust()
 
     async def _watch_moves(self) -> None:
         while self._gateway.moves is not None:
@@ -408,8 +410,6 @@ class Daemon:
                     self._look_again()
                 except IpsecGwError as error:
                     self._gateway.reconciler.history.trouble(f"the engine cannot be opened: {error}")
-            elif link.up and self._presence is not None:
-                await self._make_up_for_absence(self._presence)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(rest):
                     await self._lost.wait()

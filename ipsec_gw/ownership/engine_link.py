@@ -73,6 +73,11 @@ class EngineLink:
         self._absent = self.trouble = ""
         log.info("engine is up", engine=str(self.engine.name), note=self.capabilities.note)
 
+    async def begin_anew(self) -> None:
+        """As when it was opened: what was taken from it meanwhile is not its own any more. One that is away will be."""
+        if self.up:
+            await self.on_open()
+
     async def read_counters(self) -> Mapping[SaKey, Counters]:
         """Read the counters now and return them; the last known ones stay if the engine does not tell."""
         try:

@@ -31,17 +31,18 @@ class Presence:
         self._shown = clock()
         self._missed = False
 
-    def show(self) -> None:
-        """The daemon is there. Raises SteeringError."""
+    def show(self) -> bool:
+        """The daemon is there; whether there is an absence to make up for. Raises SteeringError."""
         now = self._clock()
         self._signs.heartbeat(self._away_seconds)
         # Half of it: XDP has another clock, and what was not taken over is not touched.
         self._missed |= 0 < self._away_seconds < 2 * (now - self._shown)
         self._shown = now
+        return self._missed
 
     async def make_up(self, begin: Callable[[], Awaitable[None]]) -> bool:
-        """After an absence let an engine ``begin`` anew if the kernel has taken over from it: true if it had. What that
-        raises goes on, and the next call tries again.
+        """After an absence let an engine ``begin`` anew if the kernel has taken over from it: true if it had. If that
+        raises something, the next call tries again.
         """
         if not self._missed:
             return False

@@ -93,6 +93,7 @@ class Reconciler:
         self.decided = settings
         self._stale = True
         self._losses = link.losses
+        self.before_pass: Callable[[], Awaitable[None]] = _nothing
 
     @property
     def in_sync(self) -> bool:
@@ -191,6 +192,7 @@ class Reconciler:
         read.
         """
         try:
+            await self.before_pass()
             await self._renew()
             self.snapshot = await self._source.snapshot()
             self._forget_the_dead()
@@ -341,6 +343,10 @@ def _spared(failures: Sequence[Step]) -> frozenset[ObjectKey]:
             if obstacles <= harmless:
                 spared.add(step.op.obj.key)
     return frozenset(spared)
+
+
+async def _nothing() -> None:
+    """Nothing is to be done before a pass."""
 
 
 async def reconcile_forever(

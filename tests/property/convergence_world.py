@@ -221,6 +221,7 @@ class Daemon:
             clock=world.now,
             history=self.history,
         )
+        self.reconciler.before_pass = self._make_up
         self.link.on_counters = guard.keep_ahead
         self.link.on_open = partial(begin, world.steering, guard, lead, hosts, interfaces)
         world.engine.taking = partial(spare, steer, lead, hosts, interfaces)
@@ -241,12 +242,11 @@ class Daemon:
                 self.history.trouble(f"the engine cannot be opened: {error}")
                 return
             self.reconciler.distrust()
-        elif self.was_away:
-            try:
-                await self.link.on_open()
-            except IpsecGwError as error:
-                self.history.trouble(f"the engine has what the kernel took over: {error}")
-                return
+
+    async def _make_up(self) -> None:
+        """As the daemon does it before a pass."""
+        if self.was_away:
+            await self.link.begin_anew()
             self.reconciler.distrust()
             self.was_away = False
 
@@ -706,8 +706,8 @@ class World:
         """It is kept from running for too long, and then sees to what the kernel has taken over, or tries again."""
         self.daemon.was_away = True
         self.steering.plaintext_falls()
-        for _ in range(self.random.randint(0, 6)):
-            self.random.choice([self.plaintext, self.something_of_charon])()
+        for _ in range(self.random.randint(0, 8)):
+            self.random.choice([self.plaintext, self.plaintext, self.something_of_charon])()
 
     # Disturbances
 
@@ -844,7 +844,7 @@ class World:
             (self.break_something, 6),
             (self.break_for_good, 2),
             (self.kill_soon, 2),
-            (self.pause_daemon, 1),
+            (self.pause_daemon, 3),
             (self.something_of_the_network, 3),
         ]
         kinds = [kind for kind, _ in weighted]
