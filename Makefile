@@ -24,7 +24,7 @@ demo: setup ## bring up a real tunnel between two strongSwans, accelerate it and
 test: setup lint ## everything: unit, property, BPF, engines, and the lab's scenarios
 	@$(PYTHON) -m pytest
 
-test-fast: setup ## what needs neither root nor VPP, with fewer examples, in under two minutes
+test-fast: setup ## what needs no root, with fewer examples, in some two minutes
 	@N=$${N:-300} $(PYTHON) -m pytest -q -n 2 -m "not root"
 
 scenarios: setup ## all of the lab, all engines, many rounds: hours where it takes a virtual machine
