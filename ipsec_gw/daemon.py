@@ -33,7 +33,7 @@ from ipsec_gw.model.snapshot import XfrmSa
 from ipsec_gw.model.warmth import NOTHING
 from ipsec_gw.observe import control, lock
 from ipsec_gw.observe.carriers import Carriers
-from ipsec_gw.observe.sdnotify import notify
+from ipsec_gw.observe.sdnotify import notify, watched
 from ipsec_gw.observe.sessions import CLEAR as CLEAR_QUESTION
 from ipsec_gw.observe.sessions import QUESTION as SESSIONS_QUESTION
 from ipsec_gw.observe.sessions import sources_of, with_translations
@@ -502,12 +502,18 @@ async def run(config: Config, paths: Paths, read: Callable[[], Config] = Config)
     check_machine(paths)
     resource.setrlimit(resource.RLIMIT_CORE, NO_CORE)  # keys are going to be in our memory
     with lock.hold(paths.run_dir):
-        while (ending := await _run_once(config, paths, read)) is Ending.REBUILD:
-            try:
-                config = config.following(read())
-            except IpsecGwError as error:
-                log.warning("the configuration file cannot be used, what held goes on", reason=str(error))
+        async with watched():
+            ending = await _run_until_told(config, paths, read)
     notify("STOPPING=1")
+    return ending
+
+
+async def _run_until_told(config: Config, paths: Paths, read: Callable[[], Config]) -> Ending:
+    while (ending := await _run_once(config, paths, read)) is Ending.REBUILD:
+        try:
+            config = config.following(read())
+        except IpsecGwError as error:
+            log.warning("the configuration file cannot be used, what held goes on", reason=str(error))
     return ending
 
 
