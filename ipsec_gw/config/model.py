@@ -14,6 +14,7 @@ from ipsec_gw.model.choices import WHOLE, Choices, PolicyMode
 from ipsec_gw.model.firewall import Ruleset
 
 LEAST_AWAY_SECONDS = 5.0
+"""The daemon shows itself twice a second, and comes back in a second or two."""
 
 
 class EngineChoice(StrEnum):

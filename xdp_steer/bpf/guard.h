@@ -6,7 +6,8 @@
  * the SA it is dropped. ESP of others that is only forwarded (its source is no address of ours) goes by. An SA that nobody decided on yet is held back (dropped and counted) for a moment, as
  * long as the daemon lives: user space then compares the kernel's sequence number with what was dropped, and
  * knows whether any number of that key has left. It fails open: with the daemon dead, the kernel sends. So it does with
- * an engine that is gone for certain (the dock of its plaintext says so): the kernel's number is far ahead of the engine's.
+ * an engine that is gone for certain, or gets nothing any more as no daemon is there (the dock of its plaintext says so):
+ * the kernel's number is far ahead of the engine's.
  *
  * What is held back is not lost: the daemon gets a copy. Once the engine carries the SA, it opens the packet and gives the
  * plaintext to the engine; if the kernel keeps the SA, it sends the packet as it is.
