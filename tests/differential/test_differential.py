@@ -10,6 +10,8 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pprint import pformat
 
 import pytest
@@ -35,40 +37,56 @@ UPTIME = 400
 """Seconds since boot that ageing needs: entries cannot be older than the machine."""
 
 
-@pytest.fixture(scope="module")
-def indexes() -> Iterator[dict[str, int]]:
+@contextmanager
+def opened() -> Iterator[tuple[Datapath, dict[str, int]]]:
+    """A datapath in a namespace of its own, and the indices of its interfaces."""
+    pins = pins_of_this_run()
+    with namespace(f"diff{os.getpid()}"):
+        indexes = world.build()
+        try:
+            datapath = Datapath(pins, indexes)
+            yield datapath, indexes
+            datapath.close()
+        finally:
+            Steering.remove_leftovers(pins)  # of programs that do not load
+
+
+def compared(seeds: range) -> tuple[Counter[Reason], str]:
+    """What was seen in these sequences, and the first difference, if there is one."""
+    setting: Setting | None = None
+    seen: Counter[Reason] = Counter()
+    with opened() as (datapath, indexes):
+        fib = make_fib(indexes)
+        for seed in seeds:
+            if setting is None or seed % PER_CONFIGURATION == 0:
+                setting = set_up(datapath, indexes, seed)
+            reasons, difference = run_sequence(datapath, setting, fib, indexes, seed)
+            seen += reasons
+            if difference is not None:
+                return seen, explain(seed, setting, difference)
+    return seen, ""
+
+
+def shares(processes: int) -> list[range]:
+    """All sequences, those that have a configuration in common together."""
+    end, size = SEED + COUNT, -(-COUNT // processes)
+    size += -size % PER_CONFIGURATION
+    return [range(first, min(first + size, end)) for first in range(SEED, end, size)]
+
+
+@pytest.mark.timeout(900 + COUNT // 20)  # seconds; a million takes hours
+def test_datapath_does_what_the_reference_does() -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root")
     if time.monotonic() < UPTIME:
         pytest.skip(f"the machine is up for less than {UPTIME} s: sessions cannot be made that old")
-    with namespace(f"diff{os.getpid()}"):
-        yield world.build()
-
-
-@pytest.fixture(scope="module")
-def datapath(indexes: dict[str, int]) -> Iterator[Datapath]:
-    pins = pins_of_this_run()
-    try:
-        opened = Datapath(pins, indexes)
-        yield opened
-        opened.close()
-    finally:
-        Steering.remove_leftovers(pins)  # of programs that do not load
-
-
-@pytest.mark.timeout(900 + COUNT // 20)  # seconds; a million takes hours
-def test_datapath_does_what_the_reference_does(datapath: Datapath, indexes: dict[str, int]) -> None:
     print(f"seeds {SEED} to {SEED + COUNT - 1}")
-    fib = make_fib(indexes)
-    setting: Setting | None = None
-    seen: Counter[Reason] = Counter()
-    for seed in range(SEED, SEED + COUNT):
-        if setting is None or seed % PER_CONFIGURATION == 0:
-            setting = set_up(datapath, indexes, seed)
-        reasons, difference = run_sequence(datapath, setting, fib, indexes, seed)
-        seen += reasons
-        if difference is not None:
-            pytest.fail(explain(seed, setting, difference), pytrace=False)
+    processes = os.cpu_count() or 1
+    with ProcessPoolExecutor(processes) as workers:
+        told = list(workers.map(compared, shares(processes)))
+    if different := next((words for _, words in told if words), ""):
+        pytest.fail(different, pytrace=False)
+    seen = sum((reasons for reasons, _ in told), Counter[Reason]())
     print(f"{seen.total()} packets: " + ", ".join(f"{reason.label} {count}" for reason, count in seen.most_common()))
     if COUNT >= ENOUGH:
         missed = {reason for reason in Reason if Reason.FORWARDED <= reason <= Reason.ZONE_CHANGED} - seen.keys()
