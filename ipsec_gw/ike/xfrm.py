@@ -223,21 +223,24 @@ class XfrmSocket:
         return [] if mark is None else [("XFRMA_MARK", pack_mark(mark))]
 
     def _request(self, kind: type[M], message_type: int, flags: int, body: bytes) -> list[M]:
-        """Send one request and decode its answers until the kernel says that they are complete."""
+        """Send one request, and decode its answers when the kernel has said that they are complete: thousands of them
+        take seconds, and others have their turn meanwhile.
+        """
         with self._turn:
-            return self._exchange(kind, message_type, flags, body)
+            answers = self._exchange(message_type, flags, body)
+        return [self._read(_decoded(kind), raw) for raw in answers]
 
-    def _exchange(self, kind: type[M], message_type: int, flags: int, body: bytes) -> list[M]:
+    def _exchange(self, message_type: int, flags: int, body: bytes) -> list[bytes]:
         try:
-            return self._converse(kind, message_type, flags, body)
+            return self._converse(message_type, flags, body)
         except OSError as error:
             raise XfrmError(f"the kernel's XFRM cannot be asked: {error.strerror}", error.errno or 0) from None
 
-    def _converse(self, kind: type[M], message_type: int, flags: int, body: bytes) -> list[M]:
+    def _converse(self, message_type: int, flags: int, body: bytes) -> list[bytes]:
         self._sequence += 1
         header = HEADER.pack(HEADER.size + len(body), message_type, NLM_F_REQUEST | flags, self._sequence, 0)
         self._socket.send(header + body)
-        answers: list[M] = []
+        answers: list[bytes] = []
         several = flags & NLM_F_DUMP == NLM_F_DUMP or bool(flags & NLM_F_ACK)
         while True:
             try:
@@ -252,7 +255,7 @@ class XfrmSocket:
                     if code := self._read(error_code, raw):
                         raise XfrmError(f"the kernel refused an XFRM request: {os.strerror(code)}", code)
                     return answers
-                answers.append(self._read(_decoded(kind), raw))
+                answers.append(raw)
                 if not several:
                     return answers
 

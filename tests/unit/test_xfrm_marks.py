@@ -125,3 +125,20 @@ def test_every_request_names_the_mark(
 def test_an_sa_with_a_mark_is_found(kernel: tuple[Kernel, XfrmSocket, dict[int, SaKey]]) -> None:
     _, socket, keys = kernel
     assert [sa.mark if (sa := socket.sa(keys[spi])) else "gone" for spi in (MARKED, PLAIN)] == [MARK, None]
+
+
+def test_others_have_their_turn_while_a_dump_is_decoded(
+    kernel: tuple[Kernel, XfrmSocket, dict[int, SaKey]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twenty thousand SAs take seconds, and a request of the event loop would wait, and with it a heartbeat."""
+    fake, socket, keys = kernel
+    decode = xfrm._decoded
+
+    def beside(kind: type[XfrmMessage]) -> Callable[[bytes], XfrmMessage]:
+        monkeypatch.setattr(xfrm, "_decoded", decode)
+        socket.expire_soft(keys[PLAIN])
+        return decode(kind)
+
+    monkeypatch.setattr(xfrm, "_decoded", beside)
+    assert {sa.key for sa in socket.sas()} == set(keys.values())
+    assert [number for number, _ in fake.asked] == [GETSA, GETSA, EXPIRE]
