@@ -1,8 +1,8 @@
 """A lean connection to VPP's API socket, for what must be quick beside vpp_papi's: pings, and all SAs' numbers.
 
 A message is ``>QII`` (unused, length, unused; ``msgbuf_t``) and its bytes, whose number VPP tells when a client
-registers (``memclnt.api``). Requests of a connection are made one after the
-other; after a cancelled one it is of no use.
+registers (``memclnt.api``). Requests of a connection are made one after the other; after a
+cancelled one it is of no use.
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ class Link:
     mtu: int
 
 
-async def _nothing() -> None:
-    """Nothing is steered or led."""
+async def nothing() -> None:
+    """For those who want nothing done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class EngineContext:
     up_kernel: Link
     up_engine: Link
     xsks_map: Callable[[str], int]
-    taking: Callable[[], Awaitable[None]] = _nothing
+    taking: Callable[[], Awaitable[None]] = nothing
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,8 +37,16 @@ HANG_SECONDS = 3.0
 AWAY_SECONDS = 300.0
 """An emulated daemon takes a minute and more to come back, which is when it counts as away by default."""
 
-PLAIN = f"[gateway]\nhang_seconds = {HANG_SECONDS}\nhold_seconds = 15.0\ndaemon_away_seconds = {AWAY_SECONDS}\n"
-"""Without a firewall. A decision may take the emulated daemon longer than the two seconds that it has by default."""
+
+def patient(*, hang_seconds: float = HANG_SECONDS, away_seconds: float = AWAY_SECONDS) -> str:
+    """The gateway's options on emulated machines, where a decision may take longer than the two seconds that it has by
+    default.
+    """
+    return f"[gateway]\nhang_seconds = {hang_seconds}\nhold_seconds = 15.0\ndaemon_away_seconds = {away_seconds}\n"
+
+
+PLAIN = patient()
+"""Without a firewall."""
 
 POLL_SECONDS = 0.5
 DAEMON_STOP_SECONDS = 30.0

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 import structlog
 
 from ipsec_gw.desired import EngineOffer
-from ipsec_gw.engines.port import Capabilities, Counters, Engine, Heard
+from ipsec_gw.engines.port import Capabilities, Counters, Engine, Heard, nothing
 from ipsec_gw.errors import EngineError, EngineUnavailable
 from ipsec_gw.model.ids import SaKey
 from ipsec_gw.model.objects import EngineKey, EngineObject, EngineSa, ManagedObject, NextHop, Overlay, Tunnel
@@ -37,7 +37,7 @@ class EngineLink:
         self.losses = 0
         self.trouble = ""
         self.on_counters: Callable[[Mapping[SaKey, Counters]], None] = lambda _counters: None
-        self.on_open: Callable[[], Awaitable[None]] = _nothing
+        self.on_open: Callable[[], Awaitable[None]] = nothing
         self.tell: Callable[[str], None] = lambda _trouble: None
 
     @property
@@ -186,10 +186,6 @@ class EngineLink:
             self.trouble = why
             log.error("engine lost", engine=str(self.engine.name), reason=why)
             self.tell(f"the engine was lost: {why}")
-
-
-async def _nothing() -> None:
-    """For those who want nothing done."""
 
 
 def _engine_object(obj: ManagedObject) -> EngineObject:

@@ -11,6 +11,7 @@ from typing import Protocol
 import structlog
 
 from ipsec_gw.desired import MOVED, Desired, Owner, SaVerdict, Settings, desired, needs_engine
+from ipsec_gw.engines.port import nothing
 from ipsec_gw.errors import IpsecGwError
 from ipsec_gw.model.choices import Choices
 from ipsec_gw.model.ids import Direction, SaKey
@@ -93,7 +94,7 @@ class Reconciler:
         self.decided = settings
         self._stale = True
         self._losses = link.losses
-        self.before_pass: Callable[[], Awaitable[None]] = _nothing
+        self.before_pass: Callable[[], Awaitable[None]] = nothing
 
     @property
     def in_sync(self) -> bool:
@@ -343,10 +344,6 @@ def _spared(failures: Sequence[Step]) -> frozenset[ObjectKey]:
             if obstacles <= harmless:
                 spared.add(step.op.obj.key)
     return frozenset(spared)
-
-
-async def _nothing() -> None:
-    """Nothing is to be done before a pass."""
 
 
 async def reconcile_forever(

@@ -128,8 +128,8 @@ def test_to_engine_takes_every_packet(steering: Steering, wire: Wire) -> None:
     xsk.close()
 
 
-def test_plaintext_without_any_socket_opens_the_guard_for_good(steering: Steering, wire: Wire) -> None:
-    """An engine that died lets the kernel send, with no daemon at hand; one that comes back does not get it back."""
+def engine_with_known(steering: Steering, wire: Wire) -> tuple[Wire, XskSocket]:
+    """An engine's socket, the wire that its plaintext comes by, and the known SA claimed for it."""
     ip("link add up8 type veth peer name vp8")
     ip("link set up8 up")
     ip("link set vp8 up")
@@ -139,6 +139,12 @@ def test_plaintext_without_any_socket_opens_the_guard_for_good(steering: Steerin
     xsk = XskSocket("vp8", frames=64)
     xsk.enter(steering.xsks_map("vp8"))
     steering.claim(KNOWN)
+    return plain, xsk
+
+
+def test_plaintext_without_any_socket_opens_the_guard_for_good(steering: Steering, wire: Wire) -> None:
+    """An engine that died lets the kernel send, with no daemon at hand; one that comes back does not get it back."""
+    plain, xsk = engine_with_known(steering, wire)
     plain.inject(MARKER)
     assert await_frames(xsk, 1) == [bytes(MARKER)]
     wire.emit(esp(KNOWN.spi, seq=1))
@@ -168,15 +174,7 @@ def test_plaintext_without_any_socket_opens_the_guard_for_good(steering: Steerin
 
 def test_a_daemon_that_is_away_leaves_plaintext_to_the_kernel(steering: Steering, wire: Wire) -> None:
     """Nobody follows rekeys then. Neither the engine's socket nor the daemon's return gives anything back."""
-    ip("link add up8 type veth peer name vp8")
-    ip("link set up8 up")
-    ip("link set vp8 up")
-    plain = Wire("vp8", "up8")
-    steering.dock("vp8", Role.TO_ENGINE)
-    steering.dock(wire.near, Role.WAN)
-    xsk = XskSocket("vp8", frames=64)
-    xsk.enter(steering.xsks_map("vp8"))
-    steering.claim(KNOWN)
+    plain, xsk = engine_with_known(steering, wire)
     for alive in (0.0, HOUR):  # 0: it may be away for ever
         steering.heartbeat(alive)
         plain.inject(MARKER)

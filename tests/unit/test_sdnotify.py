@@ -30,16 +30,15 @@ async def received(systemd: socket.socket) -> bytes:
         return await asyncio.get_running_loop().sock_recv(systemd, 100)
 
 
-@pytest.mark.parametrize("pid", [None, os.getpid()])
-async def test_the_watchdog_sees_that_we_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pid: int | None) -> None:
+@pytest.mark.parametrize("named", [False, True])
+async def test_the_watchdog_sees_that_we_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, named: bool) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as systemd:
         systemd.bind(str(tmp_path / "notify"))
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         monkeypatch.setenv("WATCHDOG_USEC", "2000")
-        if pid is None:
-            monkeypatch.delenv("WATCHDOG_PID", raising=False)
-        else:
-            monkeypatch.setenv("WATCHDOG_PID", str(pid))
+        monkeypatch.delenv("WATCHDOG_PID", raising=False)
+        if named:
+            monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
         async with watched():
             assert [await received(systemd) for _ in range(3)] == [b"WATCHDOG=1"] * 3
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from ipsec_gw.lab.context import Lab
-from ipsec_gw.lab.gateway import AWAY_SECONDS, PLAIN, GatewayUnderTest
+from ipsec_gw.lab.gateway import GatewayUnderTest, patient
 from ipsec_gw.lab.kernel_sas import dump
 from ipsec_gw.lab.scenarios.failover import (
     BACK_SECONDS,
@@ -29,7 +29,7 @@ from ipsec_gw.lab.traffic import until
 AWAY = 20.0
 """Seconds: long enough for a daemon that an emulated machine keeps waiting."""
 
-CONFIG = PLAIN.replace(f"daemon_away_seconds = {AWAY_SECONDS}", f"daemon_away_seconds = {AWAY}")
+CONFIG = patient(away_seconds=AWAY)
 TAKEOVER_SECONDS = 3 * AWAY
 
 Absence = Callable[[GatewayUnderTest], AbstractAsyncContextManager[None]]

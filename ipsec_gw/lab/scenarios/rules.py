@@ -5,6 +5,7 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from ipsec_gw.lab.edge import POOL, POOL6
+from ipsec_gw.lab.gateway import PLAIN
 from ipsec_gw.lab.topology import HOST, LAN, WAN, Role, Topology
 
 Address = IPv4Address | IPv6Address
@@ -114,11 +115,7 @@ to_port = {INTERNAL}
 
 
 ZONES = f"""\
-[gateway]
-hang_seconds = 3.0
-hold_seconds = 15.0
-daemon_away_seconds = 300.0
-wan = ["{WAN}"]
+{PLAIN}wan = ["{WAN}"]
 
 [zones.trust]
 interfaces = ["{LAN}"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from ipsec_gw.errors import IpsecGwError
 from ipsec_gw.lab.context import Lab
-from ipsec_gw.lab.gateway import AWAY_SECONDS
+from ipsec_gw.lab.gateway import patient
 from ipsec_gw.lab.matrix.case import Connection
 from ipsec_gw.lab.matrix.ends import End
 from ipsec_gw.lab.scenarios.configured import both, load, talkers
@@ -32,7 +32,7 @@ from ipsec_gw.lab.scenarios.verdicts import Evidence, Judged, judge_capture
 from ipsec_gw.lab.strongswan import CONNECTION
 from ipsec_gw.lab.traffic import until
 
-PATIENT = f"[gateway]\nhang_seconds = 10.0\nhold_seconds = 15.0\ndaemon_away_seconds = {AWAY_SECONDS}\n"
+PATIENT = patient(hang_seconds=10.0)
 """None of the tales is about a VPP that hangs, and on a loaded emulated machine one that is well may be silent for some
 seconds."""
 
