@@ -30,9 +30,9 @@ test-fast: setup ## what needs no root, with fewer examples, in some two minutes
 scenarios: setup ## all of the lab, all engines, many rounds: hours where it takes a virtual machine
 	@$(PYTHON) -m pytest -v -m scenario --all-scenarios
 
-fuzz: setup ## parsers, XDP input, the firewall against its reference (N=, SEED=): many more examples than `make test`
-	@HYPOTHESIS_PROFILE=fuzz $(PYTHON) -m pytest -q tests/property tests/fuzz
-	@N=$${N:-1000000} $(PYTHON) -m pytest -q tests/differential
+fuzz: setup ## parsers, broken messages, XDP input, the firewall against its reference (N=, SEED=): far more than `make test`
+	@HYPOTHESIS_PROFILE=fuzz $(PYTHON) -m pytest -q tests/property
+	@HYPOTHESIS_PROFILE=fuzz N=$${N:-1000000} $(PYTHON) -m pytest -q tests/fuzz tests/differential
 
 lint: setup ## format check, lint, types, import contracts
 	@.venv/bin/ruff format --check -q .

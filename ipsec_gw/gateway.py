@@ -312,7 +312,8 @@ def _guardian(
     waited: Callable[[SaKey], Volume] = lambda _key: NOTHING,
 ) -> Guardian:
     ledger = Handovers(paths.run_dir, history.trouble)
-    return Guardian(stack.enter_context(StateSocket()), expirer(kernel, history.trouble), ledger, waited)
+    sas = stack.enter_context(StateSocket(kernel.count_malformed))
+    return Guardian(sas, expirer(kernel, history.trouble), ledger, waited)
 
 
 async def _open_engine(link: EngineLink, *, patient: bool) -> None:

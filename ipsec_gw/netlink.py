@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+import sys
 from collections.abc import Iterable, Iterator
 
 NETLINK_ROUTE, NETLINK_XFRM, NETLINK_NETFILTER = 0, 6, 12
@@ -22,6 +23,7 @@ RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV4_RULE = 5, 7, 8
 RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV6_ROUTE, RTNLGRP_IPV6_RULE = 9, 11, 19
 """``enum rtnetlink_groups`` (``linux/rtnetlink.h``)."""
 
+_MAX_ERRNO = 4095  # linux/err.h
 _ATTRIBUTE = struct.Struct("=HH")
 _SOL_NETLINK, _ADD_MEMBERSHIP, _SO_RCVBUFFORCE = 270, 1, 33
 
@@ -42,7 +44,9 @@ def messages(datagram: bytes) -> Iterator[tuple[int, int, bytes]]:
 def attributes(raw: bytes) -> Iterator[tuple[int, bytes]]:
     """Type, with its flags, and payload of each attribute. Raises ValueError at one that is not whole."""
     offset = 0
-    while offset + _ATTRIBUTE.size <= len(raw):
+    while offset < len(raw):
+        if offset + _ATTRIBUTE.size > len(raw):
+            raise ValueError(f"{len(raw) - offset} bytes of an attribute")
         length, kind = _ATTRIBUTE.unpack_from(raw, offset)
         if length < _ATTRIBUTE.size or offset + length > len(raw):
             raise ValueError(f"an attribute of {length} bytes")
@@ -56,8 +60,11 @@ def attribute(kind: int, payload: bytes) -> bytes:
 
 
 def error_code(message: bytes) -> int:
-    """The errno of an error or of the end of a dump, 0 for success. Raises struct.error if there is none."""
-    return -int(struct.unpack_from("=i", message, HEADER.size)[0])
+    """The errno of an error or of the end of a dump, 0 for success. Raises ValueError if there is none."""
+    code = -int.from_bytes(message[HEADER.size : HEADER.size + 4], sys.byteorder, signed=True)
+    if len(message) < HEADER.size + 4 or not 0 <= code <= _MAX_ERRNO:
+        raise ValueError(f"an error {code} in {len(message)} bytes")
+    return code
 
 
 class Ear:

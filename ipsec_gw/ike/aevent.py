@@ -6,18 +6,18 @@ is made a value of. Layouts are those of ``linux/xfrm.h``; :mod:`ipsec_gw.ike.me
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from ipaddress import ip_address
 from typing import Self
 
 from ipsec_gw.errors import XfrmError
+from ipsec_gw.ike.attributes import LTIME_VAL, MARK, REPLAY_ESN_VAL, REPLAY_VAL, attributes
 from ipsec_gw.ike.codec import family_of, pack_address
-from ipsec_gw.ike.messages import XFRM_MSG_GETSA, XFRM_MSG_NEWAE
+from ipsec_gw.ike.messages import XFRM_MSG_GETSA, XFRM_MSG_NEWAE, XFRM_MSG_NEWSA
 from ipsec_gw.model.ids import SaKey
 from ipsec_gw.model.warmth import SaState, Volume, Warming
 from ipsec_gw.netlink import (
@@ -40,7 +40,6 @@ BATCH = 64
 
 _ANSWER_SECONDS = 5.0
 
-_ATTRIBUTE = struct.Struct("=HH")
 _USERSA_BYTES = 224
 _DESTINATION, _FAMILY = 56, 212
 _SPI_PROTO = struct.Struct(">IB")
@@ -49,7 +48,6 @@ _LIMITS_AND_USE = struct.Struct("=4Q32x4Q")
 """Soft and hard bytes, soft and hard packets, (times,) bytes, packets, time of installation and of use."""
 
 _LIMITS_OFFSET = 96
-_LTIME_VAL, _REPLAY_VAL, _MARK, _REPLAY_ESN_VAL = 9, 10, 21, 23
 _REPLAY = struct.Struct("=III")
 _REPLAY_ESN = struct.Struct("=6I")
 _LTIME = struct.Struct("=4Q")
@@ -63,7 +61,7 @@ _WINDOW_OFFSET = 214 + 1
 
 def parse_state(message: bytes) -> SaState | None:
     """An SA of a GETSA dump (``xfrm_usersa_info`` and attributes). None for what is not ESP or says nothing of its
-    numbers.
+    numbers. Raises ValueError or struct.error for what cannot be read.
     """
     spi, protocol = _SPI_PROTO.unpack_from(message, _SPI_PROTO_OFFSET)
     (family,) = struct.unpack_from("=H", message, _FAMILY)
@@ -71,14 +69,14 @@ def parse_state(message: bytes) -> SaState | None:
         return None
     raw = message[_DESTINATION : _DESTINATION + (4 if family == socket.AF_INET else 16)]
     replay, mark = None, b""
-    for kind, start, end in _attributes(message):
-        if kind == _MARK:
-            mark = message[start:end]
-        if kind == _REPLAY_VAL and replay is None and end - start >= _REPLAY.size:
-            oseq, seq, _ = _REPLAY.unpack_from(message, start)
+    for kind, payload in attributes(message, _USERSA_BYTES):
+        if kind == MARK:
+            mark = payload
+        if kind == REPLAY_VAL and replay is None:
+            oseq, seq, _ = _REPLAY.unpack(payload)
             replay = (oseq, seq, message[_WINDOW_OFFSET], 0)
-        elif kind == _REPLAY_ESN_VAL and end - start >= _REPLAY_ESN.size:
-            words, oseq, seq, oseq_high, seq_high, window = _REPLAY_ESN.unpack_from(message, start)
+        elif kind == REPLAY_ESN_VAL:
+            words, oseq, seq, oseq_high, seq_high, window = _REPLAY_ESN.unpack_from(payload)
             replay = (oseq | oseq_high << 32, seq | seq_high << 32, window, words)
     if replay is None:
         return None
@@ -105,25 +103,26 @@ def pack_warming(warm: Warming) -> bytes:
         pack_address(key.destination), spi, family_of(key.destination), socket.IPPROTO_ESP, bytes(16), 0, 0
     )
     lifetime = _LTIME.pack(warm.used.octets, warm.used.packets, state.add_time, warm.use_time)
-    body = head + attribute(_LTIME_VAL, lifetime)
+    body = head + attribute(LTIME_VAL, lifetime)
     if state.mark:
-        body += attribute(_MARK, state.mark)
+        body += attribute(MARK, state.mark)
     if warm.seq is None:
         return body
     if not state.words:
-        return body + attribute(_REPLAY_VAL, _REPLAY.pack(state.oseq, warm.seq & _ALL_SEEN, _ALL_SEEN))
+        return body + attribute(REPLAY_VAL, _REPLAY.pack(state.oseq, warm.seq & _ALL_SEEN, _ALL_SEEN))
     oseq, seq = state.oseq, warm.seq
     numbers = _REPLAY_ESN.pack(state.words, oseq & _ALL_SEEN, seq & _ALL_SEEN, oseq >> 32, seq >> 32, state.window)
-    return body + attribute(_REPLAY_ESN_VAL, numbers + b"\xff" * (4 * state.words))
+    return body + attribute(REPLAY_ESN_VAL, numbers + b"\xff" * (4 * state.words))
 
 
 class StateSocket:
     """A netlink socket of its own, so that bulk work holds up nobody. Not for several threads at once.
 
-    Raises XfrmError whenever the kernel does not answer as it should.
+    Raises XfrmError whenever the kernel does not answer as it should. ``malformed`` is called for every message that
+    cannot be read, and for every SA of a dump that is left out because it cannot.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, malformed: Callable[[], None] = lambda: None) -> None:
         try:
             self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_XFRM)
             self._socket.bind((0, 0))
@@ -133,6 +132,7 @@ class StateSocket:
             ) from None
         self._socket.settimeout(_ANSWER_SECONDS)
         self._sequence = 0
+        self._malformed = malformed
 
     def __enter__(self) -> Self:
         return self
@@ -154,11 +154,11 @@ class StateSocket:
                 if sequence != self._sequence:
                     continue
                 if kind in (NLMSG_ERROR, NLMSG_DONE):
-                    _raise_for(error_code(raw))
+                    _raise_for(self._code(raw))
                     return found
-                body = raw[HEADER.size :]
-                state = parse_state(body) if len(body) >= _USERSA_BYTES else None
-                if state is not None:
+                if kind != XFRM_MSG_NEWSA:
+                    raise self._unreadable(f"type {kind}")
+                if (state := self._state(raw[HEADER.size :])) is not None:
                     found.append(state)
 
     def write(self, warmings: Sequence[Warming]) -> int:
@@ -176,7 +176,7 @@ class StateSocket:
         while len(codes) < count:
             for kind, sequence, raw in self._receive():
                 if kind == NLMSG_ERROR and first <= sequence <= self._sequence:
-                    codes[sequence] = error_code(raw)
+                    codes[sequence] = self._code(raw)
         for code in codes.values():
             if code != errno.ESRCH:
                 _raise_for(code)
@@ -193,28 +193,33 @@ class StateSocket:
             data = self._socket.recv(RECEIVE_BYTES)
         except OSError as error:
             raise XfrmError(f"the kernel's XFRM does not answer ({error})", error.errno or errno.ETIMEDOUT) from None
-        return list(_messages(data))
+        try:
+            return list(messages(data))
+        except ValueError as error:
+            raise self._unreadable(str(error)) from None
+
+    def _state(self, message: bytes) -> SaState | None:
+        """An SA that cannot be read is left out: the others are not held up by it."""
+        try:
+            return parse_state(message)
+        except (struct.error, ValueError):
+            self._malformed()
+            return None
+
+    def _code(self, message: bytes) -> int:
+        try:
+            return error_code(message)
+        except ValueError as error:
+            raise self._unreadable(str(error)) from None
+
+    def _unreadable(self, reason: str) -> XfrmError:
+        """The error of a message that cannot be read, which is counted."""
+        self._malformed()
+        return XfrmError(f"a message of the kernel's XFRM cannot be read ({reason})", errno.EBADMSG)
 
 
 def _message(kind: int, flags: int, sequence: int, body: bytes) -> bytes:
     return HEADER.pack(HEADER.size + len(body), kind, NLM_F_REQUEST | flags, sequence, 0) + body
-
-
-def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Type, sequence number and bytes of each message; a broken one ends it."""
-    with contextlib.suppress(ValueError):
-        yield from messages(data)
-
-
-def _attributes(message: bytes) -> Iterator[tuple[int, int, int]]:
-    """Type, start and end of each attribute's payload."""
-    offset = _USERSA_BYTES
-    while offset + _ATTRIBUTE.size <= len(message):
-        length, kind = _ATTRIBUTE.unpack_from(message, offset)
-        if length < _ATTRIBUTE.size or offset + length > len(message):
-            return
-        yield kind, offset + _ATTRIBUTE.size, offset + length
-        offset += (length + 3) & ~3
 
 
 def _raise_for(code: int) -> None:

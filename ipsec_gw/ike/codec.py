@@ -86,6 +86,7 @@ def parse_sa(message: XfrmMessage) -> XfrmSa:
     """
     sa = _bare_sa(message)
     try:
+        message.check()
         attributes = dict(_attributes(message))
         aead = _aead(attributes.get("ALG_AEAD"))
         extra_flags = int(attributes.get("SA_EXTRA_FLAGS", 0))
@@ -126,7 +127,11 @@ def _bare_sa(message: XfrmMessage) -> XfrmSa:
 
 
 def parse_policy(message: XfrmMessage) -> XfrmPolicy | None:
-    """A policy from NEWPOLICY or a GETPOLICY answer; None for per-socket policies (IKE's own bypass)."""
+    """A policy from NEWPOLICY or a GETPOLICY answer; None for per-socket policies (IKE's own bypass).
+
+    Raises ValueError for a broken one: without its templates it would let everything pass.
+    """
+    message.check()
     direction = _DIRECTIONS.get(int(message["dir"]))
     if direction is None:
         return None
@@ -195,10 +200,7 @@ def _aead(raw: bytes | None) -> AeadKey | None:
         return None
     key_bits, icv_bits = struct.unpack_from("=II", raw, _ALGORITHM_NAME_BYTES)
     start = _ALGORITHM_NAME_BYTES + 8
-    end = start + key_bits // 8
-    if len(raw) < end:
-        raise ValueError("an AEAD key is shorter than it says")  # its first half might pass for a key of another length
-    return AeadKey(_c_string(raw), Secret(raw[start:end]), icv_bits)
+    return AeadKey(_c_string(raw), Secret(raw[start : start + key_bits // 8]), icv_bits)
 
 
 def _algorithm_name(attributes: dict[str, Any], aead: AeadKey | None) -> str:

@@ -5,7 +5,14 @@ Addresses are 16 raw bytes, of which IPv4 uses the first four.
 
 from __future__ import annotations
 
+import struct
+from collections import deque
+from functools import cache
+
 from pyroute2.netlink import nla, nlmsg
+
+from ipsec_gw.ike.attributes import attributes
+from ipsec_gw.netlink import HEADER
 
 XFRM_MSG_NEWSA = 0x10
 XFRM_MSG_GETSA = 0x12
@@ -106,6 +113,16 @@ class XfrmMessage(nlmsg):
         (31, "XFRMA_IF_ID", "uint32"),
     )
     ReplayVal = ReplayVal
+
+    def check(self) -> None:
+        """Raises ValueError if the attributes are not whole: they were decoded as far as it went."""
+        deque(attributes(self.data, _head_bytes(tuple(self.fields))), maxlen=0)
+
+
+@cache
+def _head_bytes(fields: tuple[tuple[str, str], ...]) -> int:
+    """What comes before the attributes of a message with these fields."""
+    return HEADER.size + sum(struct.calcsize(f"={kind.lstrip('=>')}") for _, kind in fields)
 
 
 class UserSaInfo(XfrmMessage):

@@ -39,9 +39,10 @@ class OwnPolicy:
 
 
 def parse_own(message: XfrmMessage) -> OwnPolicy | None:
-    """One of ours from an answer to GETPOLICY, None for any other policy."""
+    """One of ours from an answer to GETPOLICY, None for any other policy. Raises ValueError for a broken one."""
     if not _FIRST_INDEX <= int(message["index"]) < _FIRST_INDEX + _INDICES:
         return None
+    message.check()
     direction = next((d for d, number in _DIRECTIONS.items() if number == int(message["dir"])), None)
     attributes = {slot[0]: slot[1] for slot in message.get("attrs", ())}
     if direction is None or "XFRMA_TMPL" in attributes:

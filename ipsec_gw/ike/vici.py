@@ -29,6 +29,10 @@ log = structlog.get_logger()
 
 _MAX_MESSAGE = 512 * 1024
 _CLOSED = -1
+_SPACE = ord(" ")
+_NAMED = frozenset({Message.SECTION_START, Message.KEY_VALUE, Message.LIST_START})
+_WITH_VALUE = frozenset({Message.KEY_VALUE, Message.LIST_ITEM})
+_ELEMENTS = _NAMED | _WITH_VALUE | {Message.SECTION_END, Message.LIST_END}
 _EVENTS = ("ike-updown", "ike-rekey", "child-updown", "child-rekey")
 
 
@@ -173,7 +177,7 @@ class ViciSession:
             while True:
                 (length,) = struct.unpack("!I", await self._reader.readexactly(4))
                 if length > _MAX_MESSAGE:
-                    raise OSError(f"vici message of {length} bytes")
+                    raise ValueError(f"{length} bytes are announced")
                 stream = _Exact(await self._reader.readexactly(length))
                 kind = stream.read(1)[0]
                 if kind == Packet.EVENT:
@@ -234,8 +238,28 @@ def _local_addresses(answers: list[ViciSection]) -> list[str]:
 
 
 def _payload(stream: FiniteStream) -> ViciSection:
+    start = stream.tell()
+    while stream.has_more():
+        _skip(stream)
+    stream.seek(start)
     return cast(ViciSection, Message.deserialize(stream))
 
 
+def _skip(stream: FiniteStream) -> None:
+    """Read over an element. Raises DeserializationException or ValueError: the package passes over bytes that are no
+    type of one.
+    """
+    kind = stream.read(1)[0]
+    if kind not in _ELEMENTS:
+        raise DeserializationException(f"{kind} is no type of an element")
+    if kind in _NAMED:
+        _text(stream.read(stream.read(1)[0]))
+    if kind in _WITH_VALUE:
+        stream.read(int.from_bytes(stream.read(2), "big"))
+
+
 def _text(value: bytes) -> str:
+    """Raises ValueError for more than text: with a wrong length, the elements that follow would be a part of it."""
+    if any(byte < _SPACE for byte in value):
+        raise ValueError("control characters")
     return value.decode("utf-8", "replace")

@@ -49,6 +49,12 @@ from ipsec_gw.netlink import (
 
 _ANSWER_SECONDS = 5.0
 _ESP = socket.IPPROTO_ESP
+_ANSWERS = {
+    messages.XFRM_MSG_GETSA: messages.XFRM_MSG_NEWSA,
+    messages.XFRM_MSG_GETPOLICY: messages.XFRM_MSG_NEWPOLICY,
+}
+"""What the kernel answers to a question with."""
+
 _LAST, _LAST_ESN = (1 << 32) - 1, (1 << 64) - 1
 """The last sequence numbers without and with ESN (RFC 4303, 2.2.1)."""
 
@@ -61,7 +67,8 @@ class XfrmSocket:
     """A request socket to the kernel's XFRM in this network namespace. Needs CAP_NET_ADMIN.
 
     Raises XfrmError, with the kernel's errno, whenever the kernel says no. ``malformed`` counts messages that could not
-    be read. The kernel finds an SA with a mark only by it: those of the last dump are known.
+    be read, and SAs of a dump whose attributes could not. The kernel finds an SA with a mark only by it: those of the
+    last dump are known.
     """
 
     def __init__(self) -> None:
@@ -88,11 +95,16 @@ class XfrmSocket:
         """Close the socket."""
         self._socket.close()
 
+    def count_malformed(self) -> None:
+        """Another message of the kernel's XFRM could not be read."""
+        self.malformed += 1
+
     def sas(self) -> list[XfrmSa]:
         """All SAs (GETSA dump), keys included."""
         answers = self._request(UserSaInfo, messages.XFRM_MSG_GETSA, NLM_F_DUMP, b"")
         found = [self._read(parse_sa, answer) for answer in answers]
         self._marks = {sa.key: sa.mark for sa in found if sa.mark is not None}
+        self.malformed += sum(UNREADABLE in sa.extras for sa in found)
         return found
 
     def policies(self) -> list[XfrmPolicy]:
@@ -255,6 +267,8 @@ class XfrmSocket:
                     if code := self._read(error_code, raw):
                         raise XfrmError(f"the kernel refused an XFRM request: {os.strerror(code)}", code)
                     return answers
+                if answer_type != _ANSWERS.get(message_type):
+                    raise self._unreadable(f"type {answer_type}")
                 answers.append(raw)
                 if not several:
                     return answers
@@ -264,9 +278,12 @@ class XfrmSocket:
         try:
             return parse(what)
         except (NetlinkError, NetlinkDecodeError, struct.error, ValueError, TypeError, KeyError, IndexError) as error:
-            self.malformed += 1
-            reason = type(error).__name__  # its text may quote a key
-            raise XfrmError(f"a message of the kernel's XFRM cannot be read ({reason})", errno.EBADMSG) from None
+            raise self._unreadable(type(error).__name__) from None  # its text may quote a key
+
+    def _unreadable(self, reason: str) -> XfrmError:
+        """The error of a message that cannot be read, which is counted."""
+        self.count_malformed()
+        return XfrmError(f"a message of the kernel's XFRM cannot be read ({reason})", errno.EBADMSG)
 
 
 def _decoded(kind: type[M]) -> Callable[[bytes], M]:

@@ -247,7 +247,7 @@ class NfTables:
         found = set()
         for answer in self._answers():
             listed = _attributes(answer[HEADER.size + _FAMILY.size :]).get(_ELEMENTS, b"")
-            for _, element in attributes(listed):
+            for element in _list(listed):
                 found.add(_attributes(_attributes(element).get(1, b"")).get(1, b""))
         return frozenset(found)
 
@@ -257,7 +257,8 @@ class NfTables:
         for answer in self._answers():
             found = _attributes(answer[HEADER.size + _FAMILY.size :])
             if found.get(_RULE_TABLE) == _text(table.name):
-                yield found[_RULE_CHAIN].rstrip(b"\0").decode(), found.get(_RULE_USERDATA, b"")
+                chain = found.get(_RULE_CHAIN, b"").rstrip(b"\0").decode("utf-8", "replace")
+                yield chain, found.get(_RULE_USERDATA, b"")
 
     def _commit(self, family: int, parts: Sequence[tuple[int, int, bytes]]) -> None:
         """One transaction: all of it or nothing."""
@@ -286,7 +287,7 @@ class NfTables:
         while True:
             for kind, sequence, raw in self._receive():
                 if kind == NLMSG_ERROR:
-                    if code := error_code(raw):
+                    if code := _code(raw):
                         raise _refused(code)
                     if sequence == last:
                         return
@@ -297,7 +298,7 @@ class NfTables:
                 if sequence != self._sequence:
                     continue
                 if kind in {NLMSG_ERROR, NLMSG_DONE}:
-                    if code := error_code(raw):
+                    if code := _code(raw):
                         raise _refused(code)
                     return
                 yield raw
@@ -307,10 +308,8 @@ class NfTables:
             datagram = self._socket.recv(_RECEIVE_BYTES)
         except OSError as error:  # a time-out is one
             raise _refused(error.errno or errno.ETIMEDOUT) from None
-        try:
+        with _readable():
             yield from messages(datagram)
-        except ValueError:
-            raise _refused(errno.EBADMSG) from None
 
 
 class Tables:
@@ -373,8 +372,24 @@ def _text(text: str) -> bytes:
 
 
 def _attributes(raw: bytes) -> dict[int, bytes]:
-    try:
+    with _readable():
         return {kind & ~_NESTED: value for kind, value in attributes(raw)}
+
+
+def _list(raw: bytes) -> list[bytes]:
+    with _readable():
+        return [value for _, value in attributes(raw)]
+
+
+def _code(raw: bytes) -> int:
+    with _readable():
+        return error_code(raw)
+
+
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    try:
+        yield
     except ValueError:
         raise _refused(errno.EBADMSG) from None
 

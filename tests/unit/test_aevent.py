@@ -21,6 +21,7 @@ from tests.unit.test_xfrm_codec import aead, attribute, netlink, usersa
 
 LEGACY = attribute(10, struct.pack("=III", 41, 42, 0xFF))
 ESN = attribute(23, struct.pack("=6I", 4, 5, 6, 7, 8, 128) + bytes(16))
+DONE = struct.pack("=IHHIIi", 20, 3, 0, 1, 0, 0)
 STATE = SaState(SaKey(ip_address("10.9.8.7"), 0xDEADBEEF), 41, 42, 32, 0, Volume(22, 1111), 333, 444)
 
 
@@ -54,11 +55,30 @@ def test_limits_are_read() -> None:
 
 def test_what_cannot_be_written_to_is_left_out() -> None:
     assert parse_state(body(aead())) is None, "nothing of its numbers"
-    assert parse_state(body(attribute(10, bytes(8)))) is None, "cut short"
-    assert parse_state(body(attribute(23, bytes(20)))) is None, "cut short"
     other = bytearray(body(LEGACY))
     other[76] = 51
     assert parse_state(bytes(other)) is None, "AH"
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [attribute(10, bytes(8)), attribute(23, bytes(20)), attribute(23, ESN[4:-4]), LEGACY + b"\0", LEGACY[:-4]],
+)
+def test_an_sa_that_cannot_be_read_is_counted_and_holds_up_no_other(
+    monkeypatch: pytest.MonkeyPatch, broken: bytes
+) -> None:
+    """Its mark might be missing, or its numbers be those of something else."""
+    dump = netlink(0x10, body(aead(), LEGACY)) + b"".join(
+        padded(netlink(0x10, body(aead(), one))) for one in (broken, LEGACY)
+    )
+    talk(monkeypatch, datagrams=(dump, DONE))
+    malformed: list[int] = []
+    assert len(StateSocket(lambda: malformed.append(1)).states()) == 2
+    assert malformed == [1]
+
+
+def padded(message: bytes) -> bytes:
+    return message + bytes(-len(message) % 4)
 
 
 def written(warm: Warming) -> AeventId:
@@ -145,13 +165,24 @@ def test_a_refusal_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_dump_is_read_to_its_end_and_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
     one = netlink(0x10, body(aead(), LEGACY))
-    done = struct.pack("=IHHIIi", 20, 3, 0, 1, 0, 0)
-    talk(monkeypatch, datagrams=(one + one, one, done))
+    talk(monkeypatch, datagrams=(one + one, one, DONE))
     assert [state.seq for state in StateSocket().states()] == [42, 42, 42]
 
 
-@pytest.mark.parametrize("last", [struct.pack("=IHHIIi", 20, 3, 0, 1, 0, -errno.EINTR), b"\1"])
-def test_a_dump_that_broke_off_is_an_error(monkeypatch: pytest.MonkeyPatch, last: bytes) -> None:
+@pytest.mark.parametrize(
+    ("last", "code"),
+    [
+        (struct.pack("=IHHIIi", 20, 3, 0, 1, 0, -errno.EINTR), errno.EINTR),
+        (b"\1", errno.EBADMSG),
+        (DONE[:-1], errno.EBADMSG),
+        (netlink(3, b"")[:16], errno.EBADMSG),
+        (netlink(0x13, body(aead(), LEGACY)), errno.EBADMSG),
+    ],
+)
+def test_a_dump_that_broke_off_is_an_error(monkeypatch: pytest.MonkeyPatch, last: bytes, code: int) -> None:
+    malformed: list[int] = []
     talk(monkeypatch, datagrams=(netlink(0x10, body(aead(), LEGACY)), last))
-    with pytest.raises(XfrmError):
-        StateSocket().states()
+    with pytest.raises(XfrmError) as caught:
+        StateSocket(lambda: malformed.append(1)).states()
+    assert caught.value.errno == code
+    assert len(malformed) == (code == errno.EBADMSG)

@@ -7,7 +7,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from ipsec_gw.ike.codec import parse_policy, parse_sa, replay_esn_with_oseq
+from ipsec_gw.ike.codec import UNREADABLE, parse_policy, parse_sa, replay_esn_with_oseq
 from ipsec_gw.ike.messages import UserPolicyInfo, UserSaInfo
 from ipsec_gw.model.ids import SaKey
 from ipsec_gw.model.objects import HeaderCopies, UdpEncap
@@ -104,6 +104,24 @@ def test_other_algorithms_are_named_for_people() -> None:
     assert (sa.aead, sa.algorithm, sa.mode) == (None, "cbc(aes)+hmac(sha256)", Mode.TRANSPORT)
 
 
+@pytest.mark.parametrize(
+    "broken",
+    [
+        attribute(21, bytes(4)),
+        attribute(10, bytes(8)),
+        attribute(15, bytes(8) + attribute(21, bytes(8))),
+        attribute(23, struct.pack("=6I", 5, 5, 6, 7, 8, 128) + bytes(16)),
+        attribute(31, bytes(4))[:-2],
+        attribute(0, b""),
+        b"\0\0",
+    ],
+)
+def test_an_sa_with_a_broken_attribute_stays_in_the_kernel(broken: bytes) -> None:
+    """Cut, or as long as if it were the next one too: a mark would be missing."""
+    sa = parse_sa(usersa(aead(), broken))
+    assert (sa.key.spi, sa.aead, sa.extras) == (0xDEADBEEF, None, {UNREADABLE})
+
+
 def policy(direction: int, sel: bytes, *attributes: bytes, action: int = 0) -> UserPolicyInfo:
     body = sel + bytes(64 + 32) + struct.pack("=IIBBBB4x", 375423, 8, direction, action, 0, 0)
     assert len(body) == 168
@@ -152,6 +170,16 @@ def test_a_policy_with_its_template() -> None:
     )
     assert (str(parsed.source), str(parsed.destination), parsed.index) == ("192.168.1.0/24", "192.168.2.0/24", 8)
     assert parsed.templates == (Template(ip_address("10.1.2.3"), ip_address("10.9.8.7"), 0xABCD, 50, 77, Mode.TUNNEL),)
+
+
+@pytest.mark.parametrize(
+    "broken", [attribute(5, template()[:-4]), attribute(5, template())[:-4], attribute(21, bytes(4))]
+)
+def test_a_policy_with_a_broken_attribute_is_refused(broken: bytes) -> None:
+    """Without its template it would let everything pass."""
+    message = policy(1, selector("192.168.1.0/24", "192.168.2.0/24"), broken)
+    with pytest.raises(ValueError, match="attribute"):
+        parse_policy(message)
 
 
 @pytest.mark.parametrize(
