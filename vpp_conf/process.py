@@ -31,18 +31,32 @@ class ProcessId:
         """True while this very process runs; a zombie is dead."""
         return identify(self.pid) == self
 
-    def stop(self, grace: float, kill_grace: float) -> bool:
-        """Terminate, and kill after ``grace`` seconds. True when the process is gone ``kill_grace`` seconds later.
+    def pidfd(self) -> int:
+        """A descriptor of this very process, never of one that got its PID since; the caller closes it.
 
-        Signals go through a pidfd: a PID that was recycled in between is never hit.
+        Raises ProcessLookupError if it has ended.
         """
+        handle = os.pidfd_open(self.pid)
+        if not self.is_alive():
+            os.close(handle)
+            raise ProcessLookupError(self.pid)
+        return handle
+
+    def send(self, number: int) -> None:
+        """Send a signal to it. Raises ProcessLookupError if it has ended."""
+        handle = self.pidfd()
         try:
-            handle = os.pidfd_open(self.pid)
+            signal.pidfd_send_signal(handle, number)
+        finally:
+            os.close(handle)
+
+    def stop(self, grace: float, kill_grace: float) -> bool:
+        """Terminate, and kill after ``grace`` seconds. True when the process is gone ``kill_grace`` seconds later."""
+        try:
+            handle = self.pidfd()
         except ProcessLookupError:
             return True
         try:
-            if not self.is_alive():
-                return True
             for number, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, kill_grace)):
                 try:
                     signal.pidfd_send_signal(handle, number)

@@ -92,10 +92,6 @@ class VppVitals:
 
 def _pidfd(process: ProcessId) -> int:
     try:
-        handle = os.pidfd_open(process.pid)
+        return process.pidfd()
     except ProcessLookupError:
         raise EngineUnavailable(f"VPP (pid {process.pid}) has ended") from None
-    if not process.is_alive():
-        os.close(handle)
-        raise EngineUnavailable(f"VPP (pid {process.pid}) has ended")
-    return handle

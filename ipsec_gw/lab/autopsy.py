@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,17 +73,8 @@ async def _answers(paths: VppPaths) -> bool:
 
 def _tell_stack(process: ProcessId) -> None:
     """By SIGABRT a VPP that hangs writes where it does into its log, and ends."""
-    try:
-        handle = os.pidfd_open(process.pid)
-    except ProcessLookupError:
-        return
-    try:
-        if process.is_alive():
-            signal.pidfd_send_signal(handle, signal.SIGABRT)
-    except ProcessLookupError:
-        pass
-    finally:
-        os.close(handle)
+    with contextlib.suppress(ProcessLookupError):
+        process.send(signal.SIGABRT)
 
 
 async def _ask(argv: list[str], namespace: str) -> list[str]:

@@ -1,10 +1,14 @@
 """When a process has ended."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
 
 from vpp_conf.process import PROC, identify
 
@@ -37,3 +41,19 @@ def test_a_process_lives_as_long_as_one_of_its_threads() -> None:
         until(lambda: identify(process.pid) is None)
         assert state(process.pid) == "Z", "nobody has waited for it yet"
         assert not found.is_alive()
+
+
+def test_a_signal_never_reaches_what_got_its_pid_since() -> None:
+    with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as process:
+        found = identify(process.pid)
+        assert found is not None
+        earlier = replace(found, start=found.start - 1)
+        for refused in (lambda: earlier.send(signal.SIGKILL), earlier.pidfd):
+            with pytest.raises(ProcessLookupError):
+                refused()
+        assert earlier.stop(0, 0), "it has ended long ago"
+        assert process.poll() is None
+        found.send(signal.SIGKILL)
+        assert process.wait(30) == -signal.SIGKILL
+        with pytest.raises(ProcessLookupError):
+            found.send(signal.SIGKILL)

@@ -58,7 +58,8 @@ class Chaos:
     def _signal_vpp(self, number: signal.Signals) -> None:
         process = self.gateway.vpp
         if process is not None:
-            os.kill(process.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it is on its way out
+                process.send(number)
 
     async def delay_vpp(self) -> None:
         """Its API answers late, and its rings fill."""
@@ -146,9 +147,7 @@ class Chaos:
         await self.run_daemon()
         await self.give_back()
         if self._has_vpp:
-            process = self.gateway.vpp
-            if process is not None:
-                os.kill(process.pid, signal.SIGCONT)  # it may be well by now, or on its way out
+            self._signal_vpp(signal.SIGCONT)
             await self.vpp_up()
 
 

@@ -6,7 +6,6 @@ Also with the daemon dead at that moment. Afterwards everything is back in the e
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import signal
 import socket
@@ -156,7 +155,7 @@ async def kill_vpp(gateway: GatewayUnderTest) -> None:
     process = gateway.vpp
     if process is None:
         raise AssertionError("no VPP runs")
-    os.kill(process.pid, signal.SIGKILL)
+    process.send(signal.SIGKILL)
     await until(lambda: not process.is_alive(), GONE_SECONDS, "the end of VPP")
 
 
@@ -165,7 +164,7 @@ async def stop_vpp(gateway: GatewayUnderTest) -> None:
     process = gateway.vpp
     if process is None:
         raise AssertionError("no VPP runs")
-    os.kill(process.pid, signal.SIGSTOP)
+    process.send(signal.SIGSTOP)
     await until(lambda: not process.is_alive(), GONE_SECONDS, "the end of a VPP that hangs")
 
 

@@ -6,7 +6,6 @@ Whose a flow is shows in the address that the server sees: a pool has addresses 
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import socket
 import time
@@ -138,7 +137,7 @@ async def _kill_vpp(story: Story) -> None:
     process = story.gateway.vpp
     if process is None:
         raise AssertionError("no VPP runs")
-    os.kill(process.pid, signal.SIGKILL)
+    process.send(signal.SIGKILL)
     await until(lambda: not process.is_alive(), PATIENCE, "the end of VPP")
 
 
