@@ -278,7 +278,8 @@ def test_run_with_wrong_input_or_without_a_plan_starts_nothing(vpp: None, run_di
         assert not VppPaths(run_dir).startup.exists()
 
 
-def test_waiting_ends_with_the_process_that_is_waited_for(run_dir: Path) -> None:
+@pytest.mark.vpp
+def test_waiting_ends_with_the_process_that_is_waited_for(vpp: None, run_dir: Path) -> None:
     VppPaths(run_dir).folder.mkdir()
     VppPaths(run_dir).log.write_text("no buffers for you\n")
     with subprocess.Popen(["sleep", "60"]) as process:
