@@ -20,7 +20,7 @@ from ipsec_gw.encapsulated import (
     selectors_of,
 )
 from ipsec_gw.hosts import HostPolicies, Together, is_of_hosts
-from ipsec_gw.lineages import Lineage, lineages_of
+from ipsec_gw.lineages import Ends, Lineage, lineages_of
 from ipsec_gw.model.algorithms import SALT_BYTES, EspAlgorithm
 from ipsec_gw.model.choices import Choices
 from ipsec_gw.model.ids import Direction, EngineName, IpNetwork, SaKey, TunnelId
@@ -216,7 +216,7 @@ def _kept(
     snapshot: Snapshot,
 ) -> dict[TunnelId, str]:
     """Why tunnels stay in the kernel whatever other tunnels there are; empty where nothing speaks for it."""
-    further, hosts = further_ports(snapshot), HostPolicies(snapshot, devices)
+    further, hosts, ends = further_ports(snapshot), HostPolicies(snapshot, devices), Ends(lineages)
     kept: dict[TunnelId, str] = {}
     for lineage in lineages:
         names, device = _names(lineage, snapshot), devices.of(lineage)
@@ -226,7 +226,7 @@ def _kept(
             or _why_moved(lineage, names, settings.moved)
             or _why_not_bundle(lineage)
             or _why_not_mode(lineage, devices, hosts)
-            or _why_not_policies(lineage, devices)
+            or _why_not_policies(lineage, devices, ends)
             or _why_not_path(lineage, settings, snapshot)
             or _why_not_led(lineage, device, snapshot)
             or routes.why_not(lineage)
@@ -333,22 +333,29 @@ def _why_not_mode(lineage: Lineage, devices: Devices, hosts: HostPolicies) -> st
     return hosts.why_not(lineage) if is_of_hosts(lineage) and not devices.awaited(lineage) else ""
 
 
-def _why_not_policies(lineage: Lineage, devices: Devices) -> str:
+def _why_not_policies(lineage: Lineage, devices: Devices, ends: Ends) -> str:
     by_networks = not (lineage.routed or is_of_hosts(lineage) or devices.of(lineage) is not None)
     for policy in lineage.policies:
         if policy.bound:
             return f"the policy for {policy.selector} is limited to an interface or a user"
         if by_networks and (unrouted := why_not_routed(policy.selector)):
             return unrouted
-        if by_networks and lineage.local in policy.source and lineage.key.remote in policy.destination:
+        inside = ends.inside(policy) if by_networks else None
+        if inside is not None and inside.key == lineage.key:
             return "the selectors include the tunnel's own end points, and are not for those alone"
+        if inside is not None:
+            return f"the selectors include the end points of the tunnel to {inside.key.remote}"
     return ""
 
 
 def _why_not_path(lineage: Lineage, settings: Settings, snapshot: Snapshot) -> str:
     if lineage.local not in snapshot.local_addresses:
         return f"{lineage.local} is not an address of this machine"
+    if len(lineage.locals) > 1:
+        return f"its SAs have several addresses of this machine ({', '.join(sorted(map(str, lineage.locals)))})"
     hop = snapshot.next_hops.get(lineage.key.remote)
+    if hop is not None and hop.source not in {None, lineage.local}:
+        return f"other tunnels to {lineage.key.remote} begin at {hop.source}, and engines have one beginning for a peer"
     if hop is not None and hop.interface not in settings.wan:
         return f"packets to {lineage.key.remote} leave by {hop.interface}, which is not a docked WAN interface"
     return ""

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_network
 
 from ipsec_gw.model.ids import Direction, IpAddress, SaKey, TunnelId
 from ipsec_gw.model.objects import Selector
+from ipsec_gw.model.prefixes import PrefixIndex
 from ipsec_gw.model.snapshot import PolicyDirection, Snapshot, Template, XfrmMark, XfrmPolicy, XfrmSa
 
 _ESP = 50
@@ -30,6 +32,11 @@ class Lineage:
     def sas(self) -> tuple[XfrmSa, ...]:
         """All of its SAs."""
         return self.inbound + self.outbound
+
+    @property
+    def locals(self) -> frozenset[IpAddress]:
+        """Our ends of its SAs: one, or several while charon moves them, or beside another of the same networks."""
+        return frozenset(sa.key.destination for sa in self.inbound) | frozenset(sa.source for sa in self.outbound)
 
     @property
     def selectors(self) -> tuple[Selector, ...]:
@@ -60,9 +67,26 @@ class Lineage:
 
     @property
     def current(self) -> SaKey | None:
-        """The outbound SA that the policies use: the template's SPI is the switch on rekey."""
+        """The outbound SA that the policies use: the template's SPI is the switch on rekey. charon switches them one
+        by one: once it has begun, the peer takes what the newest sends.
+        """
         spis = {template.spi for policy in self.policies for template in policy.templates}
-        return SaKey(self.key.remote, spis.pop()) if len(spis) == 1 else None
+        if len(spis) == 1:
+            return SaKey(self.key.remote, spis.pop())
+        used = [sa.key for sa in self.outbound if sa.key.spi in spis]
+        return used[-1] if used else None
+
+
+class Ends:
+    """Where ESP and IKE themselves go: from our ends to the peers."""
+
+    def __init__(self, lineages: Iterable[Lineage]) -> None:
+        self._by_remote = PrefixIndex((ip_network(one.key.remote), one) for one in lineages)
+
+    def inside(self, policy: XfrmPolicy) -> Lineage | None:
+        """A tunnel whose own packets would be among those of a policy, if anybody but XFRM goes by its addresses."""
+        reached = self._by_remote.overlapping(policy.destination)
+        return next((one for ones in reached for one in ones if any(end in policy.source for end in one.locals)), None)
 
 
 def lineages_of(snapshot: Snapshot) -> list[Lineage]:

@@ -25,7 +25,7 @@ MAX_EXCEPTIONS = 64
 
 
 class Precedence:
-    """The outbound policies in the order of the kernel's dump, to find those that XFRM would try before another.
+    """The outbound policies in the order in which they were made, to find those that XFRM would try before another.
 
     ``marks`` are those that VTI devices give to their packets. What has another mark is a packet like any other here.
     """
@@ -40,8 +40,8 @@ class Precedence:
 
     def rivals(self, policy: XfrmPolicy, key: TunnelId) -> list[XfrmPolicy]:
         """Policies of others whose networks overlap and that XFRM does not try after ``policy`` of tunnel ``key``; in
-        the order of the dump. Of equal priority are those among them that have packets in common with it, as it is not
-        known which comes first, and of the others those that the dump has first.
+        the order of their making. Of equal priority are those among them that have packets in common with it, as it is
+        not known which comes first, and of the others those that were made before.
         """
         place, group = self._places[policy]
         candidates = self._groups[group].overlapping(policy)
@@ -63,7 +63,7 @@ def _way_of(policy: XfrmPolicy, marks: Set[int]) -> _Way:
 
 
 class _Group:
-    """Policies for the packets of one interface, or of none, with their places in the dump."""
+    """Policies for the packets of one interface, or of none, with their places in that order."""
 
     def __init__(self, entries: list[tuple[int, XfrmPolicy]]) -> None:
         self._by_source = PrefixIndex((entry[1].source, entry) for entry in entries)

@@ -22,6 +22,7 @@ from ipsec_gw.model.ids import IpAddress, IpNetwork, SaKey
 from ipsec_gw.model.objects import HeaderCopies, PortMatch, UdpEncap
 from ipsec_gw.model.secret import Secret
 from ipsec_gw.model.snapshot import (
+    NO_ALGORITHM,
     AeadKey,
     Lifetime,
     Mode,
@@ -115,7 +116,7 @@ def _bare_sa(message: XfrmMessage) -> XfrmSa:
         mode=_MODES.get(int(message["mode"]), Mode.OTHER),
         reqid=int(message["reqid"]),
         aead=None,
-        algorithm="none",
+        algorithm=NO_ALGORITHM,
         replay=_replay({}, int(message["flags"]), int(message["replay_window"])),
         lifetime=Lifetime(
             octets=int(message["cur_bytes"]),
@@ -207,7 +208,7 @@ def _algorithm_name(attributes: dict[str, Any], aead: AeadKey | None) -> str:
     if aead is not None:
         return f"{aead.name} icv {aead.icv_bits}"
     names = [_c_string(attributes[n]) for n in ("ALG_CRYPT", "ALG_AUTH_TRUNC", "ALG_COMP") if n in attributes]
-    return "+".join(names) or "none"
+    return "+".join(names) or NO_ALGORITHM
 
 
 def _c_string(raw: bytes) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from typing import Protocol
 
 from pyroute2.netlink.exceptions import NetlinkError
@@ -14,7 +14,17 @@ from ipsec_gw.ike.xfrm import XfrmMonitor, XfrmSocket
 from ipsec_gw.mirror.kernel import KernelView
 from ipsec_gw.mirror.links import Links
 from ipsec_gw.model.ids import IpAddress
-from ipsec_gw.model.snapshot import ChildName, LeadLimits, Mode, ResolvedHop, Snapshot, XfrmPolicy, XfrmSa
+from ipsec_gw.model.objects import Selector
+from ipsec_gw.model.snapshot import (
+    ChildName,
+    LeadLimits,
+    Mode,
+    PolicyDirection,
+    ResolvedHop,
+    Snapshot,
+    XfrmPolicy,
+    XfrmSa,
+)
 
 _DUMP_TRIES = 5
 
@@ -96,22 +106,28 @@ class Observer:
         return any(len(left[reqid]) == 1 for reqid, _ in self._spis - _spis(sas))
 
     async def _steady_dump(self) -> tuple[list[XfrmSa], list[XfrmPolicy]]:
+        """A dump that nothing has changed under, or what several of them have seen together."""
+        seen: dict[tuple[PolicyDirection, int, Selector], XfrmPolicy] = {}
         for _ in range(_DUMP_TRIES):
             before = self._monitor.changes
-            found = await asyncio.to_thread(self._dump)
+            sas, policies = await asyncio.to_thread(self._dump)
             self._monitor.drain()
             if self._monitor.changes == before:
-                break
-        return found
+                return sas, policies
+            # A policy that is changed during a dump moves to where the dump has been already, and is not in it. One
+            # too many does no harm: what has changed is looked at again.
+            seen |= {(policy.direction, policy.index, policy.selector): policy for policy in policies}
+        return sas, sorted(seen.values(), key=lambda policy: policy.index)
 
     async def _join(self, sas: list[XfrmSa], policies: list[XfrmPolicy]) -> Snapshot:
         addresses = await self._view.addresses()
-        peers = frozenset(sa.key.destination for sa in sas if sa.key.destination not in addresses)
+        ends = _ends(sas, addresses)
+        peers = frozenset(ends)
         self._watch(peers, {})  # first: what changes while the ways are read must not be lost
         if_ids, marks, devices = _any_if_id(sas, policies), _any_mark(sas, policies), _any_device(sas, policies)
         # One dump for all of it: a thousand interfaces take half a second.
         links = await self._view.links() if peers or if_ids or marks or devices else Links(())
-        hops = await self._view.next_hops(peers, links)
+        hops = await self._view.next_hops(ends, links)
         self._watch(peers, hops)
         return Snapshot(
             sas=tuple(sas),
@@ -130,7 +146,7 @@ class Observer:
 
     def _dump(self) -> tuple[list[XfrmSa], list[XfrmPolicy]]:
         policies = self._kernel.policies()  # policies first: the SAs that they point to exist already
-        return self._kernel.sas(), policies
+        return [sa for sa in self._kernel.sas() if not sa.larval], policies
 
     async def _see_to_names(self, sas: list[XfrmSa]) -> None:
         """Ask charon only when there is an SA without a name: its list is the slowest part of a snapshot."""
@@ -156,6 +172,15 @@ class Observer:
 def _spis(sas: list[XfrmSa]) -> frozenset[tuple[int, int]]:
     """What an SA keeps when its peer moves: the SPI, and the tunnel's reqid keeps equal ones apart."""
     return frozenset((sa.reqid, sa.key.spi) for sa in sas)
+
+
+def _ends(sas: Iterable[XfrmSa], addresses: Set[IpAddress]) -> dict[IpAddress, IpAddress | None]:
+    """The peers, each with the address of ours that packets to it come from: the first one if there are several."""
+    found: dict[IpAddress, set[IpAddress]] = defaultdict(set)
+    for sa in sas:
+        if sa.key.destination not in addresses:
+            found[sa.key.destination].add(sa.source)
+    return {peer: min(ours, key=str) for peer, ours in found.items()}
 
 
 def _any_if_id(sas: Iterable[XfrmSa], policies: Iterable[XfrmPolicy]) -> bool:

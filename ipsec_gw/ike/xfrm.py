@@ -108,10 +108,13 @@ class XfrmSocket:
         return found
 
     def policies(self) -> list[XfrmPolicy]:
-        """All policies (GETPOLICY dump) but per-socket ones and the gateway's own."""
+        """All policies (GETPOLICY dump) but per-socket ones and the gateway's own, in the order of their making.
+
+        A rekey moves a policy to the front of the kernel's own list (``__xfrm_policy_link``); its index stays.
+        """
         answers = self._request(UserPolicyInfo, messages.XFRM_MSG_GETPOLICY, NLM_F_DUMP, b"")
         found = (self._read(parse_policy, answer) for answer in answers if self._read(parse_own, answer) is None)
-        return [policy for policy in found if policy is not None]
+        return sorted((policy for policy in found if policy is not None), key=lambda policy: policy.index)
 
     def own_policies(self) -> frozenset[OwnPolicy]:
         """The policies that the gateway has put there, of an earlier life too."""

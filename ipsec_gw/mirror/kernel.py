@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -29,6 +29,14 @@ NUD_USABLE = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80
 _NUD_STALE = 0x04
 _NTF_USE = 0x01
 _MAIN_TABLE = 254
+
+
+class _Route(NamedTuple):
+    """The interface and the next hop; the path MTU that routers have told the kernel, or a route has, 0 for none."""
+
+    link: int
+    gateway: IpAddress
+    mtu: int
 
 
 class KernelView:
@@ -101,30 +109,32 @@ class KernelView:
                 hints[ip_network(f"{destination}/{message.get('dst_len')}")] = ip_address(source)
         return hints
 
-    async def next_hops(self, peers: Iterable[IpAddress], links: Links) -> dict[IpAddress, ResolvedHop]:
-        """How packets reach each peer by one of ``links``; peers without a route or a known MAC are left out.
+    async def next_hops(
+        self, peers: Mapping[IpAddress, IpAddress | None], links: Links
+    ) -> dict[IpAddress, ResolvedHop]:
+        """How packets reach each peer by one of ``links``, from an address of ours: with several providers that decides
+        (``ip rule``). Peers without a route or a known MAC are left out.
 
         For those whose MAC is not known the kernel is asked to resolve it: it is there at a later look. Nor does the
         kernel see that an engine uses a neighbour: it is told so, or the entry would stay stale and be collected.
         """
-        wanted = sorted(set(peers), key=str)
-        if not wanted:
+        if not peers:
             return {}
         by_index = {interface.index: interface for interface in links.interfaces().values()}
         macs = await self._macs()
         hops: dict[IpAddress, ResolvedHop] = {}
-        for peer in wanted:
-            found = await self._route_to(peer)
-            if found is None or found[0] not in by_index:
+        for peer, source in sorted(peers.items(), key=lambda item: str(item[0])):
+            found = await self._route_to(peer, source)
+            if found is None or found.link not in by_index:
                 continue
-            index, gateway = found
-            link = by_index[index].link
-            mac, stale = macs.get((index, gateway), ("", True))
+            link = by_index[found.link].link
+            mac, stale = macs.get((found.link, found.gateway), ("", True))
             if stale:
-                await self._use(index, gateway)
+                await self._use(found.link, found.gateway)
             if not mac:
                 continue
-            hops[peer] = ResolvedHop(interface=link.name, gateway=gateway, mac=mac, mtu=link.mtu)
+            mtu = min(link.mtu, found.mtu or link.mtu)
+            hops[peer] = ResolvedHop(interface=link.name, gateway=found.gateway, mac=mac, mtu=mtu, source=source)
         return hops
 
     async def _macs(self) -> dict[tuple[int, IpAddress], tuple[str, bool]]:
@@ -138,14 +148,17 @@ class KernelView:
                 found[place] = str(mac), state == _NUD_STALE
         return found
 
-    async def _route_to(self, peer: IpAddress) -> tuple[int, IpAddress] | None:
+    async def _route_to(self, peer: IpAddress, source: IpAddress | None) -> _Route | None:
+        """As the kernel looks for the way of ESP: by both addresses (``xfrm_dst_lookup``)."""
+        extra = {"src": str(source)} if source is not None else {}
         try:
-            answers = cast(list[Any], await self._route.route("get", dst=str(peer), family=family_of(peer)))
+            answers = cast(list[Any], await self._route.route("get", dst=str(peer), family=family_of(peer), **extra))
         except NetlinkError:
             return None  # no route: the reason is shown with the SA
         message = answers[0]
         gateway = message.get("gateway")
-        return int(message.get("oif")), ip_address(gateway) if gateway else peer
+        mtu = (message.get("metrics") or {}).get("mtu")
+        return _Route(int(message.get("oif")), ip_address(gateway) if gateway else peer, int(mtu or 0))
 
     async def _use(self, index: int, gateway: IpAddress) -> None:
         """As if a packet went there: the kernel resolves what it does not know and probes what is stale."""

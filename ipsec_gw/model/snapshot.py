@@ -89,6 +89,9 @@ def has_mark(given: int, mark: XfrmMark) -> bool:
     return given & mask == wanted
 
 
+NO_ALGORITHM = "none"
+
+
 @dataclass(frozen=True, slots=True)
 class XfrmSa:
     """An SA of the kernel. ``aead`` is None for other algorithms, which ``algorithm`` names for people.
@@ -111,6 +114,11 @@ class XfrmSa:
     if_id: int = 0
     extras: frozenset[str] = frozenset()
     copies: HeaderCopies = USUAL_COPIES
+
+    @property
+    def larval(self) -> bool:
+        """It is an SPI that charon has reserved, or an acquire that it was asked for: no SA yet."""
+        return self.algorithm == NO_ALGORITHM
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,9 +292,12 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedHop:
-    """The kernel's answer to "how do packets reach this peer": interface, next hop, its MAC, link MTU."""
+    """The kernel's answer to "how do packets reach this peer": interface, next hop, its MAC, path MTU as far as it is
+    known. ``source`` is the address of ours that was asked for, None for any.
+    """
 
     interface: str
     gateway: IpAddress
     mac: str
     mtu: int
+    source: IpAddress | None = None

@@ -183,6 +183,15 @@ def test_a_broken_message_of_the_kernel_is_counted_and_nothing_wrong_is_read() -
     print(dict(seen))
 
 
+def test_policies_come_in_the_order_of_their_making() -> None:
+    """A rekey moves a policy to the front of the dump: which of two tunnels an engine gets must not change by that."""
+    moved = (POLICIES[1], POLICIES[0], END)
+    first, second = (QUESTIONS[1].ask(list(datagrams)).found for datagrams in (POLICIES, moved))
+    assert first == second
+    assert isinstance(first, list)
+    assert [policy.index for policy in first] == [8, 17, 25, 34]
+
+
 def test_the_same_messages_are_read_when_nothing_is_wrong_with_them() -> None:
     """Without it, the other test might pass because all is refused."""
     counts = {question.name: question.ask(list(question.datagrams)) for question in QUESTIONS}

@@ -50,7 +50,7 @@ async def test_peers_behind_a_link_local_gateway_and_on_the_link_are_resolved(ro
         view = KernelView(route)
         async with asyncio.timeout(10):
             links = await view.links()
-            while len(hops := await view.next_hops([PEER, NEIGHBOUR], links)) < 2:  # noqa: ASYNC110 - it is asked, and never tells
+            while len(hops := await view.next_hops({PEER: None, NEIGHBOUR: None}, links)) < 2:  # noqa: ASYNC110 - it is asked, and never tells
                 await asyncio.sleep(0)
         assert (hops[PEER].interface, hops[PEER].gateway, hops[PEER].mac) == ("wan0", GATEWAY, router)
         assert (hops[NEIGHBOUR].gateway, hops[NEIGHBOUR].mac, hops[NEIGHBOUR].mtu) == (NEIGHBOUR, router, 1500)
@@ -70,4 +70,4 @@ async def test_without_a_route_there_is_no_next_hop(router: str) -> None:
     ip("-6 route del default")
     async with AsyncIPRoute() as route:
         view = KernelView(route)
-        assert await view.next_hops([PEER], await view.links()) == {}
+        assert await view.next_hops({PEER: None}, await view.links()) == {}

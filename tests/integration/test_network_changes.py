@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 from pyroute2 import AsyncIPRoute
+from scapy.layers.inet import ICMP, IP, UDP
+from scapy.layers.l2 import Ether
 
 from ipsec_gw.mirror.changes import Concern, NetworkMonitor
 from ipsec_gw.mirror.kernel import KernelView
@@ -22,7 +25,7 @@ from tests.support.netns import ip, namespace
 pytestmark = pytest.mark.root
 
 PEER, OTHER, GATEWAY = ip_address("203.0.113.9"), ip_address("203.0.113.10"), ip_address("192.0.2.1")
-MAC = "02:00:00:00:00:01"
+MAC, OURS = "02:00:00:00:00:01", "02:00:00:00:00:02"
 HOPS = {PEER: ResolvedHop("wan0", GATEWAY, MAC, 1500)}
 
 
@@ -52,7 +55,7 @@ def ear() -> Iterator[Ear]:
         pytest.skip("needs root for network namespaces")
     with namespace(f"igw-{secrets.token_hex(3)}"):
         Path("/proc/sys/net/ipv6/conf/all/disable_ipv6").write_text("0")
-        ip("link add wan0 type veth peer name far0")
+        ip(f"link add wan0 address {OURS} type veth peer name far0")
         ip("addr add 192.0.2.2/24 dev wan0")
         ip("link set wan0 up")
         ip("link set far0 up")
@@ -135,7 +138,7 @@ def test_a_broken_datagram_may_be_about_anything_and_never_fails(ear: Ear) -> No
             assert Concern(frozenset({PEER}), HOPS).touched_by(datagram[:end])
 
 
-async def hops_of(peers: set[IpAddress]) -> dict[IpAddress, ResolvedHop]:
+async def hops_of(peers: Mapping[IpAddress, IpAddress | None]) -> dict[IpAddress, ResolvedHop]:
     async with AsyncIPRoute() as route:
         view = KernelView(route)
         return await view.next_hops(peers, await view.links())
@@ -148,7 +151,7 @@ def neighbour_states() -> str:
 async def test_a_stale_next_hop_is_used_so_that_the_kernel_keeps_it(ear: Ear) -> None:
     assert ear is not None
     ip(f"neigh replace {GATEWAY} lladdr {MAC} dev wan0 nud stale")
-    assert (await hops_of({PEER}))[PEER].mac == MAC
+    assert (await hops_of({PEER: None}))[PEER].mac == MAC
     state = next(line for line in neighbour_states().splitlines() if line.startswith(str(GATEWAY)))
     assert "DELAY" in state or "PROBE" in state, state
 
@@ -157,5 +160,37 @@ async def test_a_confirmed_or_permanent_next_hop_is_left_alone(ear: Ear) -> None
     assert ear is not None
     for state in ("reachable", "permanent"):
         ip(f"neigh replace {GATEWAY} lladdr {MAC} dev wan0 nud {state}")
-        await hops_of({PEER})
+        await hops_of({PEER: None})
         assert f"{GATEWAY} dev wan0 lladdr {MAC} {state.upper()}" in neighbour_states()
+
+
+async def test_the_way_depends_on_our_own_end(ear: Ear) -> None:
+    """Of two providers each wants the packets that come from its address, and ESP goes by that as well."""
+    assert ear is not None
+    second, others = ip_address("192.0.2.3"), ip_address("192.0.2.7")
+    ip(f"addr add {second}/24 dev wan0")
+    ip(f"neigh replace {others} lladdr 02:00:00:00:00:07 dev wan0 nud permanent")
+    ip(f"route add default via {others} table 77")
+    ip(f"rule add from {second} lookup 77")
+    for source, gateway in ((None, GATEWAY), (ip_address("192.0.2.2"), GATEWAY), (second, others)):
+        hop = (await hops_of({PEER: source}))[PEER]
+        assert (hop.gateway, hop.source) == (gateway, source)
+
+
+async def test_the_mtu_of_a_route_and_what_a_router_tells_count(ear: Ear) -> None:
+    assert ear is not None
+    ip(f"route add {OTHER} via {GATEWAY} mtu 1400")
+    hops = await hops_of({PEER: None, OTHER: None})
+    assert {peer: hop.mtu for peer, hop in hops.items()} == {PEER: 1500, OTHER: 1400}
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.connect((str(PEER), 4500))
+        sender.send(b"a packet")
+        port = sender.getsockname()[1]
+        quoted = IP(src="192.0.2.2", dst=str(PEER), flags="DF") / UDP(sport=port, dport=4500)
+        too_big = IP(src=str(GATEWAY), dst="192.0.2.2") / ICMP(type=3, code=4, nexthopmtu=1300) / quoted
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as far:
+            far.bind(("far0", 0))
+            far.send(bytes(Ether(dst=OURS, src=MAC) / too_big))
+        async with asyncio.timeout(30):
+            while (await hops_of({PEER: None}))[PEER].mtu != 1300:  # noqa: ASYNC110 - it tells nobody
+                await asyncio.sleep(0)

@@ -107,6 +107,31 @@ def test_a_rekey_keeps_both_inbound_and_switches_with_the_policy() -> None:
     assert Steer(SteerKey(SaKey(LOCAL, 0x33))) in before.values()
 
 
+def test_while_charon_switches_several_policies_the_newest_sa_is_in_use() -> None:
+    """One after the other: in between, the tunnel is not taken down."""
+    there = ip_network("192.168.3.0/24")
+    sas = (sa(0x11, inbound=True), sa(0x22), sa(0x33, inbound=True, age=60), sa(0x44, age=60))
+    for first, second in ((0x22, 0x44), (0x44, 0x22)):
+        switching = snapshot(*sas, policies=(policy(first), policy(second, destination=there)))
+        tunnel = desired(OFFER, SETTINGS, switching).objects[TUNNEL]
+        assert isinstance(tunnel, Tunnel)
+        assert tunnel.outbound == SaKey(REMOTE, 0x44)
+
+
+def test_a_tunnel_around_the_ends_of_another_stays_in_the_kernel() -> None:
+    """A routing rule for it would have IKE and ESP to that peer, too."""
+    peer = ip_address("10.9.0.9")
+    other = (sa(0x33, inbound=True, source=peer, reqid=2), replace(sa(0x44), key=SaKey(peer, 0x44), reqid=2))
+    state = established()
+    for source, reason in (
+        ("10.0.0.0/24", f"the selectors include the end points of the tunnel to {peer}"),
+        (str(HERE), ""),
+    ):
+        around = policy(0x22, source=ip_network(source), destination=ip_network("10.9.0.0/16"))
+        found = desired(OFFER, SETTINGS, replace(state, sas=(*state.sas, *other), policies=(around,)))
+        assert {v.reason for v in found.verdicts if v.sa.reqid == 1} == {reason}
+
+
 def test_at_most_four_inbound_the_oldest_waits_in_the_kernel() -> None:
     crowd = [sa(0x100 + n, inbound=True, age=n) for n in range(5)]
     result = desired(OFFER, SETTINGS, snapshot(*crowd, sa(0x22), policies=(policy(0x22),)))

@@ -14,8 +14,6 @@ from ipsec_gw.model.objects import (
     FRAMES,
     EngineSa,
     EntryKey,
-    Exempt,
-    ExemptKey,
     HeaderCopies,
     Hosts,
     InterfaceEntry,
@@ -219,8 +217,8 @@ def test_others_that_are_down_or_of_another_kind_do_not_matter() -> None:
     assert {verdict.owner for verdict in desired(OFFER, SETTINGS, state).verdicts} == {Owner.ENGINE}
 
 
-def test_a_tunnel_for_anything_leaves_the_devices_packets_alone() -> None:
-    """What the kernel makes of the device's packets is not led into the other tunnel, nor let out of it."""
+def test_a_tunnel_for_anything_stays_in_the_kernel_beside_a_devices_ends() -> None:
+    """A routing rule for it would have IKE and ESP between those, too."""
     peer = ip_address("10.0.0.9")
     state = encapsulated(GRE, GRE1)
     template = Template(LOCAL, peer, 0x44, 50, 2, Mode.TUNNEL)
@@ -238,12 +236,10 @@ def test_a_tunnel_for_anything_leaves_the_devices_packets_alone() -> None:
         next_hops={**state.next_hops, peer: state.next_hops[REMOTE]},
     )
     found = desired(OFFER, SETTINGS, both)
-    assert {verdict.owner for verdict in found.verdicts} == {Owner.ENGINE}
-    other = found.objects[TunnelId(2, peer)]
-    assert isinstance(other, Tunnel)
-    own = Selector(HERE, THERE, GRE)
-    assert other.exceptions == (own,)
-    assert found.objects[ExemptKey(own)] == Exempt(ExemptKey(own), unbound=False)
+    assert {v.reason for v in found.verdicts if v.sa.reqid == 2} == {
+        f"the selectors include the end points of the tunnel to {REMOTE}"
+    }
+    assert {v.owner for v in found.verdicts if v.sa.reqid != 2} == {Owner.ENGINE}
 
 
 class Judged(FakeDevices):

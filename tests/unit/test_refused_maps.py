@@ -105,5 +105,5 @@ async def test_a_neighbour_that_cannot_be_asked_for_is_left_out() -> None:
             raise NetlinkError(100)
 
     view = KernelView(cast(Any, Route()))
-    assert await view.next_hops([ip_address("10.0.0.9")], await view.links()) == {}
+    assert await view.next_hops({ip_address("10.0.0.9"): None}, await view.links()) == {}
     assert asked == ["10.0.0.9"]
