@@ -421,7 +421,8 @@ class Daemon:
         gateway, link = self._gateway, self._gateway.link
         losses, heard = link.losses, await link.hear()
         if gateway.exhaustion is not None:
-            gateway.exhaustion.look(heard.counters, gateway.reconciler.snapshot.sas)
+            snapshot = gateway.reconciler.snapshot
+            gateway.exhaustion.look(heard.counters, snapshot.sas, snapshot.local_addresses)
         if gateway.guardian is None or not heard.counters:
             return _LOOK_SECONDS
         alone = gateway.reconciler.had_alone() if gateway.guardian.unsettled(heard.counters) else frozenset()

@@ -273,7 +273,7 @@ async def build(config: Config, paths: Paths, charon: CharonWatcher, stack: Asyn
     stack.push_async_callback(engine.close)
     if translator is not None:
         stack.push_async_callback(translator.close)
-    waiting = _queue(plumbing, gateway.reconciler, config.gateway.hold_seconds, stack)
+    waiting = _queue(plumbing, gateway.reconciler, senses.dirty, config.gateway.hold_seconds, stack)
     if gateway.guard is not None:
         gateway.guard.before_release = waiting.send
     history = gateway.reconciler.history
@@ -282,7 +282,9 @@ async def build(config: Config, paths: Paths, charon: CharonWatcher, stack: Asyn
     return replace(gateway, keeper=keeper, guardian=guardian, waiting=waiting, exhaustion=exhaustion)
 
 
-def _queue(plumbing: Plumbing, reconciler: Reconciler, hold_seconds: float, stack: AsyncExitStack) -> Queue:
+def _queue(
+    plumbing: Plumbing, reconciler: Reconciler, dirty: asyncio.Event, hold_seconds: float, stack: AsyncExitStack
+) -> Queue:
     """What waited in the ring before is too old by now."""
     kernel_end, engine_end = plumbing.up
     mark = secrets.randbits(32) | 1  # not 0, that is no mark
@@ -293,12 +295,18 @@ def _queue(plumbing: Plumbing, reconciler: Reconciler, hold_seconds: float, stac
     stack.callback(reader.close)
     while reader.read():
         pass
+
+    def forsaken(key: SaKey) -> None:
+        reconciler.forsake(key)
+        dirty.set()
+
     room = WaitingRoom(
         ways,
         is_released=plumbing.steering.is_released,
         is_claimed=plumbing.steering.is_claimed,
         carried=reconciler.carried,
         tell=reconciler.history.trouble,
+        forsaken=forsaken,
         hold=hold_seconds,
     )
     return Queue(reader, room)

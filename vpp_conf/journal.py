@@ -7,16 +7,21 @@ for nothing without them. The first line names the VPP process it belongs to.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import structlog
 
 Row = dict[str, Any]
 """One JSON object: a file format, read and written only by :mod:`ipsec_gw.engines.vpp`'s codec."""
 
 COMPACT_FACTOR = 4
 COMPACT_FLOOR = 256
+
+log = structlog.get_logger()
 
 
 class Journal:
@@ -27,6 +32,8 @@ class Journal:
         self._rows: dict[tuple[str, str], Row] = {}
         self._epoch = 0
         self._lines = 0
+        self._whole = True
+        """The file has all rows."""
 
     def load(self, epoch: int) -> None:
         """Read what was written for this VPP process; start empty if it was for another one."""
@@ -52,10 +59,10 @@ class Journal:
     def _append(self, line: Row) -> None:
         self._apply(line)
         self._lines += 1
-        if self._lines > COMPACT_FLOOR + COMPACT_FACTOR * len(self._rows):
+        if not self._whole or self._lines > COMPACT_FLOOR + COMPACT_FACTOR * len(self._rows):
             self._rewrite()
             return
-        with self._path.open("a") as file:
+        with self._writing(), self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
     def _apply(self, line: Row) -> None:
@@ -69,10 +76,26 @@ class Journal:
         lines: list[Row] = [{"epoch": self._epoch}]
         lines += [{"kind": kind, "id": identity, "row": row} for (kind, identity), row in self._rows.items()]
         fresh = self._path.with_suffix(".new")
-        fresh.touch(mode=0o600)
-        fresh.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        fresh.replace(self._path)
+        with self._writing():
+            fresh.touch(mode=0o600)
+            fresh.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            fresh.replace(self._path)
         self._lines = len(lines)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """What cannot be written is missed by another daemon alone. All of it is written with the next row."""
+        try:
+            yield
+        except OSError as error:
+            self._whole = False
+            log.warning(
+                "the journal cannot be written, another daemon would begin anew - see `df`",
+                path=str(self._path),
+                reason=error.strerror,
+            )
+        else:
+            self._whole = True
 
     def _read_lines(self) -> Iterator[Row]:
         """The file's lines up to the first that is not whole (a crash in the middle of a write)."""

@@ -7,11 +7,11 @@ charon is asked for a rekey while there is time for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 
 from ipsec_gw.engines.port import Counters
-from ipsec_gw.model.ids import SaKey
+from ipsec_gw.model.ids import IpAddress, SaKey
 from ipsec_gw.model.snapshot import XfrmSa
 from ipsec_gw.ownership.guard import HAND_BACK_MARGIN
 
@@ -32,33 +32,39 @@ class _Look:
 
 
 class Exhaustion:
-    """``ask`` asks for the rekey of an SA, ``tell`` says so to people. ``clock`` is monotonic, in seconds."""
+    """``ask`` asks for the rekey of an SA, with the peer of an inbound one; ``tell`` says so to people. ``clock`` is
+    monotonic, in seconds.
+    """
 
-    def __init__(self, ask: Callable[[SaKey], None], tell: Callable[[str], None], clock: Callable[[], float]) -> None:
+    def __init__(
+        self, ask: Callable[[SaKey, IpAddress | None], None], tell: Callable[[str], None], clock: Callable[[], float]
+    ) -> None:
         self._ask = ask
         self._tell = tell
         self._clock = clock
         self._looks: dict[SaKey, _Look] = {}
         self._asked: set[SaKey] = set()
 
-    def look(self, carried: Mapping[SaKey, Counters], sas: Iterable[XfrmSa]) -> None:
-        """``carried`` is what the engine has counted by now, ``sas`` are the kernel's; either direction counts."""
+    def look(self, carried: Mapping[SaKey, Counters], sas: Iterable[XfrmSa], ours: Container[IpAddress]) -> None:
+        """``carried`` is what the engine has counted by now, ``sas`` are the kernel's, ``ours`` the addresses of this
+        machine. Either direction counts.
+        """
         now = self._clock()
-        finite = {sa.key for sa in sas if not sa.replay.esn}
+        finite = {sa.key: sa.source if sa.key.destination in ours else None for sa in sas if not sa.replay.esn}
         looks = {key: _Look(counters.packets, now) for key, counters in carried.items() if key in finite}
         for key, look in looks.items():
             before = self._looks.get(key)
             if key not in self._asked and before is not None and look.at > before.at:
-                self._judge(key, look, (look.packets - before.packets) / (look.at - before.at))
+                self._judge(key, finite[key], look, (look.packets - before.packets) / (look.at - before.at))
         self._looks = looks
         self._asked &= looks.keys()
 
-    def _judge(self, key: SaKey, look: _Look, rate: float) -> None:
+    def _judge(self, key: SaKey, source: IpAddress | None, look: _Look, rate: float) -> None:
         left = USABLE - look.packets
         if left > rate * NOTICE_SECONDS and left > 0:
             return
         self._asked.add(key)
-        self._ask(key)
+        self._ask(key, source)
         self._tell(
             f"SA {key} has no ESN and has used {look.packets / NUMBERS:.0%} of its sequence numbers, at {rate:,.0f}"
             " packets per second: a rekey is asked for - ESN (esp_proposals with -esn) has no end"

@@ -25,12 +25,11 @@ from pyroute2.netlink.exceptions import NetlinkError
 from ipsec_gw.errors import IpsecGwError
 from ipsec_gw.mirror.nftables import Table, Tables
 from ipsec_gw.model.objects import Hosts, HostsLead, ManagedObject, Selector
-from ipsec_gw.ownership.lead import DUMMY_HOP, RTNH_F_ONLINK, exempted, forgiving, read
+from ipsec_gw.ownership.lead import DUMMY_HOP, RTNH_F_ONLINK, WORST_METRIC, exempted, forgiving, read
 from ipsec_gw.ownership.marks import AGAIN_MARK, hosts_table
 
 TABLE = 21702
 _RULE = 197
-_WORST_METRIC = 0xFFFFFFFF
 _EXISTS = 17
 
 
@@ -117,7 +116,7 @@ class HostsDriver:
                 gateway=DUMMY_HOP,
                 oif=self._index,
                 flags=RTNH_F_ONLINK,
-                priority=_WORST_METRIC,
+                priority=WORST_METRIC,
             )
             await self._route.rule("add", **_request(hosts))
         except NetlinkError as error:
@@ -161,7 +160,7 @@ class HostsDriver:
 
     async def _delete_route(self) -> None:
         await forgiving(
-            self._route.route("del", family=socket.AF_INET, table=TABLE, dst="default", priority=_WORST_METRIC)
+            self._route.route("del", family=socket.AF_INET, table=TABLE, dst="default", priority=WORST_METRIC)
         )
 
 

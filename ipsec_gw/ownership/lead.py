@@ -11,8 +11,10 @@
 170 and 199 are for prefixes on both sides of any protocol; the numbers that follow are for any source, any destination,
 both, and then the same with protocol and ports. All of it precedes strongSwan's own rule (220). The routes of table T
 lead to a next hop that exists only as a permanent neighbour (the IPv4 dummy address of RFC 7600, or a link-local one),
-on a device that XFRM leaves alone. They have the tunnel's MTU, so that the kernel takes apart what is too long; what is
-led by ports must stay whole, as fragments have none, and has a table and routes of its own.
+on a device that XFRM leaves alone. Their metric is the worst there is: charon looks at all tables for the way to a
+peer, and of equally long prefixes takes the one with the smallest. They have the tunnel's MTU, so that the kernel takes
+apart what is too long; what is led by ports must stay whole, as fragments have none, and has a table and routes of its
+own.
 
 IPv6 has the same but the rule for packets without a source: charon's own route gives them one, and they are routed once
 more before XFRM takes them (:mod:`ipsec_gw.ownership.bypass`).
@@ -40,6 +42,7 @@ _ANY_SOURCE, _ANY_DESTINATION, _NARROWED, _KINDS = 1, 2, 4, 20
 """What tells the priorities of one kind of rule apart, and how many there are."""
 
 RTNH_F_ONLINK = 4
+WORST_METRIC = 0xFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +258,7 @@ class LeadDriver:
             gateway=family.dummy_hop,
             oif=self._index,
             flags=RTNH_F_ONLINK,
+            priority=WORST_METRIC,
             metrics={"mtu": lead.mtu},
             **extra,
         )

@@ -31,10 +31,15 @@ class RekeyPacer:
         self._waiting: dict[SaKey, None] = {}
         self._asked: dict[SaKey, float] = {}
         self._peers: dict[IpAddress, _Peer] = {}
+        self._sources: dict[SaKey, IpAddress] = {}
         self._next = 0.0
 
-    def request(self, key: SaKey) -> None:
-        """Ask for a rekey of this SA, until it is gone; a second request for the same SA is ignored."""
+    def request(self, key: SaKey, source: IpAddress | None = None) -> None:
+        """Ask for a rekey of this SA, until it is gone; a second request for the same SA is ignored. The peer is where
+        it goes to; of an inbound one it is its ``source``.
+        """
+        if source is not None:
+            self._sources[key] = source
         if key not in self._asked:
             self._waiting[key] = None
 
@@ -42,6 +47,7 @@ class RekeyPacer:
         """Drop what is known of SAs that are gone."""
         self._waiting = {key: None for key in self._waiting if alive(key)}
         self._asked = {key: when for key, when in self._asked.items() if alive(key)}
+        self._sources = {key: source for key, source in self._sources.items() if alive(key)}
 
     def succeed(self, peer: IpAddress) -> None:
         """A tunnel to this peer went to the engine: its next failure starts with the shortest delay again."""
@@ -57,11 +63,12 @@ class RekeyPacer:
         for key in self._waiting:
             if key in held:
                 continue
-            peer = self._peers.get(key.destination)
+            address = self._sources.get(key, key.destination)
+            peer = self._peers.get(address)
             if peer is not None and now < peer.not_before:
                 continue
             delay = min(peer.delay * 2, _LONGEST_DELAY) if peer else _FIRST_DELAY
-            self._peers[key.destination] = _Peer(delay, now + delay)
+            self._peers[address] = _Peer(delay, now + delay)
             self._next = now + _SPACING
             del self._waiting[key]
             self._asked[key] = now

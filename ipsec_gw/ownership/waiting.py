@@ -95,6 +95,9 @@ class WaitingRoom:
     """``is_released`` tells whether the kernel may send with an SA, ``is_claimed`` whether an engine may; ``carried``
     gives the outbound SA of a tunnel that the engine has whole, leads included, and None for any other.
 
+    ``forsaken`` is called with a claimed SA for which neither has come about in time: the kernel encrypts with it by a
+    policy that names no SA, and so no engine knows what belongs to it.
+
     ``hold`` are the seconds for which the guard holds an SA back that nobody decides on: then the kernel sends with it,
     and so does what has waited. Of a claimed one packets wait for DECISION_SECONDS more. ``clock_ns`` is
     CLOCK_MONOTONIC.
@@ -108,6 +111,7 @@ class WaitingRoom:
         is_claimed: Callable[[SaKey], bool],
         carried: Callable[[SaKey], Carried | None],
         tell: Callable[[str], None],
+        forsaken: Callable[[SaKey], None],
         hold: float,
         clock_ns: Callable[[], int] = lambda: time.clock_gettime_ns(time.CLOCK_MONOTONIC),
     ) -> None:
@@ -116,6 +120,7 @@ class WaitingRoom:
         self._is_claimed = is_claimed
         self._carried = carried
         self._tell = tell
+        self._forsaken = forsaken
         self._clock_ns = clock_ns
         self._hold_ns = int(hold * 1e9)
         self._patience_ns = int((hold + DECISION_SECONDS) * 1e9)
@@ -161,7 +166,7 @@ class WaitingRoom:
             packets = self._waiting.pop(key)
             self._count -= len(packets)
             self._decide(key, packets)
-            self._give_up(packets, oldest)
+            self._give_up(key, packets, oldest)
             if packets:
                 self._waiting[key] = packets
                 self._count += len(packets)
@@ -177,7 +182,9 @@ class WaitingRoom:
         while packets:
             self._to_wire(packets.popleft())
 
-    def _give_up(self, packets: deque[Waiting], oldest: int) -> None:
+    def _give_up(self, key: SaKey, packets: deque[Waiting], oldest: int) -> None:
+        if packets and packets[0].seen_ns < oldest:
+            self._forsaken(key)
         while packets and packets[0].seen_ns < oldest:
             self._lose(packets.popleft(), "it waited for too long")
 

@@ -30,6 +30,7 @@ from ipsec_gw.model.objects import (
 from ipsec_gw.model.snapshot import Snapshot
 from ipsec_gw.ownership.engine_link import EngineLink
 from ipsec_gw.ownership.refusals import Refusals
+from ipsec_gw.ownership.unfit import Unnamed, too_far
 from ipsec_gw.ownership.waiting import Carried, carried, had_alone
 from ipsec_gw.reconcile.delta import DeltaTracker
 from ipsec_gw.reconcile.execute import Executor
@@ -88,6 +89,7 @@ class Reconciler:
         self._follow = follow
         self._clock = clock
         self._retries = Retries()
+        self._unnamed = Unnamed()
         self.history = history if history is not None else History()
         self.snapshot = Snapshot()
         self.decision = Desired()
@@ -255,12 +257,19 @@ class Reconciler:
         return record
 
     def _refused(self, waiting: Waiting) -> dict[SaKey, str]:
-        """SAs that stay in the kernel: outbound ones for good, inbound ones until they are tried again."""
+        """SAs that stay in the kernel: outbound ones for good, inbound ones until they are tried again, or for good if
+        their numbers have passed what an engine begins with.
+        """
         inbound = {
             key: f"the engine did not take it, it is tried again: {waiting.puts[key]}"
             for key in self._inbound() & waiting.puts.keys()
         }
-        return {**inbound, **self.refusals.reasons()}
+        beyond = too_far(self.snapshot, self._tracker.in_place)
+        return {**inbound, **beyond, **self._unnamed.reasons(self.snapshot), **self.refusals.reasons()}
+
+    def forsake(self, key: SaKey) -> None:
+        """The kernel encrypts with a claimed outbound SA, and no policy names it."""
+        self._unnamed.add(self.snapshot, key)
 
     def _inbound(self) -> set[SaKey]:
         return {sa.key for sa in self.snapshot.sas if sa.key.destination in self.snapshot.local_addresses}

@@ -76,6 +76,7 @@ def place(steering: Steering, wire: Wire) -> Iterator[Place]:
         is_claimed=steering.is_claimed,
         carried=lambda key: Carried(FOUND, 0) if key in carried and isinstance(FOUND, EngineSa) else None,
         tell=pytest.fail,
+        forsaken=lambda key: pytest.fail(str(key)),
         hold=3600.0,
     )
     yield Place(steering, wire, plain, Queue(reader, room), carried)

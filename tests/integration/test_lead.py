@@ -301,3 +301,20 @@ async def test_a_second_life_adopts_and_removal_leaves_nothing() -> None:
         await remove_uplink(route)
         assert [rule.get("priority") async for rule in await route.get_rules(family=2)] == [None, 32766, 32767]
         assert KERNEL_END not in await KernelView(route).interfaces()
+
+
+async def test_of_equally_long_prefixes_charon_takes_any_other_way_to_a_peer() -> None:
+    """It looks at all tables but its own, and of the same length at the one with the smallest metric (``get_route`` of
+    its kernel-netlink plugin): a lead for everything must not be the way to other peers.
+    """
+    async with AsyncIPRoute() as route:
+        made = await driver(route)
+        everything = replace(LEAD, key=Selector(SELECTOR.source, ip_network("0.0.0.0/0")), source_hint=None)
+        await made.create(everything)
+        ways = json.loads(shown("-j", "route", "show", "table", "all", "default"))
+        assert {one["dev"]: one.get("metric", 0) for one in ways} == {"wan0": 0, KERNEL_END: (1 << 32) - 1}
+        assert await made.retrieve() == {everything.key: everything}
+        await made.update(replace(everything, mtu=1300))
+        assert len(json.loads(shown("-j", "route", "show", "table", "all", "default"))) == 2
+        await made.delete(everything)
+        assert len(json.loads(shown("-j", "route", "show", "table", "all", "default"))) == 1

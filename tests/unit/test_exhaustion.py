@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from ipsec_gw.engines.port import Counters
-from ipsec_gw.model.ids import SaKey
+from ipsec_gw.model.ids import IpAddress, SaKey
 from ipsec_gw.model.snapshot import XfrmSa
 from ipsec_gw.ownership.exhaustion import NOTICE_SECONDS, USABLE, Exhaustion
 from tests.support.world import LOCAL, REMOTE, sa
@@ -20,16 +20,21 @@ ENDLESS = replace(OUT, replay=replace(OUT.replay, esn=True, extended=True))
 class Clock:
     now: float = 1000.0
     asked: list[SaKey] = field(default_factory=list)
+    sources: list[IpAddress | None] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
 
     def exhaustion(self) -> Exhaustion:
-        return Exhaustion(self.asked.append, self.told.append, lambda: self.now)
+        def ask(key: SaKey, source: IpAddress | None) -> None:
+            self.asked.append(key)
+            self.sources.append(source)
+
+        return Exhaustion(ask, self.told.append, lambda: self.now)
 
 
 def looks(clock: Clock, guard: Exhaustion, rate: float, *, first: int, seconds: float, of: XfrmSa = OUT) -> None:
     """So many seconds at a rate, from a number of packets on."""
     for step in range(int(seconds) + 1):
-        guard.look({of.key: Counters(first + int(rate * step), 0)}, [IN, of])
+        guard.look({of.key: Counters(first + int(rate * step), 0)}, [IN, of], {LOCAL})
         clock.now += 1.0
 
 
@@ -50,6 +55,7 @@ def test_what_comes_in_counts_as_well() -> None:
     clock = Clock()
     looks(clock, clock.exhaustion(), 1000, first=USABLE - 1000, seconds=2, of=IN)
     assert clock.asked == [SaKey(LOCAL, 0x11)]
+    assert clock.sources == [REMOTE], "the peer is asked, and not we"
 
 
 def test_with_esn_there_is_no_end() -> None:
@@ -73,7 +79,7 @@ def test_one_that_has_come_to_the_end_is_asked_for_whatever_its_rate() -> None:
 def test_a_burst_alone_is_no_rate_before_the_second_look() -> None:
     clock = Clock()
     guard = clock.exhaustion()
-    guard.look({OUT.key: Counters(USABLE // 2, 0)}, [OUT])
+    guard.look({OUT.key: Counters(USABLE // 2, 0)}, [OUT], {LOCAL})
     assert clock.asked == []
 
 
@@ -81,7 +87,7 @@ def test_what_is_gone_is_forgotten_and_another_with_its_key_is_new() -> None:
     clock = Clock()
     guard = clock.exhaustion()
     looks(clock, guard, 1000, first=USABLE - 1000, seconds=2)
-    guard.look({}, [])
+    guard.look({}, [], {LOCAL})
     clock.now += 1
     looks(clock, guard, 1000, first=0, seconds=3)
     assert clock.asked == [SaKey(REMOTE, 0x22)]

@@ -16,7 +16,7 @@ from ipsec_gw.model.snapshot import Replay, XfrmSa
 from ipsec_gw.ownership.guard import HAND_BACK_MARGIN, KEPT_AHEAD, GuardDriver
 from ipsec_gw.ownership.rekey import RekeyPacer
 from ipsec_gw.ownership.waiting import EVERY_NUMBER
-from tests.support.world import REMOTE, sa, snapshot
+from tests.support.world import LOCAL, REMOTE, sa, snapshot
 
 KEY = SaKey(REMOTE, 0x22)
 GUARD = Guard(GuardKey(KEY))
@@ -390,6 +390,14 @@ def test_a_peer_that_keeps_failing_is_asked_less_and_less_often() -> None:
     pacer.succeed(REMOTE)
     pacer.request(SaKey(REMOTE, 9))
     assert pacer.due(now + 0.2) == SaKey(REMOTE, 9)
+
+
+def test_the_peer_of_an_inbound_sa_is_where_it_comes_from() -> None:
+    """Our own address is no peer: all of them would wait for each other."""
+    pacer, others = RekeyPacer(), [ip_address(f"10.0.0.{n}") for n in (3, 4, 5)]
+    for spi, other in enumerate(others):
+        pacer.request(SaKey(LOCAL, spi), other)
+    assert [pacer.due(now) for now in (0.0, 0.1, 0.2)] == [SaKey(LOCAL, spi) for spi in range(3)]
 
 
 def test_dead_sas_are_forgotten() -> None:

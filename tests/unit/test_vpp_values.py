@@ -159,6 +159,20 @@ class TestJournal:
         Journal(tmp_path / "journal").load(1)
         assert (tmp_path / "journal").stat().st_mode & 0o077 == 0
 
+    def test_a_full_disk_costs_the_next_daemon_its_memory_and_this_one_nothing(self, tmp_path: Path) -> None:
+        folder = tmp_path / "run"
+        journal = Journal(folder / "journal")  # the folder is not there: nothing can be written
+        journal.load(7)
+        journal.put("sa", "1", {"id": 1})
+        journal.put("sa", "2", {"id": 2})
+        journal.remove("sa", "1")
+        assert journal.rows("sa") == [{"id": 2}]
+        folder.mkdir()
+        journal.put("sa", "3", {"id": 3})
+        again = Journal(folder / "journal")
+        again.load(7)
+        assert again.rows("sa") == [{"id": 2}, {"id": 3}]
+
 
 def test_a_key_sends_once() -> None:
     used = UsedKeys()

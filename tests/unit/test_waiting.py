@@ -72,6 +72,7 @@ class World:
     led: list[bytes] = field(default_factory=list)
     sent: list[tuple[int, bytes]] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
+    forsaken: list[SaKey] = field(default_factory=list)
     full: bool = False
     vlan: int = 0
     gre: bool = False
@@ -109,6 +110,7 @@ class World:
             is_claimed=self.is_claimed,
             carried=self.carried,
             tell=self.told.append,
+            forsaken=self.forsaken.append,
             hold=HOLD_SECONDS,
             clock_ns=lambda: int(self.now * 1e9),
         )
@@ -224,8 +226,12 @@ def test_nothing_waits_for_ever(world: World) -> None:
     world.owner = "claimed"
     room = world.room()
     room.add([packet(1, at=0.0), packet(2, at=2.0)])
+    world.now = PATIENCE_SECONDS
+    room.settle()
+    assert world.forsaken == []
     world.now = PATIENCE_SECONDS + 0.1
     room.settle()
+    assert world.forsaken == [KEY], "no policy names its SA, it seems"
     world.owner = "engine"
     room.settle()
     assert (world.led, room.passage) == ([inner(2)], Passage(to_engine=1, lost=1))
