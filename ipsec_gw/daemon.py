@@ -53,6 +53,7 @@ from ipsec_gw.ownership.attendant import Attendant, Service
 from ipsec_gw.ownership.demand import Demand
 from ipsec_gw.ownership.presence import Presence
 from ipsec_gw.ownership.sentry import Sentry
+from ipsec_gw.ownership.spared import Spared
 from ipsec_gw.ownership.touch import Toucher
 from ipsec_gw.reconcile.loop import reconcile_forever
 from vpp_conf.process import NO_CORE
@@ -453,17 +454,25 @@ class Daemon:
         self._gateway.senses.dirty.set()
 
     async def _pace_rekeys(self) -> None:
+        reconciler, spared = self._gateway.reconciler, Spared(self._charon.never_rekeyed, time.monotonic)
         while True:
-            key = self._gateway.reconciler.refusals.pacer.due(time.monotonic(), self._gateway.reconciler.moved)
+            key = await self._next_rekey(spared)
             if key is not None:
                 try:
                     self._gateway.senses.kernel.expire_soft(key)
                     log.info("asked charon for a rekey", sa=str(key))
                 except XfrmError as error:
                     if error.errno != errno.ESRCH:  # else a rekey came by itself
-                        trouble = f"charon was not asked for a rekey of SA {key}: {error}"
-                        self._gateway.reconciler.history.trouble(trouble)
+                        reconciler.history.trouble(f"charon was not asked for a rekey of SA {key}: {error}")
             await asyncio.sleep(_PACER_SECONDS)
+
+    async def _next_rekey(self, spared: Spared) -> SaKey | None:
+        reconciler = self._gateway.reconciler
+        pacer = reconciler.refusals.pacer
+        if pacer.waiting:
+            await spared.renew()
+        moved, names = reconciler.moved, reconciler.snapshot.names
+        return pacer.due(time.monotonic(), lambda key: key in moved or spared.has(key, names))
 
 
 def _guardian_view(gateway: Gateway) -> GuardianView | None:

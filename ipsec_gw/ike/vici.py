@@ -17,7 +17,7 @@ from vici.exception import DeserializationException
 from vici.protocol import FiniteStream, Message, Packet
 
 from ipsec_gw.errors import IkeError
-from ipsec_gw.model.snapshot import ChildName
+from ipsec_gw.model.snapshot import ChildName, ConfiguredChild
 
 ViciSection = Mapping[str, Any]
 """A parsed vici message: values are bytes, lists of bytes, or sections."""
@@ -105,6 +105,10 @@ class ViciSession:
     async def local_addresses(self) -> list[str]:
         """The ``local_addrs`` of all loaded connections, as written (``list-conns``)."""
         return self._read(_local_addresses, await self._streamed("list-conns", "list-conn"))
+
+    async def never_rekeyed(self) -> frozenset[ConfiguredChild]:
+        """Children that are configured never to be rekeyed by time or volume (``list-conns``)."""
+        return self._read(_never_rekeyed, await self._streamed("list-conns", "list-conn"))
 
     def _read(self, parse: Callable[[T], U], what: T) -> U:
         """Parse an answer. One that is not what charon sends is counted and taken for no answer."""
@@ -235,6 +239,16 @@ def _local_addresses(answers: list[ViciSection]) -> list[str]:
         for connection in sections.values()
         for address in connection.get("local_addrs", ())
     ]
+
+
+def _never_rekeyed(answers: list[ViciSection]) -> frozenset[ConfiguredChild]:
+    return frozenset(
+        ConfiguredChild(name, child)
+        for sections in answers
+        for name, connection in sections.items()
+        for child, section in connection.get("children", {}).items()
+        if all(int(section.get(limit, b"1")) == 0 for limit in ("rekey_time", "rekey_bytes", "rekey_packets"))
+    )
 
 
 def _payload(stream: FiniteStream) -> ViciSection:

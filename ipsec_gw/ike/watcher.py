@@ -9,7 +9,7 @@ import structlog
 
 from ipsec_gw.errors import IkeError
 from ipsec_gw.ike.vici import ViciSession
-from ipsec_gw.model.snapshot import ChildName
+from ipsec_gw.model.snapshot import ChildName, ConfiguredChild
 
 log = structlog.get_logger()
 
@@ -45,6 +45,10 @@ class CharonWatcher:
     async def local_addresses(self) -> list[str]:
         """``local_addrs`` of the loaded connections. Raises IkeError."""
         return await (await self._session()).local_addresses()
+
+    async def never_rekeyed(self) -> frozenset[ConfiguredChild]:
+        """Children that are configured never to be rekeyed. Raises IkeError."""
+        return await (await self._session()).never_rekeyed()
 
     async def watch(self) -> None:
         """Listen for events for ever."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 from ipsec_gw.model.algorithms import SALT_BYTES, EspAlgorithm, find_aead
 from ipsec_gw.model.ids import IpAddress, IpNetwork, SaKey
@@ -187,6 +188,13 @@ class ChildName:
     ike_id: int
     child_id: int
     state: str
+
+
+class ConfiguredChild(NamedTuple):
+    """A child of a connection, as `swanctl.conf` names both."""
+
+    connection: str
+    child: str
 
 
 @dataclass(frozen=True, slots=True)

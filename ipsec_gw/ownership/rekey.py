@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ipsec_gw.model.ids import IpAddress, SaKey
@@ -53,15 +53,15 @@ class RekeyPacer:
         """A tunnel to this peer went to the engine: its next failure starts with the shortest delay again."""
         self._peers.pop(peer, None)
 
-    def due(self, now: float, held: Container[SaKey] = frozenset()) -> SaKey | None:
-        """The SA to ask a rekey for now, if any. It counts as asked from here on; those ``held`` wait."""
+    def due(self, now: float, held: Callable[[SaKey], bool] = lambda _key: False) -> SaKey | None:
+        """The SA to ask a rekey for now, if any. It counts as asked from here on; those that are ``held`` wait."""
         if now < self._next:
             return None
         for key in [key for key, when in self._asked.items() if now >= when + _LONGEST_DELAY]:
             del self._asked[key]
             self._waiting[key] = None
         for key in self._waiting:
-            if key in held:
+            if held(key):
                 continue
             address = self._sources.get(key, key.destination)
             peer = self._peers.get(address)

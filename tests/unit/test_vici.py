@@ -39,6 +39,9 @@ def frame(kind: int, message: dict[str, Any] | None = None, name: str = "") -> b
     return struct.pack("!I", len(body)) + body
 
 
+NO_REKEY = {"mode": "TUNNEL", "rekey_time": "0", "rekey_bytes": "0", "rekey_packets": "0", "local-ts": ["dynamic"]}
+CHILDREN = {"client": {}, "timed": {"rekey_time": "3600"}, "counted": {"rekey_packets": "1000000"}}
+
 Script = Callable[[int, str], list[bytes]]
 
 
@@ -70,7 +73,8 @@ def healthy(kind: int, name: str) -> list[bytes]:
     if name == "list-sas":
         return [frame(Packet.EVENT, SAS, "list-sa"), frame(Packet.CMD_RESPONSE)]
     if name == "list-conns":
-        conns = {"site": {"local_addrs": ["10.0.0.1", "%any"]}}
+        children = {name: {**NO_REKEY, **changes} for name, changes in CHILDREN.items()}
+        conns = {"site": {"local_addrs": ["10.0.0.1", "%any"], "children": children}}
         return [frame(Packet.EVENT, conns, "list-conn"), frame(Packet.CMD_RESPONSE)]
     return [frame(Packet.CMD_RESPONSE, {"version": "5.9.8"})]
 
@@ -90,6 +94,7 @@ async def test_names_by_both_spis(tmp_path: Path) -> None:
         )
         assert await session.version() == "5.9.8"
         assert await session.local_addresses() == ["10.0.0.1", "%any"]
+        assert await session.never_rekeyed() == {("site", "client")}
         await session.close()
 
 
