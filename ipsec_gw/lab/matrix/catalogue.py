@@ -210,6 +210,16 @@ def _several() -> tuple[Case, ...]:
             _USUAL,
             acts=(Act.AGAIN,),
         ),
+        Case(
+            "unique-no",
+            "unique = no, and the peer comes again: two tunnels for the same networks",
+            (
+                Connection(options=("unique = no",)),
+                Connection("other", (Child("again"),), options=("unique = no", "dpd_delay = 300s"), sides=_B),
+            ),
+            _USUAL,
+            acts=(Act.AGAIN,),
+        ),
         _plain("hosts", "two hosts only", Child("net", "{host}/32", "{other_host}/32")),
         _plain("gateways", "between the gateways' inner addresses", Child("net", "{gate}/32", "{other_gate}/32")),
         _plain(
@@ -290,6 +300,24 @@ def _selectors() -> tuple[Case, ...]:
             ),
             _USUAL + _ports(),
             initiate=("net", "net2"),
+            carrier=Carrier.PARTLY,
+            reason="covers part of its selector",
+        ),
+        Case(
+            "tcp-beside-udp",
+            "children for the same networks and different protocols, rekeyed from each side",
+            (
+                Connection(
+                    children=(
+                        Child("net", "{near}[tcp]", "{far}[tcp]"),
+                        Child("net2", "{near}[udp]", "{far}[udp]"),
+                    )
+                ),
+            ),
+            _USUAL,
+            initiate=("net", "net2"),
+            acts=(Act.REKEY_A, Act.REKEY_B),
+            forged=False,
             carrier=Carrier.PARTLY,
             reason="covers part of its selector",
         ),
