@@ -219,6 +219,8 @@ def _several() -> tuple[Case, ...]:
             ),
             _USUAL,
             acts=(Act.AGAIN,),
+            carrier=Carrier.PARTLY,
+            reason="is not the outbound SA in use",
         ),
         _plain("hosts", "two hosts only", Child("net", "{host}/32", "{other_host}/32")),
         _plain("gateways", "between the gateways' inner addresses", Child("net", "{gate}/32", "{other_gate}/32")),
