@@ -1,4 +1,4 @@
-"""SAs that an engine could not carry on with, though it could do all that they ask for."""
+"""SAs that an engine cannot take over, though it could do all that they ask for."""
 
 from __future__ import annotations
 
@@ -11,15 +11,27 @@ from ipsec_gw.model.snapshot import Snapshot, XfrmSa
 _ON_THE_WIRE = (1 << 32) - 1
 
 
-def too_far(snapshot: Snapshot, in_place: Container[ObjectKey]) -> Mapping[SaKey, str]:
-    """Inbound SAs whose numbers need more than 32 bits, with the reason. An engine begins with 0, and the upper half is
-    not on the wire (RFC 4303, 2.2.1): it would never find it. What it has already is ``in_place``.
+def received(snapshot: Snapshot, in_place: Container[ObjectKey]) -> Mapping[SaKey, str]:
+    """Inbound SAs that the kernel has received with, and that no engine can begin with, with the reason: engines begin
+    at 0. What the engine has already is ``in_place``.
+
+    Beyond 32 bits it would not find the number, half of which is not on the wire (RFC 4303, 2.2.1). Below, it would
+    take packets again that the kernel has had, until a newer one comes. A tunnel with a successor needs nothing of the
+    old SA; one without would have to wait for a rekey, for packets that came before anybody had seen the SA.
     """
-    return {
-        sa.key: f"the peer is at number {sa.replay.seq}, an engine would begin with 0: a rekey brings a fresh one"
-        for sa in snapshot.sas
-        if sa.replay.seq > _ON_THE_WIRE and sa.key.destination in snapshot.local_addresses and sa.key not in in_place
-    }
+    newest: dict[TunnelId, XfrmSa] = {}
+    inbound = [sa for sa in snapshot.sas if sa.key.destination in snapshot.local_addresses]
+    for sa in sorted(inbound, key=lambda sa: sa.lifetime.add_time):
+        newest[TunnelId(sa.reqid, sa.source)] = sa
+    found: dict[SaKey, str] = {}
+    for sa in inbound:
+        if sa.replay.seq == 0 or sa.key in in_place:
+            continue
+        if sa.replay.seq > _ON_THE_WIRE:
+            found[sa.key] = f"the peer is at number {sa.replay.seq}, and an engine would begin with 0"
+        elif newest[TunnelId(sa.reqid, sa.source)].lifetime.add_time > sa.lifetime.add_time:
+            found[sa.key] = "the kernel has received with it, and the tunnel has a newer one"
+    return found
 
 
 class Unnamed:

@@ -30,7 +30,7 @@ from ipsec_gw.model.objects import (
 from ipsec_gw.model.snapshot import Snapshot
 from ipsec_gw.ownership.engine_link import EngineLink
 from ipsec_gw.ownership.refusals import Refusals
-from ipsec_gw.ownership.unfit import Unnamed, too_far
+from ipsec_gw.ownership.unfit import Unnamed, received
 from ipsec_gw.ownership.waiting import Carried, carried, had_alone
 from ipsec_gw.reconcile.delta import DeltaTracker
 from ipsec_gw.reconcile.execute import Executor
@@ -258,14 +258,14 @@ class Reconciler:
 
     def _refused(self, waiting: Waiting) -> dict[SaKey, str]:
         """SAs that stay in the kernel: outbound ones for good, inbound ones until they are tried again, or for good if
-        their numbers have passed what an engine begins with.
+        the kernel has received too much with them.
         """
         inbound = {
             key: f"the engine did not take it, it is tried again: {waiting.puts[key]}"
             for key in self._inbound() & waiting.puts.keys()
         }
-        beyond = too_far(self.snapshot, self._tracker.in_place)
-        return {**inbound, **beyond, **self._unnamed.reasons(self.snapshot), **self.refusals.reasons()}
+        used = received(self.snapshot, self._tracker.in_place)
+        return {**inbound, **used, **self._unnamed.reasons(self.snapshot), **self.refusals.reasons()}
 
     def forsake(self, key: SaKey) -> None:
         """The kernel encrypts with a claimed outbound SA, and no policy names it."""
