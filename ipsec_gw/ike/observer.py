@@ -175,12 +175,14 @@ def _spis(sas: list[XfrmSa]) -> frozenset[tuple[int, int]]:
 
 
 def _ends(sas: Iterable[XfrmSa], addresses: Set[IpAddress]) -> dict[IpAddress, IpAddress | None]:
-    """The peers, each with the address of ours that packets to it come from: the first one if there are several."""
+    """The peers, each with the address of ours that packets to it come from: the first one if there are several, and
+    none if it is no address of ours any more.
+    """
     found: dict[IpAddress, set[IpAddress]] = defaultdict(set)
     for sa in sas:
         if sa.key.destination not in addresses:
             found[sa.key.destination].add(sa.source)
-    return {peer: min(ours, key=str) for peer, ours in found.items()}
+    return {peer: min(sources & addresses, key=str, default=None) for peer, sources in found.items()}
 
 
 def _any_if_id(sas: Iterable[XfrmSa], policies: Iterable[XfrmPolicy]) -> bool:

@@ -117,6 +117,18 @@ async def test_the_way_to_a_peer_is_asked_for_from_our_own_end(second: str) -> N
     )
 
 
+async def test_an_address_that_is_ours_no_more_is_no_beginning() -> None:
+    """Of a tunnel that charon has not given up yet: the others must not wait for it."""
+    gone = ip_address("10.0.0.0")
+    kernel = Busy([sa(0x22), replace(sa(0x33), source=gone, reqid=2)], [[], []], disturbed=0)
+    observer = kernel.observer()
+    await observer.snapshot()
+    assert kernel.asked == {REMOTE: LOCAL}
+    del kernel.sas()[0]
+    await observer.snapshot()
+    assert kernel.asked == {REMOTE: None}
+
+
 def test_a_tunnel_with_two_beginnings_stays_in_the_kernel() -> None:
     """A second provider's SAs for the same networks have the same reqid."""
     state = established()
