@@ -31,8 +31,8 @@ scenarios: setup ## all of the lab, all engines, many rounds: hours where it tak
 	@$(PYTHON) -m pytest -v -m scenario --all-scenarios
 
 fuzz: setup ## parsers, broken messages, XDP input, the firewall against its reference (N=, SEED=): far more than `make test`
-	@HYPOTHESIS_PROFILE=fuzz $(PYTHON) -m pytest -q tests/property
-	@HYPOTHESIS_PROFILE=fuzz N=$${N:-1000000} $(PYTHON) -m pytest -q tests/fuzz tests/differential
+	@HYPOTHESIS_PROFILE=fuzz $(PYTHON) -m pytest -q --timeout 3600 tests/property
+	@HYPOTHESIS_PROFILE=fuzz N=$${N:-1000000} $(PYTHON) -m pytest -q --timeout 3600 tests/fuzz tests/differential
 
 lint: setup ## format check, lint, types, import contracts
 	@.venv/bin/ruff format --check -q .
