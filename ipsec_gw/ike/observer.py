@@ -182,7 +182,7 @@ def _ends(sas: Iterable[XfrmSa], addresses: Set[IpAddress]) -> dict[IpAddress, I
     for sa in sas:
         if sa.key.destination not in addresses:
             found[sa.key.destination].add(sa.source)
-    return {peer: min(sources & addresses, key=str, default=None) for peer, sources in found.items()}
+    return {peer: min(filter(addresses.__contains__, ours), key=str, default=None) for peer, ours in found.items()}
 
 
 def _any_if_id(sas: Iterable[XfrmSa], policies: Iterable[XfrmPolicy]) -> bool:
