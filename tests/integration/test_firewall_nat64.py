@@ -251,7 +251,10 @@ def test_a_thousand_flows(world: FirewallBox) -> None:
         seen = set()
         for number, client in enumerate(clients):
             client.sendto(b"%d" % number, (behind(SERVER), 4010))
-            data, peer = server.recvfrom(100)
+            try:
+                data, peer = server.recvfrom(100)
+            except TimeoutError:
+                pytest.fail(f"flow {number} is lost: {world.gw('show', 'status', '--json').stdout}")
             assert data == b"%d" % number
             seen.add(peer)
             server.sendto(data * 2, peer)
