@@ -13,7 +13,7 @@ from ipsec_gw import netlink
 ALG_AUTH, ALG_CRYPT, ALG_COMP, ALG_AEAD, ALG_AUTH_TRUNC = 1, 2, 3, 18, 20
 TMPL, LTIME_VAL, REPLAY_VAL, MARK, REPLAY_ESN_VAL = 5, 9, 10, 21, 23
 
-_TYPE_MASK = 0x3FFF  # NLA_TYPE_MASK: without the flags of nesting and byte order
+TYPE_MASK = 0x3FFF  # NLA_TYPE_MASK: without the flags of nesting and byte order
 _BYTES = {
     4: 24,  # ENCAP
     LTIME_VAL: 32,
@@ -39,7 +39,7 @@ _BYTES = {
 _BYTES_BEFORE_KEY = {ALG_AUTH: 68, ALG_CRYPT: 68, ALG_COMP: 68, ALG_AEAD: 72, ALG_AUTH_TRUNC: 72}
 _KEY_BITS_OFFSET = 64
 _TEMPLATE_BYTES = 64
-_REPLAY_ESN_BYTES = 24
+REPLAY_ESN_BYTES = 24
 """Of ``struct xfrm_replay_state_esn`` without its bitmap."""
 
 
@@ -52,7 +52,7 @@ def attributes(message: bytes, start: int) -> Iterator[tuple[int, bytes]]:
     if len(message) < start:
         raise ValueError(f"an XFRM message of {len(message)} bytes")
     for flagged, payload in netlink.attributes(message[start:]):
-        kind = flagged & _TYPE_MASK
+        kind = flagged & TYPE_MASK
         if not _whole(kind, payload):
             raise ValueError(f"an XFRM attribute {kind} of {len(payload)} bytes")
         yield kind, payload
@@ -64,7 +64,7 @@ def _whole(kind: int, payload: bytes) -> bool:
     if (head := _BYTES_BEFORE_KEY.get(kind)) is not None:
         return len(payload) == head + (_word(payload, _KEY_BITS_OFFSET) + 7) // 8
     if kind == REPLAY_ESN_VAL:
-        return len(payload) == _REPLAY_ESN_BYTES + 4 * _word(payload, 0)
+        return len(payload) == REPLAY_ESN_BYTES + 4 * _word(payload, 0)
     if kind == TMPL:
         return len(payload) % _TEMPLATE_BYTES == 0
     return kind != 0

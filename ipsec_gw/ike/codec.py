@@ -9,6 +9,7 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import Any
 
+from ipsec_gw.ike.attributes import REPLAY_ESN_BYTES, TYPE_MASK
 from ipsec_gw.ike.messages import (
     XFRM_SA_XFLAG_DONT_ENCAP_DSCP,
     XFRM_STATE_DECAP_DSCP,
@@ -39,10 +40,7 @@ _DIRECTIONS = {0: PolicyDirection.IN, 1: PolicyDirection.OUT, 2: PolicyDirection
 _UDP_ENCAP_ESPINUDP = 2
 _MARK = struct.Struct("=II")
 _UNKNOWN = "UNKNOWN"
-_TYPE_MASK = 0x3FFF  # NLA_TYPE_MASK: without the flags of nesting and byte order
 _ALGORITHM_NAME_BYTES = 64
-_REPLAY_ESN_BYTES = 24
-"""Of ``struct xfrm_replay_state_esn`` without its bitmap."""
 UNREADABLE = "attributes that cannot be read"
 """Among the extras of an SA whose attributes are not what they should be."""
 
@@ -180,7 +178,7 @@ def replay_esn_with_seq(raw: bytes, seq: int) -> bytes:
     words = bytearray(raw)
     struct.pack_into("=I", words, 8, seq & 0xFFFFFFFF)
     struct.pack_into("=I", words, 16, seq >> 32)
-    words[_REPLAY_ESN_BYTES:] = b"\xff" * (len(words) - _REPLAY_ESN_BYTES)
+    words[REPLAY_ESN_BYTES:] = b"\xff" * (len(words) - REPLAY_ESN_BYTES)
     return bytes(words)
 
 
@@ -192,7 +190,7 @@ def _attributes(message: XfrmMessage) -> Iterator[tuple[str, Any]]:
 
 def _number_name(value: Any) -> str:
     """Of an attribute that :mod:`ipsec_gw.ike.messages` does not define: by the number that pyroute2 leaves in it."""
-    number = int(value["header"]["type"]) & _TYPE_MASK
+    number = int(value["header"]["type"]) & TYPE_MASK
     return _NAMES.get(number, f"#{number}")
 
 

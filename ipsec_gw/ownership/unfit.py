@@ -48,9 +48,10 @@ class Unnamed:
 
     def reasons(self, snapshot: Snapshot) -> Mapping[SaKey, str]:
         """Their SAs, with the reason. Of a tunnel that a policy names after all there are none any more."""
-        if self._tunnels:
-            named = (one for policy in snapshot.policies for one in policy.templates if one.spi != 0)
-            self._tunnels -= {TunnelId(one.reqid, one.destination) for one in named}
+        if not self._tunnels:
+            return {}
+        named = (one for policy in snapshot.policies for one in policy.templates if one.spi != 0)
+        self._tunnels -= {TunnelId(one.reqid, one.destination) for one in named}
         why = "the kernel sends with it by a policy that names no SA (`policies = no`, `per_cpu_sas`)"
         return {sa.key: why for sa in snapshot.sas if _tunnel_of(sa) in self._tunnels}
 

@@ -247,10 +247,10 @@ class Reconciler:
 
         What failed may be half done: the second time everything in place is read again before.
         """
-        refused = len(self._refused(waiting))
+        refused = len(self._refused_by_acting(waiting))
         record = await self._decide_and_act(waiting)
         waiting = waiting.and_more(self._retries.waiting(self._clock()))
-        if len(self._refused(waiting)) != refused:
+        if len(self._refused_by_acting(waiting)) != refused:
             await self._renew()
             again = await self._decide_and_act(waiting)
             record = Record(again.at, record.seconds + again.seconds, record.steps + again.steps)
@@ -260,12 +260,15 @@ class Reconciler:
         """SAs that stay in the kernel: outbound ones for good, inbound ones until they are tried again, or for good if
         the kernel has received too much with them.
         """
+        used = received(self.snapshot, self._tracker.in_place)
+        return {**used, **self._unnamed.reasons(self.snapshot), **self._refused_by_acting(waiting)}
+
+    def _refused_by_acting(self, waiting: Waiting) -> dict[SaKey, str]:
         inbound = {
             key: f"the engine did not take it, it is tried again: {waiting.puts[key]}"
             for key in self._inbound() & waiting.puts.keys()
         }
-        used = received(self.snapshot, self._tracker.in_place)
-        return {**inbound, **used, **self._unnamed.reasons(self.snapshot), **self.refusals.reasons()}
+        return {**inbound, **self.refusals.reasons()}
 
     def forsake(self, key: SaKey) -> None:
         """The kernel encrypts with a claimed outbound SA, and no policy names it."""

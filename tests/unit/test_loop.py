@@ -162,6 +162,27 @@ async def test_a_used_key_stays_in_the_kernel_and_its_successor_is_accelerated(w
     assert world.maps.claimed() == {successor}
 
 
+async def test_what_no_policy_names_goes_back_to_the_kernel_once_it_has_waited_for_too_long(world: World) -> None:
+    look = snapshot(sa(0x11, inbound=True), sa(0x22), policies=(policy(0),))
+    await world.show(look)
+    assert world.maps.claimed() == {OUT}, "the policy may be about to name it"
+    world.reconciler.forsake(OUT)
+    await world.show(look)
+    assert world.maps.owner == {OUT: "kernel"}
+    assert world.refusals.pacer.due(1.0) is None, "a rekey would bring another that no policy names"
+    await world.show(snapshot(*look.sas, sa(0x44, age=1), policies=(policy(0),)))
+    assert world.maps.claimed() == frozenset()
+
+
+async def test_an_old_inbound_sa_that_the_kernel_has_received_with_stays_its(world: World) -> None:
+    received = replace(sa(0x11, inbound=True), replay=replace(sa(0x11).replay, seq=9))
+    fresh = (sa(0x33, inbound=True, age=1), sa(0x44, age=1))
+    await world.show(snapshot(received, *fresh, policies=(policy(0x44),)))
+    assert world.engine.objects[TUNNEL].inbound == (SaKey(LOCAL, 0x33),)
+    assert SteerKey(IN) not in world.steer.objects
+    assert world.reasons()[0x11][0] is Owner.KERNEL
+
+
 @pytest.mark.parametrize("victim", [OUT, IN, REMOTE, TUNNEL], ids=["outbound SA", "inbound SA", "next hop", "tunnel"])
 async def test_what_the_engine_refuses_is_the_kernels_and_nothing_is_half_in_place(
     world: World, victim: ObjectKey
